@@ -1,0 +1,46 @@
+"""Every error megalite raises on purpose, and the exit code each one means.
+
+A message says where, what must hold, what came, and what to do, in one line.
+"""
+
+
+class MegaliteError(Exception):
+    """An error with a meaning for the command line."""
+
+    exit_code = 1
+
+
+class UserError(MegaliteError):
+    """The user's input is wrong; nothing was written half."""
+
+    exit_code = 2
+
+
+class ConfigError(UserError):
+    """A config key, value or combination that can't be used."""
+
+
+class DataError(UserError):
+    """A data file, row or tokenizer that can't be used."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint that is missing, damaged or of another model."""
+
+
+class ShapeError(UserError, ValueError):
+    """A tensor of the wrong shape, dtype or device."""
+
+
+class KernelUnavailable(UserError):
+    """An op's backend was asked for that this build or machine lacks."""
+
+
+class RankFailure(MegaliteError):
+    """A rank died, hung or disagreed; the message names rank, host, step and phase."""
+
+
+class Stopped(MegaliteError):
+    """Stopped on request, with the state saved."""
+
+    exit_code = 3

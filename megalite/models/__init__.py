@@ -1,0 +1,1 @@
+"""The model: a list of blocks described by one ModelConfig."""

@@ -1,0 +1,1 @@
+"""Operations: masked attention, cross-entropy, RoPE, dropout; one file an op."""

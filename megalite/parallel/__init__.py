@@ -1,0 +1,1 @@
+"""Meshes, collectives and the layers that are sharded over them."""

@@ -1,0 +1,1 @@
+"""Conversion, planning, diagnosis, reports and evaluation."""

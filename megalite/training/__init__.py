@@ -1,0 +1,1 @@
+"""The one trainer: loop, optimizer, schedule, precision, checkpoints, metrics."""
