@@ -1,12 +1,60 @@
-"""The base of every config section."""
+"""The base of every config section, and how a dotted key finds its field."""
+
+import types
+import typing
+from collections.abc import Iterator
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
+from pydantic.fields import FieldInfo
 
 
 class Section(BaseModel):
     """A frozen, strict group of config values; unknown keys are refused.
 
-    Each field carries a ``Field(default, description=...)`` that names its unit; derived numbers are properties.
+    Each field carries a ``Field(default, description=...)`` that names its unit; derived numbers
+    are properties. A validator that meets an impossible combination raises ``ConfigError``.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+def members(annotation: Any) -> tuple[Any, ...]:
+    """Give the members of a union, or the annotation alone."""
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return typing.get_args(annotation)
+    return (annotation,)
+
+
+def section_class(annotation: Any) -> type[Section] | None:
+    """Find the section that a field holds, alone, in a union or as items of a tuple or list."""
+    for member in members(annotation):
+        if isinstance(member, type) and issubclass(member, Section):
+            return member
+        if typing.get_origin(member) in (tuple, list):
+            inner = section_class(typing.get_args(member)[0])
+            if inner is not None:
+                return inner
+    return None
+
+
+def find_field(root: type[Section], path: tuple[str, ...]) -> FieldInfo | None:
+    """Find the field at ``path``, or None where the path leads nowhere."""
+    section: type[Section] | None = root
+    field = None
+    for name in path:
+        field = section.model_fields.get(name) if section is not None else None
+        if field is None:
+            return None
+        section = section_class(field.annotation)
+    return field
+
+
+def all_keys(root: type[Section], prefix: str = "") -> Iterator[str]:
+    """Yield every dotted key below ``root``."""
+    for name, field in root.model_fields.items():
+        inner = section_class(field.annotation)
+        if inner is None:
+            yield prefix + name
+        else:
+            yield from all_keys(inner, f"{prefix}{name}.")

@@ -1,0 +1,160 @@
+"""The command line: finds the command, loads its config, runs it and gives the exit code.
+
+Nothing heavy is imported before the command is known, so help is immediate. This is the only
+module that reads the environment.
+"""
+
+import difflib
+import importlib
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from megalite.commands import COMMANDS, Command
+from megalite.errors import ConfigError, MegaliteError
+
+EXIT_USER = 2
+EXIT_INTERRUPTED = 130
+USAGE = "usage: megalite COMMAND [CONFIG.toml] [--section.key VALUE ...]"
+HELP_END = """
+  config [COMMAND]     print the commented config of a command, with a file and overrides applied
+
+options:
+  --help               this text, or a command's
+  --version            print the version
+  --traceback          show where an error was raised
+
+Any value of a config file is overridden as --section.key VALUE. On several processes or nodes:
+  torchrun --nproc-per-node 2 -m megalite COMMAND ...
+exit codes: 0 done, 1 failure, 2 wrong input, 3 stopped on request with the state saved"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line and return its exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    show_traceback = "--traceback" in words
+    words = [word for word in words if word != "--traceback"]
+    try:
+        return _dispatch(words)
+    except MegaliteError as error:
+        _report(str(error), show_traceback)
+        return error.exit_code
+    except KeyboardInterrupt:
+        _report("interrupted", show_traceback)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        if error.filename is None:
+            raise
+        _report(f"{error.filename}: {error.strerror}", show_traceback)
+        return EXIT_USER
+
+
+def _dispatch(words: list[str]) -> int:
+    if not words or words[0] in ("--help", "-h", "help"):
+        _print(_help())
+        return 0 if words else EXIT_USER
+    if words[0] == "--version":
+        from megalite import __version__
+
+        _print(f"megalite {__version__}")
+        return 0
+    if words[0] == "config":
+        return _print_config(words[1:])
+    command, rest = find_command(words)
+    if "--help" in rest or "-h" in rest:
+        _print(_command_help(command))
+        return 0
+    from megalite.parallel.launch import Launch
+
+    launch = Launch.from_environment(os.environ)
+    config, module = load_config(command, rest)
+    return int(module.run(config, launch) or 0)
+
+
+def find_command(words: Sequence[str]) -> tuple[Command, list[str]]:
+    """Find the command that ``words`` begin with, and the words after it.
+
+    Raises:
+        ConfigError: there is no such command; names the closest.
+    """
+    for length in (2, 1):
+        for command in COMMANDS:
+            if command.words == " ".join(words[:length]):
+                return command, list(words[length:])
+    names = [command.words for command in COMMANDS]
+    parts = [name for name in names if name.split()[0] == words[0]]
+    close = parts or difflib.get_close_matches(" ".join(words[:2]), names, n=1, cutoff=0.5)
+    close = close or difflib.get_close_matches(words[0], names, n=1)
+    hint = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(names)}"
+    raise ConfigError(f"megalite {words[0]}: no such command; {hint}")
+
+
+def load_config(command: Command, words: Sequence[str]) -> tuple[Any, Any]:
+    """Load a command's config from an optional TOML file and overrides; give it and the module."""
+    from megalite.config import load
+
+    path = words[0] if words and not words[0].startswith("-") else None
+    module_name, _, class_name = command.target.partition(":")
+    module = importlib.import_module(module_name)
+    return load(getattr(module, class_name), path, words[0 if path is None else 1 :]), module
+
+
+def _print_config(words: list[str]) -> int:
+    if "--help" in words or "-h" in words:
+        _print("usage: megalite config [COMMAND] [CONFIG.toml] [--section.key VALUE ...]")
+        return 0
+    from megalite.config import describe
+
+    if not words or words[0].startswith("-") or words[0].endswith(".toml"):
+        words = ["pretrain", *words]
+    command, rest = find_command(words)
+    if rest:
+        from megalite.config import dump
+
+        text = dump(load_config(command, rest)[0])
+    else:
+        module_name, _, class_name = command.target.partition(":")
+        text = describe(getattr(importlib.import_module(module_name), class_name))
+    _print(f"# megalite {command.words}\n{text}", end="")
+    return 0
+
+
+def _help() -> str:
+    width = max((len(command.words) for command in COMMANDS), default=0)
+    width = max(width, 18)
+    lines = [f"  {command.words:<{width}}   {command.summary}" for command in COMMANDS]
+    return "\n".join([USAGE, "", "commands:", *lines]) + HELP_END
+
+
+def _command_help(command: Command) -> str:
+    return (
+        f"usage: megalite {command.words} [CONFIG.toml] [--section.key VALUE ...]\n\n"
+        f"{command.summary}\n\nexample:\n  megalite {command.words} {command.example}\n\n"
+        f"All keys with their meaning: megalite config {command.words}"
+    )
+
+
+def _report(message: str, show_traceback: bool) -> None:
+    """Say an error once: rank 0 on stderr, every rank in the file that torchrun reads."""
+    if show_traceback:
+        traceback.print_exc()
+    environment: Mapping[str, str] = os.environ
+    if environment.get("RANK", "0") == "0":
+        sys.stderr.write(f"megalite: {message}\n")
+    path = environment.get("TORCHELASTIC_ERROR_FILE")
+    if path:
+        extra = {"py_callstack": message, "timestamp": str(int(time.time()))}
+        with open(path, "w", encoding="utf-8") as file:
+            json.dump({"message": {"message": message, "extraInfo": extra}}, file)
+
+
+def _print(text: str, end: str = "\n") -> None:
+    sys.stdout.write(text + end)
+    sys.stdout.flush()

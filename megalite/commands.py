@@ -1,0 +1,24 @@
+"""The table of commands: what each is called, where it lives and how it is used."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command; its module is imported only when it runs.
+
+    Attributes:
+        words: how it is called, such as ``data prepare``.
+        target: ``module:ConfigClass``; the module also has ``run(config, launch) -> int``, which
+            returns the exit code.
+        summary: one line for the help.
+        example: arguments that make sense as they are.
+    """
+
+    words: str
+    target: str
+    summary: str
+    example: str
+
+
+COMMANDS: tuple[Command, ...] = ()

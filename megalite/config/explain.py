@@ -1,0 +1,107 @@
+"""Say in one line what is wrong with a config and what would be right."""
+
+import difflib
+from collections import defaultdict
+from typing import Any
+
+from pydantic import ValidationError
+
+from megalite.config.section import Section, all_keys, find_field, section_class
+
+
+def explain(
+    error: ValidationError, cls: type[Section], source: str, overridden: set[tuple[str, ...]]
+) -> str:
+    """Make one line of pydantic's errors.
+
+    Args:
+        error: what validation found.
+        cls: the config's class.
+        source: where values that were not overridden came from.
+        overridden: key paths that came from the command line.
+    """
+    problems: dict[tuple[str, ...], list[Any]] = defaultdict(list)
+    for problem in error.errors(include_url=False):
+        problems[_key(cls, problem)].append(problem)
+    lines = []
+    for key, found in problems.items():
+        name = ".".join(key)
+        where = f"--{name}" if key in overridden else f"{source}: {name}"
+        lines.append(_problem(cls, key, found, where))
+    return "; ".join(lines)
+
+
+def _key(cls: type[Section], problem: Any) -> tuple[str, ...]:
+    """Cut pydantic's location, which also names union members, down to the key."""
+    key: tuple[str, ...] = ()
+    for part in problem["loc"]:
+        if isinstance(part, int):
+            continue
+        if find_field(cls, (*key, part)) is None and not _holds(cls, key):
+            break
+        key = (*key, part)
+        if find_field(cls, key) is None:
+            break
+    return key
+
+
+def _holds(cls: type[Section], key: tuple[str, ...]) -> bool:
+    """Tell whether the key names a section, whose unknown keys then belong to the name."""
+    field = find_field(cls, key)
+    return not key or (field is not None and section_class(field.annotation) is not None)
+
+
+def _problem(cls: type[Section], key: tuple[str, ...], found: list[Any], where: str) -> str:
+    first = found[0]
+    field = find_field(cls, key)
+    if first["type"] == "missing":
+        what = field.description if field is not None else None
+        return f"{where} must be set" + (f": {what}" if what else "")
+    if first["type"] == "extra_forbidden":
+        return f"{where}: no such key; {_suggestion(cls, key)}"
+    if first["type"] in ("model_type", "model_attributes_type"):
+        inner = section_class(field.annotation) if field is not None else None
+        keys = ", ".join(inner.model_fields) if inner is not None else ""
+        return f"{where} is a section with the keys {keys}; got {first['input']!r}"
+    if first["type"] in ("value_error", "assertion_error"):
+        return f"{where}: {first['msg'].partition(', ')[2] or first['msg']}"
+    wanted = " or ".join(dict.fromkeys(_requirement(problem) for problem in found))
+    value = first["input"]
+    close = _closest_choice(first, value)
+    return f"{where} = {value!r}: must be {wanted}{close}"
+
+
+def _requirement(problem: Any) -> str:
+    """Say what was asked for, from pydantic's sentence."""
+    text = problem["msg"].removeprefix("Input should be ")
+    if not text.startswith("a valid "):
+        return text
+    kind = text.removeprefix("a valid ")
+    words = {"array": "list", "tuple": "list", "boolean": "true or false"}
+    kind = words.get(kind, kind)
+    article = "an " if kind[0] in "aeiou" else "a "
+    return kind if kind == "true or false" else article + kind
+
+
+def _closest_choice(problem: Any, value: Any) -> str:
+    if problem["type"] != "literal_error" or not isinstance(value, str):
+        return ""
+    choices = problem["ctx"]["expected"].replace(" or ", ", ").replace("'", "").split(", ")
+    close = difflib.get_close_matches(value, choices, n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _suggestion(cls: type[Section], key: tuple[str, ...]) -> str:
+    """Name the closest key of the same section, the same key elsewhere, or all there are."""
+    field = find_field(cls, key[:-1])
+    section = cls if field is None else section_class(field.annotation) or cls
+    prefix = ".".join(key[:-1]) + "." if len(key) > 1 else ""
+    close = difflib.get_close_matches(key[-1], section.model_fields, n=1, cutoff=0.7)
+    if close:
+        return f"did you mean {prefix}{close[0]}?"
+    elsewhere = [other for other in all_keys(cls) if other.split(".")[-1] == key[-1]]
+    nearest = elsewhere or difflib.get_close_matches(".".join(key), list(all_keys(cls)), n=1)
+    if nearest:
+        return f"did you mean {' or '.join(nearest)}?"
+    names = ", ".join(section.model_fields)
+    return f"{prefix.rstrip('.') or 'the config'} has {names}"

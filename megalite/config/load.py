@@ -1,0 +1,130 @@
+"""Read a config: a TOML file, then ``--section.key value`` overrides, then validation."""
+
+import json
+import sys
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from megalite.config.explain import explain
+from megalite.config.section import Section, find_field, members
+from megalite.errors import ConfigError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+SectionT = TypeVar("SectionT", bound=Section)
+NONE = "none"  # how TOML, which has no null, says that an optional value is not set
+
+
+def load(
+    cls: type[SectionT], path: str | Path | None = None, overrides: Sequence[str] = ()
+) -> SectionT:
+    """Make a config of ``cls`` from a file and overrides.
+
+    Args:
+        cls: the config's class.
+        path: a TOML file; None starts from the defaults.
+        overrides: command line words, ``--section.key value`` or ``--section.key=value``; a
+            boolean key alone means true.
+
+    Raises:
+        ConfigError: naming the key, its value and what would be right.
+    """
+    values = {} if path is None else read_toml(Path(path))
+    given = _parse_overrides(cls, overrides)
+    for key, value in given.items():
+        _place(values, key, value)
+    _clear_none(cls, values, ())
+    try:
+        text = json.dumps(values)
+    except TypeError as error:
+        raise ConfigError(f"{path}: dates and times are not config values ({error})") from None
+    try:
+        return cls.model_validate_json(text)
+    except ValidationError as error:
+        source = "config" if path is None else str(path)
+        raise ConfigError(explain(error, cls, source, set(given))) from None
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Parse a TOML file.
+
+    Raises:
+        ConfigError: the file is missing, unreadable or not TOML; names the line.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such config file; megalite config prints one") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 text at byte {error.start}") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read as a config file: {error.strerror}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from None
+
+
+def _parse_overrides(cls: type[Section], words: Sequence[str]) -> dict[tuple[str, ...], Any]:
+    """Turn command line words into {key path: value}; a key given twice takes its last value."""
+    values: dict[tuple[str, ...], Any] = {}
+    position = 0
+    while position < len(words):
+        word = words[position]
+        position += 1
+        if not word.startswith("--") or len(word) == 2:
+            raise ConfigError(f"{word!r}: expected --section.key value")
+        name, has_value, text = word[2:].partition("=")
+        key = tuple(name.replace("-", "_").split("."))
+        if not has_value:
+            if position < len(words) and not words[position].startswith("--"):
+                text = words[position]
+                position += 1
+            elif _accepts(cls, key, bool):
+                text = "true"
+            else:
+                raise ConfigError(f"--{name}: a value must follow, as in --{name} VALUE")
+        values[key] = _parse_value(cls, key, text)
+    return values
+
+
+def _accepts(cls: type[Section], key: tuple[str, ...], kind: Any) -> bool:
+    field = find_field(cls, key)
+    return field is not None and kind in members(field.annotation)
+
+
+def _parse_value(cls: type[Section], key: tuple[str, ...], text: str) -> Any:
+    """Read a value as TOML, or as plain text where the field is text or TOML can't read it."""
+    field = find_field(cls, key)
+    kinds = members(field.annotation) if field is not None else ()
+    if any(kind in (str, Path) or typing.get_origin(kind) is typing.Literal for kind in kinds):
+        return text
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _place(values: dict[str, Any], key: tuple[str, ...], value: Any) -> None:
+    """Set ``values[key[0]][key[1]]...`` making the tables between."""
+    table = values
+    for depth, name in enumerate(key[:-1]):
+        table = table.setdefault(name, {})
+        if not isinstance(table, dict):
+            inside = ".".join(key[: depth + 1])
+            raise ConfigError(f"--{'.'.join(key)}: {inside} is a value, not a section")
+    table[key[-1]] = value
+
+
+def _clear_none(cls: type[Section], table: dict[str, Any], prefix: tuple[str, ...]) -> None:
+    """Turn "none" into null wherever the field may be unset."""
+    for name, value in table.items():
+        if isinstance(value, dict):
+            _clear_none(cls, value, (*prefix, name))
+        elif value == NONE and _accepts(cls, (*prefix, name), type(None)):
+            table[name] = None

@@ -1,0 +1,58 @@
+"""Who this process is among the processes of a run."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from megalite.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Launch:
+    """torchrun's variables, read once by the command line and passed on.
+
+    Attributes:
+        rank: this process, from 0.
+        world_size: processes of the run.
+        local_rank: this process on its node, which is also its GPU.
+        local_world_size: processes of the run on this node.
+        restart: how often torchrun has restarted the processes.
+    """
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    local_world_size: int = 1
+    restart: int = 0
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str]) -> "Launch":
+        """Read torchrun's variables; without them the process is alone.
+
+        Raises:
+            ConfigError: a variable is not a number, or they contradict each other.
+        """
+        names = {
+            "rank": "RANK",
+            "world_size": "WORLD_SIZE",
+            "local_rank": "LOCAL_RANK",
+            "local_world_size": "LOCAL_WORLD_SIZE",
+            "restart": "TORCHELASTIC_RESTART_COUNT",
+        }
+        values = {}
+        for field, name in names.items():
+            text = environment.get(name)
+            if text is None:
+                continue
+            if not text.isdigit():
+                raise ConfigError(
+                    f"environment {name}={text!r}: must be a number, as torchrun sets"
+                )
+            values[field] = int(text)
+        launch = cls(**values)
+        if launch.rank >= launch.world_size or launch.local_rank >= launch.local_world_size:
+            raise ConfigError(
+                f"environment: rank {launch.rank} of {launch.world_size}, local rank "
+                f"{launch.local_rank} of {launch.local_world_size}: start with torchrun, which "
+                "sets RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE together"
+            )
+        return launch
