@@ -1,0 +1,1 @@
+"""The arithmetic of reinforcement learning from human feedback, apart from any model."""

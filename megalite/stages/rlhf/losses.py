@@ -1,0 +1,95 @@
+"""Losses a token or a ranking, before they are summed and divided by the global count."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+
+@dataclass(frozen=True)
+class PolicyTerms:
+    """What PPO's policy loss is made of, each [B, S] fp32 and 0 outside the response.
+
+    Attributes:
+        loss: the clipped surrogate, negated.
+        ratio: new probability over old.
+        clipped: 1 where the clipped branch was the larger loss.
+        approximate_kl: half the squared change of the log-probability, in nats.
+    """
+
+    loss: Tensor
+    ratio: Tensor
+    clipped: Tensor
+    approximate_kl: Tensor
+
+
+def policy_terms(
+    log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, mask: Tensor, clip: float
+) -> PolicyTerms:
+    """PPO's clipped surrogate.
+
+    Args:
+        log_probs: [B, S] fp32 of the response tokens under the policy that is trained.
+        old_log_probs: [B, S] fp32 under the policy that wrote them.
+        advantages: [B, S] fp32, whitened.
+        mask: [B, S] bool.
+        clip: largest change of the ratio that is rewarded.
+
+    Source: Schulman et al. 2017, arXiv:1707.06347, eq. 7.
+    """
+    change = torch.where(mask, log_probs - old_log_probs, 0.0)
+    ratio = change.exp()
+    plain = -advantages * ratio
+    bounded = -advantages * ratio.clamp(1 - clip, 1 + clip)
+    kept = mask.to(plain.dtype)
+    return PolicyTerms(
+        loss=torch.maximum(plain, bounded) * kept,
+        ratio=ratio.detach() * kept,
+        clipped=(bounded > plain).to(plain.dtype) * kept,
+        approximate_kl=0.5 * change.detach() ** 2,
+    )
+
+
+def value_terms(
+    values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, clip: float
+) -> tuple[Tensor, Tensor]:
+    """Half the larger of the squared errors with and without clipping the change of the value.
+
+    Args:
+        values: [B, S] fp32 of the critic that is trained.
+        old_values: [B, S] fp32 at the time of the rollout.
+        returns: [B, S] fp32.
+        mask: [B, S] bool.
+        clip: largest change of a value, in units of reward.
+
+    Returns:
+        The loss and whether it was clipped, each [B, S] fp32 and 0 outside the mask.
+    """
+    bounded = old_values + (values - old_values).clamp(-clip, clip)
+    plain, limited = (values - returns) ** 2, (bounded - returns) ** 2
+    kept = mask.to(values.dtype)
+    return 0.5 * torch.maximum(plain, limited) * kept, (limited > plain).to(values.dtype) * kept
+
+
+def ranking_pairs(scores: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    """Differences better minus worse of every pair of every ranking.
+
+    Args:
+        scores: [P, K] fp32, best first.
+        valid: [P, K] bool, False for the missing tail of a shorter ranking.
+
+    Returns:
+        Differences [P, C(K, 2)] and which of them are of two valid answers.
+    """
+    better, worse = torch.triu_indices(scores.shape[1], scores.shape[1], 1, device=scores.device)
+    return scores[:, better] - scores[:, worse], valid[:, better] & valid[:, worse]
+
+
+def ranking_loss(scores: Tensor, valid: Tensor) -> Tensor:
+    """Each ranking's mean over its pairs of -log sigmoid(better - worse): [P] fp32.
+
+    Source: Ouyang et al. 2022, arXiv:2203.02155, eq. 1.
+    """
+    difference, kept = ranking_pairs(scores, valid)
+    return -(logsigmoid(difference) * kept).sum(1) / kept.sum(1).clamp(min=1)
