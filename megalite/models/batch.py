@@ -55,6 +55,15 @@ class Batch:
         }
         return replace(self, **moved)
 
+    def select(self, rows: Tensor) -> "Batch":
+        """The batch of these rows, [B'] int64, some perhaps several times."""
+        chosen = {
+            f.name: value.index_select(0, rows)
+            for f in fields(self)
+            if (value := getattr(self, f.name)) is not None
+        }
+        return replace(self, **chosen)
+
     @property
     def num_targets(self) -> int:
         """Number of rows that have a target (reads the labels: a host sync on a GPU)."""

@@ -1,0 +1,87 @@
+"""A model as a producer of next-token logits, row by row with a cache."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from megalite.generation.cache import Cache
+from megalite.models.batch import IGNORE, Batch
+
+Forward = Callable[[Batch, Cache], Tensor]
+
+
+class Decoder(Protocol):
+    """What sampling and beam search need of a model."""
+
+    def start(self) -> Tensor:
+        """Read the prompts; give the logits [B, V] fp32 of each row's next token."""
+
+    def advance(self, tokens: Tensor) -> Tensor:
+        """Read one more token a row, [B] int64; give the next logits, [B, V] fp32."""
+
+    def select(self, rows: Tensor) -> None:
+        """Make the batch consist of these of its rows, [B'] int64."""
+
+
+class CachedDecoder:
+    """Decodes with a KV cache: the prompts in one pass, then a row a pass.
+
+    The encoder, where there is one, runs with the prompts only: later batches have no encoder
+    tokens, and cross-attention finds its keys and values in the cache.
+    """
+
+    def __init__(self, forward: Forward, prompts: Batch, max_new_tokens: int) -> None:
+        """Hold prompts until :meth:`start`.
+
+        Args:
+            forward: runs the model on a batch and a cache without dropout; gives [B, S, V].
+            prompts: from :func:`batch_prompts`.
+            max_new_tokens: most calls of :meth:`advance`.
+        """
+        self._forward = forward
+        self._batch = prompts
+        self._cache = Cache(prompts.tokens.shape[1] + max_new_tokens)
+
+    @torch.inference_mode()
+    def start(self) -> Tensor:
+        """Read the prompts; give the logits [B, V] fp32 of each row's next token."""
+        return self._run()
+
+    @torch.inference_mode()
+    def advance(self, tokens: Tensor) -> Tensor:
+        """Read one more token a row, [B] int64; give the next logits, [B, V] fp32."""
+        last = self._batch
+        positions = last.positions[:, -1:]
+        # of two position axes the first stays at the masked place, the second counts
+        step = torch.ones_like(positions)
+        if positions.dim() == 3:
+            step[..., 0] = 0
+        cross_start, cross_end = last.cross_start, last.cross_end
+        self._batch = replace(
+            last,
+            tokens=tokens[:, None],
+            labels=torch.full_like(tokens[:, None], IGNORE),
+            positions=positions + step,
+            start=last.start[:, -1:],
+            end=torch.full_like(last.end[:, -1:], self._cache.length + 1),
+            encoder_tokens=None,
+            encoder_positions=None,
+            encoder_start=None,
+            encoder_end=None,
+            cross_start=None if cross_start is None else cross_start[:, -1:],
+            cross_end=None if cross_end is None else cross_end[:, -1:],
+        )
+        return self._run()
+
+    def select(self, rows: Tensor) -> None:
+        """Make the batch consist of these of its rows, [B'] int64."""
+        self._batch = self._batch.select(rows)
+        self._cache.select(rows)
+
+    def _run(self) -> Tensor:
+        logits = self._forward(self._batch, self._cache)
+        self._cache.advance(self._batch.tokens.shape[1])
+        return logits[:, -1].float()

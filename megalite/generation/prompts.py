@@ -1,0 +1,90 @@
+"""Prompts of different lengths as one batch, padded on the left."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from megalite.errors import DataError
+from megalite.models.batch import IGNORE, Batch
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What one answer starts from.
+
+    Attributes:
+        tokens: the decoder's first tokens, at least one.
+        prefix: how many of them see each other in both directions; 0 is causal.
+        encoder_tokens: what an encoder reads; empty without an encoder.
+        positions: a position, or two, for each of ``tokens``; None counts from 0.
+    """
+
+    tokens: Sequence[int]
+    prefix: int = 0
+    encoder_tokens: Sequence[int] = ()
+    positions: Sequence[int] | Sequence[tuple[int, int]] | None = None
+
+
+def batch_prompts(prompts: Sequence[Prompt], sample_ids: Sequence[int], pad_id: int = 0) -> Batch:
+    """Pad prompts on the left into one batch; a row's interval begins at its first token.
+
+    Args:
+        prompts: B prompts, with or without an encoder's tokens all alike.
+        sample_ids: B numbers of the samples.
+        pad_id: stands in padding; no row that counts attends to it.
+
+    Raises:
+        DataError: a prompt is empty, or only some have encoder tokens.
+    """
+    for number, prompt in enumerate(prompts):
+        if not prompt.tokens:
+            raise DataError(f"prompt {number}: has no tokens; an answer needs one to start from")
+    longest = max(len(prompt.tokens) for prompt in prompts)
+    pads = torch.tensor([longest - len(prompt.tokens) for prompt in prompts])[:, None]
+    column = torch.arange(longest)[None, :]
+    prefix_end = pads + torch.tensor([prompt.prefix for prompt in prompts])[:, None]
+    real = column >= pads
+    tokens = [[pad_id] * (longest - len(p.tokens)) + list(p.tokens) for p in prompts]
+    return Batch(
+        tokens=torch.tensor(tokens, dtype=torch.int64),
+        labels=torch.full((len(prompts), longest), IGNORE),
+        positions=_positions(prompts, longest),
+        start=torch.where(real, pads, 0).int(),
+        end=torch.where(real, torch.maximum(column + 1, prefix_end), 0).int(),
+        sample_ids=torch.tensor(list(sample_ids), dtype=torch.int64),
+        **_encoder_fields(prompts, real, pad_id),
+    )
+
+
+def _positions(prompts: Sequence[Prompt], longest: int) -> Tensor:
+    rows = []
+    for prompt in prompts:
+        given = prompt.positions
+        own = torch.arange(len(prompt.tokens)) if given is None else torch.tensor(list(given))
+        padding = own.new_zeros(longest - len(own), *own.shape[1:])
+        rows.append(torch.cat((padding, own)))
+    return torch.stack(rows).int()
+
+
+def _encoder_fields(prompts: Sequence[Prompt], real: Tensor, pad_id: int) -> dict[str, Tensor]:
+    """The encoder stream, padded on the right, and what each decoder row reads of it."""
+    lengths = torch.tensor([len(prompt.encoder_tokens) for prompt in prompts])[:, None]
+    if not lengths.any():
+        return {}
+    if not lengths.all():
+        number = int((lengths == 0).flatten().nonzero()[0])
+        raise DataError(f"prompt {number}: has nothing for the encoder to read, others do")
+    longest = int(lengths.max())
+    column = torch.arange(longest)[None, :].expand(len(prompts), -1)
+    rows = [[*p.encoder_tokens, *[pad_id] * (longest - len(p.encoder_tokens))] for p in prompts]
+    inside = column < lengths
+    return {
+        "encoder_tokens": torch.tensor(rows, dtype=torch.int64),
+        "encoder_positions": column.int().contiguous(),
+        "encoder_start": torch.zeros_like(column).int(),
+        "encoder_end": torch.where(inside, lengths, 0).int(),
+        "cross_start": torch.zeros_like(real).int(),
+        "cross_end": torch.where(real, lengths, 0).int(),
+    }

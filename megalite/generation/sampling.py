@@ -1,0 +1,95 @@
+"""From next-token logits to a token: penalties, truncation, draws that depend on no layout."""
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from megalite.config import Section
+from megalite.ops.random import philox
+
+WORD = 2.0**32
+
+
+class SamplingConfig(Section):
+    """How the next token is chosen."""
+
+    max_new_tokens: int = Field(128, gt=0, description="Most tokens of an answer.")
+    temperature: float = Field(
+        1.0, ge=0, description="Divides the logits; 0 always takes the likeliest token."
+    )
+    top_k: int = Field(0, ge=0, description="Draw from this many likeliest tokens; 0 is all.")
+    top_p: float = Field(
+        1.0, gt=0, le=1, description="Draw from the fewest likeliest tokens that hold this mass."
+    )
+    repetition_penalty: float = Field(
+        1.0,
+        gt=0,
+        description="Divides the positive and multiplies the negative logits of seen tokens.",
+    )
+    seed: int = Field(0, ge=0, description="Seed of the draws.")
+
+
+def penalise_repetition(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
+    """Make tokens that already stand in the row less likely.
+
+    Args:
+        logits: [B, V] fp32.
+        seen: [B, V] bool.
+        penalty: above 1 is less likely.
+
+    Source: Keskar et al. 2019, arXiv:1909.05858, section 4.1.
+    """
+    if penalty == 1:
+        return logits
+    return torch.where(seen, torch.where(logits < 0, logits * penalty, logits / penalty), logits)
+
+
+def keep_top_k(logits: Tensor, k: int) -> Tensor:
+    """Set all but the ``k`` largest logits of [B, V] to -inf; ties with the k-th stay."""
+    if k == 0 or k >= logits.shape[-1]:
+        return logits
+    smallest = logits.topk(k).values[..., -1:]
+    return logits.masked_fill(logits < smallest, -torch.inf)
+
+
+def keep_top_p(logits: Tensor, p: float) -> Tensor:
+    """Keep the fewest likeliest tokens of [B, V] whose probability reaches ``p``, at least one."""
+    if p >= 1:
+        return logits
+    ordered, order = logits.sort(descending=False)
+    dropped = ordered.softmax(-1).cumsum(-1) <= 1 - p
+    dropped[..., -1] = False
+    return logits.masked_fill(dropped.scatter(-1, order, dropped), -torch.inf)
+
+
+def truncate(logits: Tensor, config: SamplingConfig) -> Tensor:
+    """Logits [B, V] after temperature, top-k and top-p, in this order."""
+    logits = logits / config.temperature
+    return keep_top_p(keep_top_k(logits, config.top_k), config.top_p)
+
+
+def draw(logits: Tensor, seed: int, sample_ids: Tensor, index: int) -> Tensor:
+    """Draw a token a row, from a random number that is a function of what is drawn.
+
+    Args:
+        logits: [B, V] fp32, -inf where a token can't come.
+        seed: 64-bit key.
+        sample_ids: [B] int64, which sample each row is.
+        index: number of the token in its answer.
+
+    Returns:
+        [B] int64.
+    """
+    zero = torch.zeros_like(sample_ids)
+    high, low, _, _ = philox(seed, zero + index, zero, sample_ids >> 32, sample_ids & 0xFFFFFFFF)
+    uniform = (high.double() + (low.double() + 0.5) / WORD) / WORD
+    mass = logits.double().softmax(-1).cumsum(-1)
+    target = (uniform * mass[:, -1].cpu().to(uniform)).to(mass)[:, None]
+    return torch.searchsorted(mass, target, right=True).squeeze(1).clamp(max=logits.shape[-1] - 1)
+
+
+def choose(logits: Tensor, config: SamplingConfig, sample_ids: Tensor, index: int) -> Tensor:
+    """The next token of each row: [B] int64; ``logits`` are [B, V] fp32 after penalties."""
+    if config.temperature == 0:
+        return logits.argmax(-1)
+    return draw(truncate(logits, config), config.seed, sample_ids, index)

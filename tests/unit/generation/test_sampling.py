@@ -1,0 +1,69 @@
+import pytest
+import torch
+from transformers import (
+    RepetitionPenaltyLogitsProcessor,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from megalite.generation.sampling import (
+    SamplingConfig,
+    choose,
+    draw,
+    keep_top_k,
+    keep_top_p,
+    penalise_repetition,
+)
+
+
+def _logits(rows: int = 5, vocabulary: int = 37) -> torch.Tensor:
+    return 3 * torch.randn(rows, vocabulary, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("k", [1, 5, 37, 100])
+def test_top_k_equals_transformers(k):
+    assert torch.equal(keep_top_k(_logits(), k), TopKLogitsWarper(k)(None, _logits()))
+
+
+@pytest.mark.parametrize("p", [0.01, 0.5, 0.9])
+def test_top_p_equals_transformers(p):
+    assert torch.equal(keep_top_p(_logits(), p), TopPLogitsWarper(p)(None, _logits()))
+
+
+@pytest.mark.parametrize("penalty", [0.7, 1.0, 1.8])
+def test_repetition_penalty_equals_transformers(penalty):
+    tokens = torch.randint(0, 37, (5, 9), generator=torch.Generator().manual_seed(1))
+    seen = torch.zeros(5, 37, dtype=torch.bool).scatter_(1, tokens, True)
+    theirs = RepetitionPenaltyLogitsProcessor(penalty)(tokens, _logits())
+    assert torch.equal(penalise_repetition(_logits(), seen, penalty), theirs)
+
+
+def test_zero_temperature_takes_the_likeliest():
+    tokens = choose(_logits(), SamplingConfig(temperature=0.0), torch.arange(5), 0)
+    assert torch.equal(tokens, _logits().argmax(-1))
+
+
+def test_a_draw_depends_on_its_sample_and_number_but_not_on_its_row():
+    logits = _logits(1).expand(6, -1)
+    ids = torch.tensor([4, 9, 2, 11, 7, 2**40 + 3])
+    order = torch.tensor([3, 0, 5, 1, 4, 2])
+    drawn = torch.stack([draw(logits, 5, ids, index) for index in range(20)])
+    shuffled = torch.stack([draw(logits, 5, ids[order], index) for index in range(20)])
+    assert torch.equal(drawn[:, order], shuffled)
+    assert len({tuple(column) for column in drawn.T.tolist()}) == 6
+    other = torch.stack([draw(logits, 6, ids, index) for index in range(20)])
+    assert not torch.equal(drawn, other)
+
+
+def test_draws_follow_the_distribution_and_never_take_an_impossible_token():
+    logits = torch.tensor([[0.0, 1.0, -torch.inf, 2.0]])
+    ids = torch.arange(20000)
+    tokens = draw(logits.expand(20000, -1), 1, ids, 3)
+    share = torch.bincount(tokens, minlength=4) / 20000
+    assert share[2] == 0
+    assert torch.allclose(share, logits[0].softmax(-1), atol=0.02)
+
+
+def test_top_k_one_is_greedy_at_any_temperature():
+    tokens = choose(_logits(), SamplingConfig(temperature=9.0, top_k=1), torch.arange(5), 0)
+    assert torch.equal(tokens, _logits().argmax(-1))
