@@ -1,0 +1,35 @@
+// Fibers: stacks that the machine switches between by hand, one for each thread of a block.
+#pragma once
+
+#include <cstddef>
+#include <vector>
+
+namespace megalite::simt {
+
+/// The stacks of a block's threads and the switches between them and the scheduler.
+class Fibers {
+ public:
+  ~Fibers();
+  Fibers() = default;
+  Fibers(const Fibers&) = delete;
+  Fibers& operator=(const Fibers&) = delete;
+
+  /// Have at least `count` stacks. A stack is kept for later launches.
+  void reserve(int count);
+  /// The next switch to fiber `i` starts `entry` on an empty stack; `entry` must never return.
+  void prepare(int i, void (*entry)());
+  /// From the scheduler: run fiber `i` until it calls `leave`.
+  void enter(int i);
+  /// From fiber `i`: go back to the scheduler. Returns when the scheduler enters `i` again.
+  void leave(int i);
+
+ private:
+  struct Fiber {
+    char* stack;
+    void* context;
+  };
+  std::vector<Fiber> fibers_;
+  void* scheduler_ = nullptr;
+};
+
+}  // namespace megalite::simt
