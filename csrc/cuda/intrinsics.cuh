@@ -1,27 +1,30 @@
-// The device abstraction: all that a kernel may ask of the machine. A kernel file includes this header and nothing else
-// of CUDA, so the same source is compiled by nvcc or NVRTC (intrinsics_ptx.cuh: inline PTX, no checks, no cost) and, with
-// MEGALITE_SIMT defined, by a host compiler (simt/device.h: emulated thread by thread, every access checked).
+// The device abstraction: all that a kernel may ask of the machine. A kernel file includes this
+// header and nothing else of CUDA, so the same source is compiled by nvcc or NVRTC
+// (intrinsics_ptx.cuh: inline PTX, no checks, no cost) and, with MEGALITE_SIMT defined, by a host
+// compiler (simt/device.h: emulated thread by thread, every access checked).
 //
-// The vocabulary, equal in both (namespace megalite):
-//   MEGALITE_KERNEL(threads, blocks_per_sm) void name(params)    MEGALITE_DEVICE  MEGALITE_HOST_DEVICE  MEGALITE_UNROLL
-//   LaunchConfig{name, grid, block, shared_bytes, stream};  launch(config, kernel<...>, params...)    (host side)
+// The vocabulary, equal in both (namespace megalite); blocks are one-dimensional in threads:
+//   MEGALITE_KERNEL(threads, blocks_per_sm) void name(params)
+//   MEGALITE_DEVICE, MEGALITE_HOST_DEVICE before functions, MEGALITE_UNROLL before loops
+//   host: launch(LaunchConfig{name, grid, block, shared_bytes, stream}, kernel<...>, params...)
 //   thread_x() block_x() block_y() block_z() grid_x() grid_y() grid_z() block_dim_x() lane() warp()
-//   syncthreads()  syncwarp(mask)                      lane(), warp() and blocks are one-dimensional in threads
-//   shfl(v, source, mask) shfl_xor(v, lanes, mask) shfl_down(v, delta, mask)   of 4-byte values
-//   ballot(p, mask) any(p, mask) all(p, mask)
-//   Global<T>(pointer, extent)   Shared<T> shared_view<T>(byte_offset, extent)   extents and indices in elements
-//     view[i]; view.load(i); view.store(i, value); view.at(offset): the same view from element `offset` on;
-//     view.as<U>() (dependent: view.template as<U>()): the same bytes as another type
-//     load_vec<N>(view, i) -> Vec<T, N>; store_vec(view, i, vec): 2, 4, 8 or 16 bytes, aligned to their size
-//     A Global<const T> is read through the read-only path: nothing may write it while the kernel runs.
-//   ldmatrix_x4(registers[4], view, i) ldmatrix_x4_trans ldmatrix_x2(registers[2], view, i) ldmatrix_x2_trans    sm_75+
-//   cp_async16(shared, i, global, j, predicate) cp_async_commit() cp_async_wait<N>()     predicate false writes zeros
-//     (below sm_80 the copy is synchronous)
-//   mma_m16n8k16<T>(d[4], a[4], b[2])                  d += a * b, T half or bfloat16, a row-major, b column-major  sm_80+
-//   mma_m8n8k4<A, B>(d[8], a[2], b[2])                 four 8x8x4 products, one a quadpair, half; Layout::row or ::col
-//   atomic_add(view, i, value) -> old (float, int32, uint32)   atomic_max(view, i, value) -> old (int32)
-//   exp2_approx log2_approx rsqrt_approx reciprocal_approx     fmaxf, fminf, fmaf as usual
-//   half bfloat16; to_float(x); from_float<T>(x); pack2<T>(low, high) -> uint32; unpack2<T>(word) -> Vec<float, 2>
+//   syncthreads()   syncwarp(mask): orders memory, as shuffles and ldmatrix do not
+//   shfl(v, source, mask) shfl_xor(v, lanes, mask) shfl_down(v, delta, mask): 4-byte values
+//   ballot(p, mask) any(p, mask) all(p, mask); every mask is optional and means all lanes
+//   Global<T>(pointer, extent), Shared<T> = shared_view<T>(byte_offset, extent), in elements:
+//     view[i], view.load(i), view.store(i, value)
+//     view.at(offset): from element `offset` on; view.as<U>(): the same bytes as another type
+//     load_vec<N>(view, i) -> Vec<T, N>, store_vec(view, i, vec): 2, 4, 8 or 16 aligned bytes
+//     A Global<const T> goes through the read-only path: no thread of the launch may write it.
+//   ldmatrix_x4(registers[4], view, i), ldmatrix_x4_trans, ldmatrix_x2(registers[2], ...),
+//     ldmatrix_x2_trans: lane 8m + r gives row r of matrix m; sm_75 and later
+//   cp_async16(shared, i, global, j, predicate): 16 bytes, zeros where the predicate is false;
+//     cp_async_commit(), cp_async_wait<groups left>(); below sm_80 the copy is synchronous
+//   mma_m16n8k16<T>(d[4], a[4], b[2]): d += a * b, T = half or bfloat16, both along k; sm_80
+//   mma_m8n8k4<A, B>(d[8], a[2], b[2]): four products of halves, one a quadpair; A, B see Layout
+//   atomic_add(view, i, value) -> old: float, int32, uint32; atomic_max(view, i, value): int32
+//   exp2_approx log2_approx rsqrt_approx reciprocal_approx; fmaxf, fminf, fmaf as usual
+//   to_float(x) from_float<T>(x) pack2<T>(low, high) -> uint32 unpack2<T>(word) -> Vec<float, 2>
 //   as_uint(float) as_float(uint32)
 #pragma once
 
@@ -43,7 +46,8 @@ namespace megalite {
 inline constexpr uint32_t kFullMask = 0xffffffffu;
 inline constexpr int kWarpSize = 32;
 
-/// How the elements of one operand of mma_m8n8k4 lie in a lane: `row` along k for A, along n for B; `col` the reverse.
+/// How the elements of one operand of mma_m8n8k4 lie in a lane: `row` along k for A, along n for B;
+/// `col` the reverse.
 enum class Layout { row, col };
 
 struct Dim3 {

@@ -1,4 +1,5 @@
-// The device abstraction on a GPU; included by intrinsics.cuh, which lists it. Views are bare pointers.
+// The device abstraction on a GPU; included by intrinsics.cuh, which lists it. Views are bare
+// pointers.
 #pragma once
 
 #ifndef __CUDACC_RTC__
@@ -41,14 +42,17 @@ template <class T>
 MEGALITE_DEVICE T shfl_down(T value, int delta, uint32_t mask = kFullMask) {
   return __shfl_down_sync(mask, value, delta);
 }
-MEGALITE_DEVICE uint32_t ballot(bool p, uint32_t mask = kFullMask) { return __ballot_sync(mask, p); }
+MEGALITE_DEVICE uint32_t ballot(bool p, uint32_t mask = kFullMask) {
+  return __ballot_sync(mask, p);
+}
 MEGALITE_DEVICE bool any(bool p, uint32_t mask = kFullMask) { return __any_sync(mask, p) != 0; }
 MEGALITE_DEVICE bool all(bool p, uint32_t mask = kFullMask) { return __all_sync(mask, p) != 0; }
 
 MEGALITE_DEVICE float as_float(uint32_t x) { return __uint_as_float(x); }
 MEGALITE_DEVICE uint32_t as_uint(float x) { return __float_as_uint(x); }
 
-// ---------------------------------------------------------------------------------------------------- memory
+// ------------------------------------------------------------------------------------------------
+// memory
 
 template <class T>
 struct Global {
@@ -111,7 +115,7 @@ template <class Out, class In>
 MEGALITE_DEVICE Out bit_copy(const In& in) {
   static_assert(sizeof(Out) == sizeof(In), "equal sizes");
   Out out;
-  __builtin_memcpy(&out, &in, sizeof(Out));
+  memcpy(&out, &in, sizeof(Out));
   return out;
 }
 
@@ -165,7 +169,8 @@ MEGALITE_DEVICE int32_t atomic_max(Shared<int32_t> view, int i, int32_t value) {
   return atomicMax(view.data + i, value);
 }
 
-// ---------------------------------------------------------------------------------------------------- ldmatrix, cp.async
+// ------------------------------------------------------------------------------------------------
+// ldmatrix, cp.async
 
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 750
 #define MEGALITE_LDMATRIX(text, ...) asm volatile("trap;")
@@ -175,8 +180,8 @@ MEGALITE_DEVICE int32_t atomic_max(Shared<int32_t> view, int i, int32_t value) {
 
 template <class T>
 MEGALITE_DEVICE void ldmatrix_x4(uint32_t (&r)[4], Shared<T> view, int i) {
-  MEGALITE_LDMATRIX("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];",
-                    "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(view.address(i)));
+  MEGALITE_LDMATRIX("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];", "=r"(r[0]),
+                    "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(view.address(i)));
 }
 template <class T>
 MEGALITE_DEVICE void ldmatrix_x4_trans(uint32_t (&r)[4], Shared<T> view, int i) {
@@ -185,23 +190,25 @@ MEGALITE_DEVICE void ldmatrix_x4_trans(uint32_t (&r)[4], Shared<T> view, int i) 
 }
 template <class T>
 MEGALITE_DEVICE void ldmatrix_x2(uint32_t (&r)[2], Shared<T> view, int i) {
-  MEGALITE_LDMATRIX("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];",
-                    "=r"(r[0]), "=r"(r[1]) : "r"(view.address(i)));
+  MEGALITE_LDMATRIX("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];", "=r"(r[0]),
+                    "=r"(r[1]) : "r"(view.address(i)));
 }
 template <class T>
 MEGALITE_DEVICE void ldmatrix_x2_trans(uint32_t (&r)[2], Shared<T> view, int i) {
-  MEGALITE_LDMATRIX("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];",
-                    "=r"(r[0]), "=r"(r[1]) : "r"(view.address(i)));
+  MEGALITE_LDMATRIX("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];", "=r"(r[0]),
+                    "=r"(r[1]) : "r"(view.address(i)));
 }
 #undef MEGALITE_LDMATRIX
 
 template <class T, class U>
-MEGALITE_DEVICE void cp_async16(Shared<T> shared, int i, Global<U> global, int64_t j, bool predicate) {
+MEGALITE_DEVICE void cp_async16(Shared<T> shared, int i, Global<U> global, int64_t j,
+                                bool predicate) {
   static_assert(sizeof(T) == sizeof(U), "a copy keeps the element type");
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
                :
-               : "r"(shared.address(i)), "l"(global.data + (predicate ? j : 0)), "r"(predicate ? 16 : 0)
+               : "r"(shared.address(i)), "l"(global.data + (predicate ? j : 0)),
+                 "r"(predicate ? 16 : 0)
                : "memory");
 #else
   uint4 value = make_uint4(0, 0, 0, 0);
@@ -224,7 +231,8 @@ MEGALITE_DEVICE void cp_async_wait() {
 #endif
 }
 
-// ---------------------------------------------------------------------------------------------------- tensor cores
+// ------------------------------------------------------------------------------------------------
+// tensor cores
 
 template <class T>
 struct IsBfloat16 {
@@ -242,23 +250,27 @@ MEGALITE_DEVICE void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], const u
 #else
   if constexpr (IsBfloat16<T>::value) {
     asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, "
+        "{%8,%9}, {%0,%1,%2,%3};"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
   } else {
     asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+        "{%0,%1,%2,%3};"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
   }
 #endif
 }
 
-#define MEGALITE_MMA884(layouts)                                                                                 \
-  asm volatile("mma.sync.aligned.m8n8k4." layouts                                                                \
-               ".f32.f16.f16.f32 {%0,%1,%2,%3,%4,%5,%6,%7}, {%8,%9}, {%10,%11}, {%0,%1,%2,%3,%4,%5,%6,%7};"      \
-               : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7])  \
-               : "r"(a[0]), "r"(a[1]), "r"(b[0]), "r"(b[1]))
+#define MEGALITE_MMA884(layouts)                                                                   \
+  asm volatile(                                                                                    \
+      "mma.sync.aligned.m8n8k4." layouts                                                           \
+      ".f32.f16.f16.f32 {%0,%1,%2,%3,%4,%5,%6,%7}, {%8,%9}, {%10,%11}, {%0,%1,%2,%3,%4,%5,%6,%7};" \
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]),        \
+        "+f"(d[7])                                                                                 \
+      : "r"(a[0]), "r"(a[1]), "r"(b[0]), "r"(b[1]))
 
 template <Layout A = Layout::row, Layout B = Layout::col>
 MEGALITE_DEVICE void mma_m8n8k4(float (&d)[8], const uint32_t (&a)[2], const uint32_t (&b)[2]) {
@@ -274,7 +286,8 @@ MEGALITE_DEVICE void mma_m8n8k4(float (&d)[8], const uint32_t (&a)[2], const uin
 }
 #undef MEGALITE_MMA884
 
-// ---------------------------------------------------------------------------------------------------- arithmetic
+// ------------------------------------------------------------------------------------------------
+// arithmetic
 
 MEGALITE_DEVICE float exp2_approx(float x) {
   float y;
@@ -346,10 +359,12 @@ MEGALITE_DEVICE uint32_t pack2(float low, float high) {
 }
 template <class T>
 MEGALITE_DEVICE Vec<float, 2> unpack2(uint32_t word) {
-  return {{to_float(T{static_cast<uint16_t>(word & 0xffffu)}), to_float(T{static_cast<uint16_t>(word >> 16)})}};
+  return {{to_float(T{static_cast<uint16_t>(word & 0xffffu)}),
+           to_float(T{static_cast<uint16_t>(word >> 16)})}};
 }
 
-// ---------------------------------------------------------------------------------------------------- launch
+// ------------------------------------------------------------------------------------------------
+// launch
 
 #ifndef __CUDACC_RTC__
 using Stream = cudaStream_t;
@@ -363,15 +378,17 @@ struct LaunchConfig {
 
 inline void require_success(cudaError_t status, const char* kernel) {
   if (status == cudaSuccess) return;
-  throw std::runtime_error(std::string("cuda: launch of ") + kernel + ": " + cudaGetErrorString(status));
+  throw std::runtime_error(std::string("cuda: launch of ") + kernel + ": " +
+                           cudaGetErrorString(status));
 }
 
 template <class... Params, class... Args>
 void launch(const LaunchConfig& config, void (*kernel)(Params...), Args... args) {
   if (config.shared_bytes > 48 * 1024) {
-    require_success(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                                         cudaFuncAttributeMaxDynamicSharedMemorySize, config.shared_bytes),
-                    config.name);
+    require_success(
+        cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                             cudaFuncAttributeMaxDynamicSharedMemorySize, config.shared_bytes),
+        config.name);
   }
   const dim3 grid(config.grid.x, config.grid.y, config.grid.z);
   const dim3 block(config.block.x, config.block.y, config.block.z);

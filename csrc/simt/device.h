@@ -1,4 +1,5 @@
-// The device abstraction on the CPU; included by cuda/intrinsics.cuh, which lists it. Every access is checked.
+// The device abstraction on the CPU; included by cuda/intrinsics.cuh, which lists it. Every access
+// is checked.
 #pragma once
 
 #include <cmath>
@@ -32,7 +33,8 @@ inline int warp() { return simt::machine.thread / kWarpSize; }
 inline float as_float(uint32_t x) { return simt::bits_to_float(x); }
 inline uint32_t as_uint(float x) { return simt::float_to_bits(x); }
 
-// ---------------------------------------------------------------------------------------------------- warps and blocks
+// ------------------------------------------------------------------------------------------------
+// warps and blocks
 
 inline void syncthreads(Site site = Site::here()) { simt::machine.barrier(site); }
 inline void syncwarp(uint32_t mask = kFullMask, Site site = Site::here()) {
@@ -80,7 +82,8 @@ inline bool all(bool p, uint32_t mask = kFullMask, Site site = Site::here()) {
   return vote(simt::WarpOp::all, p, mask, site) != 0;
 }
 
-// ---------------------------------------------------------------------------------------------------- memory
+// ------------------------------------------------------------------------------------------------
+// memory
 
 /// An index that remembers where it was written, since operator[] takes no second argument.
 struct Index {
@@ -92,12 +95,13 @@ struct Index {
 
 template <class T>
 struct Global {
-  T* data = nullptr;      // element `origin` of the tensor
-  int64_t extent = 0;     // elements from there on
+  T* data = nullptr;   // element `origin` of the tensor
+  int64_t extent = 0;  // elements from there on
   int64_t origin = 0;
 
   Global() = default;
-  Global(T* pointer, int64_t elements, int64_t first = 0) : data(pointer), extent(elements), origin(first) {}
+  Global(T* pointer, int64_t elements, int64_t first = 0)
+      : data(pointer), extent(elements), origin(first) {}
   T& operator[](Index i) const {
     check(i.value, 1, i.site);
     count(sizeof(T), !std::is_const_v<T>);
@@ -113,7 +117,9 @@ struct Global {
     count(sizeof(T), true);
     data[i] = value;
   }
-  Global at(int64_t offset) const { return Global(data + offset, extent - offset, origin + offset); }
+  Global at(int64_t offset) const {
+    return Global(data + offset, extent - offset, origin + offset);
+  }
   explicit operator bool() const { return data != nullptr; }
   template <class U>
   Global<U> as() const {
@@ -129,10 +135,12 @@ struct Global {
                  static_cast<long>(origin + i), static_cast<const void*>(data + i));
     }
     simt::fail(site, "global access out of bounds: %d element(s) at %ld of %ld (address %p)", count,
-               static_cast<long>(origin + i), static_cast<long>(origin + extent), static_cast<const void*>(data + i));
+               static_cast<long>(origin + i), static_cast<long>(origin + extent),
+               static_cast<const void*>(data + i));
   }
   static void count(uint64_t bytes, bool write) {
-    (write ? simt::machine.counters->global_write_bytes : simt::machine.counters->global_read_bytes) += bytes;
+    (write ? simt::machine.counters->global_write_bytes
+           : simt::machine.counters->global_read_bytes) += bytes;
   }
 };
 
@@ -151,7 +159,9 @@ struct Shared {
       view.store(i.value, value, i.site);
       return *this;
     }
-    const Reference& operator=(const Reference& other) const { return *this = static_cast<T>(other); }
+    const Reference& operator=(const Reference& other) const {
+      return *this = static_cast<T>(other);
+    }
     const Reference& operator+=(T value) const { return *this = static_cast<T>(*this) + value; }
   };
   Reference operator[](Index i) const { return {*this, i}; }
@@ -161,7 +171,9 @@ struct Shared {
     return value;
   }
   void store(int64_t i, T value, Site site = Site::here()) const { write(&value, i, 1, site); }
-  Shared at(int first) const { return Shared{offset + first * static_cast<int>(sizeof(T)), extent - first}; }
+  Shared at(int first) const {
+    return Shared{offset + first * static_cast<int>(sizeof(T)), extent - first};
+  }
   template <class U>
   Shared<U> as() const {
     return Shared<U>{offset, static_cast<int>(extent * sizeof(T) / sizeof(U))};
@@ -170,11 +182,13 @@ struct Shared {
   uint32_t address(int64_t i, int count, Site site) const {
     const int64_t byte = offset + i * static_cast<int64_t>(sizeof(T));
     if (i < 0 || i + count > extent || byte < 0) {
-      simt::fail(site, "shared access out of bounds: %d element(s) at %ld of a view of %d (byte %ld)", count,
-                 static_cast<long>(i), extent, static_cast<long>(byte));
+      simt::fail(site,
+                 "shared access out of bounds: %d element(s) at %ld of a view of %d (byte %ld)",
+                 count, static_cast<long>(i), extent, static_cast<long>(byte));
     }
     if (byte % static_cast<int64_t>(sizeof(T) * count) != 0) {
-      simt::fail(site, "misaligned shared access: %zu bytes at byte %ld", sizeof(T) * count, static_cast<long>(byte));
+      simt::fail(site, "misaligned shared access: %zu bytes at byte %ld", sizeof(T) * count,
+                 static_cast<long>(byte));
     }
     return static_cast<uint32_t>(byte);
   }
@@ -235,7 +249,8 @@ T atomic_add(Global<T> view, int64_t i, T value, Site site = Site::here()) {
   view.store(i, old + value, site);
   return old;
 }
-inline int32_t atomic_max(Global<int32_t> view, int64_t i, int32_t value, Site site = Site::here()) {
+inline int32_t atomic_max(Global<int32_t> view, int64_t i, int32_t value,
+                          Site site = Site::here()) {
   const int32_t old = view.load(i, site);
   if (value > old) view.store(i, value, site);
   return old;
@@ -254,17 +269,20 @@ template <class T>
 T atomic_add(Shared<T> view, int64_t i, T value, Site site = Site::here()) {
   return atomic_update(view, i, [=](T old) { return old + value; }, site);
 }
-inline int32_t atomic_max(Shared<int32_t> view, int64_t i, int32_t value, Site site = Site::here()) {
+inline int32_t atomic_max(Shared<int32_t> view, int64_t i, int32_t value,
+                          Site site = Site::here()) {
   return atomic_update(view, i, [=](int32_t old) { return old > value ? old : value; }, site);
 }
 
-// ---------------------------------------------------------------------------------------------------- ldmatrix, cp.async
+// ------------------------------------------------------------------------------------------------
+// ldmatrix, cp.async
 
 template <int N, class T>
 void ldmatrix(uint32_t* registers, Shared<T> view, int64_t i, bool transposed, Site site) {
   static_assert(sizeof(T) == 2, "ldmatrix moves 8x8 matrices of 16-bit elements");
   simt::WarpRequest request{simt::WarpOp::ldmatrix, kFullMask, site};
-  if (lane() < 8 * N) request.value = view.address(i, 8, site);  // the other lanes' addresses are not used
+  if (lane() < 8 * N)
+    request.value = view.address(i, 8, site);  // the other lanes' addresses are not used
   request.argument = N;
   request.transposed = transposed;
   request.registers = registers;
@@ -288,7 +306,8 @@ void ldmatrix_x2_trans(uint32_t (&r)[2], Shared<T> view, int64_t i, Site site = 
 }
 
 template <class T, class U>
-void cp_async16(Shared<T> shared, int64_t i, Global<U> global, int64_t j, bool predicate, Site site = Site::here()) {
+void cp_async16(Shared<T> shared, int64_t i, Global<U> global, int64_t j, bool predicate,
+                Site site = Site::here()) {
   static_assert(sizeof(T) == sizeof(U), "a copy keeps the element type");
   constexpr int kCount = 16 / sizeof(T);
   if (predicate) {
@@ -304,9 +323,11 @@ void cp_async_wait() {
   simt::machine.wait_copies(N);
 }
 
-// ---------------------------------------------------------------------------------------------------- tensor cores
+// ------------------------------------------------------------------------------------------------
+// tensor cores
 
-inline void mma(simt::WarpOp op, float* d, const uint32_t* a, const uint32_t* b, int variant, Site site) {
+inline void mma(simt::WarpOp op, float* d, const uint32_t* a, const uint32_t* b, int variant,
+                Site site) {
   simt::WarpRequest request{op, kFullMask, site};
   request.a = a;
   request.b = b;
@@ -315,15 +336,18 @@ inline void mma(simt::WarpOp op, float* d, const uint32_t* a, const uint32_t* b,
   simt::machine.warp_op(request);
 }
 template <class T>
-void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], Site site = Site::here()) {
+void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
+                  Site site = Site::here()) {
   mma(simt::WarpOp::mma_m16n8k16, d, a, b, std::is_same_v<T, bfloat16>, site);
 }
 template <Layout A = Layout::row, Layout B = Layout::col>
-void mma_m8n8k4(float (&d)[8], const uint32_t (&a)[2], const uint32_t (&b)[2], Site site = Site::here()) {
+void mma_m8n8k4(float (&d)[8], const uint32_t (&a)[2], const uint32_t (&b)[2],
+                Site site = Site::here()) {
   mma(simt::WarpOp::mma_m8n8k4, d, a, b, (A == Layout::col) * 2 + (B == Layout::col), site);
 }
 
-// ---------------------------------------------------------------------------------------------------- arithmetic
+// ------------------------------------------------------------------------------------------------
+// arithmetic
 
 inline float exp2_approx(float x) { return std::exp2(x); }
 inline float log2_approx(float x) { return std::log2(x); }
@@ -349,10 +373,12 @@ uint32_t pack2(float low, float high) {
 }
 template <class T>
 Vec<float, 2> unpack2(uint32_t word) {
-  return {{to_float(T{static_cast<uint16_t>(word & 0xffffu)}), to_float(T{static_cast<uint16_t>(word >> 16)})}};
+  return {{to_float(T{static_cast<uint16_t>(word & 0xffffu)}),
+           to_float(T{static_cast<uint16_t>(word >> 16)})}};
 }
 
-// ---------------------------------------------------------------------------------------------------- launch
+// ------------------------------------------------------------------------------------------------
+// launch
 
 using Stream = void*;
 

@@ -12,15 +12,18 @@
 namespace megalite::simt {
 namespace {
 
-constexpr size_t kStackBytes = 256 * 1024;  // kernels hold their fragments in arrays on it; pages are touched lazily
+constexpr size_t kStackBytes =
+    256 * 1024;  // kernels hold their fragments in arrays on it; pages are touched lazily
 constexpr size_t kGuardBytes = 4096;
 // Stacks begin at different cache sets, or the frames of all lanes would evict each other.
 constexpr size_t kColourBytes = 64 * 17;
 constexpr size_t kNumColours = 60;
 
 char* map_stack() {
-  void* p = mmap(nullptr, kStackBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (p == MAP_FAILED) throw std::runtime_error("simt: no memory for the stack of an emulated thread");
+  void* p = mmap(nullptr, kStackBytes, PROT_READ | PROT_WRITE,
+                 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (p == MAP_FAILED)
+    throw std::runtime_error("simt: no memory for the stack of an emulated thread");
   mprotect(p, kGuardBytes, PROT_NONE);
   return static_cast<char*>(p);
 }
@@ -28,7 +31,8 @@ char* map_stack() {
 }  // namespace
 
 #ifdef __x86_64__
-// Saves the callee-saved registers on the running stack, its pointer in *rdi, and continues on the stack rsi.
+// Saves the callee-saved registers on the running stack, its pointer in *rdi, and continues on the
+// stack rsi.
 extern "C" void megalite_simt_switch(void** save, void* load);
 asm(R"(
 .text
@@ -56,7 +60,8 @@ megalite_simt_switch:
 void Fibers::prepare(int i, void (*entry)()) {
   Fiber& fiber = fibers_[i];
   char* top = fiber.stack + kStackBytes - kColourBytes * (static_cast<size_t>(i) % kNumColours);
-  // A function starts with the stack pointer 8 below a multiple of 16: the slot of its return address.
+  // A function starts with the stack pointer 8 below a multiple of 16: the slot of its return
+  // address.
   void** slot = reinterpret_cast<void**>((reinterpret_cast<uintptr_t>(top) & ~uintptr_t{15}) - 8);
   slot[0] = nullptr;
   slot[-1] = reinterpret_cast<void*>(entry);
@@ -75,7 +80,8 @@ void Fibers::prepare(int i, void (*entry)()) {
   auto* context = static_cast<ucontext_t*>(fiber.context);
   getcontext(context);
   context->uc_stack.ss_sp = fiber.stack + kGuardBytes;
-  context->uc_stack.ss_size = kStackBytes - kGuardBytes - kColourBytes * (static_cast<size_t>(i) % kNumColours);
+  context->uc_stack.ss_size =
+      kStackBytes - kGuardBytes - kColourBytes * (static_cast<size_t>(i) % kNumColours);
   context->uc_link = nullptr;
   makecontext(context, entry, 0);
 }

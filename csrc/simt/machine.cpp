@@ -17,10 +17,12 @@ const char* base_name(const char* path) {
   return slash ? slash + 1 : path;
 }
 
-std::string place(Site site) { return std::string(base_name(site.file)) + ":" + std::to_string(site.line); }
+std::string place(Site site) {
+  return std::string(base_name(site.file)) + ":" + std::to_string(site.line);
+}
 
 const char* name_of(WarpOp op) {
-  static const char* names[] = {"syncwarp", "shfl", "shfl_xor", "shfl_down", "ballot",
+  static const char* names[] = {"syncwarp", "shfl", "shfl_xor", "shfl_down",    "ballot",
                                 "any",      "all",  "ldmatrix", "mma_m16n8k16", "mma_m8n8k4"};
   return names[static_cast<int>(op)];
 }
@@ -39,8 +41,9 @@ void fail(Site site, const char* format, ...) {
   std::vsnprintf(text, sizeof text, format, arguments);
   va_end(arguments);
   char message[1024];
-  std::snprintf(message, sizeof message, "simt: kernel %s, %s, block (%d, %d, %d), thread %d: %s", machine.kernel(),
-                place(site).c_str(), machine.block[0], machine.block[1], machine.block[2], machine.thread, text);
+  std::snprintf(message, sizeof message, "simt: kernel %s, %s, block (%d, %d, %d), thread %d: %s",
+                machine.kernel(), place(site).c_str(), machine.block[0], machine.block[1],
+                machine.block[2], machine.thread, text);
   machine.stop(message);
 }
 
@@ -56,8 +59,8 @@ void Machine::run(const Launch& launch) {
   static std::mutex one_launch;
   const std::lock_guard<std::mutex> hold(one_launch);
   if (launch.threads < 1 || launch.threads > 1024) {
-    throw KernelError(std::string("simt: kernel ") + launch.name + ": a block has 1 to 1024 threads, not " +
-                      std::to_string(launch.threads));
+    throw KernelError(std::string("simt: kernel ") + launch.name +
+                      ": a block has 1 to 1024 threads, not " + std::to_string(launch.threads));
   }
   const Running running(this, launch);
   num_threads = launch.threads;
@@ -80,7 +83,9 @@ void Machine::run(const Launch& launch) {
   }
 }
 
-Machine::Running::Running(Machine* owner, const Launch& launch) : machine(owner) { machine->launch_ = &launch; }
+Machine::Running::Running(Machine* owner, const Launch& launch) : machine(owner) {
+  machine->launch_ = &launch;
+}
 Machine::Running::~Running() {
   machine->launch_ = nullptr;
   machine->thread = -1;
@@ -133,7 +138,8 @@ int Machine::choose_warp() {
   return -1;
 }
 
-/// Run each lane that can, in a random order, until it waits; a few rounds, then perhaps another warp.
+/// Run each lane that can, in a random order, until it waits; a few rounds, then perhaps another
+/// warp.
 void Machine::run_warp(int index) {
   Warp& warp = warps_[index];
   const uint32_t dice = random();
@@ -141,7 +147,8 @@ void Machine::run_warp(int index) {
   const uint32_t stride = (dice >> 8) | 1u, start = dice >> 20;
   for (int round = 0; round < rounds && warp.runnable != 0; ++round) {
     for (uint32_t i = 0; i < 32; ++i) {
-      const int l = static_cast<int>((start + i * stride + static_cast<uint32_t>(round) * 7u) & 31u);
+      const int l =
+          static_cast<int>((start + i * stride + static_cast<uint32_t>(round) * 7u) & 31u);
       if (!(warp.runnable >> l & 1u)) continue;
       lane = l;
       thread = index * 32 + l;
@@ -163,7 +170,8 @@ void Machine::thread_main() {
 
 void Machine::finish_thread() {
   if (num_at_barrier_ > 0) {
-    fail(barrier_site_, "divergent barrier: this thread ends while thread %d waits at syncthreads", barrier_thread_);
+    fail(barrier_site_, "divergent barrier: this thread ends while thread %d waits at syncthreads",
+         barrier_thread_);
   }
   Warp& warp = warps_[thread / 32];
   warp.exited |= 1u << lane;
@@ -181,7 +189,8 @@ void Machine::stop(const std::string& message) {
 void Machine::wait_for_scheduler() { fibers_.leave(thread); }
 
 void Machine::barrier(Site site) {
-  if (num_exited_ > 0) fail(site, "divergent barrier: syncthreads after another thread of the block has ended");
+  if (num_exited_ > 0)
+    fail(site, "divergent barrier: syncthreads after another thread of the block has ended");
   if (num_at_barrier_ == 0) {
     barrier_site_ = site;
     barrier_thread_ = thread;
@@ -212,19 +221,23 @@ void Machine::warp_op(WarpRequest& request) {
   const int index = thread / 32, self = lane;
   Warp& warp = warps_[index];
   const uint32_t bit = 1u << self;
-  if (!(request.mask & bit)) fail(request.site, "%s: mask 0x%08x lacks the calling lane %d", name_of(request.op),
-                                  request.mask, self);
+  if (!(request.mask & bit))
+    fail(request.site, "%s: mask 0x%08x lacks the calling lane %d", name_of(request.op),
+         request.mask, self);
   if (request.mask & (warp.exited | ~warp.members)) {
-    fail(request.site, "%s: mask 0x%08x names lanes that have ended or do not exist (0x%08x)", name_of(request.op),
-         request.mask, request.mask & (warp.exited | ~warp.members));
+    fail(request.site, "%s: mask 0x%08x names lanes that have ended or do not exist (0x%08x)",
+         name_of(request.op), request.mask, request.mask & (warp.exited | ~warp.members));
   }
   warp.requests[self] = &request;
   warp.waiting |= bit;
   for_each_lane(warp.waiting & request.mask & ~bit, [&](int l) {
     const WarpRequest& other = *warp.requests[l];
-    if (other.mask == request.mask && other.op == request.op && other.site.line == request.site.line) return;
-    fail(request.site, "%s with mask 0x%08x: lane %d is at %s with mask 0x%08x at %s", name_of(request.op), request.mask,
-         l, name_of(other.op), other.mask, place(other.site).c_str());
+    if (other.mask == request.mask && other.op == request.op &&
+        other.site.line == request.site.line)
+      return;
+    fail(request.site, "%s with mask 0x%08x: lane %d is at %s with mask 0x%08x at %s",
+         name_of(request.op), request.mask, l, name_of(other.op), other.mask,
+         place(other.site).c_str());
   });
   if ((warp.waiting & request.mask) == request.mask) {
     perform(*this, warp, index, request);
@@ -249,18 +262,21 @@ void Machine::report_deadlock() {
     const uint32_t missing = request.mask & ~warp.waiting;
     char text[512];
     std::snprintf(text, sizeof text,
-                  "simt: kernel %s, %s, block (%d, %d, %d), thread %zu: %s with mask 0x%08x waits for lanes 0x%08x that "
+                  "simt: kernel %s, %s, block (%d, %d, %d), thread %zu: %s with mask 0x%08x waits "
+                  "for lanes 0x%08x that "
                   "%s",
-                  kernel(), place(request.site).c_str(), block[0], block[1], block[2], w * 32 + l, name_of(request.op),
-                  request.mask, missing,
+                  kernel(), place(request.site).c_str(), block[0], block[1], block[2], w * 32 + l,
+                  name_of(request.op), request.mask, missing,
                   missing & warp.exited ? "have ended"
-                  : missing & warp.at_barrier ? ("wait at the syncthreads of " + place(barrier_site_)).c_str()
-                                              : "wait elsewhere");
+                  : missing & warp.at_barrier
+                      ? ("wait at the syncthreads of " + place(barrier_site_)).c_str()
+                      : "wait elsewhere");
     throw KernelError(text);
   }
   thread = last_thread;
-  throw KernelError(std::string("simt: kernel ") + kernel() + ": divergent barrier: " + std::to_string(num_at_barrier_) +
-                    " of " + std::to_string(num_threads) + " threads wait at syncthreads");
+  throw KernelError(std::string("simt: kernel ") + kernel() +
+                    ": divergent barrier: " + std::to_string(num_at_barrier_) + " of " +
+                    std::to_string(num_threads) + " threads wait at syncthreads");
 }
 
 void Machine::copy_async(Site site, uint32_t offset, const void* source) {
@@ -277,7 +293,8 @@ void Machine::wait_copies(int groups_left) {
     if (copy.group + static_cast<uint32_t>(groups_left) >= queue.open_group) break;
     shared.finish_copy(tag, copy.offset, copy.source);
   }
-  queue.copies.erase(queue.copies.begin(), queue.copies.begin() + static_cast<std::ptrdiff_t>(landed));
+  queue.copies.erase(queue.copies.begin(),
+                     queue.copies.begin() + static_cast<std::ptrdiff_t>(landed));
 }
 
 /// Match the lanes' accesses by source line, in order, and count the cycles that each group takes.

@@ -1,5 +1,5 @@
-// The emulated GPU: runs the blocks of a launch one after another, the threads of a block as fibers in a random order
-// given by a seed, and stops at the first thing that a GPU would not define.
+// The emulated GPU: runs the blocks of a launch one after another, the threads of a block as fibers
+// in a random order given by a seed, and stops at the first thing that a GPU would not define.
 #pragma once
 
 #include <cstdint>
@@ -24,25 +24,39 @@ class KernelError : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-/// What a kernel did, summed over its launches. A wavefront is one cycle of the 32 banks of shared memory.
+/// What a kernel did, summed over its launches. A wavefront is one cycle of the 32 banks of shared
+/// memory.
 struct Counters {
   uint64_t launches = 0, blocks = 0, barriers = 0;
   uint64_t global_read_bytes = 0, global_write_bytes = 0;
   uint64_t shared_read_bytes = 0, shared_write_bytes = 0;
   uint64_t mma_m16n8k16 = 0, mma_m8n8k4 = 0, ldmatrix = 0, shuffles = 0;
   uint64_t ldmatrix_conflicts = 0;  // wavefronts beyond one for 8 rows
-  uint64_t shared_wavefronts = 0, shared_conflicts = 0;  // of plain accesses, only while bank counting is on
+  uint64_t shared_wavefronts = 0,
+           shared_conflicts = 0;  // of plain accesses, only while bank counting is on
 };
 
-enum class WarpOp { sync, shuffle, shuffle_xor, shuffle_down, ballot, any, all, ldmatrix, mma_m16n8k16, mma_m8n8k4 };
+enum class WarpOp {
+  sync,
+  shuffle,
+  shuffle_xor,
+  shuffle_down,
+  ballot,
+  any,
+  all,
+  ldmatrix,
+  mma_m16n8k16,
+  mma_m8n8k4
+};
 
-/// What one lane brings to an operation of its warp; it lives on the lane's stack until all lanes of `mask` have come.
+/// What one lane brings to an operation of its warp; it lives on the lane's stack until all lanes
+/// of `mask` have come.
 struct WarpRequest {
   WarpOp op;
   uint32_t mask;
   Site site;
-  uint32_t value = 0;      // shuffled value, vote, or byte offset of an ldmatrix row
-  int argument = 0;        // shuffle lane or delta; ldmatrix matrices; mma variant (see warp.cpp)
+  uint32_t value = 0;  // shuffled value, vote, or byte offset of an ldmatrix row
+  int argument = 0;    // shuffle lane or delta; ldmatrix matrices; mma variant (see warp.cpp)
   bool transposed = false;
   const uint32_t* a = nullptr;
   const uint32_t* b = nullptr;
@@ -150,8 +164,8 @@ class Machine {
 
 extern Machine machine;
 
-/// Shared-memory cycles of the accesses that the lanes of one warp make together, less those of a conflict-free one.
-/// Accesses of 8 bytes go half a warp at a time, of 16 bytes a quarter.
+/// Shared-memory cycles of the accesses that the lanes of one warp make together, less those of a
+/// conflict-free one. Accesses of 8 bytes go half a warp at a time, of 16 bytes a quarter.
 struct Wavefronts {
   uint64_t total, ideal;
 };

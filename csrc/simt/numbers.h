@@ -1,4 +1,5 @@
-// The 16-bit floating-point formats, converted as the GPU does: exactly to float, to nearest even from it.
+// The 16-bit floating-point formats, converted as the GPU does: exactly to float, to nearest even
+// from it.
 #pragma once
 
 #include <cstdint>
@@ -18,7 +19,8 @@ inline uint32_t float_to_bits(float x) {
 }
 
 inline float half_to_float(uint16_t h) {
-  // Shifted into place, the exponent is 112 too small: a product by 2^112 corrects normal and subnormal numbers alike.
+  // Shifted into place, the exponent is 112 too small: a product by 2^112 corrects normal and
+  // subnormal numbers alike.
   uint32_t bits = float_to_bits(bits_to_float(static_cast<uint32_t>(h & 0x7fffu) << 13) * 0x1p112f);
   if ((h & 0x7c00u) == 0x7c00u) bits |= 0x7f800000u;
   return bits_to_float(bits | static_cast<uint32_t>(h & 0x8000u) << 16);
@@ -29,10 +31,12 @@ inline uint16_t float_to_half(float x) {
   const uint16_t sign = static_cast<uint16_t>(bits >> 16 & 0x8000u);
   if (magnitude > 0x7f800000u) return 0x7fff;
   if (magnitude >= 0x477ff000u) return sign | 0x7c00;  // 65520 and above round to infinity
-  if (magnitude < 0x38800000u) {                       // subnormal: adding 0.5 rounds to multiples of 2^-24
-    return sign | static_cast<uint16_t>(float_to_bits(bits_to_float(magnitude) + 0.5f) - 0x3f000000u);
+  if (magnitude < 0x38800000u) {  // subnormal: adding 0.5 rounds to multiples of 2^-24
+    return sign |
+           static_cast<uint16_t>(float_to_bits(bits_to_float(magnitude) + 0.5f) - 0x3f000000u);
   }
-  return sign | static_cast<uint16_t>((magnitude - 0x38000000u + 0xfffu + (magnitude >> 13 & 1u)) >> 13);
+  return sign |
+         static_cast<uint16_t>((magnitude - 0x38000000u + 0xfffu + (magnitude >> 13 & 1u)) >> 13);
 }
 
 inline float bfloat16_to_float(uint16_t b) { return bits_to_float(static_cast<uint32_t>(b) << 16); }

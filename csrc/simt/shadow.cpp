@@ -5,7 +5,8 @@
 namespace megalite::simt {
 namespace {
 
-/// Whether an access tagged `before` is ordered before one tagged `me`: same thread, or a barrier between them.
+/// Whether an access tagged `before` is ordered before one tagged `me`: same thread, or a barrier
+/// between them.
 bool ordered(Tag before, Tag me) {
   if (block_epoch(before) < block_epoch(me) || thread_of(before) == thread_of(me)) return true;
   const int warp = warp_of(thread_of(before));
@@ -31,19 +32,20 @@ void SharedMemory::check_written(Site site, Tag me, const Cell& c) const {
   const uint32_t offset = offset_of(c);
   if (c.write == 0) fail(site, "uninitialised shared memory is read at byte %u", offset);
   if (c.write & kPending) {
-    fail(site, "shared memory is read at byte %u before the wait for the cp.async that %s issued", offset,
-         who(c.write).c_str());
+    fail(site, "shared memory is read at byte %u before the wait for the cp.async that %s issued",
+         offset, who(c.write).c_str());
   }
   if (ordered(c.write, me)) return;
-  fail(site, "shared-memory race at byte %u: read after %s wrote it, without %s between", offset, who(c.write).c_str(),
-       missing_barrier(c.write, me));
+  fail(site, "shared-memory race at byte %u: read after %s wrote it, without %s between", offset,
+       who(c.write).c_str(), missing_barrier(c.write, me));
 }
 
 void SharedMemory::check_overwrite(Site site, Tag me, const Cell& c) const {
   const uint32_t offset = offset_of(c);
   if (c.write & kPending) {
-    fail(site, "shared memory is written at byte %u before the wait for the cp.async that %s issued", offset,
-         who(c.write).c_str());
+    fail(site,
+         "shared memory is written at byte %u before the wait for the cp.async that %s issued",
+         offset, who(c.write).c_str());
   }
   if (ordered(c.write, me)) return;
   fail(site, "shared-memory race at byte %u: written after %s wrote it, without %s between", offset,
@@ -52,14 +54,15 @@ void SharedMemory::check_overwrite(Site site, Tag me, const Cell& c) const {
 
 void SharedMemory::check_readers(Site site, Tag me, const Cell& c) const {
   if (ordered(c.read, me)) return;
-  fail(site, "shared-memory race at byte %u: written after %s read it, without %s between", offset_of(c),
-       who(c.read).c_str(), missing_barrier(c.read, me));
+  fail(site, "shared-memory race at byte %u: written after %s read it, without %s between",
+       offset_of(c), who(c.read).c_str(), missing_barrier(c.read, me));
 }
 
 void SharedMemory::atomic(Site site, Tag me, uint32_t offset, uint32_t bytes) {
   const Tag mark = (me & ~Tag{0xffff}) | kAtomicWriter;
   for (Cell *c = cell(offset), *end = cell(offset + bytes); c < end; ++c) {
-    const bool after_atomic = block_epoch(c->write) == block_epoch(me) && thread_of(c->write) == kAtomicWriter;
+    const bool after_atomic =
+        block_epoch(c->write) == block_epoch(me) && thread_of(c->write) == kAtomicWriter;
     if (!after_atomic) check_written(site, me, *c);
     if (block_epoch(c->read) >= block_epoch(me)) check_readers(site, me, *c);
     c->write = mark;

@@ -1,5 +1,6 @@
-// Shared memory of the emulated block, with what is known about each pair of bytes: who wrote it last and who has read it
-// since, in which interval between barriers. An access that no barrier orders after a conflicting one is a race.
+// Shared memory of the emulated block, with what is known about each pair of bytes: who wrote it
+// last and who has read it since, in which interval between barriers. An access that no barrier
+// orders after a conflicting one is a race.
 #pragma once
 
 #include <cstdint>
@@ -12,20 +13,22 @@ namespace megalite::simt {
 struct Site {
   const char* file;
   int line;
-  static constexpr Site here(const char* file = __builtin_FILE(), int line = __builtin_LINE()) { return {file, line}; }
+  static constexpr Site here(const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
+    return {file, line};
+  }
 };
 
 /// Stop the kernel with a message that names kernel, place, block and thread.
 [[noreturn]] __attribute__((noinline, cold)) void fail(Site site, const char* format, ...)
     __attribute__((format(printf, 2, 3)));
 
-/// Who touches memory, and when: [block epoch: 23 | warp epoch: 24 | thread: 16]. A block barrier advances both epochs,
-/// a syncwarp the warp's. Thread numbers from 0x400 on are groups.
+/// Who touches memory, and when: [block epoch: 23 | warp epoch: 24 | thread: 16]. A block barrier
+/// advances both epochs, a syncwarp the warp's. Thread numbers from 0x400 on are groups.
 using Tag = uint64_t;
-constexpr Tag kPending = Tag{1} << 63;       // a cp.async has been issued and not waited for
-constexpr uint32_t kWarpReader = 0x400;      // + warp: several lanes of one warp
-constexpr uint32_t kManyReaders = 0x800;     // lanes of several warps
-constexpr uint32_t kAtomicWriter = 0x1000;   // any number of atomic operations
+constexpr Tag kPending = Tag{1} << 63;      // a cp.async has been issued and not waited for
+constexpr uint32_t kWarpReader = 0x400;     // + warp: several lanes of one warp
+constexpr uint32_t kManyReaders = 0x800;    // lanes of several warps
+constexpr uint32_t kAtomicWriter = 0x1000;  // any number of atomic operations
 constexpr uint32_t block_epoch(Tag tag) { return static_cast<uint32_t>(tag >> 40); }
 constexpr uint32_t warp_epoch(Tag tag) { return static_cast<uint32_t>(tag >> 16) & 0xffffffu; }
 constexpr uint32_t thread_of(Tag tag) { return static_cast<uint32_t>(tag) & 0xffffu; }
@@ -51,7 +54,8 @@ class SharedMemory {
 
   void read(Site site, Tag me, uint32_t offset, uint32_t bytes) {
     for (Cell *c = cell(offset), *end = cell(offset + bytes); c < end; ++c) {
-      // One comparison for "written in an earlier interval": 0 (never) and pending wrap to large numbers.
+      // One comparison for "written in an earlier interval": 0 (never) and pending wrap to large
+      // numbers.
       if (block_epoch(c->write) - 1u >= block_epoch(me) - 1u) check_written(site, me, *c);
       if (c->read != me) note_reader(*c, me);
     }
@@ -85,7 +89,9 @@ class SharedMemory {
       return;
     }
     const int warp = warp_of(thread_of(me));
-    const uint32_t group = warp_of(thread_of(c.read)) == warp ? kWarpReader + static_cast<uint32_t>(warp) : kManyReaders;
+    const uint32_t group = warp_of(thread_of(c.read)) == warp
+                               ? kWarpReader + static_cast<uint32_t>(warp)
+                               : kManyReaders;
     c.read = (me & ~Tag{0xffff}) | group;
   }
 

@@ -1,4 +1,5 @@
-// The operations that the lanes of a warp carry out together, done once for all of them when the last lane arrives.
+// The operations that the lanes of a warp carry out together, done once for all of them when the
+// last lane arrives.
 #include <cstring>
 
 #include "fragments.h"
@@ -30,7 +31,8 @@ void shuffle(Machine& machine, Warp& warp, const WarpRequest& first) {
     WarpRequest& mine = *warp.requests[lane];
     const int source = shuffle_source(mine, lane);
     if (!(first.mask >> source & 1u)) {
-      fail(first.site, "shuffle: lane %d reads lane %d, which mask 0x%08x lacks", lane, source, first.mask);
+      fail(first.site, "shuffle: lane %d reads lane %d, which mask 0x%08x lacks", lane, source,
+           first.mask);
     }
     mine.result = warp.requests[source]->value;
   });
@@ -38,7 +40,9 @@ void shuffle(Machine& machine, Warp& warp, const WarpRequest& first) {
 
 void vote(Warp& warp, const WarpRequest& first) {
   uint32_t votes = 0;
-  for_each_lane(first.mask, [&](int lane) { votes |= static_cast<uint32_t>(warp.requests[lane]->value != 0) << lane; });
+  for_each_lane(first.mask, [&](int lane) {
+    votes |= static_cast<uint32_t>(warp.requests[lane]->value != 0) << lane;
+  });
   uint32_t result = votes;
   if (first.op == WarpOp::any) result = votes != 0;
   if (first.op == WarpOp::all) result = votes == first.mask;
@@ -46,7 +50,8 @@ void vote(Warp& warp, const WarpRequest& first) {
 }
 
 void require_whole_warp(const WarpRequest& first, const char* name) {
-  if (first.mask != kFullMask) fail(first.site, "%s needs all 32 lanes, not mask 0x%08x", name, first.mask);
+  if (first.mask != kFullMask)
+    fail(first.site, "%s needs all 32 lanes, not mask 0x%08x", name, first.mask);
 }
 
 /// The 16-bit numbers of a lane's registers.
@@ -112,9 +117,11 @@ void mma_m8n8k4(Warp& warp, Layout layout_a, Layout layout_b) {
   }
 }
 
-/// Lanes 8m .. 8m + 7 give the rows of matrix m. A row reaches four lanes, so it is read on behalf of the whole warp.
+/// Lanes 8m .. 8m + 7 give the rows of matrix m. A row reaches four lanes, so it is read on behalf
+/// of the whole warp.
 void ldmatrix(Machine& machine, Warp& warp, int warp_index, const WarpRequest& first) {
-  const Tag reader = (machine.tag & ~Tag{0xffff}) | (kWarpReader + static_cast<uint32_t>(warp_index));
+  const Tag reader =
+      (machine.tag & ~Tag{0xffff}) | (kWarpReader + static_cast<uint32_t>(warp_index));
   const int matrices = first.argument;
   ++machine.counters->ldmatrix;
   for (int m = 0; m < matrices; ++m) {
@@ -159,7 +166,8 @@ void perform(Machine& machine, Warp& warp, int warp_index, const WarpRequest& fi
     case WarpOp::mma_m16n8k16:
       require_whole_warp(first, "mma_m16n8k16");
       ++machine.counters->mma_m16n8k16;
-      return first.argument == 0 ? mma_m16n8k16<half_to_float>(warp) : mma_m16n8k16<bfloat16_to_float>(warp);
+      return first.argument == 0 ? mma_m16n8k16<half_to_float>(warp)
+                                 : mma_m16n8k16<bfloat16_to_float>(warp);
     case WarpOp::mma_m8n8k4:
       require_whole_warp(first, "mma_m8n8k4");
       ++machine.counters->mma_m8n8k4;

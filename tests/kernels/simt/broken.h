@@ -1,4 +1,5 @@
-// Kernels that are wrong in one way each (Broken = true), and their correct twins. 128 threads, 4096 bytes of shared memory.
+// Kernels that are wrong in one way each (Broken = true), and their correct twins. 128 threads,
+// 4096 bytes of shared memory.
 #pragma once
 
 #include "intrinsics.cuh"

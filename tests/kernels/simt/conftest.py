@@ -15,7 +15,7 @@ FLAGS = ["-std=c++17", "-O2", "-g1", "-fPIC", "-DMEGALITE_SIMT", "-Wall", "-Wext
 
 
 def build_library(sources: list[Path], folder: Path) -> Path:
-    """Compile ``sources`` with the emulator into a shared library, or reuse the one of equal text."""
+    """Compile ``sources`` with the emulator, or reuse the library of equal text."""
     headers = [*(ROOT / "csrc/simt").glob("*.h"), *(ROOT / "csrc/cuda").glob("intrinsics*.cuh")]
     text = b"".join(p.read_bytes() for p in [*sources, *sorted(headers), *HERE.glob("*.h")])
     target = folder / f"simt_cases_{hashlib.sha256(text).hexdigest()[:16]}.so"

@@ -1,10 +1,11 @@
-// Compares fragments.h with CuTe's MMA_Traits and Copy_Traits; prints a line for each difference, returns their number.
+// Compares fragments.h with CuTe's MMA_Traits and Copy_Traits; prints a line for each difference,
+// returns their number.
 #include <cstdio>
 #include <cute/atom/copy_traits_sm75.hpp>
 #include <cute/atom/mma_traits_sm70.hpp>
 #include <cute/atom/mma_traits_sm80.hpp>
 
-#include "../../../csrc/simt/fragments.h"
+#include "fragments.h"
 
 using megalite::Layout;
 using megalite::simt::Coordinate;
@@ -16,13 +17,13 @@ int differences = 0;
 /// CuTe maps (thread, value) to row + column * rows.
 template <class CuteLayout, class Ours>
 void compare(const char* what, CuteLayout layout, int rows, Ours ours) {
-  for (int t = 0; t < static_cast<int>(size<0>(layout)); ++t) {
-    for (int v = 0; v < static_cast<int>(size<1>(layout)); ++v) {
+  for (int t = 0; t < static_cast<int>(cute::size<0>(layout)); ++t) {
+    for (int v = 0; v < static_cast<int>(cute::size<1>(layout)); ++v) {
       const int index = static_cast<int>(layout(t, v));
       const Coordinate at = ours(t, v);
       if (index == at.row + at.col * rows) continue;
-      std::printf("%s thread %d value %d: CuTe (%d, %d), ours (%d, %d)\n", what, t, v, index % rows, index / rows, at.row,
-                  at.col);
+      std::printf("%s thread %d value %d: CuTe (%d, %d), ours (%d, %d)\n", what, t, v, index % rows,
+                  index / rows, at.row, at.col);
       ++differences;
     }
   }
@@ -43,14 +44,16 @@ void compare_m16n8k16(const char* what) {
 template <class Atom, Layout A, Layout B>
 void compare_m8n8k4(const char* what) {
   using Traits = cute::MMA_Traits<Atom>;
-  compare(what, typename Traits::ALayout{}, 8, [](int t, int v) { return megalite::simt::m8n8k4_a(A, t, v); });
+  compare(what, typename Traits::ALayout{}, 8,
+          [](int t, int v) { return megalite::simt::m8n8k4_a(A, t, v); });
   compare(what, typename Traits::BLayout{}, 8, [](int t, int v) {
     const Coordinate at = megalite::simt::m8n8k4_b(B, t, v);
     return Coordinate{at.col, at.row};
   });
   compare(what, typename Traits::CLayout{}, 8, megalite::simt::m8n8k4_c);
   for (int t = 0; t < 8; ++t) {  // the lanes of the first quadpair
-    if (static_cast<int>(typename Traits::ThrID{}(t)) == megalite::simt::quadpair_lane(0, t)) continue;
+    if (static_cast<int>(typename Traits::ThrID{}(t)) == megalite::simt::quadpair_lane(0, t))
+      continue;
     std::printf("%s: thread %d is another lane\n", what, t);
     ++differences;
   }
@@ -62,7 +65,7 @@ void compare_ldmatrix(const char* what, bool transposed) {
   const auto layout = typename cute::Copy_Traits<Atom>::DstLayout{};
   for (int t = 0; t < 32; ++t) {
     for (int e = 0; e < 2; ++e) {
-      for (int matrix = 0; matrix < static_cast<int>(size<1>(layout)) / 32; ++matrix) {
+      for (int matrix = 0; matrix < static_cast<int>(cute::size<1>(layout)) / 32; ++matrix) {
         const int half = static_cast<int>(layout(t, matrix * 32 + e * 16)) / 16;
         const Coordinate at = megalite::simt::ldmatrix_element(transposed, t, e);
         if (half == matrix * 64 + at.row * 8 + at.col) continue;

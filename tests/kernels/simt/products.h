@@ -15,7 +15,8 @@ void sm80(Global<const T> a, Global<const T> b, Global<float> c, int N, int K) {
     for (int i = t; i < kTile / 8; i += 32) {
       const int r = i / 4, offset = r * kStep + (i % 4 ^ r / 2 % 4) * 8;
       cp_async16(s, stage * 2 * kTile + offset, a, int64_t{row + r} * K + k + i % 4 * 8, true);
-      cp_async16(s, (stage * 2 + 1) * kTile + offset, b, int64_t{col + r} * K + k + i % 4 * 8, true);
+      cp_async16(s, (stage * 2 + 1) * kTile + offset, b, int64_t{col + r} * K + k + i % 4 * 8,
+                 true);
     }
     cp_async_commit();
   };
@@ -53,11 +54,13 @@ void launch_sm80(const uint16_t* a, const uint16_t* b, float* c, int M, int N, i
   const auto* pa = reinterpret_cast<const T*>(a);
   const auto* pb = reinterpret_cast<const T*>(b);
   const Dim3 grid{static_cast<uint32_t>(M / 16), static_cast<uint32_t>(N / 16)};
-  launch(LaunchConfig{"sm80", grid, {32}, 4 * 16 * 32 * 2}, sm80<T>, Global<const T>(pa, int64_t{M} * K),
-         Global<const T>(pb, int64_t{N} * K), Global<float>(c, int64_t{M} * N), N, K);
+  launch(LaunchConfig{"sm80", grid, {32}, 4 * 16 * 32 * 2}, sm80<T>,
+         Global<const T>(pa, int64_t{M} * K), Global<const T>(pb, int64_t{N} * K),
+         Global<float>(c, int64_t{M} * N), N, K);
 }
 
-/// c = a b, 8 x 8 x 4, from row-major a [8, 4] and b [4, 8], the fragments loaded as the PTX manual says.
+/// c = a b, 8 x 8 x 4, from row-major a [8, 4] and b [4, 8], the fragments loaded as the PTX manual
+/// says.
 template <Layout A, Layout B>
 void sm70(Global<const half> a, Global<const half> b, Global<float> c) {
   const int low = lane() % 4, high = lane() / 16 * 4, t = low + high;
@@ -79,9 +82,10 @@ void sm70(Global<const half> a, Global<const half> b, Global<float> c) {
 
 inline void launch_sm70(int layouts, const uint16_t* a, const uint16_t* b, float* c) {
   void (*const kernels[])(Global<const half>, Global<const half>, Global<float>) = {
-      sm70<Layout::row, Layout::row>, sm70<Layout::row, Layout::col>, sm70<Layout::col, Layout::row>,
-      sm70<Layout::col, Layout::col>};
-  launch(LaunchConfig{"sm70", {1}, {32}}, kernels[layouts], Global<const half>(reinterpret_cast<const half*>(a), 32),
+      sm70<Layout::row, Layout::row>, sm70<Layout::row, Layout::col>,
+      sm70<Layout::col, Layout::row>, sm70<Layout::col, Layout::col>};
+  launch(LaunchConfig{"sm70", {1}, {32}}, kernels[layouts],
+         Global<const half>(reinterpret_cast<const half*>(a), 32),
          Global<const half>(reinterpret_cast<const half*>(b), 32), Global<float>(c, 256));
 }
 
@@ -102,7 +106,8 @@ inline void sums(Global<const float> x, Global<float> y) {
   y[1] = sum;
 }
 
-/// 16 rows of `stride` halves: ldmatrix reads 32 rows of 8 halves, then each lane reads the first word of its row.
+/// 16 rows of `stride` halves: ldmatrix reads 32 rows of 8 halves, then each lane reads the first
+/// word of its row.
 inline void banks(int stride, Global<float> y) {
   auto s = shared_view<half>(0, 32 * 64);
   const Vec<half, 8> zeros = {};

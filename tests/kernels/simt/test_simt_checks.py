@@ -1,4 +1,4 @@
-"""Each kernel that is wrong in one way is caught and said where; its correct twin runs, equally under all schedules."""
+"""Kernels wrong in one way each are caught; their correct twins pass under all schedules."""
 
 import ctypes
 import re
@@ -66,7 +66,9 @@ def test_every_case_has_its_message(simt):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_broken_kernel_is_caught_under_every_schedule_with_kernel_place_block_and_thread(simt, name):
+def test_broken_kernel_is_caught_under_every_schedule_with_kernel_place_block_and_thread(
+    simt, name
+):
     for seed in SEEDS:
         message, _ = run(simt, name, True, seed)
         assert message is not None, f"{name} passed under seed {seed}"

@@ -1,4 +1,4 @@
-"""The emulated tensor cores, copies and counters give what numpy gives, and schedules decide only what they may."""
+"""The emulated operations give what numpy gives; schedules decide only what they may."""
 
 import ctypes
 
@@ -32,7 +32,9 @@ def product_sm80(simt, a: np.ndarray, b: np.ndarray, *, is_bfloat16: bool, seed:
         inputs[-1][:] = x
     c = np.full((a.shape[0], b.shape[0]), np.nan, np.float32)
     sizes = (a.shape[0], b.shape[0], a.shape[1])
-    found = simt.product_sm80(int(is_bfloat16), ctypes.c_uint64(seed), *map(pointer, [*inputs, c]), *sizes)
+    found = simt.product_sm80(
+        int(is_bfloat16), ctypes.c_uint64(seed), *map(pointer, [*inputs, c]), *sizes
+    )
     assert found is None, found.decode()
     return c
 
@@ -47,7 +49,9 @@ def test_product_through_cp_async_ldmatrix_and_m16n8k16_matches_numpy(simt, is_b
         a, b = a.astype(np.float16), b.astype(np.float16)
         a_bits, b_bits = a.view(np.uint16), b.view(np.uint16)
     want = a.astype(np.float64) @ b.astype(np.float64).T
-    results = [product_sm80(simt, a_bits, b_bits, is_bfloat16=is_bfloat16, seed=s) for s in range(10)]
+    results = [
+        product_sm80(simt, a_bits, b_bits, is_bfloat16=is_bfloat16, seed=s) for s in range(10)
+    ]
     np.testing.assert_allclose(results[0], want, atol=1e-5 * 96)
     for result in results[1:]:
         np.testing.assert_array_equal(result, results[0])
@@ -56,7 +60,10 @@ def test_product_through_cp_async_ldmatrix_and_m16n8k16_matches_numpy(simt, is_b
 @pytest.mark.parametrize("layouts", range(4))
 def test_m8n8k4_matches_numpy_in_each_layout_and_quadpair(simt, layouts):
     rng = np.random.default_rng(layouts)
-    a, b = rng.standard_normal((8, 4)).astype(np.float16), rng.standard_normal((4, 8)).astype(np.float16)
+    a, b = (
+        rng.standard_normal((8, 4)).astype(np.float16),
+        rng.standard_normal((4, 8)).astype(np.float16),
+    )
     c = np.full((4, 8, 8), np.nan, np.float32)
     assert simt.product_sm70(layouts, pointer(a), pointer(b), pointer(c)) is None
     for pair in range(4):
@@ -76,7 +83,9 @@ def test_only_the_sum_by_atomics_depends_on_the_schedule(simt):
 def read_counters(simt, kernel: str) -> dict[str, int]:
     values = np.zeros(12, np.uint64)
     simt.counters(kernel.encode(), pointer(values))
-    names = "launches blocks barriers global_read global_write shared_read shared_write m16n8k16 m8n8k4"
+    names = (
+        "launches blocks barriers global_read global_write shared_read shared_write m16n8k16 m8n8k4"
+    )
     names += " ldmatrix ldmatrix_conflicts shared_conflicts"
     return dict(zip(names.split(), map(int, values), strict=True))
 
@@ -84,7 +93,9 @@ def read_counters(simt, kernel: str) -> dict[str, int]:
 def test_counters_are_those_of_the_product(simt):
     simt.reset_counters(0)
     M, N, K = 32, 48, 64
-    product_sm80(simt, np.zeros((M, K), np.uint16), np.zeros((N, K), np.uint16), is_bfloat16=False, seed=0)
+    product_sm80(
+        simt, np.zeros((M, K), np.uint16), np.zeros((N, K), np.uint16), is_bfloat16=False, seed=0
+    )
     got = read_counters(simt, "sm80")
     tiles = (M // 16) * (N // 16)
     assert got["launches"] == 1
@@ -97,9 +108,11 @@ def test_counters_are_those_of_the_product(simt):
     assert got["barriers"] == got["m8n8k4"] == 0
 
 
-@pytest.mark.parametrize(("stride", "ldmatrix", "plain"), [(64, 28, 31), (8, 0, 3), (40, 0, 3), (24, 0, 3)])
+@pytest.mark.parametrize(
+    ("stride", "ldmatrix", "plain"), [(64, 28, 31), (8, 0, 3), (40, 0, 3), (24, 0, 3)]
+)
 def test_bank_conflicts_are_counted(simt, stride, ldmatrix, plain):
-    """64 halves = 128 bytes: every row in one bank group; with an odd number of 16-byte pieces none meet."""
+    """64 halves = 128 bytes: rows share banks; with an odd number of 16-byte pieces they do not."""
     simt.reset_counters(1)
     y = np.zeros(32, np.float32)
     found = simt.banks(stride, pointer(y))
