@@ -21,4 +21,11 @@ class Command:
     example: str
 
 
-COMMANDS: tuple[Command, ...] = ()
+COMMANDS: tuple[Command, ...] = (
+    Command(
+        "report",
+        "megalite.tools.report:ReportConfig",
+        "write one HTML page of the curves and samples of runs",
+        '--runs \'["runs/pretrain", "runs/ppo"]\' --output report.html',
+    ),
+)

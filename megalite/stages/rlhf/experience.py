@@ -1,0 +1,122 @@
+"""From what four models say about answers to what PPO learns from."""
+
+from dataclasses import dataclass
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+from megalite.config import Section
+from megalite.stages.rlhf.rewards import advantages_and_returns, clip_scores, token_rewards
+from megalite.stages.rlhf.whiten import global_sum, whiten
+
+
+class RewardConfig(Section):
+    """How scores become advantages."""
+
+    discount: float = Field(1.0, gt=0, le=1, description="Gamma: weight of the next token's value.")
+    decay: float = Field(0.95, ge=0, le=1, description="Lambda of the advantage estimate.")
+    whiten_rewards: bool = Field(
+        False, description="Scale rewards to unit variance over the global batch."
+    )
+    score_limit: float = Field(0.0, ge=0, description="Clip scores to this size; 0 leaves them.")
+    score_without_end: float | None = Field(
+        None, description="Score of an answer cut before its end token; none keeps the model's."
+    )
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What the models say about a batch of answers.
+
+    Attributes:
+        mask: [B, S] bool, rows whose label is a token of the answer.
+        log_probs: [B, S] fp32 under the actor that wrote them.
+        reference_log_probs: [B, S] fp32 under the frozen reference.
+        values: [B, S] fp32, the critic's.
+        scores: [B] fp32, the reward model's.
+        ended: [B] bool, answers with an end token.
+    """
+
+    mask: Tensor
+    log_probs: Tensor
+    reference_log_probs: Tensor
+    values: Tensor
+    scores: Tensor
+    ended: Tensor
+
+
+@dataclass(frozen=True)
+class Experience:
+    """What the updates read, each [B, S] and 0 outside the answers.
+
+    Attributes:
+        mask: bool, rows whose label is a token of the answer.
+        log_probs: fp32 of the answers when they were written.
+        values: fp32 of the critic at that time.
+        advantages: fp32, whitened over the global batch.
+        returns: fp32, what the critic should have said.
+    """
+
+    mask: Tensor
+    log_probs: Tensor
+    values: Tensor
+    advantages: Tensor
+    returns: Tensor
+
+    def rows(self, index: Tensor) -> "Experience":
+        """The experience of some rows, [B'] int64."""
+        parts = (self.mask, self.log_probs, self.values, self.advantages, self.returns)
+        return Experience(*(part.index_select(0, index) for part in parts))
+
+
+def gather_experience(
+    judged: Judgement,
+    config: RewardConfig,
+    kl_coefficient: float,
+    group: ProcessGroup | None = None,
+) -> tuple[Experience, dict[str, Tensor]]:
+    """Make rewards, advantages and returns.
+
+    Args:
+        judged: this rank's answers.
+        config: how scores become advantages.
+        kl_coefficient: penalty a nat.
+        group: the data-parallel ranks that hold the rest of the batch.
+
+    Returns:
+        The experience, and means over the global batch: ``reward`` (score a response), ``kl``
+        (nats a response), ``response_tokens`` and ``ended`` (share).
+
+    Comm: all-reduces of a few numbers over ``group``.
+    """
+    mask = judged.mask
+    kl = torch.where(mask, judged.log_probs - judged.reference_log_probs, 0.0)
+    scores = judged.scores
+    if config.score_without_end is not None:
+        scores = scores.masked_fill(~judged.ended, config.score_without_end)
+    scores = clip_scores(scores, config.score_limit)
+    rewards = token_rewards(kl, scores, mask, kl_coefficient)
+    if config.whiten_rewards:
+        rewards = whiten(rewards, mask, group, shift_mean=False)
+    advantages, returns = advantages_and_returns(
+        rewards, judged.values, mask, config.discount, config.decay
+    )
+    experience = Experience(
+        mask,
+        judged.log_probs.masked_fill(~mask, 0.0),
+        judged.values.masked_fill(~mask, 0.0),
+        whiten(advantages, mask, group),
+        returns,
+    )
+    sums = (
+        scores.sum(),
+        kl.sum(),
+        mask.sum(),
+        judged.ended.sum(),
+        mask.new_tensor(len(mask), dtype=torch.int64),
+    )
+    totals = global_sum(torch.stack([part.double() for part in sums]), group)
+    names = ("reward", "kl", "response_tokens", "ended")
+    return experience, dict(zip(names, totals[:4] / totals[4], strict=True))

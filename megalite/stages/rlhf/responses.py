@@ -1,0 +1,95 @@
+"""Prompts with their answers as rows that the actor, critic, reference and reward models read."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from megalite.errors import DataError
+from megalite.generation.prompts import Prompt, batch_prompts
+from megalite.models.batch import IGNORE, Batch
+from megalite.stages.rlhf.rewards import last_index
+
+
+@dataclass(frozen=True)
+class Responses:
+    """Answered prompts, padded on the right.
+
+    Attributes:
+        batch: rows of prompt and answer; the label of a row is the next token where that is the
+            answer's, else ``IGNORE``.
+        mask: [B, S] bool, rows with a label: each row's run of answer tokens.
+    """
+
+    batch: Batch
+    mask: Tensor
+
+
+def respond(
+    prompts: Sequence[Prompt],
+    answers: Sequence[Sequence[int]],
+    sample_ids: Sequence[int],
+    pad_id: int = 0,
+) -> Responses:
+    """Put answers behind their prompts, rows padded on the right.
+
+    Args:
+        prompts: B prompts.
+        answers: B answers of at least one token, their end token included.
+        sample_ids: B numbers of the samples.
+        pad_id: stands in padding.
+
+    Raises:
+        DataError: an answer is empty.
+    """
+    for number, answer in enumerate(answers):
+        if not answer:
+            raise DataError(f"answer {number}: has no tokens; it needs one to be scored")
+    rows = [_answered(*pair) for pair in zip(prompts, answers, strict=True)]
+    batch = _to_right(batch_prompts(rows, sample_ids, pad_id))
+    column = torch.arange(batch.tokens.shape[1])[None, :]
+    prompt_rows = torch.tensor([len(prompt.tokens) for prompt in prompts])[:, None]
+    answer_rows = torch.tensor([len(answer) for answer in answers])[:, None]
+    mask = (column >= prompt_rows - 1) & (column < prompt_rows + answer_rows - 1)
+    following = torch.nn.functional.pad(batch.tokens[:, 1:], (0, 1))
+    return Responses(replace(batch, labels=following.masked_fill(~mask, IGNORE)), mask)
+
+
+def scores_at_end(values: Tensor, mask: Tensor) -> Tensor:
+    """The value at each answer's last token: [B] fp32 of ``values`` [B, S]."""
+    return values.gather(1, (last_index(mask) + 1)[:, None]).squeeze(1)
+
+
+def _answered(prompt: Prompt, answer: Sequence[int]) -> Prompt:
+    positions = prompt.positions
+    if positions is not None:
+        last, counts = positions[-1], range(1, len(answer) + 1)
+        more = [last + i if isinstance(last, int) else (last[0], last[1] + i) for i in counts]
+        positions = [*positions, *more]
+    return replace(prompt, tokens=[*prompt.tokens, *answer], positions=positions)
+
+
+def _to_right(batch: Batch) -> Batch:
+    """Move the padding of the decoder's rows from the left to the right."""
+    pads = batch.start.amax(1)
+    length = batch.tokens.shape[1]
+    source = (torch.arange(length)[None, :] + pads[:, None]) % length
+
+    def moved(rows: Tensor) -> Tensor:
+        index = source if rows.dim() == 2 else source[..., None].expand_as(rows)
+        return rows.gather(1, index)
+
+    real = moved(batch.end) > 0
+    shift = pads[:, None].int()
+    cross = {}
+    if batch.cross_start is not None and batch.cross_end is not None:
+        cross = {"cross_start": moved(batch.cross_start), "cross_end": moved(batch.cross_end)}
+    return replace(
+        batch,
+        tokens=moved(batch.tokens),
+        positions=moved(batch.positions),
+        start=torch.where(real, moved(batch.start) - shift, 0),
+        end=torch.where(real, moved(batch.end) - shift, 0),
+        **cross,
+    )

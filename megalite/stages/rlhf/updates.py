@@ -1,0 +1,125 @@
+"""The losses of the stages after pretraining, as the trainer calls them: (result, extra)."""
+
+from dataclasses import dataclass
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from megalite.config import Section
+from megalite.stages.rlhf.experience import Experience
+from megalite.stages.rlhf.losses import policy_terms, ranking_loss, ranking_pairs, value_terms
+
+Metrics = dict[str, Tensor]
+
+
+class UpdateConfig(Section):
+    """How PPO learns from a batch of answers."""
+
+    clip: float = Field(0.2, gt=0, description="Largest rewarded change of a token's probability.")
+    value_clip: float = Field(0.2, gt=0, description="Largest rewarded change of a value, score.")
+    epochs: int = Field(4, gt=0, description="Passes over each batch of answers.")
+    mini_batches: int = Field(1, gt=0, description="Optimizer steps a pass.")
+    pretrain_coefficient: float = Field(
+        0.0, ge=0, description="Weight of the pretraining loss beside the policy's (PPO-ptx)."
+    )
+
+
+@dataclass(frozen=True)
+class PolicyLoss:
+    """PPO's clipped loss of the actor.
+
+    Attributes:
+        clip: largest rewarded change of a token's probability.
+        scale: one over the answer tokens of the global mini-batch.
+    """
+
+    clip: float
+    scale: float
+
+    def __call__(self, result: tuple[Tensor, Tensor], extra: Experience) -> tuple[Tensor, Metrics]:
+        """Loss of one micro-batch; ``result`` is log-probabilities and entropy, each [B, S]."""
+        log_probs, entropy = result
+        terms = policy_terms(log_probs, extra.log_probs, extra.advantages, extra.mask, self.clip)
+        loss = terms.loss.sum() * self.scale
+        return loss, {
+            "policy_loss": loss.detach(),
+            "clip_fraction": terms.clipped.sum() * self.scale,
+            "approximate_kl": terms.approximate_kl.sum() * self.scale,
+            "ratio": terms.ratio.sum() * self.scale,
+            "entropy": (entropy * extra.mask).sum() * self.scale,
+        }
+
+
+@dataclass(frozen=True)
+class ValueLoss:
+    """PPO's clipped loss of the critic.
+
+    Attributes:
+        clip: largest rewarded change of a value.
+        scale: one over the answer tokens of the global mini-batch.
+    """
+
+    clip: float
+    scale: float
+
+    def __call__(self, result: Tensor, extra: Experience) -> tuple[Tensor, Metrics]:
+        """Loss of one micro-batch; ``result`` is the values, [B, S]."""
+        terms, clipped = value_terms(result, extra.values, extra.returns, extra.mask, self.clip)
+        loss = terms.sum() * self.scale
+        fraction = clipped.sum() * self.scale
+        return loss, {"value_loss": loss.detach(), "value_clip_fraction": fraction}
+
+
+@dataclass(frozen=True)
+class Rankings:
+    """Which rows of a micro-batch are the answers of which ranking.
+
+    Attributes:
+        rows: [P, K] int64, rows of the batch, best first.
+        ends: [P, K] int64, position of each answer's last token.
+        valid: [P, K] bool, False for the missing tail of a shorter ranking.
+    """
+
+    rows: Tensor
+    ends: Tensor
+    valid: Tensor
+
+
+@dataclass(frozen=True)
+class RankingLoss:
+    """The reward model's loss: each ranking weighs the same, however many answers it has.
+
+    Attributes:
+        scale: one over the rankings of the global batch.
+    """
+
+    scale: float
+
+    def __call__(self, result: Tensor, extra: Rankings) -> tuple[Tensor, Metrics]:
+        """Loss of one micro-batch; ``result`` is the values, [B, S].
+
+        The metrics ``correct_pairs`` and ``pairs`` are counts, whose quotient is the accuracy.
+        """
+        scores = result[extra.rows, extra.ends]
+        loss = ranking_loss(scores, extra.valid).sum() * self.scale
+        difference, kept = ranking_pairs(scores.detach(), extra.valid)
+        correct = ((difference > 0) & kept).sum()
+        counts = {"correct_pairs": correct.float(), "pairs": kept.sum().float()}
+        return loss, {"ranking_loss": loss.detach(), **counts}
+
+
+def mini_batches(num_rows: int, config: UpdateConfig, seed: int) -> list[list[Tensor]]:
+    """Rows of each optimizer step of each pass, shuffled anew every pass.
+
+    Args:
+        num_rows: answers of this rank; a multiple of ``config.mini_batches``.
+        config: passes and steps a pass.
+        seed: of the order.
+
+    Returns:
+        ``epochs`` lists of ``mini_batches`` index tensors.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    orders = [torch.randperm(num_rows, generator=generator) for _ in range(config.epochs)]
+    return [list(order.chunk(config.mini_batches)) for order in orders]

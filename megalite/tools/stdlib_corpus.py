@@ -1,0 +1,153 @@
+"""Text of four kinds from the Python standard library's own source, read from this machine."""
+
+import ast
+import hashlib
+import inspect
+import json
+import random
+import re
+import sysconfig
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from megalite.errors import DataError
+
+SKIPPED = {"test", "tests", "site-packages", "idlelib", "lib2to3", "__pycache__", "dist-packages"}
+HELD_OUT_SHARE = 0.1
+MAX_DOCSTRING_CHARACTERS = 200
+MIN_DOCSTRING_WORDS = 4
+MAX_SIGNATURE_CHARACTERS = 160
+
+
+@dataclass(frozen=True)
+class Function:
+    """A documented function.
+
+    Attributes:
+        module: path of its file below the library.
+        signature: ``def`` line.
+        docstring: first paragraph, on one line.
+    """
+
+    module: str
+    signature: str
+    docstring: str
+
+
+def library_files(root: Path) -> Iterator[Path]:
+    """Yield every source file of the library that is no test, in a fixed order."""
+    for path in sorted(root.rglob("*.py")):
+        if not SKIPPED.intersection(path.relative_to(root).parts[:-1]):
+            yield path
+
+
+def is_held_out(module: str) -> bool:
+    """Whether a module, by its name alone, is kept for evaluation."""
+    digest = hashlib.blake2b(module.encode(), digest_size=4).digest()
+    return int.from_bytes(digest, "little") < HELD_OUT_SHARE * 2**32
+
+
+def functions(module: str, source: str) -> list[Function]:
+    """The documented functions of a source file; none where it does not parse."""
+    try:
+        tree = ast.parse(source)
+    except (SyntaxError, ValueError):
+        return []
+    found = []
+    for node in ast.walk(tree):
+        if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            continue
+        docstring = _first_paragraph(ast.get_docstring(node))
+        signature = f"def {node.name}({ast.unparse(node.args)}):"
+        if docstring and len(signature) <= MAX_SIGNATURE_CHARACTERS:
+            found.append(Function(module, signature, docstring))
+    return found
+
+
+def _first_paragraph(docstring: str | None) -> str:
+    if not docstring:
+        return ""
+    text = re.sub(r"\s+", " ", inspect.cleandoc(docstring).split("\n\n")[0]).strip()
+    enough = len(text.split()) >= MIN_DOCSTRING_WORDS
+    return text if enough and len(text) <= MAX_DOCSTRING_CHARACTERS else ""
+
+
+def rankings(pool: list[Function], seed: int) -> Iterator[dict]:
+    """Four docstrings for each signature, best first.
+
+    The true one, then that of another function of its module, then one from another module, then
+    the true one's words shuffled. Functions whose module has no other docstring are left out.
+    """
+    generator = random.Random(seed)
+    by_module: dict[str, list[Function]] = {}
+    for function in pool:
+        by_module.setdefault(function.module, []).append(function)
+    for function in pool:
+        near = [f for f in by_module[function.module] if f.docstring != function.docstring]
+        far = generator.choice(pool)
+        words = function.docstring.split()
+        generator.shuffle(words)
+        shuffled = " ".join(words)
+        different = {function.docstring, far.docstring, shuffled}
+        if near and far.module != function.module and len(different) == 3:
+            close = generator.choice(near).docstring
+            if close in different:
+                continue
+            answers = [function.docstring, close, far.docstring, shuffled]
+            yield {"prompt": function.signature, "answers": answers}
+
+
+def write_corpus(folder: Path, seed: int, max_bytes: int, root: Path | None = None) -> dict:
+    """Write training and held-out files for pretraining, SFT, ranking and PPO.
+
+    Args:
+        folder: gets ``{pretrain,sft,rm,ppo}.{train,heldout}.jsonl``.
+        seed: of the rankings' and the order's random choices.
+        max_bytes: most bytes of source text for pretraining; whole files are kept.
+        root: the library; None is this interpreter's.
+
+    Returns:
+        The number of rows of each file.
+
+    Raises:
+        DataError: the library's source is not on this machine.
+    """
+    root = root or Path(sysconfig.get_paths()["stdlib"])
+    rows: dict[str, list[dict]] = {}
+    pools: dict[str, list[Function]] = {"train": [], "heldout": []}
+    for module, text in _sources(root, seed, max_bytes):
+        part = "heldout" if is_held_out(module) else "train"
+        rows.setdefault(f"pretrain.{part}", []).append({"text": text})
+        pools[part] += functions(module, text)
+    if not pools["train"] or not pools["heldout"]:
+        raise DataError(f"{root}: holds no Python source with docstrings; install the library's")
+    for part, pool in pools.items():
+        unique = list(dict.fromkeys(pool))
+        random.Random(seed).shuffle(unique)
+        rows[f"sft.{part}"] = [
+            {"instruction": f.signature, "input": "", "output": f.docstring} for f in unique
+        ]
+        rows[f"rm.{part}"] = list(rankings(unique, seed))
+        rows[f"ppo.{part}"] = [{"prompt": f.signature} for f in unique]
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in rows.items():
+        _write_rows(folder / f"{name}.jsonl", content)
+    return {name: len(content) for name, content in rows.items()}
+
+
+def _sources(root: Path, seed: int, max_bytes: int) -> Iterator[tuple[str, str]]:
+    """Modules and their text in a shuffled order, until ``max_bytes`` of them."""
+    paths = list(library_files(root))
+    random.Random(seed).shuffle(paths)
+    size = 0
+    for path in paths:
+        text = path.read_text(encoding="utf-8", errors="ignore")
+        if text.strip() and size + len(text) <= max_bytes:
+            size += len(text)
+            yield str(path.relative_to(root)), text
+
+
+def _write_rows(path: Path, rows: Iterable[dict]) -> None:
+    with open(path, "w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

@@ -1,0 +1,158 @@
+"""PPO's parts together, on a real Hugging Face model and a reward that is easy to see."""
+
+import copy
+
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from megalite.generation.generate import Ending, generate
+from megalite.generation.prompts import Prompt, batch_prompts
+from megalite.generation.sampling import SamplingConfig
+from megalite.stages.rlhf.experience import Judgement, RewardConfig, gather_experience
+from megalite.stages.rlhf.kl import KLConfig, adapt
+from megalite.stages.rlhf.responses import respond
+from megalite.stages.rlhf.updates import PolicyLoss, UpdateConfig, ValueLoss, mini_batches
+
+VOCABULARY, TARGET, LENGTH, ROWS = 13, 5, 10, 48
+
+
+class WholeDecoder:
+    """Recomputes all rows for each token."""
+
+    def __init__(self, model, batch):
+        self.model, self.batch, self.more = model, batch, []
+
+    @torch.inference_mode()
+    def start(self):
+        tokens = torch.cat([self.batch.tokens, *self.more], 1)
+        return self.model(tokens).logits[:, -1]
+
+    def advance(self, tokens):
+        self.more.append(tokens[:, None])
+        return self.start()
+
+    def select(self, rows):
+        self.batch = self.batch.select(rows)
+
+
+def _actor():
+    torch.manual_seed(0)
+    sizes = {"n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 32}
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=VOCABULARY, **sizes))
+    return model.eval()
+
+
+def _log_probs(model, batch):
+    log_probs = model(batch.tokens).logits.log_softmax(-1)
+    labels = batch.labels.clamp(min=0)[..., None]
+    entropy = -(log_probs.exp() * log_probs).sum(-1).detach()
+    return log_probs.gather(-1, labels).squeeze(-1), entropy
+
+
+class Run:
+    """A PPO run of a tiny actor; the score is the number of target tokens in the answer."""
+
+    def __init__(self, updates: UpdateConfig, kl: KLConfig):
+        self.actor = _actor()
+        self.reference = copy.deepcopy(self.actor)
+        self.critic = torch.nn.Linear(32, 1)
+        torch.nn.init.zeros_(self.critic.weight)
+        parameters = [*self.actor.parameters(), *self.critic.parameters()]
+        self.optimizer = torch.optim.Adam(parameters, lr=3e-3, eps=1e-5)
+        self.updates, self.kl, self.coefficient, self.step = updates, kl, kl.coefficient, 0
+
+    def values(self, batch):
+        hidden = self.reference.transformer(batch.tokens).last_hidden_state.detach()
+        return self.critic(hidden).squeeze(-1)
+
+    @torch.no_grad()
+    def rollout(self):
+        ids = range(self.step * ROWS, (self.step + 1) * ROWS)
+        prompts = [Prompt([1 + number % 4, 1]) for number in ids]
+        batch = batch_prompts(prompts, ids)
+        sampling = SamplingConfig(max_new_tokens=LENGTH, seed=11)
+        answers = generate(
+            WholeDecoder(self.actor, batch),
+            batch.tokens,
+            batch.end > 0,
+            batch.sample_ids,
+            sampling,
+            Ending(set()),
+        )
+        responses = respond(prompts, answers.tokens.tolist(), ids)
+        labels = responses.batch.labels
+        judged = Judgement(
+            responses.mask,
+            _log_probs(self.actor, responses.batch)[0],
+            _log_probs(self.reference, responses.batch)[0],
+            self.values(responses.batch),
+            (labels == TARGET).sum(1).float(),
+            answers.ended,
+        )
+        experience, metrics = gather_experience(judged, RewardConfig(), self.coefficient)
+        return responses.batch, experience, metrics
+
+    def update(self):
+        batch, experience, metrics = self.rollout()
+        first = None
+        for epoch in mini_batches(ROWS, self.updates, self.step):
+            for index in epoch:
+                rows, part = batch.select(index), experience.rows(index)
+                scale = 1 / int(part.mask.sum())
+                loss, seen = PolicyLoss(self.updates.clip, scale)(
+                    _log_probs(self.actor, rows), part
+                )
+                value_loss, _ = ValueLoss(self.updates.value_clip, scale)(self.values(rows), part)
+                self.optimizer.zero_grad()
+                (loss + 0.5 * value_loss).backward()
+                self.optimizer.step()
+                first = first or {name: float(value) for name, value in seen.items()}
+        self.coefficient = adapt(self.kl, self.coefficient, float(metrics["kl"]), ROWS)
+        self.step += 1
+        return {name: float(value) for name, value in metrics.items()}, first
+
+
+def test_the_first_update_of_a_run_starts_at_the_reference():
+    metrics, first = Run(UpdateConfig(), KLConfig()).update()
+    assert abs(metrics["kl"]) < 1e-4
+    assert metrics["response_tokens"] == LENGTH
+    assert first["ratio"] == pytest.approx(1, abs=1e-5)
+    assert first["approximate_kl"] == pytest.approx(0, abs=1e-8)
+    assert first["clip_fraction"] == 0
+    assert first["policy_loss"] == pytest.approx(0, abs=1e-5)
+
+
+def test_reward_rises_and_an_adaptive_coefficient_holds_the_kl_near_its_target():
+    run = Run(
+        UpdateConfig(epochs=2, mini_batches=2), KLConfig(coefficient=0.1, target=4.0, horizon=300)
+    )
+    history = [run.update()[0] for _ in range(120)]
+    rewards = torch.tensor([metrics["reward"] for metrics in history])
+    kls = torch.tensor([metrics["kl"] for metrics in history])
+    assert rewards[-20:].mean() > rewards[:3].mean() + 2
+    assert kls[-30:].mean() == pytest.approx(4.0, rel=0.15)
+
+
+def test_each_pass_visits_every_row_once_in_a_new_order():
+    config = UpdateConfig(epochs=3, mini_batches=4)
+    passes = mini_batches(16, config, seed=5)
+    assert [len(steps) for steps in passes] == [4, 4, 4]
+    orders = [torch.cat(steps).tolist() for steps in passes]
+    assert all(sorted(order) == list(range(16)) for order in orders)
+    assert orders[0] != orders[1]
+    again = [torch.cat(steps).tolist() for steps in mini_batches(16, config, seed=5)]
+    assert orders == again
+
+
+def test_scores_of_answers_without_an_end_are_replaced_and_clipped():
+    mask = torch.tensor([[True, True], [True, False]])
+    zeros = torch.zeros(2, 2)
+    judged = Judgement(
+        mask, zeros, zeros, zeros, torch.tensor([9.0, 3.0]), torch.tensor([True, False])
+    )
+    config = RewardConfig(score_limit=5.0, score_without_end=-1.0, discount=1.0, decay=1.0)
+    experience, metrics = gather_experience(judged, config, 0.1)
+    assert experience.returns.tolist() == [[5, 5], [-1, 0]]
+    assert float(metrics["reward"]) == 2
+    assert float(metrics["ended"]) == 0.5

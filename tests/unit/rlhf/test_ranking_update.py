@@ -1,0 +1,31 @@
+import torch
+
+from megalite.stages.rlhf.losses import ranking_loss
+from megalite.stages.rlhf.updates import RankingLoss, Rankings
+
+
+def test_rankings_of_a_batch_read_their_own_last_tokens():
+    values = torch.randn(7, 5, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    rows = torch.tensor([[0, 1, 2, 3], [4, 5, 6, 0]])
+    ends = torch.tensor([[4, 2, 3, 1], [0, 1, 2, 0]])
+    valid = torch.tensor([[True] * 4, [True] * 3 + [False]])
+    loss, metrics = RankingLoss(scale=0.5)(values, Rankings(rows, ends, valid))
+    scores = torch.stack(
+        [values[r, e] for r, e in zip(rows.flatten(), ends.flatten(), strict=True)]
+    )
+    assert torch.allclose(loss, ranking_loss(scores.view(2, 4), valid).mean())
+    assert metrics["pairs"] == 6 + 3
+    loss.backward()
+    touched = {(4, 0), (5, 1), (6, 2), (0, 4), (1, 2), (2, 3), (3, 1)}
+    assert {tuple(place) for place in values.grad.nonzero().tolist()} == touched
+
+
+def test_splitting_rankings_over_micro_batches_changes_nothing():
+    values = torch.randn(8, 3, generator=torch.Generator().manual_seed(1))
+    rows, ends = torch.arange(8).view(2, 4), torch.full((2, 4), 2)
+    valid = torch.ones(2, 4, dtype=torch.bool)
+    loss = RankingLoss(0.5)
+    whole, counts = loss(values, Rankings(rows, ends, valid))
+    halves = [loss(values, Rankings(rows[i : i + 1], ends[i : i + 1], valid[:1])) for i in (0, 1)]
+    assert torch.allclose(whole, halves[0][0] + halves[1][0])
+    assert counts["correct_pairs"] == sum(half[1]["correct_pairs"] for half in halves)

@@ -1,0 +1,53 @@
+import json
+import xml.etree.ElementTree as ElementTree
+
+import pytest
+
+from megalite.errors import DataError
+from megalite.parallel.launch import Launch
+from megalite.tools.chart import line_chart
+from megalite.tools.report import ReportConfig, page, run
+
+
+def _run_folder(path, rows, samples=()):
+    path.mkdir()
+    (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    if samples:
+        (path / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in samples))
+    return str(path)
+
+
+def test_a_report_holds_every_runs_curves_and_the_samples_side_by_side(tmp_path):
+    rows = [{"step": step, "loss": 4.0 - step, "grad_norm": 1.0} for step in range(3)]
+    answer = {"prompt": "def f(<T>):", "answer": "one"}
+    first = _run_folder(tmp_path / "pretrain", rows, [{**answer, "answer": "old"}, answer])
+    tuned = [{"step": 1, "reward": 0.5, "kl": 2.0}, {"step": 2, "reward": 1.5, "kl": 3.0}]
+    second = _run_folder(tmp_path / "ppo", tuned, [{**answer, "answer": "two"}])
+    output = tmp_path / "report.html"
+    assert run(ReportConfig(runs=(first, second), output=str(output)), Launch()) == 0
+    text = output.read_text()
+    assert text.count("<svg") == 4
+    assert "<td>ppo</td><td>reward</td><td>0.5</td><td>1.5</td>" in text
+    assert text.count("def f(&lt;T&gt;):") == 1
+    assert "<pre>one</pre></td><td><pre>two</pre>" in text
+    assert "old" not in text
+
+
+def test_a_broken_line_is_named(tmp_path):
+    folder = _run_folder(tmp_path / "sft", [{"step": 1}])
+    (tmp_path / "sft" / "metrics.jsonl").write_text('{"step": 1}\n{"st')
+    with pytest.raises(DataError, match=r"metrics.jsonl:2: not JSON"):
+        page(ReportConfig(runs=(folder,)))
+
+
+def test_a_missing_run_is_named(tmp_path):
+    with pytest.raises(DataError, match="no such file; give the folder of a run"):
+        page(ReportConfig(runs=(str(tmp_path / "none"),)))
+
+
+@pytest.mark.parametrize(
+    "points", [[], [(1, 2)], [(0, 1), (1, float("nan")), (2, 3)], [(0, 5), (1, 5)]]
+)
+def test_a_chart_is_valid_xml_for_any_points(points):
+    root = ElementTree.fromstring(line_chart("a < b", "x & y", {"one": points, "two": points}))
+    assert "nan" not in ElementTree.tostring(root, encoding="unicode")
