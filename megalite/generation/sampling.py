@@ -7,8 +7,6 @@ from torch import Tensor
 from megalite.config import Section
 from megalite.ops.random import philox
 
-WORD = 2.0**32
-
 
 class SamplingConfig(Section):
     """How the next token is chosen."""
@@ -82,10 +80,10 @@ def draw(logits: Tensor, seed: int, sample_ids: Tensor, index: int) -> Tensor:
     """
     zero = torch.zeros_like(sample_ids)
     high, low, _, _ = philox(seed, zero + index, zero, sample_ids >> 32, sample_ids & 0xFFFFFFFF)
-    uniform = (high.double() + (low.double() + 0.5) / WORD) / WORD
+    uniform = ((high << 20) + (low >> 12) + 0.5) * 2.0**-52  # below 1 after rounding too
     mass = logits.double().softmax(-1).cumsum(-1)
-    target = (uniform * mass[:, -1].cpu().to(uniform)).to(mass)[:, None]
-    return torch.searchsorted(mass, target, right=True).squeeze(1).clamp(max=logits.shape[-1] - 1)
+    target = uniform.to(mass)[:, None] * mass[:, -1:]
+    return torch.searchsorted(mass, target, right=True).squeeze(1)
 
 
 def choose(logits: Tensor, config: SamplingConfig, sample_ids: Tensor, index: int) -> Tensor:

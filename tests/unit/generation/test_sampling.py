@@ -6,6 +6,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from megalite.generation import sampling
 from megalite.generation.sampling import (
     SamplingConfig,
     choose,
@@ -62,6 +63,13 @@ def test_draws_follow_the_distribution_and_never_take_an_impossible_token():
     share = torch.bincount(tokens, minlength=4) / 20000
     assert share[2] == 0
     assert torch.allclose(share, logits[0].softmax(-1), atol=0.02)
+
+
+def test_the_last_draws_of_the_unit_interval_stay_on_possible_tokens(monkeypatch):
+    words = torch.tensor([0, 2**32 - 1])
+    monkeypatch.setattr(sampling, "philox", lambda *_: (words, words, words, words))
+    logits = torch.tensor([[-torch.inf, 0.3, 0.1, 0.7, -torch.inf]]).expand(2, -1)
+    assert draw(logits, 0, torch.arange(2), 0).tolist() == [1, 3]
 
 
 def test_top_k_one_is_greedy_at_any_temperature():
