@@ -80,7 +80,16 @@ def draw(logits: Tensor, seed: int, sample_ids: Tensor, index: int) -> Tensor:
     """
     zero = torch.zeros_like(sample_ids)
     high, low, _, _ = philox(seed, zero + index, zero, sample_ids >> 32, sample_ids & 0xFFFFFFFF)
-    uniform = ((high << 20) + (low >> 12) + 0.5) * 2.0**-52  # below 1 after rounding too
+    return pick(logits, unit_interval(high, low))
+
+
+def unit_interval(high: Tensor, low: Tensor) -> Tensor:
+    """Two 32-bit words as an fp64 number in (0, 1); below 1 after rounding too."""
+    return (((high << 20) + (low >> 12)).double() + 0.5) * 2.0**-52
+
+
+def pick(logits: Tensor, uniform: Tensor) -> Tensor:
+    """The token of [B, V] ``logits`` whose share of the unit interval holds ``uniform`` [B]."""
     mass = logits.double().softmax(-1).cumsum(-1)
     target = uniform.to(mass)[:, None] * mass[:, -1:]
     return torch.searchsorted(mass, target, right=True).squeeze(1)

@@ -6,7 +6,6 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from megalite.generation import sampling
 from megalite.generation.sampling import (
     SamplingConfig,
     choose,
@@ -14,6 +13,8 @@ from megalite.generation.sampling import (
     keep_top_k,
     keep_top_p,
     penalise_repetition,
+    pick,
+    unit_interval,
 )
 
 
@@ -65,11 +66,12 @@ def test_draws_follow_the_distribution_and_never_take_an_impossible_token():
     assert torch.allclose(share, logits[0].softmax(-1), atol=0.02)
 
 
-def test_the_last_draws_of_the_unit_interval_stay_on_possible_tokens(monkeypatch):
+def test_the_ends_of_the_unit_interval_fall_on_possible_tokens():
     words = torch.tensor([0, 2**32 - 1])
-    monkeypatch.setattr(sampling, "philox", lambda *_: (words, words, words, words))
+    uniform = unit_interval(words, words)
+    assert 0 < uniform[0] < uniform[1] < 1
     logits = torch.tensor([[-torch.inf, 0.3, 0.1, 0.7, -torch.inf]]).expand(2, -1)
-    assert draw(logits, 0, torch.arange(2), 0).tolist() == [1, 3]
+    assert pick(logits, uniform).tolist() == [1, 3]
 
 
 def test_top_k_one_is_greedy_at_any_temperature():
