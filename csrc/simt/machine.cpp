@@ -32,6 +32,13 @@ void for_each_lane(uint32_t mask, F f) {
   for (; mask != 0; mask &= mask - 1) f(__builtin_ctz(mask));
 }
 
+/// Lanes that act together must be at the same operation with the same mask.
+void require_same(const WarpRequest& mine, int lane, const WarpRequest& other) {
+  if (other.mask == mine.mask && other.op == mine.op && other.site.line == mine.site.line) return;
+  fail(mine.site, "%s with mask 0x%08x: lane %d is at %s with mask 0x%08x at %s", name_of(mine.op),
+       mine.mask, lane, name_of(other.op), other.mask, place(other.site).c_str());
+}
+
 }  // namespace
 
 void fail(Site site, const char* format, ...) {
@@ -230,16 +237,12 @@ void Machine::warp_op(WarpRequest& request) {
   }
   warp.requests[self] = &request;
   warp.waiting |= bit;
-  for_each_lane(warp.waiting & request.mask & ~bit, [&](int l) {
-    const WarpRequest& other = *warp.requests[l];
-    if (other.mask == request.mask && other.op == request.op &&
-        other.site.line == request.site.line)
-      return;
-    fail(request.site, "%s with mask 0x%08x: lane %d is at %s with mask 0x%08x at %s",
-         name_of(request.op), request.mask, l, name_of(other.op), other.mask,
-         place(other.site).c_str());
-  });
-  if ((warp.waiting & request.mask) == request.mask) {
+  const bool is_last = (warp.waiting & request.mask) == request.mask;
+  const uint32_t others = warp.waiting & request.mask & ~bit;
+  // Each lane is compared with one that waits, the last with all.
+  for_each_lane(is_last ? others : others & -others,
+                [&](int l) { require_same(request, l, *warp.requests[l]); });
+  if (is_last) {
     perform(*this, warp, index, request);
     warp.waiting &= ~request.mask;
     warp.runnable |= request.mask;

@@ -7,7 +7,7 @@ namespace {
 
 /// Whether an access tagged `before` is ordered before one tagged `me`: same thread, or a barrier
 /// between them.
-bool ordered(Tag before, Tag me) {
+inline bool ordered(Tag before, Tag me) {
   if (block_epoch(before) < block_epoch(me) || thread_of(before) == thread_of(me)) return true;
   const int warp = warp_of(thread_of(before));
   return warp >= 0 && warp == warp_of(thread_of(me)) && warp_epoch(before) < warp_epoch(me);

@@ -1,31 +1,11 @@
-"""Builds the emulator together with the test kernels, once for the same sources."""
+"""The emulator with the test kernels, compiled once for the same sources."""
 
 import ctypes
-import hashlib
 import shutil
-import subprocess
-from pathlib import Path
 
 import pytest
 
-HERE = Path(__file__).parent
-ROOT = HERE.parents[2]
-CORE = ["fiber.cpp", "shadow.cpp", "machine.cpp", "warp.cpp"]
-FLAGS = ["-std=c++17", "-O2", "-g1", "-fPIC", "-DMEGALITE_SIMT", "-Wall", "-Wextra", "-Werror"]
-
-
-def build_library(sources: list[Path], folder: Path) -> Path:
-    """Compile ``sources`` with the emulator, or reuse the library of equal text."""
-    headers = [*(ROOT / "csrc/simt").glob("*.h"), *(ROOT / "csrc/cuda").glob("intrinsics*.cuh")]
-    text = b"".join(p.read_bytes() for p in [*sources, *sorted(headers), *HERE.glob("*.h")])
-    target = folder / f"simt_cases_{hashlib.sha256(text).hexdigest()[:16]}.so"
-    if not target.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        partial = target.with_suffix(".partial")
-        command = ["g++", *FLAGS, "-shared", f"-I{ROOT / 'csrc/cuda'}", *map(str, sources)]
-        subprocess.run([*command, "-o", str(partial)], check=True)
-        partial.rename(target)
-    return target
+from tests.kernels.simt.library import CORE, HERE, ROOT, build_library
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,52 @@
+// The Python module megalite._simt: the emulator's settings and counters. The ops that run on it are
+// registered beside the CUDA launchers that they share.
+#include <pybind11/pybind11.h>
+
+#include "machine.h"
+
+namespace py = pybind11;
+namespace simt = megalite::simt;
+
+namespace {
+
+py::dict to_dict(const simt::Counters& c) {
+  py::dict d;
+  d["launches"] = c.launches;
+  d["blocks"] = c.blocks;
+  d["barriers"] = c.barriers;
+  d["global_read_bytes"] = c.global_read_bytes;
+  d["global_write_bytes"] = c.global_write_bytes;
+  d["shared_read_bytes"] = c.shared_read_bytes;
+  d["shared_write_bytes"] = c.shared_write_bytes;
+  d["mma_m16n8k16"] = c.mma_m16n8k16;
+  d["mma_m8n8k4"] = c.mma_m8n8k4;
+  d["ldmatrix"] = c.ldmatrix;
+  d["shuffles"] = c.shuffles;
+  d["ldmatrix_conflicts"] = c.ldmatrix_conflicts;
+  d["shared_wavefronts"] = c.shared_wavefronts;
+  d["shared_conflicts"] = c.shared_conflicts;
+  return d;
+}
+
+py::dict counters() {
+  py::dict d;
+  for (const auto& [name, values] : simt::machine.counters_by_kernel) {
+    d[py::str(name)] = to_dict(values);
+  }
+  return d;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_simt, m) {
+  m.doc() = "The SIMT emulator: settings and counters. docs/simt.md says what it checks.";
+  py::register_exception<simt::KernelError>(m, "KernelError", PyExc_RuntimeError);
+  m.def(
+      "set_seed", [](uint64_t seed) { simt::machine.seed = seed; }, py::arg("seed"),
+      "Choose the order in which the blocks, warps and lanes of later launches run.");
+  m.def(
+      "count_banks", [](bool enabled) { simt::machine.count_banks = enabled; }, py::arg("enabled"),
+      "Count the bank conflicts of shared-memory accesses too; slower.");
+  m.def("counters", &counters, "What each kernel did since the last reset, by name.");
+  m.def("reset_counters", [] { simt::machine.counters_by_kernel.clear(); }, "Forget all counters.");
+}

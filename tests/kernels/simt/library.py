@@ -1,0 +1,26 @@
+"""Compiles the emulator together with test kernels."""
+
+import hashlib
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[2]
+CORE = ["fiber.cpp", "shadow.cpp", "machine.cpp", "warp.cpp"]
+FLAGS = ["-std=c++17", "-O2", "-g1", "-fPIC", "-DMEGALITE_SIMT", "-Wall", "-Wextra", "-Werror"]
+
+
+def build_library(sources: list[Path], folder: Path, include: Sequence[str] = ()) -> Path:
+    """Compile ``sources`` with the emulator, or reuse the library of equal text."""
+    headers = [*(ROOT / "csrc/simt").glob("*.h"), *(ROOT / "csrc/cuda").glob("intrinsics*.cuh")]
+    text = b"".join(p.read_bytes() for p in [*sources, *sorted(headers), *HERE.glob("*.h")])
+    target = folder / f"simt_cases_{hashlib.sha256(text).hexdigest()[:16]}.so"
+    if not target.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        partial = target.with_suffix(".partial")
+        folders = [f"-I{path}" for path in [ROOT / "csrc/cuda", ROOT / "csrc/simt", *include]]
+        command = ["g++", *FLAGS, "-shared", *folders, *map(str, sources)]
+        subprocess.run([*command, "-o", str(partial)], check=True)
+        partial.rename(target)
+    return target
