@@ -6,34 +6,13 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from megalite.generation.generate import Ending, generate
-from megalite.generation.prompts import Prompt, batch_prompts
-from megalite.generation.sampling import SamplingConfig
+from megalite.generation.prompts import Prompt
 from megalite.stages.rlhf.experience import Judgement, RewardConfig, gather_experience
 from megalite.stages.rlhf.kl import KLConfig, adapt
-from megalite.stages.rlhf.responses import respond
+from megalite.stages.rlhf.rollout import Judges, RolloutConfig, Vocabulary, rollout
 from megalite.stages.rlhf.updates import PolicyLoss, UpdateConfig, ValueLoss, mini_batches
 
 VOCABULARY, TARGET, LENGTH, ROWS = 13, 5, 10, 48
-
-
-class WholeDecoder:
-    """Recomputes all rows for each token."""
-
-    def __init__(self, model, batch):
-        self.model, self.batch, self.more = model, batch, []
-
-    @torch.inference_mode()
-    def start(self):
-        tokens = torch.cat([self.batch.tokens, *self.more], 1)
-        return self.model(tokens).logits[:, -1]
-
-    def advance(self, tokens):
-        self.more.append(tokens[:, None])
-        return self.start()
-
-    def select(self, rows):
-        self.batch = self.batch.select(rows)
 
 
 def _actor():
@@ -48,6 +27,12 @@ def _log_probs(model, batch):
     labels = batch.labels.clamp(min=0)[..., None]
     entropy = -(log_probs.exp() * log_probs).sum(-1).detach()
     return log_probs.gather(-1, labels).squeeze(-1), entropy
+
+
+def _count_targets(batch):
+    """A reward model's values: targets of the answer up to and with each row."""
+    answered = torch.arange(batch.tokens.shape[1]) >= 2
+    return ((batch.tokens == TARGET) & answered).cumsum(1).float()
 
 
 class Run:
@@ -66,30 +51,23 @@ class Run:
         hidden = self.reference.transformer(batch.tokens).last_hidden_state.detach()
         return self.critic(hidden).squeeze(-1)
 
-    @torch.no_grad()
+    def decode(self, batch, cache):
+        """Logits of the newest row; every prompt is equally long, so no padding is seen."""
+        self.seen = batch.tokens if cache.length == 0 else torch.cat((self.seen, batch.tokens), 1)
+        return self.actor(self.seen).logits
+
     def rollout(self):
         ids = range(self.step * ROWS, (self.step + 1) * ROWS)
         prompts = [Prompt([1 + number % 4, 1]) for number in ids]
-        batch = batch_prompts(prompts, ids)
-        sampling = SamplingConfig(max_new_tokens=LENGTH, seed=11)
-        answers = generate(
-            WholeDecoder(self.actor, batch),
-            batch.tokens,
-            batch.end > 0,
-            batch.sample_ids,
-            sampling,
-            Ending(set()),
+        judges = Judges(
+            self.decode,
+            lambda batch: _log_probs(self.actor, batch)[0],
+            lambda batch: _log_probs(self.reference, batch)[0],
+            self.values,
+            _count_targets,
         )
-        responses = respond(prompts, answers.tokens.tolist(), ids)
-        labels = responses.batch.labels
-        judged = Judgement(
-            responses.mask,
-            _log_probs(self.actor, responses.batch)[0],
-            _log_probs(self.reference, responses.batch)[0],
-            self.values(responses.batch),
-            (labels == TARGET).sum(1).float(),
-            answers.ended,
-        )
+        config = RolloutConfig(max_new_tokens=LENGTH, micro_batch_size=20)
+        responses, judged = rollout(judges, prompts, ids, config, 11, Vocabulary((), 0))
         experience, metrics = gather_experience(judged, RewardConfig(), self.coefficient)
         return responses.batch, experience, metrics
 
@@ -156,3 +134,22 @@ def test_scores_of_answers_without_an_end_are_replaced_and_clipped():
     assert experience.returns.tolist() == [[5, 5], [-1, 0]]
     assert float(metrics["reward"]) == 2
     assert float(metrics["ended"]) == 0.5
+
+
+def test_a_rollout_is_the_same_however_its_prompts_are_divided_and_judged():
+    run = Run(UpdateConfig(), KLConfig())
+    prompts = [Prompt([1 + number % 4, 1]) for number in range(6)]
+
+    def judged(ids, micro_batch_size):
+        actor = lambda batch: _log_probs(run.actor, batch)[0]  # noqa: E731
+        judges = Judges(run.decode, actor, actor, run.values, _count_targets)
+        config = RolloutConfig(max_new_tokens=LENGTH, micro_batch_size=micro_batch_size)
+        chosen = [prompts[number] for number in ids]
+        return rollout(judges, chosen, ids, config, 3, Vocabulary((), 0))
+
+    responses, whole = judged(range(6), 6)
+    for ids in ([0, 2, 4], [1, 3, 5]):
+        part, half = judged(ids, 2)
+        assert torch.equal(part.batch.tokens, responses.batch.tokens[ids])
+        assert torch.allclose(half.log_probs, whole.log_probs[ids], atol=1e-6)
+        assert torch.equal(half.scores, whole.scores[ids])
