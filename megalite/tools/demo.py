@@ -1,0 +1,159 @@
+"""All four stages on the Python standard library's source, each as its own command.
+
+Every step is started as a user would start it; a step that fails stops the demo with its exit code.
+At the end the runs' metrics are held against what the demo promises.
+"""
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from megalite.config import Section
+from megalite.errors import ConfigError, MegaliteError
+from megalite.parallel.launch import Launch
+from megalite.tools.report import read_rows, series
+from megalite.tools.stdlib_corpus import write_corpus
+
+STAGES = ("pretrain", "sft", "rm", "ppo")
+Rows = dict[str, list[dict[str, Any]]]
+
+
+class DemoConfig(Section):
+    """The demo's folder and size."""
+
+    folder: str = Field("runs/demo", description="Gets the corpus, the runs and report.html.")
+    configs: str = Field("configs/demo", description="Folder of the configs of the steps.")
+    processes: int = Field(2, gt=0, description="Processes of each stage.")
+    seed: int = Field(0, ge=0, description="Seed of the corpus' order and rankings.")
+    corpus_bytes: int = Field(8_000_000, gt=0, description="Most bytes of pretraining text.")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command of the demo.
+
+    Attributes:
+        name: how it is spoken of.
+        command: the program and its arguments.
+    """
+
+    name: str
+    command: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Promise:
+    """What the demo's metrics must show.
+
+    Attributes:
+        name: what is measured.
+        measure: from metrics by stage to a number.
+        least: the number must reach this.
+    """
+
+    name: str
+    measure: Callable[[Rows], float]
+    least: float
+
+
+def steps(config: DemoConfig) -> list[Step]:
+    """The commands in their order; the configs hold all their options."""
+    alone = [sys.executable, "-m", "megalite"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    launcher += [f"--nproc-per-node={config.processes}", "-m", "megalite"]
+    prepare = [
+        Step(words, [*alone, *words.split(), f"{config.configs}/{words.split()[0]}.toml"])
+        for words in ("tokenizer train", "data prepare")
+    ]
+    stages = [Step(name, [*launcher, name, f"{config.configs}/{name}.toml"]) for name in STAGES]
+    runs = "[" + ", ".join(f'"{config.folder}/{name}"' for name in STAGES) + "]"
+    output = f"{config.folder}/report.html"
+    report = Step("report", [*alone, "report", "--runs", runs, "--output", output])
+    return [*prepare, *stages, report]
+
+
+def run_steps(todo: Sequence[Step]) -> None:
+    """Run each command after the other.
+
+    Raises:
+        MegaliteError: one failed; carries its exit code.
+    """
+    for step in todo:
+        started = time.monotonic()
+        _say(f"== {step.name}")
+        code = subprocess.run(step.command, check=False).returncode
+        if code != 0:
+            error = MegaliteError(f"demo: {step.name} failed with exit code {code}; see above")
+            error.exit_code = code if code > 0 else 1
+            raise error
+        _say(f"== {step.name}: {time.monotonic() - started:.0f} s")
+
+
+PROMISES = (
+    Promise("fall of the held-out loss in pretraining", lambda rows: _fall(rows), 0.40),
+    Promise("accuracy on held-out pairs", lambda rows: _last(rows, "rm", "heldout_accuracy"), 0.75),
+    Promise("rise of the held-out reward in its first deviations", lambda rows: _rise(rows), 1.0),
+    Promise(
+        "nats below a KL of 15 a response", lambda rows: 15 - _last(rows, "ppo", "heldout_kl"), 0.0
+    ),
+)
+
+
+def broken_promises(rows: Rows, promises: Sequence[Promise] = PROMISES) -> list[str]:
+    """Say for each promise what came; give those that were not kept."""
+    broken = []
+    for promise in promises:
+        value = promise.measure(rows)
+        line = f"{promise.name}: {value:.3g} (at least {promise.least:g})"
+        _say(line)
+        if not value >= promise.least:
+            broken.append(line)
+    return broken
+
+
+def run(config: DemoConfig, launch: Launch) -> int:
+    """Make the corpus, run every stage, write the report, check the promises."""
+    if launch.world_size > 1:
+        raise ConfigError("demo: starts its own processes; run it without torchrun")
+    started = time.monotonic()
+    folder = Path(config.folder)
+    counts = write_corpus(folder / "corpus", config.seed, config.corpus_bytes)
+    _say(f"corpus: {', '.join(f'{count} {name}' for name, count in counts.items())}")
+    run_steps(steps(config))
+    broken = broken_promises({name: read_rows(folder / name / "metrics.jsonl") for name in STAGES})
+    _say(f"{folder}/report.html after {time.monotonic() - started:.0f} s")
+    if broken:
+        raise MegaliteError(f"demo: not reached: {'; '.join(broken)}")
+    return 0
+
+
+def _values(rows: Rows, stage: str, key: str) -> list[float]:
+    found = [value for _, value in series(rows[stage], key)]
+    if not found:
+        raise MegaliteError(f"demo: {stage}/metrics.jsonl holds no {key}; evaluation must be on")
+    return found
+
+
+def _last(rows: Rows, stage: str, key: str) -> float:
+    return _values(rows, stage, key)[-1]
+
+
+def _fall(rows: Rows) -> float:
+    losses = _values(rows, "pretrain", "heldout_loss")
+    return 1 - losses[-1] / losses[0]
+
+
+def _rise(rows: Rows) -> float:
+    rewards = _values(rows, "ppo", "heldout_reward")
+    return (rewards[-1] - rewards[0]) / _values(rows, "ppo", "heldout_reward_deviation")[0]
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()

@@ -1,0 +1,75 @@
+import sys
+
+import pytest
+
+from megalite.errors import ConfigError, MegaliteError
+from megalite.parallel.launch import Launch
+from megalite.tools.demo import DemoConfig, Step, broken_promises, run, run_steps, steps
+
+
+def _python(code: str) -> list[str]:
+    return [sys.executable, "-c", code]
+
+
+def test_a_failing_step_stops_the_demo_with_its_exit_code(tmp_path):
+    later = tmp_path / "later"
+    todo = [
+        Step("first", _python("pass")),
+        Step("second", _python("raise SystemExit(2)")),
+        Step("third", _python(f"open({str(later)!r}, 'w')")),
+    ]
+    with pytest.raises(MegaliteError, match="second failed with exit code 2") as caught:
+        run_steps(todo)
+    assert caught.value.exit_code == 2
+    assert not later.exists()
+
+
+def test_a_killed_step_is_a_failure():
+    kill = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
+    with pytest.raises(MegaliteError, match="exit code -9") as caught:
+        run_steps([Step("killed", _python(kill))])
+    assert caught.value.exit_code == 1
+
+
+def test_every_stage_runs_under_torchrun_with_its_own_config():
+    commands = {step.name: list(step.command) for step in steps(DemoConfig(processes=2))}
+    assert list(commands) == [
+        "tokenizer train", "data prepare", "pretrain", "sft", "rm", "ppo", "report"
+    ]  # fmt: skip
+    for stage in ("pretrain", "sft", "rm", "ppo"):
+        assert "--nproc-per-node=2" in commands[stage]
+        assert commands[stage][-2:] == [stage, f"configs/demo/{stage}.toml"]
+
+
+def _rows(loss: float, accuracy: float, reward: float, kl: float):
+    deviation = {"heldout_reward_deviation": 0.5, "heldout_reward": -1.0, "heldout_kl": 0.0}
+    return {
+        "pretrain": [{"step": 0, "heldout_loss": 5.0}, {"step": 9, "heldout_loss": loss}],
+        "sft": [],
+        "rm": [{"step": 9, "heldout_accuracy": accuracy}],
+        "ppo": [{"step": 0, **deviation}, {"step": 9, "heldout_reward": reward, "heldout_kl": kl}],
+    }
+
+
+def test_kept_promises_are_silent_and_each_broken_one_is_named():
+    assert broken_promises(_rows(2.5, 0.8, -0.4, 9.0)) == []
+    broken = broken_promises(_rows(3.5, 0.7, -0.8, 16.0))
+    assert [line.split(":")[0] for line in broken] == [
+        "fall of the held-out loss in pretraining",
+        "accuracy on held-out pairs",
+        "rise of the held-out reward in its first deviations",
+        "nats below a KL of 15 a response",
+    ]
+    assert len(broken_promises(_rows(float("nan"), 0.8, -0.4, 9.0))) == 1
+
+
+def test_metrics_without_evaluation_are_an_error():
+    rows = _rows(2.5, 0.8, -0.4, 9.0)
+    rows["rm"] = [{"step": 1, "loss": 1.0}]
+    with pytest.raises(MegaliteError, match="rm/metrics.jsonl holds no heldout_accuracy"):
+        broken_promises(rows)
+
+
+def test_the_demo_starts_its_own_processes():
+    with pytest.raises(ConfigError, match="without torchrun"):
+        run(DemoConfig(), Launch(world_size=2, local_world_size=2))
