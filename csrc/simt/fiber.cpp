@@ -5,7 +5,8 @@
 #include <cstdint>
 #include <stdexcept>
 
-#ifndef __x86_64__
+#if !defined(__x86_64__) || defined(MEGALITE_SIMT_UCONTEXT)
+#define MEGALITE_USE_UCONTEXT
 #include <ucontext.h>
 #endif
 
@@ -30,7 +31,7 @@ char* map_stack() {
 
 }  // namespace
 
-#ifdef __x86_64__
+#ifndef MEGALITE_USE_UCONTEXT
 // Saves the callee-saved registers on the running stack, its pointer in *rdi, and continues on the
 // stack rsi.
 extern "C" void megalite_simt_switch(void** save, void* load);
@@ -102,11 +103,11 @@ void Fibers::reserve(int count) {
 Fibers::~Fibers() {
   for (Fiber& fiber : fibers_) {
     munmap(fiber.stack, kStackBytes);
-#ifndef __x86_64__
+#ifdef MEGALITE_USE_UCONTEXT
     delete static_cast<ucontext_t*>(fiber.context);
 #endif
   }
-#ifndef __x86_64__
+#ifdef MEGALITE_USE_UCONTEXT
   delete static_cast<ucontext_t*>(scheduler_);
 #endif
 }

@@ -62,13 +62,32 @@ uint32_t Machine::random() {  // splitmix64
   return static_cast<uint32_t>((z ^ (z >> 31)) >> 32);
 }
 
+namespace {
+
+constexpr int kMaxThreads = 1024;
+constexpr int kMaxSharedBytes = 163 * 1024;  // of a block on sm_80
+constexpr int kMaxGrid[3] = {0x7fffffff, 65535, 65535};
+
+void require(const Launch& launch, const char* what, int value, int low, int high) {
+  if (value >= low && value <= high) return;
+  throw KernelError(std::string("simt: launch of ") + launch.name + ": " + what + " must be " +
+                    std::to_string(low) + " to " + std::to_string(high) + ", not " +
+                    std::to_string(value));
+}
+
+void require_possible(const Launch& launch) {
+  require(launch, "threads of a block", launch.threads, 1, kMaxThreads);
+  require(launch, "bytes of shared memory", launch.shared_bytes, 0, kMaxSharedBytes);
+  const char* names[] = {"grid x", "grid y", "grid z"};
+  for (int i = 0; i < 3; ++i) require(launch, names[i], launch.grid[i], 1, kMaxGrid[i]);
+}
+
+}  // namespace
+
 void Machine::run(const Launch& launch) {
   static std::mutex one_launch;
   const std::lock_guard<std::mutex> hold(one_launch);
-  if (launch.threads < 1 || launch.threads > 1024) {
-    throw KernelError(std::string("simt: kernel ") + launch.name +
-                      ": a block has 1 to 1024 threads, not " + std::to_string(launch.threads));
-  }
+  require_possible(launch);
   const Running running(this, launch);
   num_threads = launch.threads;
   random_state_ = seed;

@@ -136,6 +136,15 @@ const char* banks(int stride, float* y) {
   });
 }
 
+/// A launch that no GPU would take; null only if the emulator does.
+const char* launch_of(int threads, int shared_bytes, int blocks_y) {
+  return guarded(0, [=] {
+    const Dim3 grid{1, static_cast<uint32_t>(blocks_y)};
+    launch(LaunchConfig{"nothing", grid, {static_cast<uint32_t>(threads)}, shared_bytes},
+           products::nothing);
+  });
+}
+
 float convert_half(uint16_t h) { return to_float(half{h}); }
 uint16_t convert_to(int is_bfloat16, float x) {
   return is_bfloat16 ? from_float<bfloat16>(x).bits : from_float<half>(x).bits;

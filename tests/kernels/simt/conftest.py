@@ -14,7 +14,15 @@ def simt() -> ctypes.CDLL:
         pytest.skip("the SIMT backend needs g++, which is not installed")
     sources = [ROOT / "csrc/simt" / name for name in CORE] + [HERE / "cases.cpp"]
     library = ctypes.CDLL(str(build_library(sources, ROOT / "build/simt_tests")))
-    for name in ["case_name", "run_case", "product_sm80", "product_sm70", "sums", "banks"]:
+    for name in [
+        "case_name",
+        "run_case",
+        "product_sm80",
+        "product_sm70",
+        "sums",
+        "banks",
+        "launch_of",
+    ]:
         getattr(library, name).restype = ctypes.c_char_p
     library.convert_half.restype = ctypes.c_float
     library.convert_to.restype = ctypes.c_uint16

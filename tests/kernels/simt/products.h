@@ -118,4 +118,6 @@ inline void banks(int stride, Global<float> y) {
   y[lane()] = s.template as<float>().load(lane() * stride / 2) + as_float(r[0]);
 }
 
+inline void nothing() {}
+
 }  // namespace megalite::products

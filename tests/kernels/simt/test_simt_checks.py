@@ -93,3 +93,17 @@ def test_the_machine_still_works_after_an_error(simt):
     message, y = run(simt, "missing_syncthreads", False, 1)
     assert message is None
     np.testing.assert_array_equal(y, np.roll(np.arange(128) % 61, -32))
+
+
+@pytest.mark.parametrize(
+    ("launch", "found"),
+    [
+        ((1025, 0, 1), "threads of a block must be 1 to 1024, not 1025"),
+        ((32, 163 * 1024 + 1, 1), "bytes of shared memory must be 0 to 166912, not 166913"),
+        ((32, 0, 65536), "grid y must be 1 to 65535, not 65536"),
+        ((32, 0, 0), "grid y must be 1 to 65535, not 0"),
+    ],
+)
+def test_a_launch_that_no_gpu_would_take_is_refused(simt, launch, found):
+    assert simt.launch_of(32, 0, 2) is None
+    assert found in simt.launch_of(*launch).decode()
