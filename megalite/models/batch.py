@@ -12,8 +12,8 @@ IGNORE = -100
 class Batch:
     """A micro-batch of rows; a row is one sample or several packed ones.
 
-    ``tokens`` is the decoder's input and ``labels`` the target of each of its rows, already shifted. Row i of
-    the decoder attends to its own rows ``[start_i, end_i)`` and, with an encoder, to encoder rows
+    ``tokens`` is the decoder's input and ``labels`` the target of each row, already shifted. Row
+    i of the decoder attends to its own rows ``[start_i, end_i)`` and, with an encoder, to its rows
     ``[cross_start_i, cross_end_i)``. Padding rows have start = end and label ``IGNORE``.
 
     Attributes:
@@ -22,7 +22,7 @@ class Batch:
         positions: [B, S] int32, or [B, S, 2] for two position axes (ChatGLM).
         start: [B, S] int32.
         end: [B, S] int32.
-        sample_ids: [B] int64, each row's index in the run's order of samples; dropout depends on it.
+        sample_ids: [B] int64, index of each row in the order of samples; dropout depends on it.
         weights: [B, S] fp32 weight of each target, or None for 1.
         encoder_tokens: [B, Se] int64, or None for a decoder alone.
         encoder_positions: [B, Se] int32.

@@ -1,1 +1,27 @@
-"""Operations: masked attention, cross-entropy, RoPE, dropout; one file an op."""
+"""The ops: one schema, several backends. Shapes are in docs/design.md."""
+
+from megalite.ops.attention import AttentionOptions, attention
+from megalite.ops.backends import backend, use_backend
+from megalite.ops.cross_entropy import cross_entropy
+from megalite.ops.dropout import dropout
+from megalite.ops.linear_cross_entropy import linear_cross_entropy
+from megalite.ops.mask import RowIntervals
+from megalite.ops.rope import rope, rope_tables
+from megalite.ops.token_log_probs import token_log_probs
+from megalite.ops.vocabulary import LossOptions, Vocabulary
+
+__all__ = [
+    "AttentionOptions",
+    "LossOptions",
+    "RowIntervals",
+    "Vocabulary",
+    "attention",
+    "backend",
+    "cross_entropy",
+    "dropout",
+    "linear_cross_entropy",
+    "rope",
+    "rope_tables",
+    "token_log_probs",
+    "use_backend",
+]

@@ -1,7 +1,7 @@
 """Counter-based random numbers: a value depends on what it is for, never on where it is made.
 
-Philox4x32-10 turns a 64-bit key and a 128-bit counter into four 32-bit words. The same function is in
-``csrc/philox.h``; both give the same bits.
+Philox4x32-10 turns a 64-bit key and a 128-bit counter into four 32-bit words. The same function is
+in ``csrc/philox.h``; both give the same bits.
 
 Source: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3".
 """

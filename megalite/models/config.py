@@ -1,0 +1,125 @@
+"""The one config of every model; a family is values of it."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from megalite.config.section import Section
+from megalite.errors import ConfigError
+
+
+class ModelConfig(Section):
+    """A Transformer's shape. Defaults are a small LLaMA-like causal decoder."""
+
+    vocab_size: int = Field(32000, ge=2, description="tokens in the vocabulary, V")
+    hidden_size: int = Field(512, ge=1, description="width of the residual stream, D")
+    num_layers: int = Field(6, ge=1, description="decoder blocks, L")
+    num_encoder_layers: int = Field(0, ge=0, description="encoder blocks; 0: a decoder alone")
+    num_heads: int = Field(8, ge=1, description="query heads, N")
+    num_kv_heads: int = Field(0, ge=0, description="key and value heads, G; 0: as many as query")
+    head_size: int = Field(0, ge=0, description="width of a head, H; 0: hidden_size / num_heads")
+    ffn_size: int = Field(1376, ge=1, description="width inside the feed-forward layer, F")
+    embedding_size: int = Field(
+        0, ge=0, description="width of the embedding, projected to D; 0: hidden_size"
+    )
+
+    norm: Literal["rms_norm", "layer_norm"] = Field("rms_norm", description="normalisation")
+    norm_eps: float = Field(1e-5, gt=0, description="added to the variance or mean square")
+    norm_bias: bool = Field(True, description="whether layer_norm has a bias")
+    norm_position: Literal["pre", "post"] = Field(
+        "pre", description="before a sub-layer, or after the residual sum"
+    )
+    residual_scale: float = Field(
+        1.0, gt=0, description="the residual is multiplied by it (DeepNorm's alpha)"
+    )
+    embedding_norm: bool = Field(False, description="normalise what the embedding gives")
+    final_norm: bool = Field(True, description="normalise what the last block gives")
+    parallel_block: Literal["no", "one_norm", "two_norms"] = Field(
+        "no",
+        description="attention and feed-forward read the same input, with one norm or each its",
+    )
+
+    activation: Literal["relu", "gelu", "gelu_tanh", "silu"] = Field(
+        "silu", description="activation of the feed-forward layer; gelu_tanh: its tanh form"
+    )
+    gated: bool = Field(True, description="feed-forward is activation(gate) * up")
+    qkv_bias: bool = Field(False, description="bias of query, key and value")
+    attention_bias: bool = Field(False, description="bias of the attention's output")
+    ffn_bias: bool = Field(False, description="bias of the feed-forward layer")
+    attention_scale: float = Field(0.0, ge=0, description="of scores; 0: 1 / sqrt(head_size)")
+
+    position: Literal["rope", "learned", "alibi", "relative", "none"] = Field(
+        "rope", description="how rows know their place; relative: T5's buckets"
+    )
+    max_positions: int = Field(2048, ge=1, description="rows of a learned table; longest sequence")
+    position_offset: int = Field(
+        0, ge=0, description="unused rows at the start of a learned table (OPT, BART: 2)"
+    )
+    rope_base: float = Field(10000.0, gt=0, description="base of the angles")
+    rope_scale: float = Field(1.0, gt=0, description="positions are divided by it")
+    rotary_size: int = Field(0, ge=0, description="dimensions of a head that turn; 0: all")
+    rope_interleaved: bool = Field(False, description="pairs are (2i, 2i+1), not (i, i + R/2)")
+    rope_axes: Literal[1, 2] = Field(1, description="position axes (ChatGLM-6B: 2)")
+    relative_buckets: int = Field(32, ge=2, description="buckets of T5's relative bias")
+    relative_max_distance: int = Field(128, ge=2, description="distance of the last bucket")
+
+    head: Literal["lm", "value"] = Field("lm", description="next-token logits, or one scalar a row")
+    tie_embeddings: bool = Field(True, description="the head's matrix is the embedding's")
+    head_bias: bool = Field(False, description="bias of the head")
+    normalised_head: bool = Field(False, description="rows of the head's matrix have length 1")
+    logit_scale: float = Field(1.0, gt=0, description="logits are multiplied by it")
+    embedding_scale: float = Field(1.0, gt=0, description="embeddings are multiplied by it")
+
+    dropout: float = Field(0.0, ge=0, lt=1, description="of sub-layers and embeddings")
+    attention_dropout: float = Field(0.0, ge=0, lt=1, description="of attention probabilities")
+    init_std: float = Field(0.02, gt=0, description="standard deviation of initial weights")
+    scaled_init: bool = Field(
+        True, description="weights that add to the residual start smaller by sqrt(2 L)"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> "ModelConfig":
+        if not self.head_size and self.hidden_size % self.num_heads:
+            raise ConfigError(
+                f"--model.num_heads {self.num_heads}: must divide hidden_size {self.hidden_size}, "
+                "or set head_size"
+            )
+        if self.num_heads % self.kv_heads:
+            raise ConfigError(
+                f"--model.num_kv_heads {self.num_kv_heads}: must divide num_heads {self.num_heads}"
+            )
+        if self.position == "rope" and self.rotary % (2 * self.rope_axes):
+            raise ConfigError(
+                f"--model.rotary_size {self.rotary}: must be a multiple of {2 * self.rope_axes}"
+            )
+        return self
+
+    @property
+    def kv_heads(self) -> int:
+        """Key and value heads, G."""
+        return self.num_kv_heads or self.num_heads
+
+    @property
+    def head_dim(self) -> int:
+        """Width of a head, H."""
+        return self.head_size or self.hidden_size // self.num_heads
+
+    @property
+    def rotary(self) -> int:
+        """Dimensions of a head that turn, R."""
+        return self.rotary_size or self.head_dim
+
+    @property
+    def embedding_width(self) -> int:
+        """Width of the embedding, E."""
+        return self.embedding_size or self.hidden_size
+
+    @property
+    def is_encoder_decoder(self) -> bool:
+        """Whether there is an encoder."""
+        return self.num_encoder_layers > 0
+
+    @property
+    def scale(self) -> float:
+        """What attention scores are multiplied by."""
+        return self.attention_scale or self.head_dim**-0.5

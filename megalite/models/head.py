@@ -1,0 +1,94 @@
+"""The head: what a caller asks of the last hidden states."""
+
+from torch import Tensor
+from torch.nn import functional
+
+from megalite.models.batch import IGNORE, Batch
+from megalite.models.config import ModelConfig
+from megalite.models.outputs import Hidden, Logits, LogProbs, Loss, Output, Values
+from megalite.ops import LossOptions, Vocabulary, linear_cross_entropy, token_log_probs
+from megalite.parallel.collectives import gather_copies, shard_bounds
+from megalite.parallel.layers import Initial, Layer, Projection, enter
+from megalite.parallel.mesh import Mesh
+
+
+class Head(Layer):
+    """A matrix [V, E] split over tp along V, or one row [1, D] for values."""
+
+    def __init__(self, config: ModelConfig, mesh: Mesh) -> None:
+        """Declare the weights; a tied head has no matrix of its own."""
+        super().__init__(mesh)
+        self.config = config
+        std = Initial(config.init_std)
+        width = config.embedding_width
+        if config.head == "value":
+            self.value = Projection(mesh, 1, config.hidden_size, std, bias=config.head_bias)
+            return
+        if not config.tie_embeddings:
+            self.add("weight", (config.vocab_size, width), std, shard=0)
+        if config.head_bias:
+            self.add("bias", (config.vocab_size,), Initial(), shard=0)
+        if width != config.hidden_size:
+            self.project = Projection(mesh, width, config.hidden_size, std)
+
+    def forward(self, hidden: Tensor, batch: Batch, output: Output, tied: Tensor | None):
+        """Give what ``output`` asks.
+
+        Args:
+            hidden: [B, S, D], or [B, S/tp, D] under sequence parallelism.
+            batch: for the labels and weights.
+            output: what is asked.
+            tied: the embedding's local matrix [V/tp, E], for a tied head.
+        """
+        length = batch.tokens.shape[1]
+        if isinstance(output, Hidden):
+            return self._all_rows(hidden, length)
+        if isinstance(output, Values):
+            return self._all_rows(self.value(hidden), length)[..., 0].float()
+        if hasattr(self, "project"):
+            hidden = self.project(hidden)
+        hidden = enter(hidden, self.mesh, length)
+        weight = self.local("weight") if tied is None else tied
+        if self.config.normalised_head:
+            weight = functional.normalize(weight, dim=-1)
+        bias = self.local("bias") if self.config.head_bias else None
+        if isinstance(output, Logits):
+            return self._logits(hidden, weight, bias)
+        hidden = hidden.flatten(0, 1)  # [T, E]
+        if isinstance(output, Loss):
+            return self._loss(hidden, weight, bias, batch, output)
+        assert isinstance(output, LogProbs)
+        labels = batch.labels.flatten()
+        options = self._options(logit_scale=self.config.logit_scale / output.temperature)
+        results = token_log_probs(hidden, weight, labels, bias, options)
+        return tuple(result.view_as(batch.labels) for result in results)
+
+    def _options(self, **choices: float) -> LossOptions:
+        size, tp = self.config.vocab_size, self.mesh.tp
+        vocabulary = Vocabulary(tp.group, shard_bounds(size, tp)[0], size)
+        return LossOptions(**choices, vocabulary=vocabulary)
+
+    def _all_rows(self, x: Tensor, length: int) -> Tensor:
+        if not self.mesh.sequence_parallel:
+            return x
+        return gather_copies(x, self.mesh.tp, 1, length)
+
+    def _logits(self, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        logits = functional.linear(hidden, weight, bias)
+        if self.config.logit_scale != 1.0:
+            logits = logits * self.config.logit_scale
+        return gather_copies(logits, self.mesh.tp, 2, self.config.vocab_size)
+
+    def _loss(
+        self, hidden: Tensor, weight: Tensor, bias: Tensor | None, batch: Batch, output: Loss
+    ) -> Tensor:
+        labels = batch.labels.flatten()
+        token_weights = (labels != IGNORE).float() * output.scale
+        if batch.weights is not None:
+            token_weights = token_weights * batch.weights.flatten()
+        options = self._options(
+            label_smoothing=output.label_smoothing,
+            z_loss=output.z_loss,
+            logit_scale=self.config.logit_scale,
+        )
+        return linear_cross_entropy(hidden, weight, labels, token_weights, bias, options)

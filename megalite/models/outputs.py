@@ -1,0 +1,43 @@
+"""What a caller asks of a model."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Loss:
+    """``scale * sum over targets of weight * cross-entropy``: an fp32 scalar.
+
+    Logits are never whole. ``scale`` is usually 1 / the number of targets of the global batch.
+    """
+
+    scale: float = 1.0
+    label_smoothing: float = 0.0
+    z_loss: float = 0.0
+
+
+@dataclass(frozen=True)
+class Logits:
+    """The logits, [B, S, V]."""
+
+
+@dataclass(frozen=True)
+class LogProbs:
+    """``(log_probs, entropy)`` of the labels, each fp32 [B, S], 0 where there is no target.
+
+    Logits are never whole; the entropy carries no gradient.
+    """
+
+    temperature: float = 1.0
+
+
+@dataclass(frozen=True)
+class Values:
+    """The scalar head's value of each row, fp32 [B, S]."""
+
+
+@dataclass(frozen=True)
+class Hidden:
+    """The last hidden states, normalised, [B, S, D]."""
+
+
+Output = Loss | Logits | LogProbs | Values | Hidden

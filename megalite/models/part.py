@@ -1,0 +1,102 @@
+"""Which blocks of a model one pipeline stage holds."""
+
+from dataclasses import dataclass
+
+from megalite.models.config import ModelConfig
+
+
+@dataclass(frozen=True)
+class Part:
+    """A stage's share of a model; the whole model is the only part of one.
+
+    Attributes:
+        index: from 0.
+        count: parts of the model.
+        encoder: [first, last) encoder blocks.
+        decoder: [first, last) decoder blocks.
+    """
+
+    index: int
+    count: int
+    encoder: tuple[int, int]
+    decoder: tuple[int, int]
+
+    @classmethod
+    def whole(cls, config: ModelConfig) -> "Part":
+        """The part that holds everything."""
+        return cls(0, 1, (0, config.num_encoder_layers), (0, config.num_layers))
+
+    @property
+    def has_encoder(self) -> bool:
+        """Whether any encoder block is here."""
+        return self.encoder[1] > self.encoder[0]
+
+    @property
+    def has_decoder(self) -> bool:
+        """Whether any decoder block is here."""
+        return self.decoder[1] > self.decoder[0]
+
+    @property
+    def starts_encoder(self) -> bool:
+        """Whether encoder tokens are embedded here."""
+        return self.has_encoder and self.encoder[0] == 0
+
+    @property
+    def starts_decoder(self) -> bool:
+        """Whether decoder tokens are embedded here."""
+        return self.has_decoder and self.decoder[0] == 0
+
+    @property
+    def ends(self) -> bool:
+        """Whether the head is here."""
+        return self.index == self.count - 1
+
+
+def cut(config: ModelConfig, count: int) -> list[Part]:
+    """Cut a model into ``count`` parts so that the slowest is as fast as can be.
+
+    A block costs its matrix products per token; the embedding nothing, the head its own.
+    Each part has at least one block: ``count`` is at most the number of blocks.
+    """
+    encoder, decoder, head = _costs(config)
+    costs = [encoder] * config.num_encoder_layers + [decoder] * config.num_layers
+    costs[-1] += head
+    ends = _balanced_ends(costs, count)
+    border = config.num_encoder_layers
+    parts = []
+    for index, (first, last) in enumerate(zip([0, *ends[:-1]], ends, strict=True)):
+        encoder_blocks = min(first, border), min(last, border)
+        decoder_blocks = max(first - border, 0), max(last - border, 0)
+        parts.append(Part(index, count, encoder_blocks, decoder_blocks))
+    return parts
+
+
+def _costs(config: ModelConfig) -> tuple[float, float, float]:
+    """Weights that a token meets in an encoder block, a decoder block and the head."""
+    size = config.hidden_size
+    attention = 2 * size * config.head_dim * (config.num_heads + config.kv_heads)
+    ffn = (3 if config.gated else 2) * size * config.ffn_size
+    cross = attention if config.is_encoder_decoder else 0
+    head = config.vocab_size * size if config.head == "lm" else size
+    return attention + ffn, attention + cross + ffn, head
+
+
+def _balanced_ends(costs: list[float], count: int) -> list[int]:
+    """Ends of ``count`` runs of ``costs`` whose largest sum is least, none of them empty."""
+    total = [0.0]
+    for cost in costs:
+        total.append(total[-1] + cost)
+    items = len(costs)
+    best = {(0, 0): (0.0, 0)}
+    for run in range(1, count + 1):
+        for end in range(run, items - (count - run) + 1):
+            best[run, end] = min(
+                (max(best[run - 1, start][0], total[end] - total[start]), start)
+                for start in range(run - 1, end)
+                if (run - 1, start) in best
+            )
+    ends, end = [], items
+    for run in range(count, 0, -1):
+        ends.append(end)
+        end = best[run, end][1]
+    return ends[::-1]

@@ -1,0 +1,112 @@
+"""What every block of a stack reads besides its input: made once a batch."""
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from megalite.models.config import ModelConfig
+from megalite.ops import RowIntervals, dropout, rope, rope_tables
+from megalite.ops.random import fold, hash64
+from megalite.parallel.mesh import Mesh
+
+
+class KeyValueCache(Protocol):
+    """What a model knows of decoding; see ``generation/cache.py``."""
+
+    length: int
+    memory_length: int
+
+    def extend(self, layer: str, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Append new rows; give all rows so far."""
+
+    def once(self, layer: str, make) -> tuple[Tensor, Tensor]:
+        """Keys and values made at the first call."""
+
+
+@dataclass(frozen=True)
+class Dropout:
+    """The dropout of one forward pass.
+
+    Attributes:
+        seed: of the step.
+        sample_ids: int64 [B].
+    """
+
+    seed: int
+    sample_ids: Tensor
+
+    def site_seed(self, site: str) -> int:
+        """The seed of one place in the model."""
+        return fold(self.seed, hash64(site))
+
+
+@dataclass(frozen=True)
+class Stream:
+    """One token stream, the encoder's or the decoder's, as its blocks see it.
+
+    Attributes:
+        length: S, rows of the stream in this pass.
+        mask: row intervals over this stream's keys.
+        cross: row intervals over the encoder's keys, or None.
+        tables: RoPE's (cos, sin), or None.
+        bias: [N/tp, Sq + Sk - 1] fp32 a head and distance, or None.
+        dropout: None turns it off.
+        cache: keys and values of earlier rows, or None.
+    """
+
+    length: int
+    mask: RowIntervals
+    cross: RowIntervals | None = None
+    tables: tuple[Tensor, Tensor] | None = None
+    bias: Tensor | None = None
+    dropout: Dropout | None = None
+    cache: KeyValueCache | None = None
+
+    def rotate(self, x: Tensor, interleaved: bool) -> Tensor:
+        """Turn queries or keys [B, S, N, H] by their positions, where the model does."""
+        if self.tables is None:
+            return x
+        return rope(x, *self.tables, interleaved=interleaved)
+
+    def drop(self, x: Tensor, p: float, site: str, mesh: Mesh) -> Tensor:
+        """Dropout of [B, S', D] between matrices."""
+        if self.dropout is None or p == 0.0:
+            return x
+        offset = x.shape[1] * mesh.tp.rank if mesh.sequence_parallel else 0
+        seed = self.dropout.site_seed(site)
+        return dropout(x, p, seed, self.dropout.sample_ids, position_offset=offset)
+
+
+def rotation(config: ModelConfig, positions: Tensor) -> tuple[Tensor, Tensor] | None:
+    """RoPE's tables for positions [B, S] or [B, S, 2], or None."""
+    if config.position != "rope":
+        return None
+    if config.rope_axes == 2 and positions.dim() == 2:
+        positions = torch.stack((positions, torch.zeros_like(positions)), -1)
+    return rope_tables(positions, config.rotary, config.rope_base, config.rope_scale)
+
+
+def alibi_slopes(num_heads: int) -> list[float]:
+    """ALiBi's slope of each head; Press et al. 2021, arXiv:2108.12409, and its published code."""
+    power = 2 ** math.floor(math.log2(num_heads))
+    slopes = [2.0 ** (-8.0 * (i + 1) / power) for i in range(power)]
+    extra = [2.0 ** (-4.0 * (2 * i + 1) / power) for i in range(num_heads - power)]
+    return slopes + extra
+
+
+def relative_bucket(distance: Tensor, both_ways: bool, buckets: int, furthest: int) -> Tensor:
+    """T5's bucket of each key - query; Raffel et al. 2019, arXiv:1910.10683, and its code."""
+    offset = torch.zeros_like(distance)
+    if both_ways:
+        buckets //= 2
+        offset = (distance > 0) * buckets
+        away = distance.abs()
+    else:
+        away = (-distance).clamp(min=0)
+    exact = buckets // 2
+    ratio = torch.log(away.float().clamp(min=1) / exact) / math.log(furthest / exact)
+    far = (exact + (ratio * (buckets - exact)).long()).clamp(max=buckets - 1)
+    return offset + torch.where(away < exact, away, far)

@@ -1,0 +1,96 @@
+"""Cross-entropy of logits, with label smoothing and z-loss, also over a split vocabulary."""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from megalite.errors import ShapeError
+from megalite.ops.backends import kernels
+from megalite.ops.vocabulary import (
+    IGNORE,
+    LossOptions,
+    RowStatistics,
+    add_at_labels,
+    check_labels,
+    row_statistics,
+)
+
+
+def cross_entropy(
+    logits: Tensor,
+    labels: Tensor,
+    options: LossOptions = LossOptions(),  # noqa: B008 - it is frozen
+) -> Tensor:
+    """The loss of each row; no reduction.
+
+    Args:
+        logits: [T, V], or [T, V/tp] where other processes have the other slices.
+        labels: int64 [T], -100 where there is no target.
+        options: smoothing, z-loss and the slice of the vocabulary.
+
+    Returns:
+        fp32 [T], 0 where there is no target.
+
+    Comm: one all-gather of [5, T] fp32 over the vocabulary's group, forward only.
+
+    Raises:
+        ShapeError: shapes don't fit or a label is out of range.
+    """
+    if logits.dim() != 2:
+        raise ShapeError(f"cross_entropy logits: must be [T, V], came {list(logits.shape)}")
+    options = replace(options, vocabulary=options.slice(logits.shape[1]))
+    check_labels(labels, logits.shape[0], options.vocabulary.size, "cross_entropy")
+    return _CrossEntropy.apply(logits, labels, options)
+
+
+def row_loss(statistics: RowStatistics, labels: Tensor, options: LossOptions) -> Tensor:
+    """Cross-entropy of each row from its statistics: fp32 [T], 0 where there is no target."""
+    smoothing = options.label_smoothing
+    target = (1.0 - smoothing) * statistics.target + smoothing * statistics.mean
+    loss = statistics.lse - target + options.z_loss * statistics.lse.square()
+    return torch.where(labels == IGNORE, 0.0, loss)
+
+
+def logit_gradient(
+    logits: Tensor, lse: Tensor, labels: Tensor, upstream: Tensor, options: LossOptions
+) -> Tensor:
+    """Gradient of ``sum(upstream * row_loss)`` by local (scaled) logits: fp32 [T, V/tp]."""
+    smoothing, vocabulary = options.label_smoothing, options.vocabulary
+    upstream = torch.where(labels == IGNORE, 0.0, upstream)
+    gradient = torch.exp(logits.float() - lse[:, None])
+    gradient *= (upstream * (1.0 + 2.0 * options.z_loss * lse))[:, None]
+    if smoothing:
+        gradient -= (upstream * (smoothing / vocabulary.size))[:, None]
+    add_at_labels(gradient, labels, vocabulary.offset, -(1.0 - smoothing) * upstream)
+    return gradient
+
+
+class _CrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, logits: Tensor, labels: Tensor, options: LossOptions) -> Tensor:
+        ops = kernels(logits) if options.vocabulary.group is None else None
+        scaled = logits if options.logit_scale == 1.0 else logits * options.logit_scale
+        if ops is None:
+            statistics = row_statistics(scaled.float(), labels, options.vocabulary)
+            loss, lse = row_loss(statistics, labels, options), statistics.lse
+        else:
+            loss, lse = ops.cross_entropy(
+                scaled, labels, IGNORE, options.label_smoothing, options.z_loss
+            )
+        ctx.save_for_backward(scaled, labels, lse)
+        ctx.options, ctx.ops = options, ops
+        return loss
+
+    @staticmethod
+    def backward(ctx, upstream: Tensor):
+        logits, labels, lse = ctx.saved_tensors
+        options = ctx.options
+        upstream = upstream * options.logit_scale
+        if ctx.ops is None:
+            gradient = logit_gradient(logits, lse, labels, upstream, options).to(logits.dtype)
+        else:
+            gradient = ctx.ops.cross_entropy_backward(
+                upstream, logits, labels, lse, IGNORE, options.label_smoothing, options.z_loss
+            )
+        return gradient, None, None

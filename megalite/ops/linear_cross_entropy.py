@@ -1,0 +1,110 @@
+"""Head and loss in one: the logits exist a chunk of rows at a time.
+
+The gradients are made together with the loss, while a chunk's logits are at hand, and kept until
+the backward pass scales them: logits are computed once.
+
+Source: the chunking of Hsu et al. 2024, arXiv:2410.10989, section 3.
+"""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from megalite.errors import ShapeError
+from megalite.ops.cross_entropy import logit_gradient, row_loss
+from megalite.ops.vocabulary import IGNORE, LossOptions, check_labels, row_statistics
+
+CHUNK_ELEMENTS = 1 << 22  # logits at a time: 16 MiB in fp32
+
+
+def linear_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    token_weights: Tensor | None = None,
+    bias: Tensor | None = None,
+    options: LossOptions = LossOptions(),  # noqa: B008 - it is frozen
+) -> Tensor:
+    """``sum_t token_weights_t * cross_entropy(logit_scale (hidden_t W^T + b), label_t)``.
+
+    Args:
+        hidden: [T, D].
+        weight: [V, D], or [V/tp, D] where other processes have the other slices; the gradient of
+            ``hidden`` is then this slice's part of a sum over them, which the caller makes.
+        labels: int64 [T], -100 where there is no target: such rows cost nothing.
+        token_weights: fp32 [T], no gradient; None is 1.
+        bias: [V] or [V/tp].
+        options: smoothing, z-loss, scale and the slice of the vocabulary.
+
+    Returns:
+        fp32 scalar, the same on all of the vocabulary's group.
+
+    Comm: one all-gather of [5, chunk] fp32 a chunk of rows over that group, forward only.
+
+    Raises:
+        ShapeError: shapes don't fit or a label is out of range.
+    """
+    if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1]:
+        raise ShapeError(
+            f"linear_cross_entropy: hidden must be [T, D] and weight [V, D], came "
+            f"{list(hidden.shape)} and {list(weight.shape)}"
+        )
+    options = replace(options, vocabulary=options.slice(weight.shape[0]))
+    check_labels(labels, hidden.shape[0], options.vocabulary.size, "linear_cross_entropy")
+    if token_weights is None:
+        token_weights = torch.ones(labels.shape, device=hidden.device)
+    return _LinearCrossEntropy.apply(hidden, weight, bias, (labels, token_weights), options)
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, *inputs):
+        hidden, weight, bias, targets, options = inputs
+        needs = tuple(ctx.needs_input_grad[:3])
+        loss, gradients = _forward_backward((hidden, weight, bias), targets, options, needs)
+        ctx.save_for_backward(*gradients)
+        ctx.dtypes = hidden.dtype, weight.dtype, weight.dtype
+        return loss
+
+    @staticmethod
+    def backward(ctx, upstream: Tensor):
+        pairs = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        gradients = (None if g is None else (g * upstream).to(dtype) for g, dtype in pairs)
+        return (*gradients, None, None)
+
+
+def _forward_backward(inputs, targets, options: LossOptions, needs: tuple[bool, ...]):
+    """Loss and gradients (None where not needed), a chunk of the rows with labels at a time."""
+    hidden, weight, bias = inputs
+    labels, token_weights = targets
+    loss = hidden.new_zeros((), dtype=torch.float32)
+    dhidden, dweight, dbias = (
+        torch.zeros_like(x, dtype=torch.float32) if x is not None and needed else None
+        for x, needed in zip(inputs, needs, strict=True)
+    )
+    for part in labelled_chunks(labels, weight.shape[0]):
+        x, label, share = hidden[part], labels[part], token_weights[part].float()
+        logits = torch.nn.functional.linear(x, weight, bias).float()
+        if options.logit_scale != 1.0:
+            logits *= options.logit_scale
+        statistics = row_statistics(logits, label, options.vocabulary)
+        loss += (row_loss(statistics, label, options) * share).sum()
+        if not any(needs):
+            continue
+        share = share * options.logit_scale
+        gradient = logit_gradient(logits, statistics.lse, label, share, options)
+        narrow = gradient.to(weight.dtype)
+        if dhidden is not None:
+            dhidden[part] = (narrow @ weight).float()
+        if dweight is not None:
+            dweight += narrow.t() @ x
+        if dbias is not None:
+            dbias += gradient.sum(0)
+    return loss, (dhidden, dweight, dbias)
+
+
+def labelled_chunks(labels: Tensor, height: int) -> tuple[Tensor, ...]:
+    """Numbers of the rows that have a label, in chunks whose logits fit ``CHUNK_ELEMENTS``."""
+    rows = (labels != IGNORE).nonzero()[:, 0]
+    return rows.split(max(CHUNK_ELEMENTS // max(height, 1), 1))

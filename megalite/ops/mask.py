@@ -1,0 +1,189 @@
+"""A mask is two integers a query row: row i may attend to keys [start_i, end_i)."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from megalite.errors import ShapeError
+from megalite.ops.backends import kernels
+
+TILE = 32  # query rows and keys an entry of the plan
+
+
+def plan_reference(start: Tensor, end: Tensor, num_keys: int) -> tuple[Tensor, Tensor]:
+    """The tile plan in plain PyTorch; see ``mask_plan`` in docs/design.md.
+
+    Args:
+        start: int32 [B, Sq].
+        end: int32 [B, Sq].
+        num_keys: number of keys.
+
+    Returns:
+        rows: int32 [B, ceil(Sq/32), 4]: min start and max end of non-empty rows (num_keys and 0
+            where there is none), max start and min end of all rows.
+        keys: int32 [B, ceil(num_keys/32), 2]: [first, last) query row that touches the run.
+    """
+    batch, queries = start.shape
+    empty = start >= end
+    tiles = -(-queries // TILE)
+    spare = tiles * TILE - queries
+
+    def tile(values: Tensor, fill: int) -> Tensor:
+        padded = torch.nn.functional.pad(values, (0, spare), value=fill)
+        return padded.view(batch, tiles, TILE)
+
+    rows = torch.stack(
+        (
+            tile(start.masked_fill(empty, num_keys), num_keys).amin(-1),
+            tile(end.masked_fill(empty, 0), 0).amax(-1),
+            tile(start, 0).amax(-1),
+            tile(end, num_keys).amin(-1),
+        ),
+        -1,
+    )
+    first_key = torch.arange(0, max(num_keys, 1), TILE, device=start.device, dtype=torch.int32)
+    first_key = first_key[: -(-num_keys // TILE)]
+    touches = (start[..., None] < first_key + TILE) & (end[..., None] > first_key)
+    touches &= ~empty[..., None]  # [B, Sq, ceil(K/32)]
+    row = torch.arange(queries, device=start.device, dtype=torch.int32)[None, :, None]
+    first = torch.where(touches, row, queries).amin(1)
+    last = torch.where(touches, row + 1, 0).amax(1)
+    first = torch.where(last == 0, 0, first)
+    return rows.to(torch.int32), torch.stack((first, last), -1).to(torch.int32)
+
+
+@dataclass(frozen=True)
+class RowIntervals:
+    """The mask of a batch, and the tile plan that every layer shares.
+
+    Args:
+        start: int32 [B, Sq], first key of each query row.
+        end: int32 [B, Sq], one past the last; a row with start = end attends to nothing.
+        num_keys: number of keys K; 0 <= start <= end <= K.
+    """
+
+    start: Tensor
+    end: Tensor
+    num_keys: int
+
+    def __post_init__(self):
+        for name, value in (("start", self.start), ("end", self.end)):
+            if value.dtype != torch.int32 or value.dim() != 2:
+                raise ShapeError(
+                    f"RowIntervals {name}: must be int32 [B, Sq], "
+                    f"came {value.dtype} {list(value.shape)}"
+                )
+        if self.start.shape != self.end.shape or self.start.device != self.end.device:
+            raise ShapeError(
+                f"RowIntervals: start and end must agree in shape and device, came "
+                f"{list(self.start.shape)} on {self.start.device} and "
+                f"{list(self.end.shape)} on {self.end.device}"
+            )
+
+    @cached_property
+    def plan(self) -> tuple[Tensor, Tensor]:
+        """(rows, keys) of :func:`plan_reference`, made once on first use.
+
+        Raises:
+            ShapeError: on a CPU, where some start > end or end > num_keys.
+        """
+        ops = kernels(self.start)
+        if ops is None:
+            self._check_values()
+            return plan_reference(self.start, self.end, self.num_keys)
+        return ops.mask_plan(self.start, self.end, self.num_keys)
+
+    def _check_values(self) -> None:
+        if self.start.device.type != "cpu" or self.start.numel() == 0:
+            return
+        bad = (self.start < 0) | (self.start > self.end) | (self.end > self.num_keys)
+        if bool(bad.any()):
+            batch, row = bad.nonzero()[0].tolist()
+            raise ShapeError(
+                f"attention start, end: 0 <= start <= end <= {self.num_keys} keys must hold, came "
+                f"[{int(self.start[batch, row])}, {int(self.end[batch, row])}) "
+                f"in row {row} of sequence {batch}"
+            )
+
+    def materialize(self) -> Tensor:
+        """The dense mask, bool [B, Sq, K], true where attention is allowed; for tests."""
+        key = torch.arange(self.num_keys, device=self.start.device)
+        return (key >= self.start[..., None]) & (key < self.end[..., None])
+
+    def to(self, device: torch.device | str) -> "RowIntervals":
+        """The same mask on another device."""
+        return RowIntervals(self.start.to(device), self.end.to(device), self.num_keys)
+
+
+def _rows(batch: int, queries: int) -> Tensor:
+    return torch.arange(queries, dtype=torch.int32).expand(batch, queries)
+
+
+def full(batch: int, queries: int, keys: int) -> RowIntervals:
+    """Every row sees every key."""
+    start = torch.zeros(batch, queries, dtype=torch.int32)
+    return RowIntervals(start, torch.full_like(start, keys), keys)
+
+
+def causal(batch: int, queries: int, keys: int | None = None) -> RowIntervals:
+    """Row i sees keys up to its own; the last row is aligned with the last key."""
+    keys = queries if keys is None else keys
+    end = (_rows(batch, queries) + (keys - queries + 1)).clamp(min=0)
+    return RowIntervals(torch.zeros_like(end), end, keys)
+
+
+def prefix(prefix_lengths: Tensor, queries: int) -> RowIntervals:
+    """Rows see the whole prefix, and rows after it are causal.
+
+    Args:
+        prefix_lengths: int [B], tokens of each prefix.
+        queries: number of rows, and of keys.
+    """
+    end = _rows(prefix_lengths.numel(), queries) + 1
+    end = torch.maximum(end, prefix_lengths.to(torch.int32)[:, None]).clamp(max=queries)
+    return RowIntervals(torch.zeros_like(end), end, queries)
+
+
+def window(batch: int, queries: int, width: int) -> RowIntervals:
+    """Row i sees itself and the ``width - 1`` keys before it."""
+    end = _rows(batch, queries) + 1
+    return RowIntervals((end - width).clamp(min=0), end, queries)
+
+
+def packed(lengths: list[list[int]], queries: int, is_causal: bool = True) -> RowIntervals:
+    """Documents side by side in each row, each seeing only itself; what is left is padding.
+
+    Args:
+        lengths: tokens of each document, a list for each sequence of the batch.
+        queries: tokens of a sequence.
+        is_causal: causal inside a document, or full.
+    """
+    start = torch.zeros(len(lengths), queries, dtype=torch.int32)
+    end = torch.zeros_like(start)
+    for b, documents in enumerate(lengths):
+        at = 0
+        for length in documents:
+            stop = at + length
+            start[b, at:stop] = at
+            end[b, at:stop] = (
+                torch.arange(at + 1, stop + 1, dtype=torch.int32) if is_causal else stop
+            )
+            at = stop
+        if at > queries:
+            raise ShapeError(f"packed: documents of sequence {b} have {at} tokens, row {queries}")
+    return RowIntervals(start, end, queries)
+
+
+def padding(lengths: Tensor, queries: int) -> RowIntervals:
+    """The first ``lengths[b]`` tokens see each other; rows after them see nothing."""
+    length = lengths.to(torch.int32)[:, None]
+    end = torch.where(_rows(lengths.numel(), queries) < length, length, 0)
+    return RowIntervals(torch.zeros_like(end), end, queries)
+
+
+def cross(key_lengths: Tensor, queries: int, keys: int) -> RowIntervals:
+    """Every row sees the first ``key_lengths[b]`` of the other stream's keys."""
+    end = key_lengths.to(torch.int32)[:, None].expand(-1, queries).contiguous()
+    return RowIntervals(torch.zeros_like(end), end, keys)

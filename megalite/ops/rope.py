@@ -1,0 +1,95 @@
+"""Rotary position embedding.
+
+Source: Su et al. 2021, arXiv:2104.09864; two position axes as ChatGLM-6B has them.
+"""
+
+import torch
+from torch import Tensor
+
+from megalite.errors import ShapeError
+from megalite.ops.backends import kernels
+
+
+def rope_tables(
+    positions: Tensor, rotary_dim: int, base: float = 10000.0, scaling: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of every position's angles.
+
+    Args:
+        positions: int [B, S], or [B, S, P] for P position axes.
+        rotary_dim: R, dimensions of a head that turn, in P equal sections.
+        base: of the angles' wavelengths.
+        scaling: positions are divided by it.
+
+    Returns:
+        Two fp32 tensors [B, S, P, R / (2 P)].
+    """
+    if positions.dim() == 2:
+        positions = positions[..., None]
+    section = rotary_dim // positions.shape[-1]
+    exponent = torch.arange(0, section, 2, dtype=torch.float32, device=positions.device) / section
+    angles = (positions.float() / scaling)[..., None] / base**exponent
+    return angles.cos(), angles.sin()
+
+
+def rope(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool = False) -> Tensor:
+    """Turn the first R dimensions of each head by its position; the rest pass.
+
+    Args:
+        x: [B, S, N, H].
+        cos: fp32 [B, S, P, R / (2 P)], from :func:`rope_tables`.
+        sin: the same shape.
+        interleaved: pairs are (2i, 2i + 1) of a section, not (i, i + section / 2).
+
+    Returns:
+        [B, S, N, H], dtype of ``x``; fp32 inside.
+
+    Raises:
+        ShapeError: the tables don't fit ``x``.
+    """
+    if x.dim() != 4 or cos.shape != sin.shape or cos.dim() != 4 or cos.shape[:2] != x.shape[:2]:
+        raise ShapeError(
+            f"rope: x must be [B, S, N, H] and cos, sin [B, S, P, R/(2P)], came {list(x.shape)}, "
+            f"{list(cos.shape)}, {list(sin.shape)}"
+        )
+    if 2 * cos.shape[2] * cos.shape[3] > x.shape[3]:
+        raise ShapeError(
+            f"rope: 2 x {cos.shape[2]} x {cos.shape[3]} dimensions must fit a head of {x.shape[3]}"
+        )
+    return _Rope.apply(x, cos, sin, interleaved)
+
+
+class _Rope(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        ctx.interleaved, ctx.ops = interleaved, kernels(x)
+        return _turn(ctx.ops, x, cos, sin, interleaved, inverse=False)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        cos, sin = ctx.saved_tensors
+        return _turn(ctx.ops, gradient, cos, sin, ctx.interleaved, inverse=True), None, None, None
+
+
+def _turn(ops, x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, inverse: bool) -> Tensor:
+    if ops is None:
+        return rope_reference(x, cos, sin, interleaved, inverse)
+    return ops.rope(x, cos, sin, interleaved, inverse)
+
+
+def rope_reference(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, inverse: bool) -> Tensor:
+    """RoPE in plain PyTorch; ``inverse`` turns back, which is the gradient."""
+    axes, half = cos.shape[2:]
+    turned = 2 * axes * half
+    wide = x if x.dtype == torch.float64 else x.float()
+    sections = wide[..., :turned].unflatten(-1, (axes, 2 * half))  # [B, S, N, P, R/P]
+    cos, sin = cos[:, :, None].to(wide.dtype), sin[:, :, None].to(wide.dtype)
+    sin = -sin if inverse else sin
+    if interleaved:
+        a, b = sections[..., 0::2], sections[..., 1::2]
+    else:
+        a, b = sections[..., :half], sections[..., half:]
+    a, b = a * cos - b * sin, b * cos + a * sin
+    pairs = torch.stack((a, b), -1).flatten(-2) if interleaved else torch.cat((a, b), -1)
+    return torch.cat((pairs.flatten(-2), wide[..., turned:]), -1).to(x.dtype)

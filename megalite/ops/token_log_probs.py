@@ -1,0 +1,95 @@
+"""Log-probabilities of given tokens and the entropy of each row, without whole logits.
+
+Unlike the loss, what comes back is a number a row with an unknown upstream gradient: the backward
+pass makes the logits of a chunk again.
+"""
+
+import torch
+from torch import Tensor
+
+from megalite.errors import ShapeError
+from megalite.ops.cross_entropy import logit_gradient
+from megalite.ops.linear_cross_entropy import labelled_chunks
+from megalite.ops.vocabulary import LossOptions, check_labels, row_statistics
+
+
+def token_log_probs(
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    bias: Tensor | None = None,
+    options: LossOptions = LossOptions(),  # noqa: B008 - it is frozen
+) -> tuple[Tensor, Tensor]:
+    """Log-probability of each label, and entropy of its row.
+
+    Args:
+        hidden: [T, D].
+        weight: [V, D], or [V/tp, D]: as in :func:`linear_cross_entropy`.
+        labels: int64 [T], -100 where there is none.
+        bias: [V] or [V/tp].
+        options: scale (1 / temperature) and the slice of the vocabulary.
+
+    Returns:
+        log_probs fp32 [T] and entropy fp32 [T] in nats (no gradient), 0 where there is no label.
+
+    Comm: one all-gather of [5, chunk] fp32 a chunk of rows, forward only.
+
+    Raises:
+        ShapeError: shapes don't fit or a label is out of range.
+    """
+    if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1]:
+        raise ShapeError(
+            f"token_log_probs: hidden must be [T, D] and weight [V, D], came "
+            f"{list(hidden.shape)} and {list(weight.shape)}"
+        )
+    options = LossOptions(
+        logit_scale=options.logit_scale, vocabulary=options.slice(weight.shape[0])
+    )
+    check_labels(labels, hidden.shape[0], options.vocabulary.size, "token_log_probs")
+    return _TokenLogProbs.apply(hidden, weight, bias, labels, options)
+
+
+def _logits(x: Tensor, weight: Tensor, bias: Tensor | None, scale: float) -> Tensor:
+    return torch.nn.functional.linear(x, weight, bias).float() * scale
+
+
+class _TokenLogProbs(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, *inputs):
+        hidden, weight, bias, labels, options = inputs
+        shape, device = labels.shape, hidden.device
+        log_probs, entropy, lse = (torch.zeros(shape, device=device) for _ in range(3))
+        for part in labelled_chunks(labels, weight.shape[0]):
+            logits = _logits(hidden[part], weight, bias, options.logit_scale)
+            statistics = row_statistics(logits, labels[part], options.vocabulary)
+            log_probs[part] = statistics.target - statistics.lse
+            entropy[part] = statistics.lse - statistics.weighted
+            lse[part] = statistics.lse
+        ctx.save_for_backward(hidden, weight, bias, labels, lse)
+        ctx.options = options
+        ctx.mark_non_differentiable(entropy)
+        return log_probs, entropy
+
+    @staticmethod
+    def backward(ctx, upstream: Tensor, _entropy):
+        hidden, weight, bias, labels, lse = ctx.saved_tensors
+        options = ctx.options
+        inputs = hidden, weight, bias
+        dhidden, dweight, dbias = (
+            None if x is None else torch.zeros_like(x, dtype=torch.float32) for x in inputs
+        )
+        for part in labelled_chunks(labels, weight.shape[0]):
+            x = hidden[part]
+            logits = _logits(x, weight, bias, options.logit_scale)
+            share = -upstream[part] * options.logit_scale
+            gradient = logit_gradient(logits, lse[part], labels[part], share, options)
+            narrow = gradient.to(weight.dtype)
+            dhidden[part] = (narrow @ weight).float()
+            dweight += narrow.t() @ x
+            if dbias is not None:
+                dbias += gradient.sum(0)
+        gradients = (dhidden, dweight, dbias)
+        cast = (
+            None if g is None else g.to(x.dtype) for g, x in zip(gradients, inputs, strict=True)
+        )
+        return (*cast, None, None)

@@ -1,0 +1,136 @@
+"""The statistics of a row of logits whose vocabulary is split over processes."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from megalite.errors import ShapeError
+
+IGNORE = -100
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Which slice of the vocabulary this process has.
+
+    Attributes:
+        group: processes that have the other slices; None when this one has all.
+        offset: number of the first token here.
+        size: tokens in the whole vocabulary.
+    """
+
+    group: dist.ProcessGroup | None
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True)
+class LossOptions:
+    """How a row of logits becomes a loss.
+
+    Attributes:
+        label_smoothing: the share of the target that is uniform over the vocabulary.
+        z_loss: factor of lse^2, which keeps logits from drifting.
+        logit_scale: logits are multiplied by it first.
+        vocabulary: the slice of it that is here; None is all.
+    """
+
+    label_smoothing: float = 0.0
+    z_loss: float = 0.0
+    logit_scale: float = 1.0
+    vocabulary: Vocabulary | None = None
+
+    def slice(self, width: int) -> Vocabulary:
+        """The vocabulary's slice, ``width`` tokens being here."""
+        return self.vocabulary or Vocabulary(None, 0, width)
+
+
+@dataclass(frozen=True)
+class RowStatistics:
+    """Of logits [T, V]: all fp32 [T], over the whole vocabulary.
+
+    Attributes:
+        lse: log of the sum of exponentials.
+        target: logit of the label, 0 where there is none.
+        mean: mean of the logits.
+        weighted: softmax-weighted mean of the logits.
+    """
+
+    lse: Tensor
+    target: Tensor
+    mean: Tensor
+    weighted: Tensor
+
+
+def row_statistics(logits: Tensor, labels: Tensor, vocabulary: Vocabulary) -> RowStatistics:
+    """Statistics of local logits [T, V/tp] fp32 for labels int64 [T] (global numbers).
+
+    Comm: one all-gather of [5, T] fp32 over the group.
+    """
+    top = logits.amax(-1) if logits.shape[1] else logits.new_full(logits.shape[:1], -math.inf)
+    finite = torch.where(torch.isneginf(top), 0.0, top)
+    exponentials = torch.exp(logits - finite[:, None])
+    local = torch.stack(
+        (
+            top,
+            exponentials.sum(-1),
+            local_target(logits, labels, vocabulary.offset),
+            logits.sum(-1),
+            (exponentials * logits).sum(-1),
+        )
+    )
+    parts = [local]
+    if vocabulary.group is not None:
+        parts = [torch.empty_like(local) for _ in range(dist.get_world_size(vocabulary.group))]
+        dist.all_gather(parts, local, group=vocabulary.group)
+    tops, sums, targets, totals, weighted = torch.stack(parts, 1)  # each [tp, T]
+    top = tops.amax(0)
+    share = torch.exp(tops - top)
+    sum_exponentials = (sums * share).sum(0)
+    return RowStatistics(
+        lse=top + sum_exponentials.log(),
+        target=targets.sum(0),
+        mean=totals.sum(0) / vocabulary.size,
+        weighted=(weighted * share).sum(0) / sum_exponentials,
+    )
+
+
+def local_target(logits: Tensor, labels: Tensor, offset: int) -> Tensor:
+    """The logit of each label that is in this slice, else 0: [T]."""
+    place = labels - offset
+    here = (place >= 0) & (place < logits.shape[1])
+    if logits.shape[1] == 0:
+        return logits.new_zeros(logits.shape[0])
+    value = logits.gather(1, place.clamp(0, logits.shape[1] - 1)[:, None])[:, 0]
+    return torch.where(here, value, 0.0)
+
+
+def add_at_labels(gradient: Tensor, labels: Tensor, offset: int, amount: Tensor) -> None:
+    """gradient[t, label_t - offset] += amount_t where the label is in this slice; in place."""
+    place = labels - offset
+    here = ((place >= 0) & (place < gradient.shape[1])).nonzero()[:, 0]
+    gradient[here, place[here]] += amount[here]
+
+
+def check_labels(labels: Tensor, rows: int, size: int, where: str) -> None:
+    """Refuse labels of a wrong shape or, on a CPU, out of the vocabulary.
+
+    Raises:
+        ShapeError: it names the first bad label.
+    """
+    if labels.dtype != torch.int64 or tuple(labels.shape) != (rows,):
+        raise ShapeError(
+            f"{where} labels: must be int64 [{rows}], came {labels.dtype} {list(labels.shape)}"
+        )
+    if labels.device.type != "cpu":
+        return
+    bad = ((labels < 0) & (labels != IGNORE)) | (labels >= size)
+    if bool(bad.any()):
+        row = int(bad.nonzero()[0])
+        raise ShapeError(
+            f"{where} labels: must be {IGNORE} or in [0, {size}), came {int(labels[row])} "
+            f"in row {row}"
+        )

@@ -1,0 +1,151 @@
+"""Collectives that autograd knows: each says what it does forward and backward.
+
+Names of Megatron-LM: f enters a region that is split over tp, g leaves it; under sequence
+parallelism they become all-gather and reduce-scatter along the sequence (dimension 1).
+
+Source: Shoeybi et al. 2019, arXiv:1909.08053, section 3; Korthikanti et al. 2022, arXiv:2205.05198.
+"""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn import functional
+
+from megalite.parallel.mesh import Axis
+
+
+def shard_bounds(size: int, axis: Axis) -> tuple[int, int]:
+    """[first, last) of ``size`` items that this process of ``axis`` has.
+
+    As ``torch.chunk`` and DTensor's ``Shard`` cut them: ceil(size / axis.size) each, the last
+    processes fewer, perhaps none.
+    """
+    each = -(-size // axis.size)
+    return min(axis.rank * each, size), min((axis.rank + 1) * each, size)
+
+
+def all_reduce_sum(x: Tensor, axis: Axis) -> Tensor:
+    """The sum over ``axis``, without autograd; ``x`` itself is left as it is."""
+    if axis.group is None:
+        return x
+    total = x.detach().clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(total, group=axis.group)
+    return total
+
+
+def _gather_parts(x: Tensor, axis: Axis, dim: int, size: int) -> Tensor:
+    """All-gather shards cut as :func:`shard_bounds`; ``size`` is the whole dimension."""
+    each = -(-size // axis.size)
+    padded = _pad(x, dim, each - x.shape[dim]).movedim(dim, 0).contiguous()
+    whole = padded.new_empty(axis.size * each, *padded.shape[1:])
+    dist.all_gather_into_tensor(whole, padded, group=axis.group)
+    return whole[:size].movedim(0, dim)
+
+
+def _reduce_scatter_parts(x: Tensor, axis: Axis, dim: int) -> Tensor:
+    """Reduce-scatter into equal shards of ceil(size / axis.size), the last ones padded with 0."""
+    each = -(-x.shape[dim] // axis.size)
+    whole = _pad(x, dim, each * axis.size - x.shape[dim]).movedim(dim, 0).contiguous()
+    part = whole.new_empty(each, *whole.shape[1:])
+    dist.reduce_scatter_tensor(part, whole, group=axis.group)
+    return part.movedim(0, dim)
+
+
+def _pad(x: Tensor, dim: int, count: int) -> Tensor:
+    if count == 0:
+        return x
+    return functional.pad(x, [0, 0] * (x.dim() - 1 - dim) + [0, count])
+
+
+class _Copy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, axis: Axis) -> Tensor:
+        ctx.axis = axis
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+        return all_reduce_sum(gradient, ctx.axis), None
+
+
+class _Reduce(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, axis: Axis) -> Tensor:
+        return all_reduce_sum(x, axis)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient, None
+
+
+class _GatherSequence(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, axis: Axis, length: int) -> Tensor:
+        ctx.axis = axis
+        return _gather_parts(x, axis, 1, x.shape[1] * axis.size)[:, :length]
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return _reduce_scatter_parts(gradient, ctx.axis, 1), None, None
+
+
+class _ScatterSum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, axis: Axis) -> Tensor:
+        ctx.axis, ctx.length = axis, x.shape[1]
+        return _reduce_scatter_parts(x, axis, 1)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+        whole = _gather_parts(gradient, ctx.axis, 1, gradient.shape[1] * ctx.axis.size)
+        return whole[:, : ctx.length], None
+
+
+class _GatherCopies(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, axis: Axis, dim: int, size: int) -> Tensor:
+        ctx.axis, ctx.dim, ctx.shape = axis, dim, x.shape
+        return _gather_parts(x, axis, dim, size)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        first, last = shard_bounds(gradient.shape[ctx.dim], ctx.axis)
+        part = gradient.narrow(ctx.dim, first, last - first)
+        return _pad(part, ctx.dim, ctx.shape[ctx.dim] - (last - first)), None, None, None
+
+
+def copy_to(x: Tensor, axis: Axis) -> Tensor:
+    """Use a replicated tensor in a region split over ``axis`` (Megatron's f).
+
+    Identity forward, all-reduce backward.
+    """
+    return x if axis.group is None else _Copy.apply(x, axis)
+
+
+def reduce_from(x: Tensor, axis: Axis) -> Tensor:
+    """Sum the partial results of a region split over ``axis`` (Megatron's g).
+
+    All-reduce forward, identity backward.
+    """
+    return x if axis.group is None else _Reduce.apply(x, axis)
+
+
+def gather_sequence(x: Tensor, axis: Axis, length: int) -> Tensor:
+    """All-gather [B, S/tp, D] to [B, S, D], ``length`` = S. Reduce-scatter backward."""
+    return x if axis.group is None else _GatherSequence.apply(x, axis, length)
+
+
+def scatter_sum_sequence(x: Tensor, axis: Axis) -> Tensor:
+    """Reduce-scatter [B, S, D]{tp} to [B, ceil(S/tp), D]. All-gather backward.
+
+    Rows past S, where S does not divide, are 0.
+    """
+    return x if axis.group is None else _ScatterSum.apply(x, axis)
+
+
+def gather_copies(x: Tensor, axis: Axis, dim: int, size: int) -> Tensor:
+    """All-gather shards along ``dim`` to ``size``, for uses that every process repeats alike.
+
+    Backward takes this process's slice: the gradient is the same everywhere.
+    """
+    return x if axis.group is None else _GatherCopies.apply(x, axis, dim, size)

@@ -1,0 +1,84 @@
+"""Data parallelism: FSDP2 over the mesh's replicate and shard axes, gradients summed."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, Shard
+
+from megalite.parallel.mesh import Mesh
+
+COMPUTE_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class DataParallel:
+    """How parameters are sharded.
+
+    Attributes:
+        precision: of compute; parameters, gradients and their reduction stay fp32.
+        reshard_after_forward: drop gathered parameters between forward and backward.
+    """
+
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    reshard_after_forward: bool = True
+
+
+def shard_model(model: nn.Module, mesh: Mesh, how: DataParallel) -> None:
+    """Shard a Transformer's parameters over dp, a group for each block and one for the rest.
+
+    A process alone in fp32 keeps plain parameters. Gradients are summed over dp, not averaged: the
+    loss is already divided by the global number of targets.
+
+    Comm: all-gather of each group's parameters forward (and backward), reduce-scatter of their
+    fp32 gradients over shard, all-reduce over replicate.
+    """
+    if mesh.dp.size == 1 and how.precision == "fp32":
+        return
+    dtype = COMPUTE_DTYPES[how.precision]
+    options = {
+        "mesh": mesh.device_mesh["replicate", "shard"],
+        "mp_policy": MixedPrecisionPolicy(
+            param_dtype=None if how.precision == "fp32" else dtype,
+            reduce_dtype=torch.float32,
+            cast_forward_inputs=False,
+        ),
+        "shard_placement_fn": _placement(mesh.shard.size),
+    }
+    for stack in model.stacks():
+        for block in stack.layers.values():
+            fully_shard(block, reshard_after_forward=how.reshard_after_forward, **options)
+    fully_shard(model, reshard_after_forward=False, **options)
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.set_gradient_divide_factor(1.0)
+            if mesh.device.type == "cpu":
+                module.set_force_sum_reduction_for_comms(True)
+
+
+def _placement(num_shards: int):
+    """Choose the dimension FSDP2 splits: one that tp has not split already, where there is one."""
+
+    def place(parameter: nn.Parameter) -> Shard | None:
+        taken = {
+            placement.dim
+            for placement in (parameter.placements if isinstance(parameter, DTensor) else ())
+            if isinstance(placement, Shard)
+        }
+        if 0 not in taken:
+            return None
+        for dim in range(1, parameter.dim()):
+            if dim not in taken and parameter.shape[dim] % num_shards == 0:
+                return Shard(dim)
+        return None
+
+    return place
+
+
+def set_gradient_sync(model: nn.Module, is_last: bool) -> None:
+    """Reduce gradients in the backward pass of a step's last micro-batch only."""
+    if isinstance(model, FSDPModule):
+        model.set_requires_gradient_sync(is_last)
+        model.set_is_last_backward(is_last)

@@ -1,0 +1,73 @@
+"""The gradient of the whole model, wherever its pieces are: norm, clipping, overflow."""
+
+from collections.abc import Iterable
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.tensor import DTensor, Shard
+
+from megalite.parallel.mesh import Mesh
+
+
+def local_part(tensor: Tensor) -> Tensor:
+    """What this process holds of a tensor."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def _is_counted(name: str, parameter: Tensor, mesh: Mesh, owned: set[str] | None) -> bool:
+    """Whether this process is the one that counts its piece of a parameter in a global sum."""
+    if owned is not None and name not in owned:
+        return False
+    axes = {"replicate": mesh.replicate, "shard": mesh.shard, "tp": mesh.tp}
+    if isinstance(parameter, DTensor):
+        names = parameter.device_mesh.mesh_dim_names
+        for axis, placement in zip(names, parameter.placements, strict=True):
+            if isinstance(placement, Shard) or placement.is_shard():
+                axes.pop(axis, None)
+    return all(axis.rank == 0 for axis in axes.values())
+
+
+def clip_grad_norm(model, mesh: Mesh, max_norm: float, scale: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Divide gradients by ``scale``, measure their global norm, and clip them to ``max_norm``.
+
+    Args:
+        model: a Transformer or a Pipeline: ``named_parameters()``, ``owned_names()``.
+        mesh: the mesh.
+        max_norm: largest norm left; 0 doesn't clip.
+        scale: what the loss was multiplied by (fp16).
+
+    Returns:
+        The norm before clipping, fp32 scalar, and the number of processes with a gradient that is
+        not finite, int32 scalar; both the same on all processes. Where it is not 0 the
+        gradients are not finite either way and the step must be dropped.
+
+    Comm: one all-reduce of two numbers over the world. The flag is a count: a maximum loses NaN
+    on some backends.
+    """
+    owned = model.owned_names()
+    named = [(n, p) for n, p in model.named_parameters() if p.grad is not None]
+    gradients = [local_part(p.grad) for _, p in named]
+    counted = [
+        g for (n, p), g in zip(named, gradients, strict=True) if _is_counted(n, p, mesh, owned)
+    ]
+    total = _sum_of_squares(counted, mesh.device)
+    bad = (~torch.isfinite(_sum_of_squares(gradients, mesh.device))).double()
+    both = torch.stack((torch.where(torch.isfinite(total), total, 0.0), bad))
+    if mesh.world.group is not None:
+        dist.all_reduce(both, group=mesh.world.group)
+    norm = both[0].sqrt() / scale
+    factor = torch.full_like(norm, 1.0 / scale)
+    if max_norm > 0:
+        factor = factor * (max_norm / (norm + 1e-6)).clamp(max=1.0)
+    if gradients:
+        torch._foreach_mul_(gradients, factor.to(gradients[0].dtype))
+    return norm.float(), both[1].to(torch.int32)
+
+
+def _sum_of_squares(tensors: Iterable[Tensor], device: torch.device) -> Tensor:
+    tensors = [t for t in tensors if t.numel()]
+    if not tensors:
+        return torch.zeros((), dtype=torch.float64, device=device)
+    norms = torch._foreach_norm(tensors)
+    return torch.stack(norms).double().square().sum()

@@ -1,0 +1,176 @@
+"""The processes of a run as a mesh with named axes, and the config that shapes it."""
+
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+from pydantic import Field
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from megalite.config.section import Section
+from megalite.errors import ConfigError
+from megalite.parallel.launch import Launch
+
+_AXES = ("pp", "replicate", "shard", "tp")
+
+
+class ParallelConfig(Section):
+    """How a run is spread over processes: ``pp * replicate * shard * tp`` of them."""
+
+    tp: int = Field(1, ge=1, description="processes a layer's matrices are split over")
+    pp: int = Field(1, ge=1, description="pipeline stages, in processes")
+    shard: int = Field(
+        1, ge=1, description="processes that parameters and optimizer are split over"
+    )
+    replicate: int = Field(
+        0, ge=0, description="copies of all of that; 0: as many as processes are left"
+    )
+    sequence_parallel: bool = Field(
+        False, description="between matrices, split the sequence over the tp processes"
+    )
+    reshard_after_forward: bool = Field(
+        True, description="drop gathered parameters after forward; false keeps them until backward"
+    )
+    schedule: Literal["1f1b", "interleaved", "gpipe"] = Field(
+        "1f1b", description="order of micro-batches in the pipeline"
+    )
+    chunks_per_rank: int = Field(
+        1, ge=1, description="pipeline stages a process, for the interleaved schedule"
+    )
+    recompute: Literal["none", "selective", "full"] = Field(
+        "none",
+        description="activations made again in backward: all, or all but matrix products "
+        "and attention",
+    )
+    recompute_blocks: int = Field(
+        0, ge=0, description="how many blocks of a stack recompute, from the first; 0: all"
+    )
+    timeout_s: float = Field(600.0, gt=0, description="seconds after which a collective has hung")
+
+    def sizes(self, world_size: int) -> tuple[int, int, int, int]:
+        """Sizes of (pp, replicate, shard, tp) for this many processes.
+
+        Raises:
+            ConfigError: they don't multiply to ``world_size``.
+        """
+        fixed = self.pp * self.shard * self.tp
+        replicate = self.replicate or max(world_size // fixed, 1)
+        if fixed * replicate != world_size:
+            raise ConfigError(
+                f"--parallel: pp {self.pp} x replicate {self.replicate or 'any'} x shard "
+                f"{self.shard} x tp {self.tp} must be {world_size}, the number of processes: "
+                f"use {_nearest(self, world_size)}"
+            )
+        return self.pp, replicate, self.shard, self.tp
+
+
+def _nearest(config: ParallelConfig, world_size: int) -> str:
+    """The three layouts of ``world_size`` processes that differ least from ``config``."""
+    divisors = [d for d in range(1, world_size + 1) if world_size % d == 0]
+    layouts = [
+        (pp, shard, tp)
+        for pp in divisors
+        for shard in divisors
+        for tp in divisors
+        if world_size % (pp * shard * tp) == 0
+    ]
+    wanted = (config.pp, config.shard, config.tp)
+    layouts.sort(key=lambda one: sum(abs(a - b) for a, b in zip(one, wanted, strict=True)))
+    return ", or ".join(f"pp {pp} shard {shard} tp {tp}" for pp, shard, tp in layouts[:3])
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One axis of the mesh as this process sees it.
+
+    Attributes:
+        name: such as ``tp``.
+        size: processes along it.
+        rank: this process's place along it.
+        group: to communicate along it; None when ``size`` is 1.
+    """
+
+    name: str
+    size: int = 1
+    rank: int = 0
+    group: dist.ProcessGroup | None = None
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """The processes of a run, by axis; passed to whatever communicates.
+
+    Attributes:
+        pp: pipeline stages.
+        replicate: copies of the sharded parameters.
+        shard: parameters and optimizer state are split over it (FSDP2).
+        tp: matrices are split over it.
+        dp: ``replicate`` x ``shard``; samples are divided over it.
+        world: all processes.
+        device: where this process computes.
+        device_mesh: the same as PyTorch has it, with axes pp, replicate, shard, tp; None for a
+            process alone without a process group.
+        sequence_parallel: whether the sequence is split over ``tp`` between matrices.
+    """
+
+    pp: Axis
+    replicate: Axis
+    shard: Axis
+    tp: Axis
+    dp: Axis
+    world: Axis
+    device: torch.device
+    device_mesh: DeviceMesh | None = None
+    sequence_parallel: bool = False
+
+    @classmethod
+    def single(cls, device: torch.device | str = "cpu") -> "Mesh":
+        """The mesh of one process, which never communicates."""
+        names = ("pp", "replicate", "shard", "tp", "dp", "world")
+        return cls(*(Axis(name) for name in names), device=torch.device(device))
+
+
+def start_process_group(launch: Launch, device: torch.device, timeout_s: float) -> None:
+    """Join the default process group (NCCL for GPUs, gloo else), unless already joined.
+
+    A process alone makes a group of one: FSDP2 and its mixed precision need one.
+    """
+    if dist.is_initialized():
+        return
+    timeout = timedelta(seconds=timeout_s)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    store = dist.HashStore() if launch.world_size == 1 else None
+    dist.init_process_group(
+        backend, store=store, rank=launch.rank, world_size=launch.world_size, timeout=timeout
+    )
+
+
+def build_mesh(launch: Launch, config: ParallelConfig, device: torch.device | str) -> Mesh:
+    """Start the process group and lay its processes out.
+
+    Comm: every process calls this, with the same config.
+
+    Raises:
+        ConfigError: the layout doesn't fit the number of processes.
+    """
+    device = torch.device(device)
+    sizes = config.sizes(launch.world_size)
+    start_process_group(launch, device, config.timeout_s)
+    device_mesh = init_device_mesh(device.type, sizes, mesh_dim_names=_AXES)
+    axes = {name: _axis(name, device_mesh[name]) for name in _AXES}
+    axes["dp"] = _axis("dp", device_mesh["replicate", "shard"]._flatten("dp"))
+    group = dist.group.WORLD if launch.world_size > 1 else None
+    axes["world"] = Axis("world", launch.world_size, launch.rank, group)
+    return Mesh(
+        **axes,
+        device=device,
+        device_mesh=device_mesh,
+        sequence_parallel=config.sequence_parallel and config.tp > 1,
+    )
+
+
+def _axis(name: str, mesh: DeviceMesh) -> Axis:
+    group = mesh.get_group() if mesh.size() > 1 else None
+    return Axis(name, mesh.size(), mesh.get_local_rank(), group)
