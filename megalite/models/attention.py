@@ -107,7 +107,8 @@ class Attention(nn.Module):
         self, q: Tensor, k: Tensor, v: Tensor, stream: Stream, mask: RowIntervals, bias
     ) -> Tensor:
         if q.shape[2] == 0:
-            return self.output.partial(q) + 0.0 * (k.sum() + v.sum())
+            unused = k.sum() + v.sum() + (0.0 if bias is None else bias.sum())
+            return self.output.partial(q) + 0.0 * unused
         if self.layout.expand is not None:
             places = torch.tensor(self.layout.expand, device=k.device)
             k, v = k.index_select(2, places), v.index_select(2, places)

@@ -62,8 +62,7 @@ class Transformer(nn.Module):
 
     def stacks(self) -> list[Stack]:
         """The stacks that are here: encoder, decoder or both."""
-        part = self.part
-        return [self.encoder] * part.has_encoder + [self.decoder] * part.has_decoder
+        return [self.get_submodule(name) for name in ("encoder", "decoder") if hasattr(self, name)]
 
     def set_recompute(self, recompute: Recompute) -> None:
         """Choose which activations the backward pass makes again."""

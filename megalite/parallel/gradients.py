@@ -46,10 +46,11 @@ def clip_grad_norm(model, mesh: Mesh, max_norm: float, scale: float = 1.0) -> tu
     on some backends.
     """
     owned = model.owned_names()
-    named = [(n, p) for n, p in model.named_parameters() if p.grad is not None]
-    gradients = [local_part(p.grad) for _, p in named]
+    gradients = [local_part(p.grad) for p in model.parameters() if p.grad is not None]
     counted = [
-        g for (n, p), g in zip(named, gradients, strict=True) if _is_counted(n, p, mesh, owned)
+        local_part(parameter.grad)
+        for name, parameter in model.named_parameters()
+        if parameter.grad is not None and _is_counted(name, parameter, mesh, owned)
     ]
     total = _sum_of_squares(counted, mesh.device)
     bad = (~torch.isfinite(_sum_of_squares(gradients, mesh.device))).double()
