@@ -23,6 +23,18 @@ class Command:
 
 COMMANDS: tuple[Command, ...] = (
     Command(
+        "tokenizer train",
+        "megalite.data.train_tokenizer:TokenizerTrainConfig",
+        "train a byte-level BPE tokenizer on text",
+        "--source '[\"corpus.jsonl\"]' --vocab_size 8192 --output tokenizer",
+    ),
+    Command(
+        "data prepare",
+        "megalite.data.prepare:PrepareConfig",
+        "turn text into a token store (.bin and .idx)",
+        "--source '[\"corpus.jsonl\"]' --tokenizer tokenizer --output data/corpus",
+    ),
+    Command(
         "report",
         "megalite.tools.report:ReportConfig",
         "write one HTML page of the curves and samples of runs",

@@ -1,0 +1,192 @@
+"""Rows of SFT, preference and prompt files in the forms that are in use.
+
+SFT: Alpaca (``instruction``, ``input``, ``output``), ShareGPT (``conversations``), ``messages``.
+Preferences: ``prompt`` with ``chosen`` and ``rejected``, or with ``answers``, best first.
+Prompts: ``prompt``, Alpaca without ``output``, or ``messages`` without a last answer.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from megalite.errors import DataError
+
+T = TypeVar("T")
+ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
+ROLES |= {"system": "system", "bing": "assistant", "chatgpt": "assistant", "bard": "assistant"}
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One message: ``role`` is system, user or assistant."""
+
+    role: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """A conversation up to an answer, and answers to it, best first."""
+
+    prompt: tuple[Turn, ...]
+    answers: tuple[str, ...]
+
+
+def read_rows(paths: Sequence[Path | str], parse: Callable[[dict[str, Any]], T]) -> list[T]:
+    """Read and parse every row of JSONL, JSON or Parquet files.
+
+    Raises:
+        DataError: names the file and line of what is wrong.
+    """
+    rows = []
+    for path in paths:
+        before = len(rows)
+        for where, row in _rows(Path(path)):
+            try:
+                rows.append(parse(row))
+            except (KeyError, TypeError, ValueError) as error:
+                raise DataError(f"{where}: {_reason(error)}") from None
+        if len(rows) == before:
+            raise DataError(f"{path}: is empty; it needs at least one row")
+    return rows
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, KeyError):
+        return f"key {error.args[0]!r} is missing"
+    return str(error)
+
+
+def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    if not path.is_file():
+        raise DataError(f"{path}: no such file")
+    if path.suffix == ".parquet":
+        yield from _parquet_rows(path)
+    elif path.suffix == ".json":
+        yield from _json_rows(path)
+    else:
+        yield from jsonl_rows(path)
+
+
+def jsonl_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield ``file:line`` and the object of each line that isn't blank.
+
+    Raises:
+        DataError: a line is not a JSON object in UTF-8.
+    """
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            yield f"{path}:{number}", parse_line(f"{path}:{number}", line)
+
+
+def parse_line(where: str, line: bytes) -> dict[str, Any]:
+    """Parse one line of JSONL.
+
+    Raises:
+        DataError: it is not a JSON object in UTF-8.
+    """
+    try:
+        row = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError:
+        raise DataError(f"{where}: must be UTF-8") from None
+    except json.JSONDecodeError as error:
+        raise DataError(f"{where}: not JSON: {error.msg} at column {error.colno}") from None
+    if not isinstance(row, dict):
+        raise DataError(f"{where}: must be a JSON object, came {type(row).__name__}")
+    return row
+
+
+def _json_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: not JSON: {error}") from None
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise DataError(f"{path}: must be a list of JSON objects")
+    for number, row in enumerate(rows):
+        yield f"{path}[{number}]", row
+
+
+def _parquet_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        file = pyarrow.parquet.ParquetFile(path)
+    except pyarrow.ArrowInvalid as error:
+        raise DataError(f"{path}: not a Parquet file: {error}") from None
+    number = 0
+    for batch in file.iter_batches(batch_size=1024):
+        for row in batch.to_pylist():
+            yield f"{path}:row {number}", row
+            number += 1
+
+
+def _text(value: Any, name: str) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{name!r} must be text, came {type(value).__name__}")
+    return value
+
+
+def _messages(row: dict[str, Any]) -> tuple[Turn, ...]:
+    is_sharegpt = "conversations" in row
+    items = row["conversations"] if is_sharegpt else row["messages"]
+    role_key, text_key = ("from", "value") if is_sharegpt else ("role", "content")
+    if not isinstance(items, list) or not items:
+        raise ValueError("the conversation must be a list of at least one message")
+    turns = []
+    for item in items:
+        role = _text(item[role_key], role_key)
+        if role not in ROLES:
+            raise ValueError(f"{role_key} {role!r} must be one of {', '.join(ROLES)}")
+        turns.append(Turn(ROLES[role], _text(item[text_key], text_key)))
+    return tuple(turns)
+
+
+def _instruction(row: dict[str, Any]) -> tuple[Turn, ...]:
+    text = _text(row["instruction"], "instruction")
+    more = _text(row.get("input") or "", "input")
+    return (Turn("user", f"{text}\n{more}" if more else text),)
+
+
+def parse_prompt(row: dict[str, Any]) -> tuple[Turn, ...]:
+    """The conversation an answer is asked for."""
+    if "prompt" in row:
+        prompt = row["prompt"]
+        if isinstance(prompt, list):
+            return _messages({"messages": prompt})
+        return (Turn("user", _text(prompt, "prompt")),)
+    if "instruction" in row:
+        return _instruction(row)
+    if "messages" in row or "conversations" in row:
+        turns = _messages(row)
+        return turns[:-1] if turns[-1].role == "assistant" else turns
+    raise KeyError("prompt")
+
+
+def parse_conversation(row: dict[str, Any]) -> tuple[Turn, ...]:
+    """A conversation whose assistant turns are to be learned."""
+    if "messages" in row or "conversations" in row:
+        turns = _messages(row)
+    elif "instruction" in row:
+        turns = (*_instruction(row), Turn("assistant", _text(row["output"], "output")))
+    else:
+        turns = (*parse_prompt(row), Turn("assistant", _text(row["response"], "response")))
+    if not any(turn.role == "assistant" for turn in turns):
+        raise ValueError("the conversation has no assistant message to learn")
+    return turns
+
+
+def parse_ranking(row: dict[str, Any]) -> Ranking:
+    """A ranking of two answers or more."""
+    if "answers" in row:
+        answers = row["answers"]
+        if not isinstance(answers, list) or len(answers) < 2:
+            raise ValueError("'answers' must be a list of at least two texts, best first")
+    else:
+        answers = [row["chosen"], row["rejected"]]
+    return Ranking(parse_prompt(row), tuple(_text(answer, "answers") for answer in answers))

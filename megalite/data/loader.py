@@ -1,0 +1,127 @@
+"""Micro-batches of each step, for one data-parallel rank; the only state is a count."""
+
+import queue
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from megalite.data.permutation import sample_at
+from megalite.errors import ConfigError
+
+PREFETCHED_STEPS = 2
+
+
+class Dataset(Protocol):
+    """Samples by number; reading one is a pure function of it."""
+
+    def __len__(self) -> int:
+        """Samples of an epoch."""
+
+    def __getitem__(self, number: int) -> Any:
+        """One sample."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which samples of a step this process reads.
+
+    Attributes:
+        global_batch_size: samples a step.
+        micro_batch_size: samples a forward pass.
+        rank: this data-parallel rank.
+        size: data-parallel ranks.
+    """
+
+    global_batch_size: int
+    micro_batch_size: int
+    rank: int = 0
+    size: int = 1
+
+    def __post_init__(self) -> None:
+        unit = self.micro_batch_size * self.size
+        if self.global_batch_size % unit:
+            low = self.global_batch_size // unit * unit
+            fits = f"{low} or {low + unit}" if low else f"{unit}"
+            raise ConfigError(
+                f"--train.global_batch_size {self.global_batch_size}: must be a multiple of "
+                f"micro_batch_size {self.micro_batch_size} x {self.size} data-parallel processes "
+                f"= {unit}: use {fits}"
+            )
+
+    def positions(self, consumed: int) -> list[list[int]]:
+        """Places in the run's order of each micro-batch of the step after ``consumed`` samples."""
+        own = self.global_batch_size // self.size
+        first = consumed + self.rank * own
+        size = self.micro_batch_size
+        return [list(range(at, at + size)) for at in range(first, first + own, size)]
+
+
+class Loader:
+    """Gives each step's micro-batches, made ahead by a thread.
+
+    Which samples a step has depends on the seed and the number of samples before it only, so a
+    restart, or another number of ranks, goes on where the last left off.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        make: Callable[[Sequence[Any], Sequence[int]], Any],
+        share: Share,
+        *,
+        seed: int,
+        consumed_samples: int = 0,
+    ) -> None:
+        """Describe the samples.
+
+        Args:
+            dataset: samples by number.
+            make: makes a micro-batch of samples and their numbers in the run's order.
+            share: which of them are this process's.
+            seed: of the order.
+            consumed_samples: samples of the steps before.
+        """
+        self._dataset, self._make, self._share, self._seed = dataset, make, share, seed
+        self._first = consumed_samples
+
+    def read(self, consumed_samples: int) -> list[Any]:
+        """The micro-batches of the step after ``consumed_samples``."""
+        return [
+            self._make([self._sample(position) for position in positions], positions)
+            for positions in self._share.positions(consumed_samples)
+        ]
+
+    def _sample(self, position: int) -> Any:
+        return self._dataset[sample_at(position, len(self._dataset), self._seed)]
+
+    def __iter__(self) -> Iterator[list[Any]]:
+        """Yield steps without end."""
+        ready: queue.Queue = queue.Queue(PREFETCHED_STEPS)
+        stop = threading.Event()
+
+        def work() -> None:
+            consumed = self._first
+            while not stop.is_set():
+                try:
+                    item = self.read(consumed)
+                except Exception as error:  # handed to the consumer, which raises it
+                    item = error
+                while not stop.is_set():
+                    try:
+                        ready.put(item, timeout=0.1)
+                        break
+                    except queue.Full:
+                        continue
+                consumed += self._share.global_batch_size
+
+        thread = threading.Thread(target=work, name="loader", daemon=True)
+        thread.start()
+        try:
+            while True:
+                item = ready.get()
+                if isinstance(item, Exception):
+                    raise item
+                yield item
+        finally:
+            stop.set()

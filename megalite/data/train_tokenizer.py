@@ -1,0 +1,67 @@
+"""Train a byte-level BPE tokenizer on text."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from pydantic import Field
+
+from megalite.config.section import Section
+from megalite.data.documents import documents
+from megalite.errors import DataError
+from megalite.parallel.launch import Launch
+
+
+class TokenizerTrainConfig(Section):
+    """What a tokenizer is trained on and how large it is."""
+
+    source: tuple[str, ...] = Field(description="folders, text, JSONL or Parquet files")
+    text_key: str = Field("text", description="key of a row's text")
+    output: str = Field("tokenizer", description="folder that is written, in Hugging Face's form")
+    vocab_size: int = Field(8192, ge=260, description="tokens, special ones included")
+    max_bytes: int = Field(100_000_000, gt=0, description="most bytes of text that are read")
+    end_token: str = Field("<|endoftext|>", description="ends a document; also stands in padding")
+
+
+def run(config: TokenizerTrainConfig, launch: Launch) -> int:
+    """Train and write a tokenizer; only rank 0 does."""
+    if launch.rank != 0:
+        return 0
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=config.vocab_size,
+        special_tokens=[config.end_token],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    texts = _texts(config)
+    first = next(texts, None)
+    if first is None:
+        raise DataError(f"{', '.join(config.source)}: holds no text to train a tokenizer on")
+    tokenizer.train_from_iterator(_chain(first, texts), trainer)
+    from transformers import PreTrainedTokenizerFast
+
+    token = config.end_token
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token=token, bos_token=token, pad_token=token
+    )
+    Path(config.output).mkdir(parents=True, exist_ok=True)
+    wrapped.save_pretrained(config.output)
+    return 0
+
+
+def _chain(first: str, rest: Iterator[str]) -> Iterator[str]:
+    yield first
+    yield from rest
+
+
+def _texts(config: TokenizerTrainConfig) -> Iterator[str]:
+    size = 0
+    for _, text in documents(config.source, config.text_key):
+        yield text
+        size += len(text)
+        if size >= config.max_bytes:
+            return
