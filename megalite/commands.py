@@ -35,6 +35,12 @@ COMMANDS: tuple[Command, ...] = (
         "--source '[\"corpus.jsonl\"]' --tokenizer tokenizer --output data/corpus",
     ),
     Command(
+        "pretrain",
+        "megalite.stages.pretrain:PretrainConfig",
+        "train a model on token stores",
+        "--data.train '[\"data/corpus\"]' --model.vocab_size 8192",
+    ),
+    Command(
         "report",
         "megalite.tools.report:ReportConfig",
         "write one HTML page of the curves and samples of runs",

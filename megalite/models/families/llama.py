@@ -1,0 +1,106 @@
+"""LLaMA 1 and 2. Touvron et al. 2023, arXiv:2302.13971 and arXiv:2307.09288."""
+
+from typing import Any
+
+from megalite.models.config import ModelConfig
+from megalite.models.families.table import Entry, Family, same
+
+
+def _from_theirs(theirs: dict[str, Any]) -> ModelConfig:
+    rope = theirs.get("rope_parameters") or theirs.get("rope_scaling") or {}
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind not in ("default", "linear"):
+        raise ValueError(f"rope type {kind!r}; default and linear are known")
+    return ModelConfig(
+        vocab_size=theirs["vocab_size"],
+        hidden_size=theirs["hidden_size"],
+        num_layers=theirs["num_hidden_layers"],
+        num_heads=theirs["num_attention_heads"],
+        num_kv_heads=theirs.get("num_key_value_heads") or 0,
+        head_size=theirs.get("head_dim") or 0,
+        ffn_size=theirs["intermediate_size"],
+        max_positions=theirs["max_position_embeddings"],
+        norm_eps=theirs["rms_norm_eps"],
+        rope_base=float(theirs.get("rope_theta") or rope.get("rope_theta") or 10000.0),
+        rope_scale=float(rope.get("factor", 1.0)) if kind == "linear" else 1.0,
+        qkv_bias=theirs.get("attention_bias", False),
+        attention_bias=theirs.get("attention_bias", False),
+        ffn_bias=theirs.get("mlp_bias", False),
+        tie_embeddings=theirs.get("tie_word_embeddings", False),
+        init_std=theirs.get("initializer_range", 0.02),
+    )
+
+
+def _to_theirs(config: ModelConfig) -> dict[str, Any]:
+    scaling = {"rope_type": "linear", "factor": config.rope_scale}
+    return {
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden_size,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.kv_heads,
+        "head_dim": config.head_dim,
+        "intermediate_size": config.ffn_size,
+        "max_position_embeddings": config.max_positions,
+        "rms_norm_eps": config.norm_eps,
+        "rope_theta": config.rope_base,
+        "rope_scaling": scaling if config.rope_scale != 1.0 else None,
+        "attention_bias": config.qkv_bias,
+        "mlp_bias": config.ffn_bias,
+        "tie_word_embeddings": config.tie_embeddings,
+        "initializer_range": config.init_std,
+        "hidden_act": "silu",
+    }
+
+
+def _once(config: ModelConfig) -> list[Entry]:
+    entries = [
+        same("model.embed_tokens.weight", "embedding.weight"),
+        same("model.norm.weight", "decoder.norm.weight"),
+    ]
+    return entries if config.tie_embeddings else [*entries, same("lm_head.weight", "head.weight")]
+
+
+def _layer(config: ModelConfig) -> list[Entry]:
+    theirs, ours = "model.layers.{i}.", "decoder.layers.{i}."
+    linears = {
+        "self_attn.q_proj": ("attention.query", config.qkv_bias),
+        "self_attn.k_proj": ("attention.key", config.qkv_bias),
+        "self_attn.v_proj": ("attention.value", config.qkv_bias),
+        "self_attn.o_proj": ("attention.output", config.attention_bias),
+        "mlp.gate_proj": ("ffn.gate", config.ffn_bias),
+        "mlp.up_proj": ("ffn.up", config.ffn_bias),
+        "mlp.down_proj": ("ffn.output", config.ffn_bias),
+    }
+    entries = [
+        same(f"{theirs}input_layernorm.weight", f"{ours}attention_norm.weight"),
+        same(f"{theirs}post_attention_layernorm.weight", f"{ours}ffn_norm.weight"),
+    ]
+    for name, (mine, has_bias) in linears.items():
+        entries.append(same(f"{theirs}{name}.weight", f"{ours}{mine}.weight"))
+        if has_bias:
+            entries.append(same(f"{theirs}{name}.bias", f"{ours}{mine}.bias"))
+    return entries
+
+
+def _is_ours(config: ModelConfig) -> bool:
+    return (
+        (config.norm, config.norm_position, config.position) == ("rms_norm", "pre", "rope")
+        and (config.activation, config.gated, config.parallel_block) == ("silu", True, "no")
+        and not config.is_encoder_decoder
+        and not config.rope_interleaved
+        and config.rope_axes == 1
+        and config.rotary == config.head_dim
+    )
+
+
+FAMILY = Family(
+    name="llama",
+    architecture="LlamaForCausalLM",
+    from_theirs=_from_theirs,
+    to_theirs=_to_theirs,
+    once=_once,
+    layer=_layer,
+    is_ours=_is_ours,
+    ignored=("rotary_emb.inv_freq",),
+)

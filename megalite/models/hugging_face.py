@@ -1,0 +1,248 @@
+"""Hugging Face folders in and out: config.json, sharded safetensors or .bin, tensor by tensor."""
+
+import json
+import math
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from megalite.errors import CheckpointError
+from megalite.models.build import Model
+from megalite.models.config import ModelConfig
+from megalite.models.families import FAMILIES
+from megalite.models.families.table import Family
+from megalite.models.initial import local_box
+from megalite.parallel.gradients import local_part
+
+CARRIED = (
+    "tokenizer",
+    "special_tokens",
+    "vocab",
+    "merges",
+    "added_tokens",
+    "chat_template",
+    "spiece",
+)
+
+
+def is_hugging_face(path: Path) -> bool:
+    """Whether a folder is a Hugging Face model."""
+    return (path / "config.json").is_file()
+
+
+def read_config(path: Path) -> tuple[ModelConfig, Family]:
+    """The model's config and family.
+
+    Raises:
+        CheckpointError: the family is unknown, or its config lacks something.
+    """
+    try:
+        theirs = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        name = theirs["model_type"]
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path}/config.json: can't be read: {error}") from None
+    if name not in FAMILIES:
+        raise CheckpointError(
+            f"{path}/config.json: model_type {name!r} must be one of {', '.join(FAMILIES)}"
+        )
+    try:
+        return FAMILIES[name].from_theirs(theirs), FAMILIES[name]
+    except (KeyError, ValueError) as error:
+        raise CheckpointError(f"{path}/config.json: {error}") from None
+
+
+class TensorFiles:
+    """The tensors of a folder by name, read one at a time."""
+
+    def __init__(self, path: Path) -> None:
+        """Find the files.
+
+        Raises:
+            CheckpointError: there is no weight file, or one that an index names is missing.
+        """
+        self._where: dict[str, Path] = {}
+        self._open: dict[Path, Any] = {}
+        for kind in ("model.safetensors", "pytorch_model.bin"):
+            index = path / f"{kind}.index.json"
+            if index.is_file():
+                names = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+                self._where = {name: path / file for name, file in names.items()}
+                return
+            if (path / kind).is_file():
+                self._where = dict.fromkeys(self._names(path / kind), path / kind)
+                return
+        raise CheckpointError(
+            f"{path}: has no model.safetensors, no pytorch_model.bin and no index of them"
+        )
+
+    def _file(self, path: Path) -> Any:
+        if path not in self._open:
+            if not path.is_file():
+                raise CheckpointError(f"{path}: is missing; the index names it")
+            self._open.clear()
+            try:
+                if path.suffix == ".safetensors":
+                    self._open[path] = safe_open(str(path), framework="pt")
+                else:
+                    self._open[path] = torch.load(path, map_location="cpu", weights_only=True)
+            except Exception as error:  # of several libraries, all meaning a damaged file
+                raise CheckpointError(f"{path}: can't be read: {error}") from None
+        return self._open[path]
+
+    def _names(self, path: Path) -> list[str]:
+        return list(self._file(path).keys())
+
+    def names(self) -> list[str]:
+        """All names."""
+        return list(self._where)
+
+    def read(self, name: str) -> Tensor:
+        """One tensor."""
+        file = self._file(self._where[name])
+        return file[name] if isinstance(file, dict) else file.get_tensor(name)
+
+
+def our_tensors(path: Path, config: ModelConfig, family: Family) -> Iterator[tuple[str, Tensor]]:
+    """Every parameter of a Hugging Face folder under our name, in any of its shapes.
+
+    Raises:
+        CheckpointError: a tensor is missing, or one is unknown; it lists them.
+    """
+    files = TensorFiles(path)
+    names, entries = set(files.names()), list(family.entries(config))
+    prefix = _missing_prefix(names, {entry.theirs for entry in entries})
+    wanted = {entry.theirs.removeprefix(prefix) for entry in entries}
+    tied = {"lm_head.weight"} if config.tie_embeddings else set()
+    unknown = {
+        name for name in names - wanted - tied if not name.endswith(family.ignored or ("\0",))
+    }
+    if wanted - names or unknown:
+        raise CheckpointError(
+            f"{path}: is not a whole {family.name}: missing {_list(wanted - names)}; "
+            f"unknown {_list(unknown)}"
+        )
+    for entry in entries:
+        pieces = entry.split(files.read(entry.theirs.removeprefix(prefix)), config)
+        yield from zip(entry.ours, pieces, strict=True)
+
+
+def _missing_prefix(names: set[str], wanted: set[str]) -> str:
+    """The first part of their names where a folder of the bare model leaves it out."""
+    prefix = next(iter(sorted(wanted, key=len, reverse=True))).split(".")[0] + "."
+    has = any(name.startswith(prefix) for name in names)
+    return "" if has else prefix
+
+
+def _list(names: set[str]) -> str:
+    shown = sorted(names)[:10]
+    more = f" and {len(names) - 10} more" if len(names) > 10 else ""
+    return (", ".join(shown) or "nothing") + more
+
+
+@torch.no_grad()
+def load_weights(model: Model, path: Path) -> None:
+    """Load a Hugging Face folder into a model, each process what it holds.
+
+    Raises:
+        CheckpointError: the folder is of another model or damaged.
+    """
+    config, family = read_config(path)
+    parameters = dict(model.named_parameters())
+    for name, piece in our_tensors(path, config, family):
+        if name not in parameters:
+            continue
+        parameter = parameters[name]
+        if piece.numel() != math.prod(parameter.shape):
+            raise CheckpointError(
+                f"{path}: {name} is {list(piece.shape)}, this model's is {list(parameter.shape)}"
+            )
+        shape, offset = local_box(parameter)
+        whole = piece.reshape(parameter.shape)
+        part = whole[tuple(slice(at, at + n) for at, n in zip(offset, shape, strict=True))]
+        local_part(parameter).copy_(part)
+    if hasattr(model, "copy_duplicates"):
+        model.copy_duplicates()
+
+
+def family_of(config: ModelConfig) -> Family:
+    """The family that a config can be written as.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    for family in FAMILIES.values():
+        if family.is_ours(config):
+            return family
+    raise CheckpointError(f"this model is of no family that is known ({', '.join(FAMILIES)})")
+
+
+def write_folder(
+    path: Path,
+    config: ModelConfig,
+    tensors: dict[str, Tensor],
+    dtype: torch.dtype = torch.float32,
+    shard_bytes: int = 5_000_000_000,
+) -> None:
+    """Write a Hugging Face folder that ``from_pretrained`` loads.
+
+    Args:
+        path: the folder.
+        config: of the model.
+        tensors: whole parameters by our names.
+        dtype: of the files.
+        shard_bytes: most bytes of a file.
+    """
+    family = family_of(config)
+    path.mkdir(parents=True, exist_ok=True)
+    head = {"model_type": family.name, "architectures": [family.architecture]}
+    theirs = head | {"torch_dtype": str(dtype).removeprefix("torch.")} | family.to_theirs(config)
+    (path / "config.json").write_text(json.dumps(theirs, indent=2), encoding="utf-8")
+    shard: dict[str, Tensor] = {}
+    where: dict[str, int] = {}
+    size, number, total = 0, 1, 0
+    for entry in family.entries(config):
+        ours = [_flat(name, tensors[name]) for name in entry.ours]
+        tensor = entry.join(ours, config).to(dtype).contiguous()
+        if shard and size + tensor.nbytes > shard_bytes:
+            save_file(shard, path / f"model-{number:05}.safetensors", {"format": "pt"})
+            shard, size, number = {}, 0, number + 1
+        shard[entry.theirs], where[entry.theirs] = tensor, number
+        size, total = size + tensor.nbytes, total + tensor.nbytes
+    save_file(shard, path / f"model-{number:05}.safetensors", {"format": "pt"})
+    _name_shards(path, where, number, total)
+
+
+def _flat(name: str, tensor: Tensor) -> Tensor:
+    """Our [N, H, D] as [N H, D], [D, N, H] as [D, N H], a bias [N, H] as [N H]."""
+    if name.endswith("bias"):
+        return tensor.flatten()
+    if tensor.dim() < 3:
+        return tensor
+    return tensor.flatten(1) if name.endswith("output.weight") else tensor.flatten(0, 1)
+
+
+def _name_shards(path: Path, where: dict[str, int], count: int, total: int) -> None:
+    if count == 1:
+        (path / "model-00001.safetensors").rename(path / "model.safetensors")
+        return
+    final = {n: f"model-{n:05}-of-{count:05}.safetensors" for n in range(1, count + 1)}
+    for number, name in final.items():
+        (path / f"model-{number:05}.safetensors").rename(path / name)
+    index = {
+        "metadata": {"total_size": total},
+        "weight_map": {name: final[number] for name, number in where.items()},
+    }
+    (path / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
+
+
+def carry_tokenizer(source: Path, target: Path) -> None:
+    """Copy the tokenizer's files."""
+    for file in sorted(source.iterdir()):
+        if file.is_file() and file.name.startswith(CARRIED):
+            shutil.copy2(file, target / file.name)

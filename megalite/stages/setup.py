@@ -1,0 +1,150 @@
+"""What every stage sets up alike: device, mesh, model, log, checkpoints, trainer."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from megalite.config import dump
+from megalite.config.section import Section
+from megalite.errors import CheckpointError, ConfigError
+from megalite.models.build import Model, build_model
+from megalite.models.config import ModelConfig
+from megalite.models.hugging_face import is_hugging_face, load_weights
+from megalite.parallel.launch import Launch
+from megalite.parallel.mesh import Mesh, ParallelConfig, build_mesh
+from megalite.training.checkpoint import CheckpointManager, find_checkpoint, load, verify
+from megalite.training.config import (
+    CheckpointConfig,
+    OptimizerConfig,
+    RunConfig,
+    ScheduleConfig,
+    TrainConfig,
+)
+from megalite.training.flops import peak_tflops, recompute_factor
+from megalite.training.run_log import RunLog
+from megalite.training.trainer import Learner, Learning, Speed, Trainer
+
+
+class StageConfig(Section):
+    """The sections that every stage has."""
+
+    run: RunConfig = RunConfig()
+    model: ModelConfig = ModelConfig()
+    parallel: ParallelConfig = ParallelConfig()
+    train: TrainConfig = TrainConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage that is set up.
+
+    Attributes:
+        config: of the run.
+        mesh: its processes.
+        log: of the run's folder.
+        speed: measures steps.
+    """
+
+    config: StageConfig
+    mesh: Mesh
+    log: RunLog
+    speed: Speed
+
+    def model(self, config: ModelConfig, start: str = "") -> Model:
+        """A model, its weights from ``start`` (a checkpoint or a Hugging Face folder) if given.
+
+        A reward model starts from a language model: its scalar head is new then.
+        """
+        settings = self.config
+        precision, seed = settings.train.precision, settings.run.seed
+        model = build_model(config, self.mesh, settings.parallel, seed=seed, precision=precision)
+        if start:
+            load_start(model, start)
+        return model
+
+    def trainer(self, *models: tuple[str, Model]) -> tuple[Trainer, list[Learner]]:
+        """A trainer of these named models."""
+        config = self.config
+        learning = Learning(config.train, config.optimizer, config.schedule, config.run.seed)
+        learners = [Learner(model, self.mesh, learning, name) for name, model in models]
+        checkpoints = CheckpointManager(
+            self.log.folder / "checkpoints",
+            keep=config.checkpoint.keep,
+            asynchronous=config.checkpoint.asynchronous,
+            say=self.log.say,
+        )
+        return Trainer(learners, self.log, checkpoints, config.checkpoint.every), learners
+
+
+def set_up(config: StageConfig, launch: Launch) -> Stage:
+    """Start the processes' mesh and open the run's folder.
+
+    Raises:
+        ConfigError: the layout doesn't fit, or there is no such device.
+    """
+    device = choose_device(config.run, launch)
+    check_batch(config.train, config.parallel, launch)
+    mesh = build_mesh(launch, config.parallel, device)
+    log = RunLog(config.run.folder, launch.rank == 0, config.train.steps, config.run.tensorboard)
+    log.write("config.toml", dump(config))
+    hardware = recompute_factor(config.parallel.recompute)
+    peak = peak_tflops(device, config.train.precision)
+    return Stage(config, mesh, log, Speed(config.model, mesh, peak, hardware))
+
+
+def choose_device(run: RunConfig, launch: Launch) -> torch.device:
+    """This process's device; on a CPU, the number of threads too.
+
+    Raises:
+        ConfigError: CUDA is asked for and there is none.
+    """
+    has_cuda = torch.cuda.is_available()
+    if run.device == "cuda" and not has_cuda:
+        raise ConfigError("--run.device cuda: there is no CUDA device here: use cpu or auto")
+    if has_cuda and run.device != "cpu":
+        device = torch.device("cuda", launch.local_rank)
+        torch.cuda.set_device(device)
+        return device
+    cores = os.cpu_count() or 1
+    torch.set_num_threads(run.threads or max(cores // launch.local_world_size, 1))
+    return torch.device("cpu")
+
+
+def check_batch(train: TrainConfig, parallel: ParallelConfig, launch: Launch) -> None:
+    """Refuse a batch that the layout can't divide.
+
+    Raises:
+        ConfigError: it says which sizes would fit.
+    """
+    from megalite.data.loader import Share
+
+    _, replicate, shard, _ = parallel.sizes(launch.world_size)
+    Share(train.global_batch_size, train.micro_batch_size, 0, replicate * shard)
+
+
+def load_start(model: Model, start: str) -> None:
+    """Load weights from a checkpoint of ours or a Hugging Face folder.
+
+    Raises:
+        CheckpointError: there is none, it is damaged, or it is of another model.
+    """
+    if is_hugging_face(Path(start)):
+        load_weights(model, Path(start))
+        return
+    path = find_checkpoint(start)
+    facts = verify(path)
+    name = "model" if "model" in facts["learners"] else "actor"
+    tensors = {f"{name}.{n}": p.detach() for n, p in model.named_parameters()}
+    was, now = facts["model"]["head"], model.config.head
+    if was != now:
+        if now != "value":
+            raise CheckpointError(f"{path}: has a {was} head; this stage needs a {now} head")
+        tensors = {n: p for n, p in tensors.items() if ".head." not in n}
+    load(path, tensors)
+    if hasattr(model, "copy_duplicates"):
+        model.copy_duplicates()

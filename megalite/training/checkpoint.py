@@ -1,0 +1,246 @@
+"""Checkpoints: PyTorch's distributed files with a manifest of sizes and checksums.
+
+Order of a save: files written and flushed, manifest last, folder renamed, ``latest`` moved, then
+old ones deleted, never below two complete. A load verifies; all processes agree on the step.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from megalite.errors import CheckpointError
+
+MANIFEST = "manifest.json"
+
+
+class CheckpointManager:
+    """Saves and loads the checkpoints of one run's folder."""
+
+    def __init__(
+        self, folder: Path | str, *, keep: int = 2, asynchronous: bool = True, say: Callable = print
+    ) -> None:
+        """Describe the folder.
+
+        Comm: all processes call this together; it makes a group for saving.
+
+        Args:
+            folder: gets ``step-00000100/`` and ``latest``.
+            keep: complete checkpoints that stay, at least two.
+            asynchronous: write in a thread, from a copy of the state.
+            say: is told what was skipped or went wrong.
+        """
+        self.folder, self._keep, self._asynchronous = Path(folder), keep, asynchronous
+        self._say = say
+        self._group = dist.new_group(backend="gloo") if dist.is_initialized() else None
+        self._rank = dist.get_rank() if dist.is_initialized() else 0
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def save(self, step: int, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+        """Save tensors (plain, or DTensors) and facts (JSON) as the checkpoint of ``step``.
+
+        Raises:
+            CheckpointError: an earlier save failed, for example on a full disk.
+        """
+        self.wait()
+        if not self._asynchronous:
+            self._save(step, tensors, facts)
+            self._raise()
+            return
+        copies = {name: _copy(tensor) for name, tensor in tensors.items()}
+        self._thread = threading.Thread(target=self._save, args=(step, copies, facts))
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Wait for the save that is under way.
+
+        Raises:
+            CheckpointError: it failed.
+        """
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        self._raise()
+
+    def _raise(self) -> None:
+        error, self._error = self._error, None
+        if error is not None:
+            reason = getattr(error, "strerror", None) or str(error).strip().splitlines()[-1]
+            raise CheckpointError(
+                f"{self.folder}: a checkpoint could not be written: {reason}; earlier ones are "
+                "whole: make room and start again"
+            ) from None
+
+    def _save(self, step: int, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+        name = f"step-{step:08}"
+        partial = self.folder / f"{name}.partial"
+        try:
+            if self._rank == 0:
+                shutil.rmtree(partial, ignore_errors=True)
+                partial.mkdir(parents=True)
+            self._barrier()
+            dcp.save(
+                tensors,
+                storage_writer=dcp.FileSystemWriter(partial, sync_files=True),
+                process_group=self._group,
+                no_dist=self._group is None,
+            )
+            if self._rank == 0:
+                self._publish(partial, name, facts)
+            self._barrier()
+        except BaseException as error:  # told by wait()
+            self._error = error
+            if self._rank == 0:
+                shutil.rmtree(partial, ignore_errors=True)
+
+    def _barrier(self) -> None:
+        if self._group is not None:
+            dist.barrier(group=self._group)
+
+    def _publish(self, partial: Path, name: str, facts: dict[str, Any]) -> None:
+        files = {
+            path.name: {"bytes": path.stat().st_size, "blake2b": checksum(path)}
+            for path in sorted(partial.iterdir())
+        }
+        write_synced(partial / MANIFEST, json.dumps({"facts": facts, "files": files}, indent=1))
+        shutil.rmtree(self.folder / name, ignore_errors=True)
+        partial.rename(self.folder / name)
+        write_synced(self.folder / "latest.partial", name)
+        (self.folder / "latest.partial").rename(self.folder / "latest")
+        complete = [path for path in self._folders() if (path / MANIFEST).exists()]
+        for old in complete[: -self._keep]:
+            shutil.rmtree(old)
+
+    def _folders(self) -> list[Path]:
+        if not self.folder.is_dir():
+            return []
+        found = self.folder.glob("step-*")
+        return sorted(path for path in found if path.suffix != ".partial")
+
+    def latest(self) -> tuple[Path, dict[str, Any]] | None:
+        """The newest whole checkpoint and its facts, or None where there is none.
+
+        Comm: a broadcast of the first process's finding.
+
+        Raises:
+            CheckpointError: there are checkpoints, but none of them is whole.
+        """
+        found = [self._newest_whole() if self._rank == 0 else None]
+        if self._group is not None:
+            dist.broadcast_object_list(found, group=self._group)
+        (answer,) = found
+        if isinstance(answer, str):
+            raise CheckpointError(answer)
+        return answer
+
+    def _newest_whole(self) -> tuple[Path, dict[str, Any]] | str | None:
+        faults = []
+        for path in reversed(self._folders()):
+            try:
+                facts = verify(path)
+            except CheckpointError as error:
+                faults.append(str(error))
+                self._say(f"{error}; going back to the one before")
+                continue
+            return path, facts
+        if faults:
+            return f"{self.folder}: no checkpoint is whole: {'; '.join(faults)}"
+        return None
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    """A copy on the CPU that later steps don't change."""
+    if isinstance(tensor, DTensor):
+        return tensor.detach().clone() if tensor.device.type == "cpu" else tensor.detach().cpu()
+    return tensor.detach().clone() if tensor.device.type == "cpu" else tensor.detach().cpu()
+
+
+def checksum(path: Path) -> str:
+    """BLAKE2b of a file, 16 bytes, in hexadecimal."""
+    digest = hashlib.blake2b(digest_size=16)
+    with open(path, "rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def write_synced(path: Path, text: str) -> None:
+    """Write a small file and wait until it is on the disk."""
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def verify(path: Path) -> dict[str, Any]:
+    """Check a checkpoint's files against its manifest; give its facts.
+
+    Raises:
+        CheckpointError: a file is missing, cut short or changed.
+    """
+    manifest = path / MANIFEST
+    try:
+        content = json.loads(manifest.read_text(encoding="utf-8"))
+        files, facts = content["files"], content["facts"]
+    except (OSError, ValueError, KeyError):
+        raise CheckpointError(f"{path}: has no readable {MANIFEST}") from None
+    for name, wanted in files.items():
+        file = path / name
+        if not file.is_file():
+            raise CheckpointError(f"{file}: is missing")
+        if file.stat().st_size != wanted["bytes"]:
+            raise CheckpointError(
+                f"{file}: must have {wanted['bytes']} bytes, has {file.stat().st_size}"
+            )
+        if checksum(file) != wanted["blake2b"]:
+            raise CheckpointError(f"{file}: its checksum is not the manifest's; it was damaged")
+    return facts
+
+
+def load(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Load tensors in place, whatever layout they were saved from.
+
+    Raises:
+        CheckpointError: a tensor is missing or has another shape: it is of another model.
+    """
+    reader = dcp.FileSystemReader(path)
+    saved = reader.read_metadata().state_dict_metadata
+    for name, tensor in tensors.items():
+        if name not in saved:
+            raise CheckpointError(f"{path}: has no {name}; it is of another model")
+        size = tuple(saved[name].size)
+        if size != tuple(tensor.shape):
+            raise CheckpointError(
+                f"{path}: {name} is {list(size)}, this model's is {list(tensor.shape)}; it is of "
+                "another model"
+            )
+    dcp.load(tensors, storage_reader=reader, no_dist=not dist.is_initialized())
+
+
+def find_checkpoint(path: Path | str) -> Path:
+    """The checkpoint at a path: itself, or the latest of a run's folder.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    path = Path(path)
+    if (path / MANIFEST).is_file():
+        return path
+    for folder in (path, path / "checkpoints"):
+        latest = folder / "latest"
+        if latest.is_file():
+            return folder / latest.read_text(encoding="utf-8").strip()
+    raise CheckpointError(
+        f"{path}: no checkpoint there; give a run's folder, a step-... folder of it or a Hugging "
+        "Face folder"
+    )

@@ -1,0 +1,322 @@
+"""The one training loop: every stage brings its data, what the model gives, and a loss."""
+
+import signal
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from megalite.errors import Stopped
+from megalite.models.batch import Batch
+from megalite.models.build import Model
+from megalite.models.config import ModelConfig
+from megalite.ops.random import fold
+from megalite.parallel.engine import Item, Task, forward_backward
+from megalite.parallel.gradients import clip_grad_norm
+from megalite.parallel.mesh import Mesh
+from megalite.training.checkpoint import CheckpointManager, load
+from megalite.training.config import OptimizerConfig, ScheduleConfig, TrainConfig
+from megalite.training.flops import forward_flops
+from megalite.training.optimizer import build_optimizer, named_state, set_rate
+from megalite.training.precision import LossScale
+from megalite.training.run_log import RunLog, memory_gib
+from megalite.training.schedule import rate
+
+MakeTask = Callable[[float], Task]
+
+
+@dataclass
+class Progress:
+    """Where a run is; all of its state that isn't a tensor.
+
+    Attributes:
+        step: optimizer steps done, those without finite gradients included.
+        consumed_samples: samples of those steps.
+        extra: a stage's own numbers, such as PPO's KL coefficient.
+    """
+
+    step: int = 0
+    consumed_samples: int = 0
+    extra: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Learning:
+    """How parameters are moved.
+
+    Attributes:
+        train: sizes, precision and clipping.
+        optimizer: AdamW's numbers.
+        schedule: the learning rate over samples.
+        seed: of dropout.
+    """
+
+    train: TrainConfig
+    optimizer: OptimizerConfig
+    schedule: ScheduleConfig
+    seed: int
+
+
+class Learner:
+    """A model with its optimizer: one call is one optimizer step, in any layout."""
+
+    def __init__(self, model: Model, mesh: Mesh, learning: Learning, name: str = "model") -> None:
+        """Make the optimizer's state.
+
+        Args:
+            model: a Transformer or a Pipeline.
+            mesh: its mesh.
+            learning: how it learns.
+            name: of this model among a stage's; its tensors are saved under it.
+        """
+        self.model, self.mesh, self.learning, self.name = model, mesh, learning, name
+        self.optimizer = build_optimizer(model, learning.optimizer)
+        self.scale = LossScale.of(learning.train.precision)
+        self.total_samples = learning.train.steps * learning.train.global_batch_size
+        self.updates = 0
+
+    def step(
+        self, items: Sequence[Item], make_task: MakeTask, count: int, consumed_samples: int
+    ) -> dict[str, float]:
+        """Learn from the micro-batches of one step.
+
+        Args:
+            items: this data-parallel rank's.
+            make_task: given 1 / (the whole step's count), the output and loss.
+            count: what this rank's items weigh: targets, rankings or answer tokens.
+            consumed_samples: of the steps before; the learning rate depends on it.
+
+        Returns:
+            The loss and the task's metrics over the global batch, ``grad_norm``,
+            ``learning_rate``, and for fp16 ``loss_scale``; the same on all processes.
+
+        Comm: all-reduce of a count over dp, of two numbers and of the metrics over the world.
+        """
+        train, mesh = self.learning.train, self.mesh
+        total = global_sum(torch.tensor(float(count), dtype=torch.float64), mesh)
+        learning_rate = self.learning.optimizer.learning_rate * rate(
+            self.learning.schedule, consumed_samples, self.total_samples
+        )
+        set_rate(self.optimizer, learning_rate)
+        sums = forward_backward(
+            self.model,
+            [(batch.to(mesh.device), extra) for batch, extra in items],
+            make_task(1.0 / max(total, 1.0)),
+            dropout_seed=fold(self.learning.seed, self.updates) if self._drops() else None,
+            loss_scale=self.scale.value,
+        )
+        norm, bad = clip_grad_norm(self.model, mesh, train.max_grad_norm, self.scale.value)
+        is_finite = int(bad) == 0
+        if is_finite:
+            self.optimizer.step()
+        for parameter in self.model.parameters():
+            parameter.grad = None
+        self.updates += 1
+        metrics = reduce_metrics(sums, mesh)
+        metrics |= {"grad_norm": float(norm), "learning_rate": learning_rate}
+        if train.precision == "fp16":
+            metrics["loss_scale"] = self.scale.value
+        self.scale.update(is_finite, train.precision, train.max_bad_steps, self.updates)
+        return metrics
+
+    def _drops(self) -> bool:
+        config: ModelConfig = self.model.config
+        return config.dropout > 0 or config.attention_dropout > 0
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Parameters and optimizer state by name, for a checkpoint."""
+        named = {f"{self.name}.{n}": p.detach() for n, p in self.model.named_parameters()}
+        state = named_state(self.model, self.optimizer)
+        return named | {f"{self.name}_optimizer.{n}": value for n, value in state.items()}
+
+    def facts(self) -> dict[str, float]:
+        """The rest of its state."""
+        return {"loss_scale": self.scale.value, "updates": self.updates}
+
+    def restore(self, facts: dict[str, float]) -> None:
+        """Take :meth:`facts` back, after the tensors were loaded in place."""
+        self.scale.value, self.updates = facts["loss_scale"], int(facts["updates"])
+        if hasattr(self.model, "copy_duplicates"):
+            self.model.copy_duplicates()
+
+
+def global_sum(value: Tensor, mesh: Mesh) -> float:
+    """Sum a scalar over data-parallel ranks. Comm: all-reduce over dp."""
+    value = value.detach().to(mesh.device)
+    if mesh.dp.group is not None:
+        dist.all_reduce(value, group=mesh.dp.group)
+    return float(value)
+
+
+def reduce_metrics(sums: dict[str, Tensor], mesh: Mesh) -> dict[str, float]:
+    """Sum metrics over data-parallel ranks. Comm: one all-reduce over dp."""
+    names = sorted(sums)
+    values = torch.stack([sums[name].double() for name in names])
+    if mesh.dp.group is not None:
+        dist.all_reduce(values, group=mesh.dp.group)
+    return dict(zip(names, values.tolist(), strict=True))
+
+
+class StopSignal:
+    """SIGTERM and SIGINT ask for a stop at the end of a step; a second one kills."""
+
+    def __init__(self, mesh: Mesh) -> None:
+        """Catch the signals from now on."""
+        self._mesh, self.received = mesh, 0
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._note)
+
+    def _note(self, number: int, _frame: Any) -> None:
+        self.received = number
+        signal.signal(number, signal.SIG_DFL)
+
+    def anywhere(self) -> bool:
+        """Whether any process was asked to stop. Comm: all-reduce of one number."""
+        flag = torch.tensor(float(self.received > 0), device=self._mesh.device)
+        if self._mesh.world.group is not None:
+            dist.all_reduce(flag, group=self._mesh.world.group)
+        return bool(flag > 0)
+
+
+class Trainer:
+    """Steps, evaluations, metrics and checkpoints of a run.
+
+    Attributes:
+        progress: where the run is.
+    """
+
+    def __init__(
+        self, learners: Sequence[Learner], log: RunLog, checkpoints: CheckpointManager, every: int
+    ) -> None:
+        """Hold the parts of a run.
+
+        Args:
+            learners: the models that learn: one, or PPO's actor and critic.
+            log: of the run's folder.
+            checkpoints: of the run's folder.
+            every: steps between checkpoints; 0: at the end only.
+        """
+        self._learners, self._log = learners, log
+        self._checkpoints, self._every = checkpoints, every
+        self.progress = Progress()
+        self.mesh = learners[0].mesh
+        self.train = learners[0].learning.train
+
+    def resume(self) -> bool:
+        """Go on from the run's newest whole checkpoint, where there is one.
+
+        Raises:
+            CheckpointError: it is of another model.
+        """
+        found = self._checkpoints.latest()
+        if found is None:
+            self._log.rewind(-1)
+            return False
+        path, facts = found
+        load(path, self._tensors())
+        for learner in self._learners:
+            learner.restore(facts["learners"][learner.name])
+        self.progress = Progress(facts["step"], facts["consumed_samples"], dict(facts["extra"]))
+        self._log.rewind(self.progress.step)
+        self._log.say(f"goes on from {path}")
+        return True
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {k: v for learner in self._learners for k, v in learner.tensors().items()}
+
+    def save(self) -> None:
+        """Save the run's state."""
+        progress = self.progress
+        facts = {
+            "step": progress.step,
+            "consumed_samples": progress.consumed_samples,
+            "extra": progress.extra,
+            "learners": {learner.name: learner.facts() for learner in self._learners},
+            "model": self._learners[0].model.config.model_dump(),
+        }
+        self._checkpoints.save(progress.step, self._tensors(), facts)
+
+    def fit(
+        self,
+        steps: Iterable[Any],
+        work: Callable[[Any], dict[str, float]],
+        evaluate: Callable[[], dict[str, float]] | None = None,
+    ) -> None:
+        """Run until the configured number of steps.
+
+        Args:
+            steps: what each step works on; already at ``progress``.
+            work: does one step; gives its metrics.
+            evaluate: gives metrics of held-out data.
+
+        Raises:
+            Stopped: a signal came; the state is saved.
+        """
+        stop, train, progress = StopSignal(self.mesh), self.train, self.progress
+        if evaluate and train.evaluate_every and progress.step == 0:
+            self._log.metrics(0, evaluate(), show=True)
+        iterator = iter(steps)
+        while progress.step < train.steps:
+            started = time.perf_counter()
+            values = work(next(iterator))
+            progress.step += 1
+            progress.consumed_samples += train.global_batch_size
+            values["step_s"] = time.perf_counter() - started
+            self._derive(values)
+            is_last = progress.step == train.steps
+            every = train.evaluate_every
+            if evaluate and every and (is_last or progress.step % every == 0):
+                values |= evaluate()
+            show = is_last or progress.step % train.log_every == 0 or progress.step == 1
+            self._log.metrics(progress.step, values, show)
+            is_asked = stop.anywhere()
+            if is_last or is_asked or (self._every and progress.step % self._every == 0):
+                self.save()
+            if is_asked and not is_last:
+                self._checkpoints.wait()
+                self._log.close()
+                raise Stopped(f"stopped on request; step {progress.step} is saved")
+        self._checkpoints.wait()
+        self._log.close()
+
+    def _derive(self, values: dict[str, float]) -> None:
+        seconds = values["step_s"]
+        if "tokens" in values:
+            values["tokens_per_s"] = values["tokens"] / seconds
+        values["memory_gib"] = memory_gib(self.mesh.device)
+
+
+class Speed:
+    """Tokens and operations of a step, for tokens/s, TFLOP/s and MFU."""
+
+    def __init__(self, config: ModelConfig, mesh: Mesh, peak_tflops: float, hardware: float = 1.0):
+        """Hold what is needed.
+
+        Args:
+            config: of the model.
+            mesh: its mesh.
+            peak_tflops: of one device.
+            hardware: operations done for each one needed (recompute).
+        """
+        self._config, self._mesh = config, mesh
+        self._peak, self._hardware = peak_tflops, hardware
+
+    def measure(self, batches: Sequence[Batch], seconds: float) -> dict[str, float]:
+        """Metrics of a step over these micro-batches of this rank.
+
+        Comm: all-reduce of two numbers over dp.
+        """
+        tokens = sum(int((batch.end > batch.start).sum()) for batch in batches)
+        flops = 3.0 * sum(forward_flops(self._config, batch) for batch in batches)
+        sums = {"tokens": torch.tensor(float(tokens)), "flops": torch.tensor(flops)}
+        moved = {name: value.double().to(self._mesh.device) for name, value in sums.items()}
+        total = reduce_metrics(moved, self._mesh)
+        tflops = total["flops"] / seconds / self._mesh.world.size / 1e12
+        values = {"tokens": total["tokens"], "tflops_per_rank": tflops, "mfu": tflops / self._peak}
+        if self._hardware != 1.0:
+            values["hfu"] = values["mfu"] * self._hardware
+        return values
