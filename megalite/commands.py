@@ -41,6 +41,30 @@ COMMANDS: tuple[Command, ...] = (
         "--data.train '[\"data/corpus\"]' --model.vocab_size 8192",
     ),
     Command(
+        "sft",
+        "megalite.stages.sft:SFTConfig",
+        "fine-tune a model on conversations",
+        "--data.train '[\"sft.jsonl\"]' --checkpoint.start runs/pretrain",
+    ),
+    Command(
+        "rm",
+        "megalite.stages.rm:RMConfig",
+        "train a reward model on rankings",
+        "--data.train '[\"rankings.jsonl\"]' --checkpoint.start runs/sft",
+    ),
+    Command(
+        "ppo",
+        "megalite.stages.ppo:PPOConfig",
+        "align a model with PPO",
+        "--data.train '[\"prompts.jsonl\"]' --checkpoint.start runs/sft --reward_model runs/rm",
+    ),
+    Command(
+        "demo",
+        "megalite.tools.demo:DemoConfig",
+        "run all four stages on the standard library's source, in ten minutes",
+        "--folder runs/demo",
+    ),
+    Command(
         "report",
         "megalite.tools.report:ReportConfig",
         "write one HTML page of the curves and samples of runs",

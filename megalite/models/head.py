@@ -44,7 +44,7 @@ class Head(Layer):
         if isinstance(output, Hidden):
             return self._all_rows(hidden, length)
         if isinstance(output, Values):
-            return self._all_rows(self.value(hidden), length)[..., 0].float()
+            return self._all_rows(self.value(hidden), length).float().sum(-1)
         if hasattr(self, "project"):
             hidden = self.project(hidden)
         hidden = enter(hidden, self.mesh, length)

@@ -64,6 +64,10 @@ class Transformer(nn.Module):
         """The stacks that are here: encoder, decoder or both."""
         return [self.get_submodule(name) for name in ("encoder", "decoder") if hasattr(self, name)]
 
+    def stages_here(self) -> list["Transformer"]:
+        """Itself: a Pipeline has several."""
+        return [self]
+
     def set_recompute(self, recompute: Recompute) -> None:
         """Choose which activations the backward pass makes again."""
         for stack in self.stacks():

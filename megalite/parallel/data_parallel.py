@@ -1,7 +1,9 @@
 """Data parallelism: FSDP2 over the mesh's replicate and shard axes, gradients summed."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -51,6 +53,7 @@ def shard_model(model: nn.Module, mesh: Mesh, how: DataParallel) -> None:
         for block in stack.layers.values():
             fully_shard(block, reshard_after_forward=how.reshard_after_forward, **options)
     fully_shard(model, reshard_after_forward=False, **options)
+    model.reshard_after_forward = how.reshard_after_forward
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
@@ -82,3 +85,28 @@ def set_gradient_sync(model: nn.Module, is_last: bool) -> None:
     if isinstance(model, FSDPModule):
         model.set_requires_gradient_sync(is_last)
         model.set_is_last_backward(is_last)
+
+
+@contextmanager
+def gathered(model: Any) -> Iterator[None]:
+    """Keep all parameters of a Transformer or Pipeline gathered, for many forward passes.
+
+    Inside, a forward pass communicates nothing over dp, so ranks may run different numbers of them.
+
+    Comm: all-gather of the parameters over shard on entry.
+    """
+    stages = model.stages_here()
+    modules = [m for stage in stages for m in stage.modules() if isinstance(m, FSDPModule)]
+    for module in modules:
+        module.set_reshard_after_forward(False, recurse=False)
+        module.unshard()
+    try:
+        yield
+    finally:
+        for module in modules:
+            module.reshard()
+        for stage in stages:
+            if isinstance(stage, FSDPModule):
+                for stack in stage.stacks():
+                    for block in stack.layers.values():
+                        block.set_reshard_after_forward(stage.reshard_after_forward, recurse=False)

@@ -76,6 +76,10 @@ class Pipeline:
                 holders[name].append(rank)
         return {name: tuple(ranks) for name, ranks in holders.items() if len(ranks) > 1}
 
+    def stages_here(self) -> list[nn.Module]:
+        """The stages of this process."""
+        return self.stages
+
     @property
     def is_last(self) -> bool:
         """Whether this process has the head."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from pydantic import Field
 
-from megalite.data.config import CorpusConfig
+from megalite.data.config import ConversationConfig, CorpusConfig, TokenizerConfig
 from megalite.data.example import collate
 from megalite.data.loader import Loader, Share
 from megalite.data.store import TokenStore
@@ -18,6 +18,7 @@ from megalite.models.outputs import Loss
 from megalite.parallel.engine import Task, evaluate
 from megalite.parallel.launch import Launch
 from megalite.parallel.mesh import Mesh
+from megalite.stages.conversation import SamplesConfig, open_chat, write_samples
 from megalite.stages.setup import Stage, StageConfig, set_up
 from megalite.training.trainer import Learner, reduce_metrics
 
@@ -25,7 +26,9 @@ from megalite.training.trainer import Learner, reduce_metrics
 class PretrainConfig(StageConfig):
     """A pretraining run."""
 
+    tokenizer: TokenizerConfig = TokenizerConfig()
     data: CorpusConfig = CorpusConfig()
+    samples: SamplesConfig = SamplesConfig()
     z_loss: float = Field(0.0, ge=0, description="factor of the squared log-sum of exponentials")
 
 
@@ -63,6 +66,9 @@ def run(config: PretrainConfig, launch: Launch) -> int:
             return {"heldout_loss": heldout_loss(model, batches, stage.mesh)}
 
     trainer.fit(loader, language_step(stage, learner, trainer, config.z_loss), heldout)
+    if config.samples.prompts:
+        chat, structure = open_chat(config.tokenizer, ConversationConfig(), config.model)
+        write_samples(stage, model, config.samples, chat, structure)
     return 0
 
 

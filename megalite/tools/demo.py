@@ -4,6 +4,7 @@ Every step is started as a user would start it; a step that fails stops the demo
 At the end the runs' metrics are held against what the demo promises.
 """
 
+import os
 import subprocess
 import sys
 import time
@@ -21,6 +22,11 @@ from megalite.tools.report import read_rows, series
 from megalite.tools.stdlib_corpus import write_corpus
 
 STAGES = ("pretrain", "sft", "rm", "ppo")
+PREPARATION = (  # words of a command, its config
+    ("tokenizer train", "tokenizer"),
+    ("data prepare", "data"),
+    ("data prepare", "heldout"),
+)
 Rows = dict[str, list[dict[str, Any]]]
 
 
@@ -68,8 +74,8 @@ def steps(config: DemoConfig) -> list[Step]:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     launcher += [f"--nproc-per-node={config.processes}", "-m", "megalite"]
     prepare = [
-        Step(words, [*alone, *words.split(), f"{config.configs}/{words.split()[0]}.toml"])
-        for words in ("tokenizer train", "data prepare")
+        Step(words, [*alone, *words.split(), f"{config.configs}/{name}.toml"])
+        for words, name in PREPARATION
     ]
     stages = [Step(name, [*launcher, name, f"{config.configs}/{name}.toml"]) for name in STAGES]
     runs = "[" + ", ".join(f'"{config.folder}/{name}"' for name in STAGES) + "]"
@@ -84,10 +90,11 @@ def run_steps(todo: Sequence[Step]) -> None:
     Raises:
         MegaliteError: one failed; carries its exit code.
     """
+    environment = {"OMP_NUM_THREADS": "1", **os.environ}
     for step in todo:
         started = time.monotonic()
         _say(f"== {step.name}")
-        code = subprocess.run(step.command, check=False).returncode
+        code = subprocess.run(step.command, check=False, env=environment).returncode
         if code != 0:
             error = MegaliteError(f"demo: {step.name} failed with exit code {code}; see above")
             error.exit_code = code if code > 0 else 1

@@ -15,8 +15,11 @@ from megalite.errors import DataError
 SHOWN = {
     "loss": "loss {:.4f}",
     "heldout_loss": "held-out {:.4f}",
+    "heldout_accuracy": "held-out accuracy {:.1%}",
     "reward": "reward {:.3f}",
     "kl": "kl {:.3f}",
+    "heldout_reward": "held-out reward {:.3f}",
+    "heldout_kl": "held-out kl {:.3f}",
     "learning_rate": "lr {:.2e}",
     "tokens_per_s": "{:,.0f} tokens/s",
     "mfu": "MFU {:.1%}",

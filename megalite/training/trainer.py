@@ -3,7 +3,7 @@
 import signal
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -78,6 +78,11 @@ class Learner:
         self.scale = LossScale.of(learning.train.precision)
         self.total_samples = learning.train.steps * learning.train.global_batch_size
         self.updates = 0
+
+    def set_learning_rate(self, peak: float) -> None:
+        """Give this model a peak learning rate of its own."""
+        optimizer = self.learning.optimizer.model_copy(update={"learning_rate": peak})
+        self.learning = replace(self.learning, optimizer=optimizer)
 
     def step(
         self, items: Sequence[Item], make_task: MakeTask, count: int, consumed_samples: int

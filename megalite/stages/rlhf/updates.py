@@ -26,6 +26,17 @@ class UpdateConfig(Section):
 
 
 @dataclass(frozen=True)
+class Pretraining:
+    """Marks a micro-batch of pretraining text beside the answers.
+
+    Attributes:
+        scale: its coefficient over the targets of the global batch.
+    """
+
+    scale: float
+
+
+@dataclass(frozen=True)
 class PolicyLoss:
     """PPO's clipped loss of the actor.
 
@@ -37,9 +48,14 @@ class PolicyLoss:
     clip: float
     scale: float
 
-    def __call__(self, result: tuple[Tensor, Tensor], extra: Experience) -> tuple[Tensor, Metrics]:
+    def __call__(
+        self, result: tuple[Tensor, Tensor], extra: Experience | Pretraining
+    ) -> tuple[Tensor, Metrics]:
         """Loss of one micro-batch; ``result`` is log-probabilities and entropy, each [B, S]."""
         log_probs, entropy = result
+        if isinstance(extra, Pretraining):
+            loss = -log_probs.sum() * extra.scale
+            return loss, {"pretraining_loss": loss.detach()}
         terms = policy_terms(log_probs, extra.log_probs, extra.advantages, extra.mask, self.clip)
         loss = terms.loss.sum() * self.scale
         return loss, {
