@@ -1,18 +1,22 @@
 """Which implementation of the ops runs: it follows the device unless one is forced.
 
-``reference`` is differentiable PyTorch and is always there. The others are namespaces of registered
-operators with one schema (``csrc/schema.h``): ``cpu`` and ``cuda`` share ``torch.ops.megalite`` and
-are told apart by the tensors' device; ``simt`` is ``torch.ops.megalite_simt``.
+``reference`` is differentiable PyTorch. The others are namespaces of registered operators with one
+schema (``csrc/schema.cpp``): ``cpu`` and ``cuda`` share ``torch.ops.megalite`` and are told apart by
+the tensors' device; ``simt`` is ``torch.ops.megalite_simt``, the CUDA source on the CPU.
 """
 
 import contextlib
+import importlib.util
 from collections.abc import Iterator
+from functools import cache
 
+import torch
 from torch import Tensor
 
 from megalite.errors import KernelUnavailable
 
 BACKENDS = ("reference", "cpu", "cuda", "simt")
+_LIBRARIES = {"cpu": "_kernels", "cuda": "_kernels", "simt": "_simt"}
 _forced: list[str] = []
 
 
@@ -45,15 +49,40 @@ def use_backend(name: str | None) -> None:
 
 
 def chosen(tensor: Tensor) -> str:
-    """The name of the backend an op on ``tensor`` uses."""
+    """The name of the backend an op on ``tensor`` uses; fp64 is the reference's."""
     if _forced:
         return _forced[-1]
-    return "cuda" if tensor.device.type == "cuda" else "reference"
+    if tensor.dtype == torch.float64:
+        return "reference"
+    return "cuda" if tensor.device.type == "cuda" else "cpu"
+
+
+@cache
+def available(name: str) -> bool:
+    """Whether this build has a backend; loads its operators."""
+    if name == "reference":
+        return True
+    spec = importlib.util.find_spec(f"megalite.{_LIBRARIES[name]}")
+    if spec is None or spec.origin is None:
+        return False
+    torch.ops.load_library(spec.origin)
+    key = "CUDA" if name == "cuda" else "CPU"
+    space = "megalite_simt" if name == "simt" else "megalite"
+    return torch._C._dispatch_has_kernel_for_dispatch_key(f"{space}::attention", key)
 
 
 def kernels(tensor: Tensor):
-    """The operators of the backend for ``tensor``, or None for the reference."""
+    """The operators of the backend for ``tensor``, or None for the reference.
+
+    Raises:
+        KernelUnavailable: that backend is not in this build.
+    """
     name = chosen(tensor)
     if name == "reference":
-        return
-    raise KernelUnavailable(f"backend {name!r} is not built")
+        return None
+    if not available(name):
+        raise KernelUnavailable(
+            f"backend {name!r} is not built: run `make install` (or `pip install "
+            "--no-build-isolation -e .`), or choose `reference`, which is slow"
+        )
+    return torch.ops.megalite_simt if name == "simt" else torch.ops.megalite

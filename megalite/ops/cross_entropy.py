@@ -53,11 +53,28 @@ def row_loss(statistics: RowStatistics, labels: Tensor, options: LossOptions) ->
 
 
 def logit_gradient(
-    logits: Tensor, lse: Tensor, labels: Tensor, upstream: Tensor, options: LossOptions
+    logits: Tensor,
+    lse: Tensor,
+    labels: Tensor,
+    upstream: Tensor,
+    options: LossOptions,
+    in_place: bool = False,
 ) -> Tensor:
-    """Gradient of ``sum(upstream * row_loss)`` by local (scaled) logits: fp32 [T, V/tp]."""
+    """Gradient of ``sum(upstream * row_loss)`` by local (scaled) logits: fp32 [T, V/tp].
+
+    It is written over ``logits`` where those are fp32 and ``in_place``.
+    """
     smoothing, vocabulary = options.label_smoothing, options.vocabulary
     upstream = torch.where(labels == IGNORE, 0.0, upstream)
+    ops = kernels(logits)
+    if ops is not None and logits.shape[1]:
+        wide = logits.float().contiguous()
+        gradient = wide if in_place else torch.empty_like(wide)
+        place = vocabulary.offset, vocabulary.size
+        ops.logit_gradient(
+            gradient, wide, lse, labels, upstream, *place, smoothing, options.z_loss
+        )
+        return gradient
     gradient = torch.exp(logits.float() - lse[:, None])
     gradient *= (upstream * (1.0 + 2.0 * options.z_loss * lse))[:, None]
     if smoothing:
@@ -69,28 +86,15 @@ def logit_gradient(
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, logits: Tensor, labels: Tensor, options: LossOptions) -> Tensor:
-        ops = kernels(logits) if options.vocabulary.group is None else None
         scaled = logits if options.logit_scale == 1.0 else logits * options.logit_scale
-        if ops is None:
-            statistics = row_statistics(scaled.float(), labels, options.vocabulary)
-            loss, lse = row_loss(statistics, labels, options), statistics.lse
-        else:
-            loss, lse = ops.cross_entropy(
-                scaled, labels, IGNORE, options.label_smoothing, options.z_loss
-            )
-        ctx.save_for_backward(scaled, labels, lse)
-        ctx.options, ctx.ops = options, ops
-        return loss
+        statistics = row_statistics(scaled.float(), labels, options.vocabulary)
+        ctx.save_for_backward(scaled, labels, statistics.lse)
+        ctx.options = options
+        return row_loss(statistics, labels, options)
 
     @staticmethod
     def backward(ctx, upstream: Tensor):
         logits, labels, lse = ctx.saved_tensors
-        options = ctx.options
-        upstream = upstream * options.logit_scale
-        if ctx.ops is None:
-            gradient = logit_gradient(logits, lse, labels, upstream, options).to(logits.dtype)
-        else:
-            gradient = ctx.ops.cross_entropy_backward(
-                upstream, logits, labels, lse, IGNORE, options.label_smoothing, options.z_loss
-            )
-        return gradient, None, None
+        upstream = upstream * ctx.options.logit_scale
+        gradient = logit_gradient(logits, lse, labels, upstream, ctx.options)
+        return gradient.to(logits.dtype), None, None

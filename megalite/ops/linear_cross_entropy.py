@@ -93,7 +93,7 @@ def _forward_backward(inputs, targets, options: LossOptions, needs: tuple[bool, 
         if not any(needs):
             continue
         share = share * options.logit_scale
-        gradient = logit_gradient(logits, statistics.lse, label, share, options)
+        gradient = logit_gradient(logits, statistics.lse, label, share, options, in_place=True)
         narrow = gradient.to(weight.dtype)
         if dhidden is not None:
             dhidden[part] = (narrow @ weight).float()

@@ -82,7 +82,7 @@ class _TokenLogProbs(torch.autograd.Function):
             x = hidden[part]
             logits = _logits(x, weight, bias, options.logit_scale)
             share = -upstream[part] * options.logit_scale
-            gradient = logit_gradient(logits, lse[part], labels[part], share, options)
+            gradient = logit_gradient(logits, lse[part], labels[part], share, options, in_place=True)
             narrow = gradient.to(weight.dtype)
             dhidden[part] = (narrow @ weight).float()
             dweight += narrow.t() @ x

@@ -8,6 +8,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megalite.errors import ShapeError
+from megalite.ops.backends import kernels
 
 IGNORE = -100
 
@@ -70,22 +71,35 @@ def row_statistics(logits: Tensor, labels: Tensor, vocabulary: Vocabulary) -> Ro
 
     Comm: one all-gather of [5, T] fp32 over the group.
     """
+    local = _local_statistics(logits, labels, vocabulary.offset)
+    if vocabulary.group is None:
+        return _combine([local], vocabulary.size)
+    parts = [torch.empty_like(local) for _ in range(dist.get_world_size(vocabulary.group))]
+    dist.all_gather(parts, local, group=vocabulary.group)
+    return _combine(parts, vocabulary.size)
+
+
+def _local_statistics(logits: Tensor, labels: Tensor, offset: int) -> Tensor:
+    """Largest, sum of exponentials, target, sum and weighted sum of each row: fp32 [5, T]."""
+    ops = kernels(logits)
+    if ops is not None and logits.shape[1]:
+        return ops.logit_statistics(logits.contiguous(), labels.contiguous(), offset)
     top = logits.amax(-1) if logits.shape[1] else logits.new_full(logits.shape[:1], -math.inf)
     finite = torch.where(torch.isneginf(top), 0.0, top)
     exponentials = torch.exp(logits - finite[:, None])
-    local = torch.stack(
+    return torch.stack(
         (
             top,
             exponentials.sum(-1),
-            local_target(logits, labels, vocabulary.offset),
+            local_target(logits, labels, offset),
             logits.sum(-1),
             (exponentials * logits).sum(-1),
         )
     )
-    parts = [local]
-    if vocabulary.group is not None:
-        parts = [torch.empty_like(local) for _ in range(dist.get_world_size(vocabulary.group))]
-        dist.all_gather(parts, local, group=vocabulary.group)
+
+
+def _combine(parts: list[Tensor], size: int) -> RowStatistics:
+    """Statistics of whole rows from those of the slices, each [5, T]."""
     tops, sums, targets, totals, weighted = torch.stack(parts, 1)  # each [tp, T]
     top = tops.amax(0)
     share = torch.exp(tops - top)
@@ -93,7 +107,7 @@ def row_statistics(logits: Tensor, labels: Tensor, vocabulary: Vocabulary) -> Ro
     return RowStatistics(
         lse=top + sum_exponentials.log(),
         target=targets.sum(0),
-        mean=totals.sum(0) / vocabulary.size,
+        mean=totals.sum(0) / size,
         weighted=(weighted * share).sum(0) / sum_exponentials,
     )
 

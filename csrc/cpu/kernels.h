@@ -1,0 +1,98 @@
+// The CPU kernels' arguments, and one table of them for each instruction set.
+//
+// A kernel does one task of a parallel loop; tasks are independent and write apart, so the result
+// does not depend on the number of threads. All floating-point data is fp32.
+#pragma once
+
+#include <cstdint>
+
+namespace megalite::cpu {
+
+constexpr int64_t kPlanTile = 32;   // rows and keys an entry of the mask's plan
+constexpr int64_t kTile = 64;       // query rows and keys a tile of attention
+constexpr int64_t kMaxLanes = 16;   // widest vector, in floats
+
+// A [B, S, heads, H] tensor whose last dimension is contiguous; strides in elements.
+struct Strided {
+  float* data;
+  int64_t batch, row, head;
+  float* at(int64_t b, int64_t s, int64_t n) const { return data + b * batch + s * row + n * head; }
+};
+
+struct Attention {
+  Strided q, k, v, out;
+  float* lse;                    // [B, N, Sq]
+  const int32_t *start, *end;    // [B, Sq]
+  const int32_t *rows, *keys;    // the plan
+  const float* reversed_bias;    // [N, bias_row]: bias of distance d at Sk - 1 - d; null without
+  int64_t bias_row;              // Sq + Sk - 1 and room for a tile
+  int64_t batch, queries, num_keys, heads, groups, head_dim;
+  float scale;
+  float dropout_p;
+  uint64_t dropout_seed;
+  const int64_t* sample_ids;     // [B]
+  int64_t head_offset;
+  // [B, G, packed_stride]: keys of a head [Sk, padded H] and room for Sk + 1 counts; null: read k, v
+  const float *packed_k, *packed_v;
+  int64_t packed_stride;
+};
+
+struct AttentionGradient {
+  Attention forward;
+  Strided dout, dk, dv;
+  float* dq;              // [chunks, B, Sq, N, H]
+  float* dbias_reversed;  // [chunks, B, N, bias_row], zero at first; null without
+  int64_t chunks, chunk_keys;
+};
+
+struct Rows {
+  const float* logits;     // [T, V]
+  float* gradient;         // [T, V]; may be logits
+  const float *lse, *upstream;  // [T]
+  const int64_t* labels;   // [T]
+  float* statistics;       // [5, T]
+  int64_t num_rows, width, offset, vocabulary;
+  float label_smoothing, z_loss;
+};
+
+struct Rope {
+  const float* x;             // [B, S, N, H] at these strides
+  int64_t batch_stride, row_stride, head_stride;
+  float* out;                 // [B, S, N, H] contiguous
+  const float *cos, *sin;     // [B, S, axes, half]
+  int64_t rows_per_batch, heads, head_dim, axes, half;
+  bool interleaved;
+  float sign;                 // of the sine: -1 turns back
+};
+
+struct Dropout {
+  const float* x;
+  float* out;             // [B, S, D]
+  const int64_t* sample_ids;
+  int64_t rows_per_batch, features, position_offset, feature_offset;
+  uint64_t seed;
+  float p;
+};
+
+struct Kernels {
+  const char* name;
+  int64_t lanes;
+  // Floats of scratch a thread needs.
+  int64_t (*forward_scratch)(const Attention&);
+  int64_t (*backward_scratch)(const AttentionGradient&);
+  void (*pack_keys)(const Attention&, int64_t batch, int64_t group, float* k, float* v);
+  // Task: (b * N + n) * tiles + query tile.
+  void (*attention_forward)(const Attention&, int64_t task, float* scratch);
+  // Task: (b * G + g) * chunks + chunk.
+  void (*attention_backward)(const AttentionGradient&, int64_t task, float* scratch);
+  void (*statistics)(const Rows&, int64_t row);
+  void (*gradient)(const Rows&, int64_t row);
+  void (*rope)(const Rope&, int64_t row);
+  void (*dropout)(const Dropout&, int64_t row);
+};
+
+const Kernels& portable_kernels();
+const Kernels& avx2_kernels();
+const Kernels& avx512_kernels();
+
+}  // namespace megalite::cpu

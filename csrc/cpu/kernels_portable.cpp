@@ -1,0 +1,11 @@
+// The CPU kernels for portable: 4 floats a vector.
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#include "cpu/kernels.h"
+#include "philox.h"
+
+#define MEGALITE_LANES 4
+#define MEGALITE_ISA portable
+#include "cpu/all_kernels.inc"

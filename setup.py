@@ -1,0 +1,76 @@
+"""Build megalite's extensions against the PyTorch that is installed.
+
+``megalite._index`` (data helpers) needs a C++ compiler only. ``megalite._kernels`` holds the
+operators: the CPU backend always, the CUDA backend where nvcc and a CUDA build of PyTorch are found
+(``MEGALITE_CUDA=1`` demands it, ``MEGALITE_CUDA=0`` leaves it out).
+"""
+
+import os
+from pathlib import Path
+
+import torch
+from pybind11.setup_helpers import Pybind11Extension
+from setuptools import setup
+from torch.utils import cpp_extension
+
+CSRC = Path("csrc")
+# OpenMP without its library at link time: the symbols are those of the runtime that PyTorch loads,
+# so there is one pool of threads.
+CXX_FLAGS = [
+    "-O3",
+    "-std=c++17",
+    "-ffp-contract=fast",
+    "-fopenmp",
+    "-fvisibility=hidden",
+    "-Wno-psabi",
+]
+
+
+def sources(pattern: str) -> list[str]:
+    """Source files under csrc, in a fixed order."""
+    return sorted(str(path) for path in CSRC.glob(pattern))
+
+
+def wants_cuda() -> bool:
+    """Whether to build the CUDA backend.
+
+    Raises:
+        SystemExit: it is demanded and can't be built.
+    """
+    found = torch.version.cuda is not None and cpp_extension.CUDA_HOME is not None
+    wish = os.environ.get("MEGALITE_CUDA", "")
+    if wish == "1" and not found:
+        raise SystemExit(
+            f"MEGALITE_CUDA=1: nvcc and a CUDA build of PyTorch must be there, came CUDA_HOME="
+            f"{cpp_extension.CUDA_HOME} and torch {torch.__version__}; install both, or unset it"
+        )
+    return found and wish != "0"
+
+
+def extensions() -> list:
+    """Everything that can be built here."""
+    files = ["csrc/schema.cpp", *sources("cpu/*.cpp")]
+    include = [str(CSRC.resolve())]
+    if wants_cuda() and sources("cuda/*.cu"):
+        kernels = cpp_extension.CUDAExtension(
+            "megalite._kernels",
+            files + sources("cuda/*.cu"),
+            include_dirs=include,
+            extra_compile_args={"cxx": CXX_FLAGS, "nvcc": ["-O3", "-std=c++17"]},
+        )
+    else:
+        kernels = cpp_extension.CppExtension(
+            "megalite._kernels", files, include_dirs=include, extra_compile_args=CXX_FLAGS
+        )
+    built = [kernels]
+    if sources("index/*.cpp"):
+        built.append(
+            Pybind11Extension("megalite._index", sources("index/*.cpp"), cxx_std=17, include_dirs=include)
+        )
+    return built
+
+
+setup(
+    ext_modules=extensions(),
+    cmdclass={"build_ext": cpp_extension.BuildExtension.with_options(no_python_abi_suffix=True)},
+)
