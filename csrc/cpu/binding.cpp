@@ -3,6 +3,10 @@
 #include <ATen/ATen.h>
 #include <torch/library.h>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include <atomic>
 #include <cmath>
 #include <optional>
@@ -283,6 +287,18 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> attention_backward(
   return {dq.to(type), dk.to(type), dv.to(type), dbias};
 }
 
+// Ask for huge pages for memory that is about to be written for the first time: faults of small
+// pages cost more than the arithmetic of a pass over a large tensor.
+void prefer_huge_pages(const Tensor& x) {
+#if defined(__linux__)
+  constexpr uintptr_t kPage = 4096;
+  const uintptr_t first = (reinterpret_cast<uintptr_t>(x.data_ptr()) + kPage - 1) / kPage * kPage;
+  const uintptr_t last = (reinterpret_cast<uintptr_t>(x.data_ptr()) + x.nbytes()) / kPage * kPage;
+  if (last > first + (uintptr_t{4} << 20))
+    madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+#endif
+}
+
 Rows rows_of(const Tensor& logits, const Tensor& labels, int64_t offset) {
   TORCH_CHECK(logits.dim() == 2 && logits.scalar_type() == at::kFloat && logits.is_contiguous(),
               "cross_entropy logits: must be contiguous float32 [T, V], came ",
@@ -313,6 +329,7 @@ void logit_gradient(const Tensor& gradient, const Tensor& logits, const Tensor& 
                   gradient.scalar_type() == at::kFloat,
               "cross_entropy gradient: must be contiguous float32 ", logits.sizes(), ", came ",
               gradient.scalar_type(), " ", gradient.sizes());
+  if (gradient.data_ptr() != logits.data_ptr()) prefer_huge_pages(gradient);
   const Tensor lse_c = lse.to(at::kFloat).contiguous();
   const Tensor upstream_c = upstream.to(at::kFloat).contiguous();
   p.gradient = gradient.data_ptr<float>(), p.lse = lse_c.data_ptr<float>();

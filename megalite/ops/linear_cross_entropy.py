@@ -15,7 +15,7 @@ from megalite.errors import ShapeError
 from megalite.ops.cross_entropy import logit_gradient, row_loss
 from megalite.ops.vocabulary import IGNORE, LossOptions, check_labels, row_statistics
 
-CHUNK_ELEMENTS = 1 << 22  # logits at a time: 16 MiB in fp32
+CHUNK_ELEMENTS = 1 << 24  # logits at a time: 64 MiB in fp32; few chunks, as each reads all of dW
 
 
 def linear_cross_entropy(
@@ -63,14 +63,19 @@ class _LinearCrossEntropy(torch.autograd.Function):
         hidden, weight, bias, targets, options = inputs
         needs = tuple(ctx.needs_input_grad[:3])
         loss, gradients = _forward_backward((hidden, weight, bias), targets, options, needs)
-        ctx.save_for_backward(*gradients)
+        ctx.gradients = gradients
         ctx.dtypes = hidden.dtype, weight.dtype, weight.dtype
         return loss
 
     @staticmethod
     def backward(ctx, upstream: Tensor):
-        pairs = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
-        gradients = (None if g is None else (g * upstream).to(dtype) for g, dtype in pairs)
+        if ctx.gradients is None:
+            raise RuntimeError(
+                "linear_cross_entropy: its gradients are scaled in place, so backward runs once"
+            )
+        pairs = zip(ctx.gradients, ctx.dtypes, strict=True)
+        gradients = [None if g is None else g.mul_(upstream).to(dtype) for g, dtype in pairs]
+        ctx.gradients = None
         return (*gradients, None, None)
 
 
@@ -98,10 +103,18 @@ def _forward_backward(inputs, targets, options: LossOptions, needs: tuple[bool, 
         if dhidden is not None:
             dhidden[part] = (narrow @ weight).float()
         if dweight is not None:
-            dweight += narrow.t() @ x
+            add_product(dweight, narrow.t(), x)
         if dbias is not None:
             dbias += gradient.sum(0)
     return loss, (dhidden, dweight, dbias)
+
+
+def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """total += left @ right; ``total`` is fp32, and without a copy where the others are too."""
+    if left.dtype == total.dtype:
+        total.addmm_(left, right)
+    else:
+        total += left @ right
 
 
 def labelled_chunks(labels: Tensor, height: int) -> tuple[Tensor, ...]:

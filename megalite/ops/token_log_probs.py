@@ -9,7 +9,7 @@ from torch import Tensor
 
 from megalite.errors import ShapeError
 from megalite.ops.cross_entropy import logit_gradient
-from megalite.ops.linear_cross_entropy import labelled_chunks
+from megalite.ops.linear_cross_entropy import add_product, labelled_chunks
 from megalite.ops.vocabulary import LossOptions, check_labels, row_statistics
 
 
@@ -85,7 +85,7 @@ class _TokenLogProbs(torch.autograd.Function):
             gradient = logit_gradient(logits, lse[part], labels[part], share, options, in_place=True)
             narrow = gradient.to(weight.dtype)
             dhidden[part] = (narrow @ weight).float()
-            dweight += narrow.t() @ x
+            add_product(dweight, narrow.t(), x)
             if dbias is not None:
                 dbias += gradient.sum(0)
         gradients = (dhidden, dweight, dbias)
