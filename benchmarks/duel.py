@@ -1,0 +1,93 @@
+"""Two programs that take turns: each runs in its own process and does a round when told.
+
+Turns make both meet the same noise of the machine; separate processes give each its own memory.
+"""
+
+import ctypes
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+
+def peak_bytes() -> int:
+    """The most memory this process has had."""
+    return _status("VmHWM")
+
+
+def held_bytes() -> int:
+    """Memory this process has now, what the allocator keeps for later not counted."""
+    ctypes.CDLL(None).malloc_trim(0)
+    return _status("VmRSS")
+
+
+def _status(key: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(key):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def serve(make: Callable[[], tuple[Callable[[], None], dict]]) -> None:
+    """Be one side: make the work, then do a round for each line on standard input."""
+    before = held_bytes()
+    work, facts = make()
+    work()
+    print(json.dumps(facts), flush=True)
+    for _ in sys.stdin:
+        started = time.perf_counter()
+        work()
+        seconds = time.perf_counter() - started
+        memory = {"peak_bytes": peak_bytes() - before, "held_bytes": held_bytes() - before}
+        print(json.dumps({"seconds": seconds, **memory}), flush=True)
+
+
+class Side:
+    """One side's process."""
+
+    def __init__(self, module: str, arguments: list[str]) -> None:
+        """Start it and wait for its first round."""
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", module, *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self.facts = self._read()
+        self.rounds: list[dict] = []
+
+    def _read(self) -> dict:
+        line = self._process.stdout.readline()
+        if not line:
+            raise SystemExit(f"a side ended early, exit code {self._process.wait()}")
+        return json.loads(line)
+
+    def play(self) -> None:
+        """Do one round."""
+        self._process.stdin.write("go\n")
+        self._process.stdin.flush()
+        self.rounds.append(self._read())
+
+    def best(self, key: str) -> float:
+        """The least of a figure over all rounds."""
+        return min(played[key] for played in self.rounds)
+
+    def most(self, key: str) -> float:
+        """The most of a figure over all rounds."""
+        return max(played[key] for played in self.rounds)
+
+    def end(self) -> None:
+        """Let it finish."""
+        self._process.stdin.close()
+        self._process.wait()
+
+
+def play(ours: Side, peer: Side, rounds: int) -> None:
+    """Let both sides do ``rounds`` rounds in turns, then end them."""
+    for _ in range(rounds):
+        ours.play()
+        peer.play()
+    ours.end()
+    peer.end()
