@@ -1,0 +1,55 @@
+# What a person types: install, demo, test, check, bench. Each sets up what it needs; a stamp file
+# under .venv remembers what was done, so nothing is done twice.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+NATIVE := setup.py pyproject.toml $(shell find csrc -type f)
+BENCHMARKS := $(filter-out __init__,$(basename $(notdir $(wildcard benchmarks/*.py))))
+
+.PHONY: help install demo test check bench clean
+help:
+	@echo "make install   make $(VENV) with the locked versions and build the extensions"
+	@echo "make demo      pretrain, fine-tune, reward-model and align on this machine: runs/demo"
+	@echo "make test      run the tests; make test ARGS='-k name tests/unit' runs some of them"
+	@echo "make check     format, lint, types, import order, size limits, commands of the docs"
+	@echo "make bench     time megalite beside its peers, a JSON object a line"
+	@echo "make clean     remove $(VENV), build products and caches; runs/ stays"
+
+install: $(VENV)/built
+
+demo: $(VENV)/built
+	$(BIN)/python -m megalite demo
+
+test: $(VENV)/built
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/packages
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/unit/test_rooms.py tests/unit/test_docs.py
+
+bench: $(VENV)/built
+	@set -e; for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name --json; done
+
+clean:
+	rm -rf $(VENV) build megalite.egg-info megalite/*.so .mypy_cache .pytest_cache .ruff_cache
+
+$(VENV)/created:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "$(PYTHON): megalite needs Python 3.10 or later; say which: make PYTHON=python3.11" >&2; exit 2; }
+	@$(PYTHON) -c 'import ensurepip, venv' || \
+	  { echo "$(PYTHON): module venv is missing; on Debian: apt install python3-venv" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/packages: requirements/dev.txt $(VENV)/created
+	@echo "installing the versions of $< into $(VENV): minutes, once"
+	$(PIP) install -r $<
+	@touch $@
+
+$(VENV)/built: $(NATIVE) $(VENV)/packages
+	@echo "building against the installed torch: minutes, once"
+	$(PIP) install --no-build-isolation -e .
+	@touch $@
