@@ -65,7 +65,9 @@ def extensions() -> list:
     built = [kernels]
     if sources("index/*.cpp"):
         built.append(
-            Pybind11Extension("megalite._index", sources("index/*.cpp"), cxx_std=17, include_dirs=include)
+            Pybind11Extension(
+                "megalite._index", sources("index/*.cpp"), cxx_std=17, include_dirs=include
+            )
         )
     return built
 

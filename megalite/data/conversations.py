@@ -145,7 +145,8 @@ def ranking_batch(rankings: Sequence[list[Example]], sample_ids: Sequence[int]):
     shape = (len(rankings), most)
     rows, ends = torch.zeros(shape, dtype=torch.int64), torch.zeros(shape, dtype=torch.int64)
     valid = torch.zeros(shape, dtype=torch.bool)
-    examples, ids = [], []
+    examples: list[Example] = []
+    ids: list[int] = []
     for p, (ranking, sample_id) in enumerate(zip(rankings, sample_ids, strict=True)):
         for k, example in enumerate(ranking):
             rows[p, k], ends[p, k], valid[p, k] = len(examples), len(example) - 1, True

@@ -40,7 +40,7 @@ def read_rows(paths: Sequence[Path | str], parse: Callable[[dict[str, Any]], T])
     Raises:
         DataError: names the file and line of what is wrong.
     """
-    rows = []
+    rows: list[T] = []
     for path in paths:
         before = len(rows)
         for where, row in _rows(Path(path)):

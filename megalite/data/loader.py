@@ -103,6 +103,7 @@ class Loader:
         def work() -> None:
             consumed = self._first
             while not stop.is_set():
+                item: list[Any] | Exception
                 try:
                     item = self.read(consumed)
                 except Exception as error:  # handed to the consumer, which raises it

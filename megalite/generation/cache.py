@@ -68,9 +68,10 @@ class Cache:
         """
         for name, (keys, values) in self._layers.items():
             seen = keys[:, : self.length], values[:, : self.length]
-            self._layers[name] = tuple(self._grown(part.index_select(0, rows)) for part in seen)
-        for name, pair in self._fixed.items():
-            self._fixed[name] = tuple(part.index_select(0, rows) for part in pair)
+            keys, values = (self._grown(part.index_select(0, rows)) for part in seen)
+            self._layers[name] = keys, values
+        for name, (keys, values) in self._fixed.items():
+            self._fixed[name] = keys.index_select(0, rows), values.index_select(0, rows)
 
     def _grown(self, part: Tensor) -> Tensor:
         buffer = part.new_empty(part.shape[0], self.capacity, *part.shape[2:])

@@ -1,5 +1,6 @@
 """The feed-forward layer, gated or not."""
 
+from collections.abc import Callable
 from functools import partial
 
 from torch import Tensor, nn
@@ -9,7 +10,7 @@ from megalite.models.config import ModelConfig
 from megalite.parallel.layers import ColumnParallelLinear, Initial, RowParallelLinear
 from megalite.parallel.mesh import Mesh
 
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": functional.relu,
     "gelu": functional.gelu,
     "gelu_tanh": partial(functional.gelu, approximate="tanh"),

@@ -1,8 +1,8 @@
 """Which implementation of the ops runs: it follows the device unless one is forced.
 
 ``reference`` is differentiable PyTorch. The others are namespaces of registered operators with one
-schema (``csrc/schema.cpp``): ``cpu`` and ``cuda`` share ``torch.ops.megalite`` and are told apart by
-the tensors' device; ``simt`` is ``torch.ops.megalite_simt``, the CUDA source on the CPU.
+schema (``csrc/schema.cpp``): ``cpu`` and ``cuda`` share ``torch.ops.megalite`` and are told apart
+by the tensors' device; ``simt`` is ``torch.ops.megalite_simt``, the CUDA source on the CPU.
 """
 
 import contextlib

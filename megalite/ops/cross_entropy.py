@@ -71,9 +71,7 @@ def logit_gradient(
         wide = logits.float().contiguous()
         gradient = wide if in_place else torch.empty_like(wide)
         place = vocabulary.offset, vocabulary.size
-        ops.logit_gradient(
-            gradient, wide, lse, labels, upstream, *place, smoothing, options.z_loss
-        )
+        ops.logit_gradient(gradient, wide, lse, labels, upstream, *place, smoothing, options.z_loss)
         return gradient
     gradient = torch.exp(logits.float() - lse[:, None])
     gradient *= (upstream * (1.0 + 2.0 * options.z_loss * lse))[:, None]

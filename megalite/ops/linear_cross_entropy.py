@@ -110,7 +110,7 @@ def _forward_backward(inputs, targets, options: LossOptions, needs: tuple[bool, 
 
 
 def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """total += left @ right; ``total`` is fp32, and without a copy where the others are too."""
+    """Total += left @ right; ``total`` is fp32, and without a copy where the others are too."""
     if left.dtype == total.dtype:
         total.addmm_(left, right)
     else:

@@ -82,7 +82,9 @@ class _TokenLogProbs(torch.autograd.Function):
             x = hidden[part]
             logits = _logits(x, weight, bias, options.logit_scale)
             share = -upstream[part] * options.logit_scale
-            gradient = logit_gradient(logits, lse[part], labels[part], share, options, in_place=True)
+            gradient = logit_gradient(
+                logits, lse[part], labels[part], share, options, in_place=True
+            )
             narrow = gradient.to(weight.dtype)
             dhidden[part] = (narrow @ weight).float()
             add_product(dweight, narrow.t(), x)

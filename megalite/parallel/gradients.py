@@ -21,7 +21,7 @@ def _is_counted(name: str, parameter: Tensor, mesh: Mesh, owned: set[str] | None
         return False
     axes = {"replicate": mesh.replicate, "shard": mesh.shard, "tp": mesh.tp}
     if isinstance(parameter, DTensor):
-        names = parameter.device_mesh.mesh_dim_names
+        names = parameter.device_mesh.mesh_dim_names or ()
         for axis, placement in zip(names, parameter.placements, strict=True):
             if isinstance(placement, Shard) or placement.is_shard():
                 axes.pop(axis, None)

@@ -129,7 +129,8 @@ class Mesh:
     def single(cls, device: torch.device | str = "cpu") -> "Mesh":
         """The mesh of one process, which never communicates."""
         names = ("pp", "replicate", "shard", "tp", "dp", "world")
-        return cls(*(Axis(name) for name in names), device=torch.device(device))
+        pp, replicate, shard, tp, dp, world = (Axis(name) for name in names)
+        return cls(pp, replicate, shard, tp, dp, world, torch.device(device))
 
 
 def start_process_group(launch: Launch, device: torch.device, timeout_s: float) -> None:

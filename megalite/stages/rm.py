@@ -51,7 +51,7 @@ def run(config: RMConfig, launch: Launch) -> int:
     )
 
     def check() -> dict[str, float]:
-        return heldout_accuracy(model, heldout, stage)
+        return heldout_accuracy(model, heldout, stage) if heldout else {}
 
     trainer.fit(loader, _step(stage, learner, trainer), check if heldout else None)
     return 0

@@ -2,7 +2,7 @@
 
 import html
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 WIDTH, HEIGHT, MARGIN = 420, 240, 46
 COLOURS = ("#2563a8", "#c8541f", "#3c8c4a", "#8a4ca0")
@@ -10,7 +10,7 @@ TICKS = 4
 Points = Sequence[tuple[float, float]]
 
 
-def line_chart(title: str, unit: str, series: dict[str, Points]) -> str:
+def line_chart(title: str, unit: str, series: Mapping[str, Points]) -> str:
     """Draw named series of (x, y) points; points that are not finite are left out.
 
     Args:
@@ -21,8 +21,8 @@ def line_chart(title: str, unit: str, series: dict[str, Points]) -> str:
     Returns:
         An ``<svg>`` element; a note where there is nothing to draw.
     """
-    kept = {name: _finite(points) for name, points in series.items()}
-    kept = {name: points for name, points in kept.items() if points}
+    finite = {name: _finite(points) for name, points in series.items()}
+    kept = {name: points for name, points in finite.items() if points}
     heading = f"{title} ({unit})" if unit else title
     label = f'<text x="{MARGIN}" y="18" class="title">{html.escape(heading)}</text>'
     if not kept:

@@ -8,7 +8,7 @@ from torch import Tensor
 from megalite.models.config import ModelConfig
 from megalite.models.families.table import Entry, Family, same, transposed
 
-ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu": "gelu", "relu": "relu"}
+ACTIVATIONS: dict[str, Any] = {"gelu_new": "gelu_tanh", "gelu": "gelu", "relu": "relu"}
 
 
 def _from_theirs(theirs: dict[str, Any]) -> ModelConfig:
