@@ -37,6 +37,25 @@ const Kernels& kernels() {
   return chosen;
 }
 
+// Ask for huge pages for memory that is about to be written for the first time: faults of small
+// pages cost more than the arithmetic of a pass over a large tensor.
+void prefer_huge_pages(const Tensor& x) {
+#if defined(__linux__)
+  constexpr uintptr_t kPage = 4096;
+  const uintptr_t first = (reinterpret_cast<uintptr_t>(x.data_ptr()) + kPage - 1) / kPage * kPage;
+  const uintptr_t last = (reinterpret_cast<uintptr_t>(x.data_ptr()) + x.nbytes()) / kPage * kPage;
+  if (last > first + (uintptr_t{2} << 20))
+    madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+#endif
+}
+
+// Uninitialised fp32 memory.
+Tensor new_floats(at::IntArrayRef sizes) {
+  Tensor x = at::empty(sizes, at::kFloat);
+  prefer_huge_pages(x);
+  return x;
+}
+
 // Run task(i) for i < count on all threads, whoever is free taking the next.
 template <class Task>
 void each(int64_t count, const Task& task) {
@@ -53,7 +72,7 @@ void each_with_scratch(int64_t count, int64_t floats, const Task& task) {
   std::atomic<int64_t> next{0};
   const int64_t workers = std::min<int64_t>(count, at::get_num_threads());
   at::parallel_for(0, workers, 1, [&](int64_t, int64_t) {
-    const Tensor scratch = at::empty({floats}, at::kFloat);
+    const Tensor scratch = new_floats({floats});
     for (int64_t i; (i = next.fetch_add(1)) < count;) task(i, scratch.data_ptr<float>());
   });
 }
@@ -219,7 +238,7 @@ int64_t padded(int64_t size) {
 Tensor pack(Attention& p) {
   if (p.queries < 32 && p.head_dim % kernels().lanes == 0) return {};
   const int64_t stride = p.num_keys * padded(p.head_dim) + (p.num_keys + 16) / 16 * 16;
-  const Tensor memory = at::empty({2, p.batch, p.groups, stride}, at::kFloat);
+  const Tensor memory = new_floats({2, p.batch, p.groups, stride});
   float* const k = memory.data_ptr<float>();
   float* const v = k + memory.stride(0);
   each(p.batch * p.groups, [&](int64_t i) {
@@ -238,8 +257,8 @@ std::tuple<Tensor, Tensor> attention(const Tensor& q, const Tensor& k, const Ten
   Call c = make_call(q, k, v, {start, end, rows, keys}, bias,
                      {scale, dropout_p, dropout_seed, sample_ids, head_offset});
   Attention& p = c.p;
-  Tensor out = at::empty({p.batch, p.queries, p.heads, p.head_dim}, c.q.options());
-  Tensor lse = at::empty({p.batch, p.heads, p.queries}, c.q.options());
+  Tensor out = new_floats({p.batch, p.queries, p.heads, p.head_dim});
+  Tensor lse = new_floats({p.batch, p.heads, p.queries});
   p.out = strided(out), p.lse = lse.data_ptr<float>();
   const Tensor packed = pack(p);
   const int64_t tiles = (p.queries + kTile - 1) / kTile;
@@ -270,9 +289,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> attention_backward(
   g.chunk_keys = ((p.num_keys + g.chunks - 1) / g.chunks + kTile - 1) / kTile * kTile;
   g.chunks = std::max<int64_t>(1, (p.num_keys + g.chunk_keys - 1) / std::max<int64_t>(g.chunk_keys, 1));
   const auto options = c.q.options();
-  Tensor dq = at::empty({g.chunks, p.batch, p.queries, p.heads, p.head_dim}, options);
-  Tensor dk = at::empty({p.batch, p.num_keys, p.groups, p.head_dim}, options);
-  Tensor dv = at::empty({p.batch, p.num_keys, p.groups, p.head_dim}, options);
+  Tensor dq = new_floats({g.chunks, p.batch, p.queries, p.heads, p.head_dim});
+  Tensor dk = new_floats({p.batch, p.num_keys, p.groups, p.head_dim});
+  Tensor dv = new_floats({p.batch, p.num_keys, p.groups, p.head_dim});
   Tensor dbias = at::empty({0}, options);
   if (bias) dbias = at::zeros({g.chunks, p.batch, p.heads, p.bias_row}, options);
   g.forward = p;
@@ -285,18 +304,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> attention_backward(
   const auto type = q.scalar_type();
   dq = g.chunks == 1 ? dq.squeeze(0) : dq.sum(0);
   return {dq.to(type), dk.to(type), dv.to(type), dbias};
-}
-
-// Ask for huge pages for memory that is about to be written for the first time: faults of small
-// pages cost more than the arithmetic of a pass over a large tensor.
-void prefer_huge_pages(const Tensor& x) {
-#if defined(__linux__)
-  constexpr uintptr_t kPage = 4096;
-  const uintptr_t first = (reinterpret_cast<uintptr_t>(x.data_ptr()) + kPage - 1) / kPage * kPage;
-  const uintptr_t last = (reinterpret_cast<uintptr_t>(x.data_ptr()) + x.nbytes()) / kPage * kPage;
-  if (last > first + (uintptr_t{4} << 20))
-    madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
-#endif
 }
 
 Rows rows_of(const Tensor& logits, const Tensor& labels, int64_t offset) {
@@ -348,7 +355,7 @@ Tensor rope(const Tensor& x, const Tensor& cos, const Tensor& sin, bool interlea
               ", P, R/(2P)] with R <= ", x.size(3), ", came ", cos.sizes(), " and ", sin.sizes());
   const Tensor wide = widen(x), c = cos.to(at::kFloat).contiguous(),
                s = sin.to(at::kFloat).contiguous();
-  Tensor out = at::empty(x.sizes(), wide.options());
+  Tensor out = new_floats(x.sizes());
   const Rope p = {wide.data_ptr<float>(), wide.stride(0), wide.stride(1), wide.stride(2),
                   out.data_ptr<float>(), c.data_ptr<float>(), s.data_ptr<float>(), x.size(1),
                   x.size(2), x.size(3), cos.size(2), cos.size(3), interleaved,
@@ -368,7 +375,7 @@ Tensor dropout(const Tensor& x, double p, int64_t seed, const Tensor& sample_ids
               sample_ids.scalar_type(), " ", sample_ids.sizes());
   TORCH_CHECK(p >= 0 && p < 1, "dropout p: must be in [0, 1), came ", p);
   const Tensor wide = x.to(at::kFloat).contiguous(), ids = sample_ids.contiguous();
-  Tensor out = at::empty(x.sizes(), wide.options());
+  Tensor out = new_floats(x.sizes());
   const Dropout d = {wide.data_ptr<float>(), out.data_ptr<float>(), ids.data_ptr<int64_t>(),
                      x.size(1), x.size(2), position_offset, feature_offset,
                      static_cast<uint64_t>(seed), static_cast<float>(p)};
