@@ -37,7 +37,9 @@ def show(result: Result, as_json: bool) -> None:
         more = row.pop("more")
         print(json.dumps(row | {"ratio": result.ratio} | more), flush=True)
         return
-    more = "  ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in result.more.items())
+    more = "  ".join(
+        f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in result.more.items()
+    )
     print(
         f"{result.case:22s} {result.ours_s * 1e3:9.2f} ms   {result.peer:28s} "
         f"{result.peer_s * 1e3:9.2f} ms   {result.ratio:6.2f}x   {more}",

@@ -1,0 +1,147 @@
+"""What the documents print is true: commands, their configs, targets, paths and links exist."""
+
+import importlib.util
+import re
+import shlex
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from megalite.cli import find_command, load_config
+from megalite.commands import COMMANDS
+from megalite.errors import ConfigError
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = sorted([*ROOT.glob("README*.md"), *(ROOT / "docs").glob("*.md")])
+CONFIGS = sorted((ROOT / "configs").rglob("*.toml"))
+BLOCK = re.compile(r"^```(?:bash|sh|shell|console)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+SPAN = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
+LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
+OWN_FOLDERS = ("megalite/", "csrc/", "tests/", "benchmarks/", "configs/", "docs/", "requirements/")
+
+
+def names(paths: list[Path]) -> list[str]:
+    return [str(path.relative_to(ROOT)) for path in paths]
+
+
+def command_lines(document: Path) -> Iterator[list[str]]:
+    """The words of each command in a document's shell blocks, without comments and prompts."""
+    for block in BLOCK.findall(document.read_text(encoding="utf-8")):
+        for line in block.replace("\\\n", " ").splitlines():
+            for part in re.split(r"\s(?:&&|\|)\s", line.removeprefix("$ ")):
+                if words := shlex.split(part, comments=True):
+                    yield words
+
+
+def megalite_words(words: list[str]) -> list[str] | None:
+    """The words behind ``megalite`` or ``... -m megalite``; None for another program."""
+    if Path(words[0]).name == "megalite":
+        return words[1:]
+    for place in range(len(words) - 1):
+        if words[place : place + 2] == ["-m", "megalite"]:
+            return words[place + 2 :]
+    return None
+
+
+def complaint(words: list[str]) -> str | None:
+    """What is wrong with a command, if something is."""
+    ours = megalite_words(words)
+    if ours is not None:
+        return megalite_complaint(ours)
+    program = Path(words[0]).name
+    if program == "make":
+        return make_complaint(words[1:])
+    if words[1:2] == ["-m"] and words[2].split(".")[0] in ("benchmarks", "tests"):
+        return None if importlib.util.find_spec(words[2]) else f"no module {words[2]}"
+    if words[1:3] == ["-m", "pytest"] or program == "pytest":
+        missing = [word for word in words if word.startswith(OWN_FOLDERS) and not exists(word)]
+        return f"no {missing}" if missing else None
+    return None
+
+
+def megalite_complaint(words: list[str]) -> str | None:
+    words = words[1:] if words[:1] == ["config"] else words
+    if not words or words[0] in ("--help", "--version"):
+        return None
+    try:
+        command, rest = find_command(words)
+        if "--help" not in rest:
+            load_config(command, rest)
+    except ConfigError as error:
+        return str(error)
+    return None
+
+
+def make_complaint(words: list[str]) -> str | None:
+    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    wrong = [word for word in words if "=" not in word and word not in targets]
+    return f"no target {wrong}" if wrong else None
+
+
+def exists(path: str) -> bool:
+    return any(ROOT.glob(path.split("::")[0].rstrip("/")))
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=names(DOCUMENTS))
+def test_commands_in_documents_exist_and_their_configs_load(document, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    wrong = [
+        f"{shlex.join(words)}: {said}"
+        for words in command_lines(document)
+        if (said := complaint(words))
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=names(DOCUMENTS))
+def test_paths_and_links_in_documents_exist(document):
+    text = document.read_text(encoding="utf-8")
+    wrong = []
+    for span in SPAN.findall(text):
+        path = span.split()[0] if span.split() else ""
+        if path.startswith(OWN_FOLDERS) and not re.search(r"[<>{}$]|\.\.\.", path):
+            wrong += [] if exists(path) else [span]
+    for link in LINK.findall(text):
+        if "://" not in link and not (document.parent / link).exists():
+            wrong.append(link)
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=[command.words for command in COMMANDS])
+def test_examples_in_the_help_load(command):
+    load_config(command, shlex.split(command.example))
+
+
+def test_makefile_targets_are_those_that_its_help_names():
+    text = (ROOT / "Makefile").read_text()
+    phony = set(re.search(r"^\.PHONY: (.*)$", text, re.MULTILINE)[1].split())
+    helped = set(re.findall(r'echo "make (\w+)', text))
+    assert helped == phony - {"help"}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=names(CONFIGS))
+def test_configs_load_as_the_config_of_a_command(path):
+    """A command whose name is in the file's; of any command where there is none."""
+    named = [c for c in COMMANDS if set(c.words.split()) & set(re.split(r"[-_.]", path.stem))]
+    said = []
+    for command in named or COMMANDS:
+        try:
+            load_config(command, [str(path)])
+            return
+        except ConfigError as error:
+            said.append(str(error))
+    pytest.fail("\n".join(said))
+
+
+def test_both_readmes_print_the_same_commands():
+    english, chinese = (list(command_lines(ROOT / f"README{end}.md")) for end in ("", ".zh"))
+    assert english == chinese
+
+
+def test_tracked_files_are_small():
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=False)
+    paths = [ROOT / name for name in listed.stdout.decode().split("\0") if name]
+    large = [str(path) for path in paths if path.exists() and path.stat().st_size > 500_000]
+    assert not large, large
