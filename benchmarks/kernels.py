@@ -3,8 +3,8 @@
     python -m benchmarks.kernels [--quick] [--json] [--plot FILE.png] [--case NAME]
 
 Useful FLOP/s count allowed query-key pairs only: 4 H a pair and head forward, 3.5 times that with
-the backward pass (two and five products). ``share_of_gemm`` is against a measured 2048-cubed fp32
-GEMM.
+the backward pass (two and five products). ``share_of_gemm`` is against a measured fp32 GEMM of
+2048 rows and columns.
 """
 
 import argparse

@@ -12,6 +12,7 @@ from torch import Tensor
 from megalite.errors import ShapeError
 from megalite.ops.backends import kernels
 from megalite.ops.mask import RowIntervals
+from megalite.ops.precision import wide
 from megalite.ops.random import attention_keep
 
 
@@ -130,8 +131,8 @@ class _Attention(torch.autograd.Function):
 def _scores(q: Tensor, k: Tensor, bias: Tensor | None, mask: RowIntervals, scale: float) -> Tensor:
     """Masked scores, [B, G, N/G, Sq, Sk], in at least fp32."""
     heads, groups = q.shape[2], k.shape[2]
-    grouped = _wide(q).unflatten(2, (groups, heads // groups))  # [B, Sq, G, N/G, H]
-    scores = torch.einsum("bqgrh,bkgh->bgrqk", grouped, _wide(k)) * scale
+    grouped = wide(q).unflatten(2, (groups, heads // groups))  # [B, Sq, G, N/G, H]
+    scores = torch.einsum("bqgrh,bkgh->bgrqk", grouped, wide(k)) * scale
     if bias is not None:
         queries, keys = scores.shape[-2:]
         index = _distance_index(queries, keys, q.device)
@@ -139,10 +140,6 @@ def _scores(q: Tensor, k: Tensor, bias: Tensor | None, mask: RowIntervals, scale
         scores = scores + dense.unflatten(0, (groups, heads // groups))
     allowed = mask.materialize()[:, None, None]
     return scores.masked_fill(~allowed, -math.inf)
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()
 
 
 def _distance_index(queries: int, keys: int, device: torch.device) -> Tensor:
@@ -176,7 +173,7 @@ def forward_reference(
     keep = _keep(probabilities.shape, options)
     if keep is not None:
         probabilities = probabilities * keep
-    out = torch.einsum("bgrqk,bkgh->bqgrh", probabilities, _wide(v))
+    out = torch.einsum("bgrqk,bkgh->bqgrh", probabilities, wide(v))
     return out.flatten(2, 3).to(q.dtype), lse.flatten(1, 2)
 
 
@@ -199,15 +196,15 @@ def backward_reference(
     scores = _scores(q, k, bias, mask, options.scale)
     p = torch.exp(scores - _finite(lse).unflatten(1, split)[..., None])
     keep = _keep(p.shape, options)
-    d_out = _wide(dout).unflatten(2, split)  # [B, Sq, G, N/G, H]
-    d_p = torch.einsum("bqgrh,bkgh->bgrqk", d_out, _wide(v))
+    d_out = wide(dout).unflatten(2, split)  # [B, Sq, G, N/G, H]
+    d_p = torch.einsum("bqgrh,bkgh->bgrqk", d_out, wide(v))
     dropped = p
     if keep is not None:
         dropped, d_p = p * keep, d_p * keep
     dv = torch.einsum("bgrqk,bqgrh->bkgh", dropped, d_out)
     ds = p * (d_p - (p * d_p).sum(-1, keepdim=True))
-    dq = torch.einsum("bgrqk,bkgh->bqgrh", ds, _wide(k)).flatten(2, 3) * options.scale
-    dk = torch.einsum("bgrqk,bqgrh->bkgh", ds, _wide(q).unflatten(2, split)) * options.scale
+    dq = torch.einsum("bgrqk,bkgh->bqgrh", ds, wide(k)).flatten(2, 3) * options.scale
+    dk = torch.einsum("bgrqk,bqgrh->bkgh", ds, wide(q).unflatten(2, split)) * options.scale
     dbias = ds.new_empty(0)
     if bias is not None:
         index = _distance_index(q.shape[1], k.shape[1], q.device).flatten()

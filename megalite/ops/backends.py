@@ -9,6 +9,7 @@ import contextlib
 import importlib.util
 from collections.abc import Iterator
 from functools import cache
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -58,6 +59,15 @@ def chosen(tensor: Tensor) -> str:
 
 
 @cache
+def _load(library: str) -> None:
+    torch.ops.load_library(library)
+    if Path(library).name.startswith("_kernels"):
+        from megalite.ops.fake import register
+
+        register()
+
+
+@cache
 def available(name: str) -> bool:
     """Whether this build has a backend; loads its operators."""
     if name == "reference":
@@ -65,7 +75,7 @@ def available(name: str) -> bool:
     spec = importlib.util.find_spec(f"megalite.{_LIBRARIES[name]}")
     if spec is None or spec.origin is None:
         return False
-    torch.ops.load_library(spec.origin)
+    _load(spec.origin)
     key = "CUDA" if name == "cuda" else "CPU"
     space = "megalite_simt" if name == "simt" else "megalite"
     return torch._C._dispatch_has_kernel_for_dispatch_key(f"{space}::attention", key)

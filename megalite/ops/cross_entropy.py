@@ -7,6 +7,7 @@ from torch import Tensor
 
 from megalite.errors import ShapeError
 from megalite.ops.backends import kernels
+from megalite.ops.precision import wide
 from megalite.ops.vocabulary import (
     IGNORE,
     LossOptions,
@@ -68,12 +69,12 @@ def logit_gradient(
     upstream = torch.where(labels == IGNORE, 0.0, upstream)
     ops = kernels(logits)
     if ops is not None and logits.shape[1]:
-        wide = logits.float().contiguous()
-        gradient = wide if in_place else torch.empty_like(wide)
+        full = wide(logits).contiguous()
+        gradient = full if in_place else torch.empty_like(full)
         place = vocabulary.offset, vocabulary.size
-        ops.logit_gradient(gradient, wide, lse, labels, upstream, *place, smoothing, options.z_loss)
+        ops.logit_gradient(gradient, full, lse, labels, upstream, *place, smoothing, options.z_loss)
         return gradient
-    gradient = torch.exp(logits.float() - lse[:, None])
+    gradient = torch.exp(wide(logits) - lse[:, None])
     gradient *= (upstream * (1.0 + 2.0 * options.z_loss * lse))[:, None]
     if smoothing:
         gradient -= (upstream * (smoothing / vocabulary.size))[:, None]
@@ -85,7 +86,7 @@ class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, logits: Tensor, labels: Tensor, options: LossOptions) -> Tensor:
         scaled = logits if options.logit_scale == 1.0 else logits * options.logit_scale
-        statistics = row_statistics(scaled.float(), labels, options.vocabulary)
+        statistics = row_statistics(wide(scaled), labels, options.vocabulary)
         ctx.save_for_backward(scaled, labels, statistics.lse)
         ctx.options = options
         return row_loss(statistics, labels, options)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from megalite.errors import ShapeError
 from megalite.ops.cross_entropy import logit_gradient, row_loss
+from megalite.ops.precision import wide
 from megalite.ops.vocabulary import IGNORE, LossOptions, check_labels, row_statistics
 
 CHUNK_ELEMENTS = 1 << 24  # logits at a time: 64 MiB in fp32; few chunks, as each reads all of dW
@@ -83,14 +84,14 @@ def _forward_backward(inputs, targets, options: LossOptions, needs: tuple[bool, 
     """Loss and gradients (None where not needed), a chunk of the rows with labels at a time."""
     hidden, weight, bias = inputs
     labels, token_weights = targets
-    loss = hidden.new_zeros((), dtype=torch.float32)
+    loss = wide(hidden.new_zeros(()))
     dhidden, dweight, dbias = (
-        torch.zeros_like(x, dtype=torch.float32) if x is not None and needed else None
+        wide(torch.zeros_like(x)) if x is not None and needed else None
         for x, needed in zip(inputs, needs, strict=True)
     )
     for part in labelled_chunks(labels, weight.shape[0]):
-        x, label, share = hidden[part], labels[part], token_weights[part].float()
-        logits = torch.nn.functional.linear(x, weight, bias).float()
+        x, label, share = hidden[part], labels[part], wide(token_weights[part])
+        logits = wide(torch.nn.functional.linear(x, weight, bias))
         if options.logit_scale != 1.0:
             logits *= options.logit_scale
         statistics = row_statistics(logits, label, options.vocabulary)
@@ -101,7 +102,7 @@ def _forward_backward(inputs, targets, options: LossOptions, needs: tuple[bool, 
         gradient = logit_gradient(logits, statistics.lse, label, share, options, in_place=True)
         narrow = gradient.to(weight.dtype)
         if dhidden is not None:
-            dhidden[part] = (narrow @ weight).float()
+            dhidden[part] = wide(narrow @ weight)
         if dweight is not None:
             add_product(dweight, narrow.t(), x)
         if dbias is not None:

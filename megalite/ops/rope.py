@@ -8,6 +8,7 @@ from torch import Tensor
 
 from megalite.errors import ShapeError
 from megalite.ops.backends import kernels
+from megalite.ops.precision import wide
 
 
 def rope_tables(
@@ -82,9 +83,9 @@ def rope_reference(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, inver
     """RoPE in plain PyTorch; ``inverse`` turns back, which is the gradient."""
     axes, half = cos.shape[2:]
     turned = 2 * axes * half
-    wide = x if x.dtype == torch.float64 else x.float()
-    sections = wide[..., :turned].unflatten(-1, (axes, 2 * half))  # [B, S, N, P, R/P]
-    cos, sin = cos[:, :, None].to(wide.dtype), sin[:, :, None].to(wide.dtype)
+    whole = wide(x)
+    sections = whole[..., :turned].unflatten(-1, (axes, 2 * half))  # [B, S, N, P, R/P]
+    cos, sin = cos[:, :, None].to(whole.dtype), sin[:, :, None].to(whole.dtype)
     sin = -sin if inverse else sin
     if interleaved:
         a, b = sections[..., 0::2], sections[..., 1::2]
@@ -92,4 +93,4 @@ def rope_reference(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, inver
         a, b = sections[..., :half], sections[..., half:]
     a, b = a * cos - b * sin, b * cos + a * sin
     pairs = torch.stack((a, b), -1).flatten(-2) if interleaved else torch.cat((a, b), -1)
-    return torch.cat((pairs.flatten(-2), wide[..., turned:]), -1).to(x.dtype)
+    return torch.cat((pairs.flatten(-2), whole[..., turned:]), -1).to(x.dtype)

@@ -10,6 +10,7 @@ from torch import Tensor
 from megalite.errors import ShapeError
 from megalite.ops.cross_entropy import logit_gradient
 from megalite.ops.linear_cross_entropy import add_product, labelled_chunks
+from megalite.ops.precision import wide
 from megalite.ops.vocabulary import LossOptions, check_labels, row_statistics
 
 
@@ -50,15 +51,15 @@ def token_log_probs(
 
 
 def _logits(x: Tensor, weight: Tensor, bias: Tensor | None, scale: float) -> Tensor:
-    return torch.nn.functional.linear(x, weight, bias).float() * scale
+    return wide(torch.nn.functional.linear(x, weight, bias)) * scale
 
 
 class _TokenLogProbs(torch.autograd.Function):
     @staticmethod
     def forward(ctx, *inputs):
         hidden, weight, bias, labels, options = inputs
-        shape, device = labels.shape, hidden.device
-        log_probs, entropy, lse = (torch.zeros(shape, device=device) for _ in range(3))
+        shape = labels.shape
+        log_probs, entropy, lse = (wide(hidden.new_zeros(shape)) for _ in range(3))
         for part in labelled_chunks(labels, weight.shape[0]):
             logits = _logits(hidden[part], weight, bias, options.logit_scale)
             statistics = row_statistics(logits, labels[part], options.vocabulary)
@@ -75,9 +76,7 @@ class _TokenLogProbs(torch.autograd.Function):
         hidden, weight, bias, labels, lse = ctx.saved_tensors
         options = ctx.options
         inputs = hidden, weight, bias
-        dhidden, dweight, dbias = (
-            None if x is None else torch.zeros_like(x, dtype=torch.float32) for x in inputs
-        )
+        dhidden, dweight, dbias = (None if x is None else wide(torch.zeros_like(x)) for x in inputs)
         for part in labelled_chunks(labels, weight.shape[0]):
             x = hidden[part]
             logits = _logits(x, weight, bias, options.logit_scale)
@@ -86,7 +85,7 @@ class _TokenLogProbs(torch.autograd.Function):
                 logits, lse[part], labels[part], share, options, in_place=True
             )
             narrow = gradient.to(weight.dtype)
-            dhidden[part] = (narrow @ weight).float()
+            dhidden[part] = wide(narrow @ weight)
             add_product(dweight, narrow.t(), x)
             if dbias is not None:
                 dbias += gradient.sum(0)

@@ -1,0 +1,39 @@
+"""Shapes of what the registered operators give, for tracing without data."""
+
+import torch
+from torch import Tensor
+
+from megalite.ops.mask import TILE
+
+
+def register() -> None:
+    """Register the shape functions; the operators must be loaded."""
+    fake = torch.library.register_fake
+    fake("megalite::mask_plan", _mask_plan)
+    fake("megalite::attention", _attention)
+    fake("megalite::attention_backward", _attention_backward)
+    fake("megalite::logit_statistics", _logit_statistics)
+    fake("megalite::logit_gradient", lambda *_: None)
+    fake("megalite::rope", lambda x, *_: torch.empty_like(x, memory_format=torch.contiguous_format))
+    fake("megalite::dropout", lambda x, *_: x.new_empty(x.shape))
+
+
+def _mask_plan(start: Tensor, _end: Tensor, num_keys: int) -> tuple[Tensor, Tensor]:
+    batch, queries = start.shape
+    rows, keys = -(-queries // TILE), -(-num_keys // TILE)
+    return start.new_empty(batch, rows, 4), start.new_empty(batch, keys, 2)
+
+
+def _attention(q: Tensor, *_: object) -> tuple[Tensor, Tensor]:
+    batch, queries, heads, _size = q.shape
+    return q.new_empty(q.shape), q.new_empty(batch, heads, queries, dtype=torch.float32)
+
+
+def _attention_backward(_dout: Tensor, q: Tensor, k: Tensor, v: Tensor, *rest: object):
+    bias = rest[6]
+    dbias = q.new_empty(bias.shape if isinstance(bias, Tensor) else 0, dtype=torch.float32)
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), dbias
+
+
+def _logit_statistics(logits: Tensor, *_: object) -> Tensor:
+    return logits.new_empty(5, logits.shape[0])

@@ -1,0 +1,309 @@
+"""Masked attention on every backend against fp64, by the ratio of PyTorch's own error."""
+
+import math
+from dataclasses import dataclass
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from megalite.errors import ShapeError
+from megalite.ops import AttentionOptions, RowIntervals, attention, backend
+from megalite.ops import mask as masks
+from tests.kernels.backends import NAMES, assert_as_good, device_of, on_every_backend
+
+
+@dataclass(frozen=True)
+class Case:
+    queries: int
+    keys: int
+    heads: int = 2
+    groups: int = 2
+    head_dim: int = 16
+    has_bias: bool = False
+    dropout_p: float = 0.0
+    scale_up: float = 1.0
+    dtype: torch.dtype = torch.float32
+
+
+def run(name: str, case: Case, mask: RowIntervals, dtype: torch.dtype, fill=None):
+    """Forward and gradients on one backend: [out, dq, dk, dv(, dbias)]."""
+    generator = torch.Generator().manual_seed(0)
+    batch = mask.start.shape[0]
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator)
+
+    q = normal(batch, case.queries, case.heads, case.head_dim) * case.scale_up
+    k = normal(batch, case.keys, case.groups, case.head_dim) * case.scale_up
+    v = normal(batch, case.keys, case.groups, case.head_dim)
+    upstream = normal(*q.shape)
+    bias = normal(case.heads, case.queries + case.keys - 1) if case.has_bias else None
+    if fill:
+        fill(q, k, v, upstream)
+    device = device_of(name)
+    given = [q, k, v] if bias is None else [q, k, v, bias]
+    leaves = [
+        x.to(case.dtype if i < 3 else torch.float32)
+        .to(dtype if i < 3 or dtype.itemsize > 2 else torch.float32)
+        .to(device)
+        .clone()
+        .requires_grad_()
+        for i, x in enumerate(given)
+    ]
+    options = AttentionOptions(
+        dropout_p=case.dropout_p, dropout_seed=11, sample_ids=(torch.arange(batch) + 5).to(device)
+    )
+    with backend(name):
+        fresh = RowIntervals(mask.start, mask.end, mask.num_keys).to(device)
+        out = attention(*leaves[:3], fresh, leaves[3] if case.has_bias else None, options)
+        out.backward(upstream.to(case.dtype).to(dtype).to(device))
+    return [x.detach().cpu() for x in (out, *(leaf.grad for leaf in leaves))]
+
+
+def check(name: str, case: Case, mask: RowIntervals) -> None:
+    exact = run("reference", case, mask, torch.float64)
+    plain = run("reference", case, mask, case.dtype)
+    ours = run(name, case, mask, case.dtype)
+    for i, (mine, theirs, truth) in enumerate(zip(ours, plain, exact, strict=True)):
+        assert_as_good(mine, theirs, truth, 2.0 if i == 0 else 3.0)
+
+
+def of_structures() -> dict[str, tuple[Case, RowIntervals]]:
+    causal_documents = masks.packed([[50, 61, 20], [131]], 131)
+    return {
+        "full": (Case(70, 133, 4, 2, 20), masks.full(2, 70, 133)),
+        "causal": (Case(131, 131, 4, 4, 32), masks.causal(2, 131)),
+        "causal behind a cache": (Case(5, 77, 4, 1, 16), masks.causal(2, 5, 77)),
+        "one query": (Case(1, 77, 4, 4, 64), masks.full(3, 1, 77)),
+        "prefix": (Case(133, 133, 6, 3, 33), masks.prefix(torch.tensor([57, 0]), 133)),
+        "window": (Case(200, 200, 2, 2, 16), masks.window(2, 200, 37)),
+        "packed causal": (Case(131, 131, 4, 1, 24), causal_documents),
+        "packed full": (Case(131, 131), masks.packed([[64, 64], [1, 2, 3]], 131, is_causal=False)),
+        "padding": (Case(66, 66), masks.padding(torch.tensor([66, 3, 0]), 66)),
+        "cross": (Case(9, 100, 4, 2, 80), masks.cross(torch.tensor([11, 0]), 9, 100)),
+        "wide head": (Case(40, 40, 1, 1, 256), masks.causal(1, 40)),
+        "long": (Case(300, 300, 1, 1, 16), masks.causal(1, 300)),
+    }
+
+
+STRUCTURES = of_structures()
+
+
+@on_every_backend
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_every_structure_is_as_exact_as_pytorch(name: str, structure: str):
+    case, mask = STRUCTURES[structure]
+    check(name, case, mask)
+
+
+@on_every_backend
+@pytest.mark.parametrize("structure", ["full", "prefix", "packed causal", "one query"])
+@pytest.mark.parametrize(
+    "more", [{"has_bias": True}, {"dropout_p": 0.3}, {"has_bias": True, "dropout_p": 0.1}]
+)
+def test_bias_and_dropout_are_as_exact_as_pytorch(name: str, structure: str, more: dict):
+    case, mask = STRUCTURES[structure]
+    check(name, Case(**(case.__dict__ | more)), mask)
+
+
+@on_every_backend
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_narrow_types_are_as_exact_as_pytorch(name: str, dtype: torch.dtype):
+    case, mask = STRUCTURES["packed causal"]
+    check(name, Case(**(case.__dict__ | {"dtype": dtype})), mask)
+
+
+@st.composite
+def intervals(draw) -> RowIntervals:
+    batch, queries, keys = draw(
+        st.tuples(st.integers(1, 2), st.integers(1, 140), st.integers(1, 140))
+    )
+    pairs = draw(
+        st.lists(
+            st.tuples(st.integers(0, keys), st.integers(0, keys)),
+            min_size=batch * queries,
+            max_size=batch * queries,
+        )
+    )
+    bounds = torch.tensor(pairs, dtype=torch.int32).sort(-1).values.view(batch, queries, 2)
+    return RowIntervals(bounds[..., 0].contiguous(), bounds[..., 1].contiguous(), keys)
+
+
+@pytest.mark.skipif("cpu" not in NAMES, reason="the CPU backend is not built")
+@settings(max_examples=25, deadline=None)
+@given(mask=intervals(), ratio=st.sampled_from([(1, 1), (4, 2), (3, 1)]), has_bias=st.booleans())
+def test_random_intervals_are_as_exact_as_pytorch(mask, ratio, has_bias):
+    queries = mask.start.shape[1]
+    check("cpu", Case(queries, mask.num_keys, *ratio, 8, has_bias), mask)
+
+
+@settings(max_examples=50, deadline=None)
+@given(mask=intervals())
+def test_every_plan_is_the_reference_plan(mask):
+    expected = masks.plan_reference(mask.start, mask.end, mask.num_keys)
+    for name in NAMES:
+        with backend(name):
+            fresh = RowIntervals(mask.start, mask.end, mask.num_keys).to(device_of(name))
+            for ours, reference in zip(fresh.plan, expected, strict=True):
+                assert torch.equal(ours.cpu(), reference)
+
+
+@on_every_backend
+@pytest.mark.parametrize("structure", ["window", "packed causal", "padding", "cross"])
+def test_skipping_tiles_changes_no_bit(name: str, structure: str, monkeypatch):
+    case, mask = STRUCTURES[structure]
+    skipping = run(name, case, mask, torch.float32)
+    monkeypatch.setattr(RowIntervals, "plan", property(plan_that_skips_nothing))
+    for ours, all_tiles in zip(skipping, run(name, case, mask, torch.float32), strict=True):
+        assert torch.equal(ours, all_tiles)
+
+
+def plan_that_skips_nothing(mask: RowIntervals):
+    rows, keys = masks.plan_reference(mask.start.cpu(), mask.end.cpu(), mask.num_keys)
+    rows[..., 0], rows[..., 1], rows[..., 2], rows[..., 3] = 0, mask.num_keys, mask.num_keys, 0
+    keys[..., 0], keys[..., 1] = 0, mask.start.shape[1]
+    return rows.to(mask.start.device), keys.to(mask.start.device)
+
+
+@on_every_backend
+def test_repeats_give_equal_bits(name: str):
+    case, mask = STRUCTURES["prefix"]
+    case = Case(**(case.__dict__ | {"has_bias": True, "dropout_p": 0.2}))
+    first = run(name, case, mask, torch.float32)
+    for _ in range(50 if name == "cpu" else 3):
+        for a, b in zip(first, run(name, case, mask, torch.float32), strict=True):
+            assert torch.equal(a, b)
+
+
+@on_every_backend
+def test_the_number_of_threads_changes_no_bit(name: str):
+    case, mask = Case(200, 200, 2, 1, 16, has_bias=True), masks.causal(1, 200)
+    threads = torch.get_num_threads()
+    results = []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            results.append(run(name, case, mask, torch.float32))
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@on_every_backend
+def test_nothing_of_padding_leaks(name: str):
+    case, mask = STRUCTURES["padding"]
+
+    def poison(q, k, v, upstream):
+        for x in (q, k, v, upstream):
+            x[1, 3:], x[2] = math.nan, math.nan
+
+    clean = run(name, case, mask, torch.float32)
+    for ours, poisoned in zip(clean, run(name, case, mask, torch.float32, poison), strict=True):
+        assert torch.isfinite(poisoned).all()
+        assert torch.equal(ours, poisoned)
+
+
+@on_every_backend
+def test_rows_without_keys_give_zero(name: str):
+    case, mask = STRUCTURES["cross"]
+    out, dq, dk, _ = run(name, case, mask, torch.float32)
+    assert torch.equal(out[1], torch.zeros_like(out[1]))
+    assert torch.equal(dq[1], torch.zeros_like(dq[1]))
+    assert torch.equal(dk[1], torch.zeros_like(dk[1]))
+
+
+@on_every_backend
+def test_very_large_logits_stay_finite(name: str):
+    """A gradient that is 0 in the limit comes as a rounding of its terms, as in PyTorch's own."""
+    case, mask = Case(70, 70, scale_up=100.0), masks.causal(1, 70)
+    exact, ours = (
+        run(each, case, mask, dtype)
+        for each, dtype in (("reference", torch.float64), (name, torch.float32))
+    )
+    for mine, truth in zip(ours, exact, strict=True):
+        torch.testing.assert_close(mine.double(), truth, rtol=1e-4, atol=1e-6 * 100 * 70)
+
+
+@on_every_backend
+def test_dropout_keeps_exactly_the_reference_mask(name: str):
+    """With values one-hot by key, the output's zeros are the dropped keys."""
+    keys, batch = 48, 2
+    q = k = torch.zeros(batch, keys, 2, keys)
+    v = torch.eye(keys).expand(batch, 2, keys, keys).transpose(1, 2).contiguous()
+    kept = {}
+    for each in ("reference", name):
+        device = device_of(each)
+        options = AttentionOptions(
+            dropout_p=0.4,
+            dropout_seed=3,
+            sample_ids=torch.tensor([7, 2**31]).to(device),
+            head_offset=9,
+        )
+        with backend(each):
+            mask = masks.full(batch, keys, keys).to(device)
+            kept[each] = (
+                attention(*(x.to(device) for x in (q, k, v)), mask, None, options).cpu() != 0
+            )
+    assert torch.equal(kept["reference"], kept[name])
+    assert 0.55 < float(kept[name].float().mean()) < 0.65
+
+
+def test_reference_passes_gradcheck():
+    mask = masks.packed([[3, 2]], 6)
+    q, k, v = (torch.randn(1, 6, 2, 4, dtype=torch.float64, requires_grad=True) for _ in range(3))
+    bias = torch.randn(2, 11, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda *x: attention(*x[:3], mask, x[3]), (q, k, v, bias))
+
+
+@on_every_backend
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"k": (2, 8, 3, 4)}, "with G dividing 2|twice"),
+        ({"v": (2, 8, 2, 5)}, "q, k, v"),
+        ({"q": (2, 8, 4)}, "q, k, v"),
+        ({"k": (2, 7, 2, 4), "v": (2, 7, 2, 4)}, "over 7 keys"),
+    ],
+)
+def test_wrong_shapes_are_named(name: str, change: dict, says: str):
+    shapes = {"q": (2, 8, 2, 4), "k": (2, 8, 2, 4), "v": (2, 8, 2, 4)} | change
+    with backend(name), pytest.raises(ShapeError, match=says):
+        attention(*(torch.zeros(shapes[x]) for x in "qkv"), masks.causal(2, 8))
+
+
+@on_every_backend
+@pytest.mark.parametrize(("start", "end"), [(5, 4), (0, 9), (-1, 3)])
+def test_wrong_intervals_are_named(name: str, start: int, end: int):
+    bounds = [torch.zeros(1, 8, dtype=torch.int32) for _ in range(2)]
+    bounds[0][0, 2], bounds[1][0, 2] = start, end
+    q = torch.zeros(1, 8, 2, 4)
+    with backend(name), pytest.raises((ShapeError, RuntimeError), match="start <= end <= 8 keys"):
+        attention(q, q, q, RowIntervals(*bounds, 8))
+
+
+@pytest.mark.skipif("cpu" not in NAMES, reason="the CPU backend is not built")
+@pytest.mark.parametrize(
+    ("argument", "value", "says"),
+    [
+        (
+            1,
+            torch.zeros(2, 8, 3, 4),
+            r"attention k: must be \[2, Sk, G, 4\] with G dividing 2|twice",
+        ),
+        (0, torch.zeros(2, 8, 2, 4, dtype=torch.float64), "attention q: must be float32"),
+        (0, torch.zeros(2, 8, 4), "attention q: must be"),
+        (3, torch.zeros(2, 9, dtype=torch.int32), "attention start: must be int32"),
+        (7, torch.zeros(2, 3), r"attention bias: must be \[2, 15\], came \[2, 3\]"),
+        (9, 1.5, "attention dropout_p: must be in"),
+        (9, 0.5, "attention sample_ids: int64"),
+    ],
+)
+def test_the_kernel_itself_refuses(argument: int, value, says: str):
+    x, mask = torch.zeros(2, 8, 2, 4), masks.causal(2, 8)
+    arguments = [x, x, x, mask.start, mask.end, *mask.plan, None, 0.5, 0.0, 0, None, 0]
+    arguments[argument] = value
+    with pytest.raises(RuntimeError, match=says):
+        torch.ops.megalite.attention(*arguments)

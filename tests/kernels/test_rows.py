@@ -1,0 +1,210 @@
+"""Cross-entropy, head with loss, log-probabilities, RoPE and dropout on every backend."""
+
+import sys
+
+import pytest
+import torch
+
+from megalite.errors import ShapeError
+from megalite.ops import (
+    LossOptions,
+    backend,
+    cross_entropy,
+    dropout,
+    linear_cross_entropy,
+    rope,
+    rope_tables,
+    token_log_probs,
+)
+from tests.kernels.backends import NAMES, assert_as_good, device_of, on_every_backend
+
+OPTIONS = [
+    LossOptions(),
+    LossOptions(label_smoothing=0.1),
+    LossOptions(z_loss=1e-3),
+    LossOptions(label_smoothing=0.2, z_loss=1e-3, logit_scale=0.7),
+]
+
+
+def labels_for(rows: int, vocabulary: int) -> torch.Tensor:
+    labels = torch.randint(0, vocabulary, (rows,), generator=torch.Generator().manual_seed(1))
+    labels[::5] = -100
+    return labels
+
+
+def on(name: str, dtype: torch.dtype, work, *inputs: torch.Tensor):
+    """Result and gradients of ``work`` on one backend, upstream a fixed random tensor."""
+    device = device_of(name)
+    leaves = [x.to(dtype).to(device).clone().requires_grad_() for x in inputs]
+    with backend(name):
+        results = work(*leaves)
+        results = results if isinstance(results, tuple) else (results,)
+        generator = torch.Generator().manual_seed(2)
+        upstream = torch.randn(results[0].shape, generator=generator).to(device)
+        results[0].backward(upstream.to(results[0].dtype))
+    return [r.detach().cpu() for r in results], [leaf.grad.cpu() for leaf in leaves]
+
+
+def check(name: str, work, *inputs: torch.Tensor, dtype: torch.dtype = torch.float32) -> None:
+    exact = on("reference", torch.float64, work, *inputs)
+    plain = on("reference", dtype, work, *inputs)
+    ours = on(name, dtype, work, *inputs)
+    for part, factor in ((0, 2.0), (1, 3.0)):
+        for mine, theirs, truth in zip(ours[part], plain[part], exact[part], strict=True):
+            assert_as_good(mine, theirs, truth.double(), factor)
+
+
+@on_every_backend
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("vocabulary", [5, 131, 1000])
+def test_cross_entropy_is_as_exact_as_pytorch(name: str, options: LossOptions, vocabulary: int):
+    labels = labels_for(37, vocabulary)
+    logits = torch.randn(37, vocabulary, generator=torch.Generator().manual_seed(3)) * 4
+    check(name, lambda x: cross_entropy(x, labels.to(x.device), options), logits)
+
+
+@on_every_backend
+def test_cross_entropy_is_pytorchs(name: str):
+    logits, labels = torch.randn(20, 131), labels_for(20, 131)
+    with backend(name):
+        device = device_of(name)
+        ours = cross_entropy(logits.to(device), labels.to(device)).cpu()
+    theirs = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+@on_every_backend
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("has_bias", [False, True])
+@pytest.mark.parametrize("chunk", [131 * 4, 1 << 24])
+def test_head_and_loss_are_as_exact_as_pytorch(name, options, has_bias, chunk, monkeypatch):
+    module = sys.modules["megalite.ops.linear_cross_entropy"]  # the name is the function's
+    monkeypatch.setattr(module, "CHUNK_ELEMENTS", chunk)
+    labels = labels_for(33, 131)
+    weights = torch.rand(33, generator=torch.Generator().manual_seed(4))
+    hidden, weight, bias = torch.randn(33, 20), torch.randn(131, 20) * 0.3, torch.randn(131)
+
+    def work(x, w, b=None):
+        moved = labels.to(x.device), weights.to(x.device)
+        return linear_cross_entropy(x, w, *moved, b, options)
+
+    check(name, work, hidden, weight, *([bias] if has_bias else []))
+
+
+@on_every_backend
+def test_head_and_loss_is_a_weighted_sum_of_cross_entropy(name: str):
+    hidden, weight, labels = torch.randn(33, 20), torch.randn(131, 20), labels_for(33, 131)
+    weights = torch.rand(33)
+    device = device_of(name)
+    with backend(name):
+        moved = (x.to(device) for x in (hidden, weight, labels, weights))
+        ours = linear_cross_entropy(*moved).cpu()
+    rows = torch.nn.functional.cross_entropy(hidden @ weight.T, labels, reduction="none")
+    torch.testing.assert_close(ours, (rows * weights).sum(), rtol=1e-5, atol=1e-5)
+
+
+def test_gradients_of_head_and_loss_are_given_once():
+    hidden, weight = torch.randn(4, 8, requires_grad=True), torch.randn(9, 8)
+    loss = linear_cross_entropy(hidden, weight, torch.arange(4))
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="backward runs once"):
+        loss.backward()
+
+
+@on_every_backend
+@pytest.mark.parametrize("scale", [1.0, 1.7])
+def test_token_log_probs_are_as_exact_as_pytorch(name: str, scale: float):
+    labels = labels_for(33, 131)
+    hidden, weight = torch.randn(33, 20), torch.randn(131, 20) * 0.3
+    options = LossOptions(logit_scale=scale)
+    check(
+        name, lambda x, w: token_log_probs(x, w, labels.to(x.device), None, options), hidden, weight
+    )
+
+
+@on_every_backend
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize(
+    ("axes", "rotary", "head_dim"), [(1, 64, 64), (1, 20, 33), (2, 32, 32), (1, 6, 16), (2, 24, 80)]
+)
+def test_rope_is_as_exact_as_pytorch(name, interleaved, axes, rotary, head_dim):
+    positions = torch.randint(0, 500, (2, 9, axes), dtype=torch.int32)
+    cos, sin = rope_tables(positions, rotary)
+    x = torch.randn(2, 9, 3, head_dim)
+
+    def work(y):
+        tables = (t.to(y.device) for t in (cos, sin))
+        return rope(y, *tables, interleaved=interleaved)
+
+    check(name, work, x)
+    check(name, work, x, dtype=torch.bfloat16)
+
+
+@on_every_backend
+def test_rope_gradient_turns_back(name: str):
+    cos, sin = rope_tables(torch.arange(50).expand(1, 50), 32)
+    x = torch.randn(1, 50, 2, 32, requires_grad=True)
+    with backend(name):
+        device = device_of(name)
+        rope(x.to(device), cos.to(device), sin.to(device)).backward(
+            rope(x.detach().to(device), cos.to(device), sin.to(device))
+        )
+    torch.testing.assert_close(x.grad, x.detach(), rtol=1e-5, atol=1e-6)
+
+
+@on_every_backend
+@pytest.mark.parametrize("features", [1, 7, 64, 130])
+@pytest.mark.parametrize("offset", [0, 3, 64])
+def test_dropout_keeps_exactly_the_reference_mask(name: str, features: int, offset: int):
+    x, samples = torch.randn(2, 5, features), torch.tensor([3, 2**33 + 1])
+    results = {}
+    for each in ("reference", name):
+        with backend(each):
+            device = device_of(each)
+            results[each] = dropout(x.to(device), 0.3, 99, samples.to(device), 4, offset).cpu()
+    assert torch.equal(results["reference"] == 0, results[name] == 0)
+    torch.testing.assert_close(results["reference"], results[name])
+
+
+@on_every_backend
+@pytest.mark.parametrize(
+    ("work", "says"),
+    [
+        (lambda: cross_entropy(torch.zeros(3, 4), torch.tensor([0, 4, 1])), "came 4 in row 1"),
+        (lambda: cross_entropy(torch.zeros(3), torch.tensor([0])), "logits: must be"),
+        (lambda: cross_entropy(torch.zeros(3, 4), torch.zeros(2, dtype=torch.int64)), "labels"),
+        (
+            lambda: linear_cross_entropy(torch.zeros(3, 4), torch.zeros(5, 6), torch.zeros(3)),
+            "hidden",
+        ),
+        (lambda: rope(torch.zeros(1, 2, 1, 4), *[torch.zeros(1, 2, 1, 3)] * 2), "must fit a head"),
+        (lambda: dropout(torch.zeros(2, 3), 0.1, 0, torch.zeros(2)), "must be \\[B, S, D\\]"),
+    ],
+)
+def test_wrong_arguments_are_named(name: str, work, says: str):
+    with backend(name), pytest.raises(ShapeError, match=says):
+        work()
+
+
+@pytest.mark.skipif("cpu" not in NAMES, reason="the CPU backend is not built")
+def test_registered_operators_pass_opcheck():
+    from megalite.ops.mask import causal
+
+    mask = causal(2, 9)
+    q = torch.randn(2, 9, 2, 4)
+    with backend("cpu"):
+        arguments = (q, q, q, mask.start, mask.end, *mask.plan, None, 0.5, 0.0, 0, None, 0)
+    ops = torch.ops.megalite
+    tests = ("test_schema", "test_faketensor")
+    torch.library.opcheck(ops.mask_plan, (mask.start, mask.end, 9), test_utils=tests)
+    torch.library.opcheck(ops.attention, arguments, test_utils=tests)
+    out, lse = ops.attention(*arguments)
+    torch.library.opcheck(
+        ops.attention_backward, (q, q, q, q, out, lse, *arguments[3:]), test_utils=tests
+    )
+    tables = rope_tables(torch.arange(9).expand(2, 9), 4)
+    torch.library.opcheck(ops.rope, (q, *tables, False, False), test_utils=tests)
+    hidden, samples = torch.randn(2, 3, 8), torch.arange(2)
+    torch.library.opcheck(ops.dropout, (hidden, 0.1, 5, samples, 0, 0), test_utils=tests)
+    logits, labels = torch.randn(6, 11), torch.arange(6)
+    torch.library.opcheck(ops.logit_statistics, (logits, labels, 0), test_utils=tests)
