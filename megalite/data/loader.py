@@ -126,3 +126,4 @@ class Loader:
                 yield item
         finally:
             stop.set()
+            thread.join()  # a thread inside PyTorch when the process ends would abort it
