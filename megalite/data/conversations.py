@@ -136,20 +136,16 @@ def as_prompt(tokens: list[int], structure: Structure) -> Prompt:
 
 
 def ranking_batch(rankings: Sequence[list[Example]], sample_ids: Sequence[int]):
-    """All answers of several rankings as one batch.
+    """Several rankings as one batch: the answers of each share a row, unseen by each other.
 
     Returns:
-        The Batch [sum of K, S], and rows, ends and valid [P, K] as ``Rankings`` wants them.
+        The Batch [P, S], and rows, ends and valid [P, K] as ``Rankings`` wants them.
     """
     most = max(len(ranking) for ranking in rankings)
     shape = (len(rankings), most)
-    rows, ends = torch.zeros(shape, dtype=torch.int64), torch.zeros(shape, dtype=torch.int64)
-    valid = torch.zeros(shape, dtype=torch.bool)
-    examples: list[Example] = []
-    ids: list[int] = []
-    for p, (ranking, sample_id) in enumerate(zip(rankings, sample_ids, strict=True)):
-        for k, example in enumerate(ranking):
-            rows[p, k], ends[p, k], valid[p, k] = len(examples), len(example) - 1, True
-            examples.append(example)
-            ids.append(sample_id * most + k)
-    return collate(examples, ids), rows, ends, valid
+    rows = torch.arange(shape[0])[:, None].repeat(1, most)
+    ends, valid = torch.zeros(shape, dtype=torch.int64), torch.zeros(shape, dtype=torch.bool)
+    for p, ranking in enumerate(rankings):
+        last = np.cumsum([len(example) for example in ranking]) - 1
+        ends[p, : len(ranking)], valid[p, : len(ranking)] = torch.from_numpy(last), True
+    return collate([pack(ranking) for ranking in rankings], sample_ids), rows, ends, valid

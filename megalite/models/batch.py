@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 IGNORE = -100
+_FILL = {"labels": IGNORE}
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,18 @@ class Batch:
             if (value := getattr(self, f.name)) is not None
         }
         return replace(self, **chosen)
+
+    def padded(self, length: int, encoder_length: int) -> "Batch":
+        """The batch with rows of padding behind each stream, up to these lengths."""
+        longer = {}
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if value is None or f.name == "sample_ids":
+                continue
+            spare = (encoder_length if f.name.startswith("encoder") else length) - value.shape[1]
+            block = value.new_full((value.shape[0], spare, *value.shape[2:]), _FILL.get(f.name, 0))
+            longer[f.name] = torch.cat((value, block), 1)
+        return replace(self, **longer)
 
     @property
     def num_targets(self) -> int:

@@ -81,14 +81,16 @@ def _pipeline_step(
     def loss(result: Any, number: int) -> Tensor:
         return loss_of(result, items[number][1])
 
-    shapes = {_shape(batch) for batch, _ in items}
-    assert len(shapes) == 1, f"micro-batches of one step must have one shape, came {shapes}"
+    items = same_shape(items)
     pipeline.train_step(run, loss, flows(pipeline, items[0][0], True), len(items))
 
 
-def _shape(batch: Any) -> tuple:
-    encoder = batch.encoder_tokens
-    return tuple(batch.tokens.shape), None if encoder is None else tuple(encoder.shape)
+def same_shape(items: Sequence[Item]) -> list[Item]:
+    """Pad micro-batches to the longest: what travels between stages has one shape."""
+    length = max(batch.tokens.shape[1] for batch, _ in items)
+    encoders = [batch.encoder_tokens for batch, _ in items]
+    encoder_length = max(0 if tokens is None else tokens.shape[1] for tokens in encoders)
+    return [(batch.padded(length, encoder_length), extra) for batch, extra in items]
 
 
 def flows(pipeline: Pipeline, batch: Any, needs_grad: bool) -> Flows:

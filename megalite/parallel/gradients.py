@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor import DTensor
 
 from megalite.parallel.mesh import Mesh
 
@@ -23,7 +23,7 @@ def _is_counted(name: str, parameter: Tensor, mesh: Mesh, owned: set[str] | None
     if isinstance(parameter, DTensor):
         names = parameter.device_mesh.mesh_dim_names or ()
         for axis, placement in zip(names, parameter.placements, strict=True):
-            if isinstance(placement, Shard) or placement.is_shard():
+            if not placement.is_replicate():  # Shard, or FSDP's strided shard of a tp shard
                 axes.pop(axis, None)
     return all(axis.rank == 0 for axis in axes.values())
 

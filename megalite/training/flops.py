@@ -90,7 +90,7 @@ def _gpu_name(device: torch.device) -> str:
         return torch.cuda.get_device_name(device)
 
 
-def measured_tflops(device: torch.device, size: int = 1024, trials: int = 5) -> float:
+def measured_tflops(device: torch.device, size: int = 1024, trials: int = 20) -> float:
     """The best of a few square matrix products, in TFLOP/s."""
     a = torch.randn(size, size, device=device)
     best = float("inf")
