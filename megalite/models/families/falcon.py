@@ -1,0 +1,141 @@
+"""Falcon: attention and feed-forward side by side. Almazrouei et al. 2023, arXiv:2311.16867.
+
+7B has one norm and one key head; 40B and 180B ("new decoder architecture") have two norms and
+groups of heads.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from megalite.models.config import ModelConfig
+from megalite.models.families.table import Entry, Family, same
+
+
+def _from_theirs(theirs: dict[str, Any]) -> ModelConfig:
+    is_new = theirs.get("new_decoder_architecture", False)
+    if theirs.get("alibi") or not (is_new or theirs.get("parallel_attn", True)):
+        raise ValueError("alibi must be false and parallel_attn true")
+    if not is_new and not theirs.get("multi_query", True):
+        raise ValueError("multi_query must be true without new_decoder_architecture")
+    size, heads = theirs["hidden_size"], theirs["num_attention_heads"]
+    has_two = is_new and (theirs.get("num_ln_in_parallel_attn") or 2) == 2
+    rope = theirs.get("rope_parameters") or {}
+    has_bias = theirs.get("bias", False)
+    return ModelConfig(
+        vocab_size=theirs["vocab_size"],
+        hidden_size=size,
+        num_layers=theirs["num_hidden_layers"],
+        num_heads=heads,
+        num_kv_heads=(theirs.get("num_kv_heads") or heads) if is_new else 1,
+        ffn_size=theirs.get("ffn_hidden_size") or 4 * size,
+        max_positions=theirs.get("max_position_embeddings", 2048),
+        norm="layer_norm",
+        norm_eps=theirs.get("layer_norm_epsilon", 1e-5),
+        parallel_block="two_norms" if has_two else "one_norm",
+        activation="gelu",
+        gated=False,
+        qkv_bias=has_bias,
+        attention_bias=has_bias,
+        ffn_bias=has_bias,
+        rope_base=float(theirs.get("rope_theta") or rope.get("rope_theta") or 10000.0),
+        tie_embeddings=theirs.get("tie_word_embeddings", True),
+        dropout=theirs.get("hidden_dropout", 0.0),
+        attention_dropout=theirs.get("attention_dropout", 0.0),
+        init_std=theirs.get("initializer_range", 0.02),
+    )
+
+
+def _to_theirs(config: ModelConfig) -> dict[str, Any]:
+    is_new = config.parallel_block == "two_norms" or config.kv_heads > 1
+    return {
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden_size,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_kv_heads": config.kv_heads,
+        "ffn_hidden_size": config.ffn_size,
+        "max_position_embeddings": config.max_positions,
+        "layer_norm_epsilon": config.norm_eps,
+        "new_decoder_architecture": is_new,
+        "num_ln_in_parallel_attn": 2 if config.parallel_block == "two_norms" else 1,
+        "multi_query": True,
+        "parallel_attn": True,
+        "alibi": False,
+        "bias": config.qkv_bias,
+        "rope_theta": config.rope_base,
+        "tie_word_embeddings": config.tie_embeddings,
+        "hidden_dropout": config.dropout,
+        "attention_dropout": config.attention_dropout,
+        "initializer_range": config.init_std,
+    }
+
+
+def _split_groups(tensor: Tensor, config: ModelConfig) -> list[Tensor]:
+    """[G, N / G query heads and a key and a value head, H, ...] to q, k and v."""
+    ratio = config.num_heads // config.kv_heads
+    shape = config.kv_heads, ratio + 2, config.head_dim, *tensor.shape[1:]
+    groups = tensor.view(shape)
+    return [groups[:, :ratio], groups[:, ratio], groups[:, ratio + 1]]
+
+
+def _join_groups(tensors: list[Tensor], config: ModelConfig) -> Tensor:
+    rest = config.head_dim, *tensors[0].shape[1:]
+    parts = [tensor.reshape(config.kv_heads, -1, *rest) for tensor in tensors]
+    return torch.cat(parts, 1).flatten(0, 2)
+
+
+def _once(config: ModelConfig) -> list[Entry]:
+    entries = [
+        same("transformer.word_embeddings.weight", "embedding.weight"),
+        same("transformer.ln_f.weight", "decoder.norm.weight"),
+        same("transformer.ln_f.bias", "decoder.norm.bias"),
+    ]
+    return entries if config.tie_embeddings else [*entries, same("lm_head.weight", "head.weight")]
+
+
+def _layer(config: ModelConfig) -> list[Entry]:
+    theirs, ours = "transformer.h.{i}.", "decoder.layers.{i}."
+    norms = {"input_layernorm": "attention_norm"}
+    if config.parallel_block == "two_norms":
+        norms = {"ln_attn": "attention_norm", "ln_mlp": "ffn_norm"}
+    linears = {
+        "self_attention.dense": "attention.output",
+        "mlp.dense_h_to_4h": "ffn.up",
+        "mlp.dense_4h_to_h": "ffn.output",
+    }
+    kinds = ("weight", "bias") if config.qkv_bias else ("weight",)
+    entries = [
+        same(f"{theirs}{a}.{kind}", f"{ours}{b}.{kind}")
+        for a, b in norms.items()
+        for kind in ("weight", "bias")
+    ]
+    for kind in kinds:
+        entries += [same(f"{theirs}{a}.{kind}", f"{ours}{b}.{kind}") for a, b in linears.items()]
+        names = tuple(f"{ours}attention.{name}.{kind}" for name in ("query", "key", "value"))
+        fused = f"{theirs}self_attention.query_key_value.{kind}"
+        entries.append(Entry(fused, names, _split_groups, _join_groups))
+    return entries
+
+
+def _is_ours(config: ModelConfig) -> bool:
+    return (
+        config.parallel_block != "no"
+        and (config.norm, config.position, config.activation) == ("layer_norm", "rope", "gelu")
+        and not config.gated
+        and not config.rope_interleaved
+        and config.rotary == config.head_dim
+    )
+
+
+FAMILY = Family(
+    name="falcon",
+    architecture="FalconForCausalLM",
+    from_theirs=_from_theirs,
+    to_theirs=_to_theirs,
+    once=_once,
+    layer=_layer,
+    is_ours=_is_ours,
+)
+"""Falcon's table."""

@@ -1,0 +1,118 @@
+"""T5 1.0 (ReLU, tied) and 1.1 and Flan-T5 (gated GELU, untied). Raffel et al. 2019, arXiv:1910.10683;
+Chung et al. 2022, arXiv:2210.11416.
+"""
+
+from typing import Any
+
+from megalite.models.config import ModelConfig
+from megalite.models.families.table import Entry, Family, same, transposed
+
+ACTIVATIONS: dict[str, tuple[Any, bool]] = {  # their name: ours, and whether it is gated
+    "relu": ("relu", False),
+    "gelu": ("gelu", False),
+    "gated-gelu": ("gelu_tanh", True),
+    "gated-silu": ("silu", True),
+}
+
+
+def _from_theirs(theirs: dict[str, Any]) -> ModelConfig:
+    kind = theirs.get("feed_forward_proj", "relu")
+    if kind not in ACTIVATIONS:
+        raise ValueError(f"feed_forward_proj {kind!r}; {', '.join(ACTIVATIONS)} are known")
+    activation, gated = ACTIVATIONS[kind]
+    is_tied = theirs.get("tie_word_embeddings", True)
+    size = theirs["d_model"]
+    return ModelConfig(
+        vocab_size=theirs["vocab_size"],
+        hidden_size=size,
+        num_encoder_layers=theirs["num_layers"],
+        num_layers=theirs.get("num_decoder_layers") or theirs["num_layers"],
+        num_heads=theirs["num_heads"],
+        head_size=theirs["d_kv"],
+        ffn_size=theirs["d_ff"],
+        norm_eps=theirs.get("layer_norm_epsilon", 1e-6),
+        activation=activation,
+        gated=gated,
+        attention_scale=1.0,
+        position="relative",
+        relative_buckets=theirs.get("relative_attention_num_buckets", 32),
+        relative_max_distance=theirs.get("relative_attention_max_distance", 128),
+        tie_embeddings=is_tied,
+        logit_scale=size**-0.5 if theirs.get("scale_decoder_outputs", is_tied) else 1.0,
+        dropout=theirs.get("dropout_rate", 0.1),
+        attention_dropout=theirs.get("dropout_rate", 0.1),
+    )
+
+
+def _to_theirs(config: ModelConfig) -> dict[str, Any]:
+    kinds = {ours: theirs for theirs, ours in ACTIVATIONS.items()}
+    return {
+        "vocab_size": config.vocab_size,
+        "d_model": config.hidden_size,
+        "d_kv": config.head_dim,
+        "d_ff": config.ffn_size,
+        "num_layers": config.num_encoder_layers,
+        "num_decoder_layers": config.num_layers,
+        "num_heads": config.num_heads,
+        "layer_norm_epsilon": config.norm_eps,
+        "feed_forward_proj": kinds[config.activation, config.gated],
+        "relative_attention_num_buckets": config.relative_buckets,
+        "relative_attention_max_distance": config.relative_max_distance,
+        "tie_word_embeddings": config.tie_embeddings,
+        "scale_decoder_outputs": config.logit_scale != 1.0,
+        "dropout_rate": config.dropout,
+        "is_encoder_decoder": True,
+        "decoder_start_token_id": 0,
+    }
+
+
+def _once(config: ModelConfig) -> list[Entry]:
+    entries = [same("shared.weight", "embedding.weight")]
+    for stack in ("encoder", "decoder"):
+        bias = f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+        entries.append(transposed(bias, f"{stack}.relative.weight"))
+        entries.append(same(f"{stack}.final_layer_norm.weight", f"{stack}.norm.weight"))
+    return entries if config.tie_embeddings else [*entries, same("lm_head.weight", "head.weight")]
+
+
+def _attention(theirs: str, ours: str) -> list[Entry]:
+    names = {"q": "query", "k": "key", "v": "value", "o": "output"}
+    return [same(f"{theirs}.{a}.weight", f"{ours}.{b}.weight") for a, b in names.items()]
+
+
+def _block(config: ModelConfig, stack: str) -> list[Entry]:
+    theirs, ours = f"{stack}.block.{{i}}.layer", f"{stack}.layers.{{i}}"
+    entries = _attention(f"{theirs}.0.SelfAttention", f"{ours}.attention")
+    entries.append(same(f"{theirs}.0.layer_norm.weight", f"{ours}.attention_norm.weight"))
+    last = 1
+    if stack == "decoder":
+        last = 2
+        entries += _attention(f"{theirs}.1.EncDecAttention", f"{ours}.cross")
+        entries.append(same(f"{theirs}.1.layer_norm.weight", f"{ours}.cross_norm.weight"))
+    inner = {"wi_0": "gate", "wi_1": "up"} if config.gated else {"wi": "up"}
+    for a, b in (inner | {"wo": "output"}).items():
+        theirs_name = f"{theirs}.{last}.DenseReluDense.{a}.weight"
+        entries.append(same(theirs_name, f"{ours}.ffn.{b}.weight"))
+    return [*entries, same(f"{theirs}.{last}.layer_norm.weight", f"{ours}.ffn_norm.weight")]
+
+
+def _is_ours(config: ModelConfig) -> bool:
+    return (
+        config.is_encoder_decoder
+        and (config.norm, config.norm_position, config.position) == ("rms_norm", "pre", "relative")
+        and config.attention_scale == 1.0
+    )
+
+
+FAMILY = Family(
+    name="t5",
+    architecture="T5ForConditionalGeneration",
+    from_theirs=_from_theirs,
+    to_theirs=_to_theirs,
+    once=_once,
+    layer=lambda config: _block(config, "decoder"),
+    encoder_layer=lambda config: _block(config, "encoder"),
+    is_ours=_is_ours,
+    ignored=("embed_tokens.weight",),
+)
+"""T5's table."""

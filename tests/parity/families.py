@@ -1,0 +1,180 @@
+"""Tiny transformers models of each family, with odd sizes."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+VOCABULARY = 131
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A model in transformers.
+
+    Attributes:
+        make: builds it.
+        is_encoder_decoder: whether it has two streams.
+    """
+
+    make: Callable[[], Any]
+    is_encoder_decoder: bool = False
+
+
+def _llama(**more: Any):
+    def make():
+        from transformers import LlamaConfig, LlamaForCausalLM
+
+        sizes = {
+            "vocab_size": VOCABULARY,
+            "hidden_size": 36,
+            "intermediate_size": 50,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 4,
+            "head_dim": 10,
+            "max_position_embeddings": 64,
+        }
+        return LlamaForCausalLM(LlamaConfig(**(sizes | more)))
+
+    return make
+
+
+def _gpt2(**more: Any):
+    def make():
+        from transformers import GPT2Config, GPT2LMHeadModel
+
+        sizes = {"vocab_size": VOCABULARY, "n_embd": 36, "n_layer": 2, "n_head": 3, "n_inner": 50}
+        return GPT2LMHeadModel(GPT2Config(**(sizes | {"n_positions": 64} | more)))
+
+    return make
+
+
+def _bloom(heads: int):
+    def make():
+        from transformers import BloomConfig, BloomForCausalLM
+
+        sizes = {"vocab_size": VOCABULARY, "hidden_size": 12 * heads, "n_layer": 2, "n_head": heads}
+        return BloomForCausalLM(BloomConfig(**sizes))
+
+    return make
+
+
+def _opt(**more: Any):
+    def make():
+        from transformers import OPTConfig, OPTForCausalLM
+
+        sizes = {
+            "vocab_size": VOCABULARY,
+            "hidden_size": 36,
+            "ffn_dim": 50,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 3,
+            "max_position_embeddings": 64,
+            "word_embed_proj_dim": 36,
+        }
+        return OPTForCausalLM(OPTConfig(**(sizes | more)))
+
+    return make
+
+
+def _falcon(**more: Any):
+    def make():
+        from transformers import FalconConfig, FalconForCausalLM
+
+        sizes = {
+            "vocab_size": VOCABULARY,
+            "hidden_size": 40,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "max_position_embeddings": 64,
+        }
+        return FalconForCausalLM(FalconConfig(**(sizes | more)))
+
+    return make
+
+
+def _t5(**more: Any):
+    def make():
+        from transformers import T5Config, T5ForConditionalGeneration
+
+        sizes = {
+            "vocab_size": VOCABULARY,
+            "d_model": 36,
+            "d_kv": 10,
+            "d_ff": 50,
+            "num_layers": 2,
+            "num_decoder_layers": 3,
+            "num_heads": 3,
+            "relative_attention_num_buckets": 8,
+            "relative_attention_max_distance": 12,
+        }
+        return T5ForConditionalGeneration(T5Config(**(sizes | more)))
+
+    return make
+
+
+def _untied_t5() -> Any:
+    """T5 1.1 as published: a head of its own, which transformers ties in a model made afresh."""
+    model = _t5(feed_forward_proj="gated-gelu", tie_word_embeddings=False)()
+    model.config.tie_word_embeddings = False
+    model.lm_head.weight = torch.nn.Parameter(torch.zeros_like(model.lm_head.weight))
+    return model
+
+
+def _bart(**more: Any):
+    def make():
+        from transformers import BartConfig, BartForConditionalGeneration
+
+        sizes = {
+            "vocab_size": VOCABULARY,
+            "d_model": 36,
+            "encoder_layers": 2,
+            "decoder_layers": 3,
+            "encoder_attention_heads": 3,
+            "decoder_attention_heads": 3,
+            "encoder_ffn_dim": 50,
+            "decoder_ffn_dim": 50,
+            "max_position_embeddings": 64,
+        }
+        return BartForConditionalGeneration(BartConfig(**(sizes | more)))
+
+    return make
+
+
+PEERS = {
+    "llama": Peer(_llama()),
+    "llama gqa": Peer(_llama(num_key_value_heads=2, rope_theta=5e5)),
+    "llama mqa, tied, biases": Peer(
+        _llama(num_key_value_heads=1, tie_word_embeddings=True, attention_bias=True, mlp_bias=True)
+    ),
+    "llama scaled positions": Peer(_llama(rope_scaling={"rope_type": "linear", "factor": 2.0})),
+    "gpt2": Peer(_gpt2()),
+    "gpt2 untied": Peer(_gpt2(tie_word_embeddings=False)),
+    "bloom": Peer(_bloom(4)),
+    "bloom, heads no power of two": Peer(_bloom(3)),
+    "opt": Peer(_opt()),
+    "opt post-norm with projection": Peer(
+        _opt(do_layer_norm_before=False, word_embed_proj_dim=20, activation_function="gelu")
+    ),
+    "falcon 7b": Peer(
+        _falcon(multi_query=True, parallel_attn=True, new_decoder_architecture=False)
+    ),
+    "falcon 40b": Peer(_falcon(new_decoder_architecture=True, num_kv_heads=2)),
+    "t5": Peer(_t5(), is_encoder_decoder=True),
+    "t5 gated, unscaled head": Peer(
+        _t5(feed_forward_proj="gated-gelu", tie_word_embeddings=False), is_encoder_decoder=True
+    ),
+    "t5 v1.1, untied": Peer(_untied_t5, is_encoder_decoder=True),
+    "bart": Peer(_bart(), is_encoder_decoder=True),
+}
+
+
+def randomise(model: Any) -> None:
+    """Give every parameter values that matter, norms and biases too; tied ones stay tied."""
+    generator = torch.Generator().manual_seed(3)
+    for name, parameter in model.named_parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        is_scale = parameter.dim() == 1 and not name.endswith("bias")
+        parameter.data.copy_(1 + 0.1 * noise if is_scale else 0.15 * noise)
