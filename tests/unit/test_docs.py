@@ -74,6 +74,15 @@ def megalite_complaint(words: list[str]) -> str | None:
     return None
 
 
+def command_complaint(words: list[str]) -> str | None:
+    """Whether there is such a command, whatever its arguments."""
+    try:
+        find_command(words[1:] if words[0] == "config" and words[1:] else words)
+    except ConfigError as error:
+        return str(error)
+    return None
+
+
 def make_complaint(words: list[str]) -> str | None:
     targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     wrong = [word for word in words if "=" not in word and word not in targets]
@@ -92,6 +101,17 @@ def test_commands_in_documents_exist_and_their_configs_load(document, monkeypatc
         for words in command_lines(document)
         if (said := complaint(words))
     ]
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=names(DOCUMENTS))
+def test_commands_inside_sentences_exist(document):
+    wrong = []
+    for span in SPAN.findall(document.read_text(encoding="utf-8")):
+        words = span.split()
+        if len(words) > 1 and words[0] in ("megalite", "make") and words[1][0].islower():
+            said = make_complaint(words[1:]) if words[0] == "make" else command_complaint(words[1:])
+            wrong += [f"{span}: {said}"] if said else []
     assert not wrong, "\n".join(wrong)
 
 
