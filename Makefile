@@ -50,6 +50,8 @@ $(VENV)/packages: requirements/dev.txt $(VENV)/created
 	@touch $@
 
 $(VENV)/built: $(NATIVE) $(VENV)/packages
+	@command -v $${CXX:-c++} > /dev/null || \
+	  { echo "$${CXX:-c++}: a C++ compiler is needed; on Debian: apt install g++" >&2; exit 2; }
 	@echo "building against the installed torch: minutes, once"
 	$(PIP) install --no-build-isolation -e .
 	@touch $@
