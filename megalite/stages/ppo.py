@@ -140,9 +140,9 @@ def _models(stage: Stage, config: PPOConfig) -> Models:
     start, judge = config.checkpoint.start, config.reward_model
     models = Models(
         stage.model(quiet, start),
-        stage.model(valued, judge),
+        stage.model(valued, judge, needs_head=True),
         stage.model(quiet, start),
-        stage.model(valued, judge),
+        stage.model(valued, judge, needs_head=True),
     )
     for model in (models.reference, models.reward):
         for parameter in model.parameters():

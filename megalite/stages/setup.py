@@ -55,16 +55,17 @@ class Stage:
     log: RunLog
     speed: Speed
 
-    def model(self, config: ModelConfig, start: str = "") -> Model:
+    def model(self, config: ModelConfig, start: str = "", needs_head: bool = False) -> Model:
         """A model, its weights from ``start`` (a checkpoint or a Hugging Face folder) if given.
 
-        A reward model starts from a language model: its scalar head is new then.
+        A reward model starts from a language model: its scalar head is new then, unless
+        ``needs_head``.
         """
         settings = self.config
         precision, seed = settings.train.precision, settings.run.seed
         model = build_model(config, self.mesh, settings.parallel, seed=seed, precision=precision)
         if start:
-            load_start(model, start)
+            load_start(model, start, needs_head)
         return model
 
     def trainer(self, *models: tuple[str, Model]) -> tuple[Trainer, list[Learner]]:
@@ -127,13 +128,22 @@ def check_batch(train: TrainConfig, parallel: ParallelConfig, launch: Launch) ->
     Share(train.global_batch_size, train.micro_batch_size, 0, replicate * shard)
 
 
-def load_start(model: Model, start: str) -> None:
+def load_start(model: Model, start: str, needs_head: bool = False) -> None:
     """Load weights from a checkpoint of ours or a Hugging Face folder.
+
+    Args:
+        model: gets the weights.
+        start: the folder.
+        needs_head: refuse a checkpoint without this model's kind of head, instead of a new one.
 
     Raises:
         CheckpointError: there is none, it is damaged, or it is of another model.
     """
     if is_hugging_face(Path(start)):
+        if needs_head and model.config.head == "value":
+            raise CheckpointError(
+                f"{start}: a language model has no trained value head; `megalite rm` makes one"
+            )
         load_weights(model, Path(start))
         return
     path = find_checkpoint(start)
@@ -141,6 +151,8 @@ def load_start(model: Model, start: str) -> None:
     name = "model" if "model" in facts["learners"] else "actor"
     tensors = {f"{name}.{n}": p.detach() for n, p in model.named_parameters()}
     was, now = facts["model"]["head"], model.config.head
+    if was != now and needs_head:
+        raise CheckpointError(f"{path}: has a {was} head; this model needs a trained {now} head")
     if was != now:
         if now != "value":
             raise CheckpointError(f"{path}: has a {was} head; this stage needs a {now} head")

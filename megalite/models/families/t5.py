@@ -1,4 +1,4 @@
-"""T5 1.0 (ReLU, tied), and T5 1.1 and Flan-T5 (gated GELU, untied).
+"""T5: 1.0 (ReLU, tied), 1.1 and Flan-T5 (gated GELU, untied).
 
 Raffel et al. 2019, arXiv:1910.10683; Chung et al. 2022, arXiv:2210.11416.
 """

@@ -1,0 +1,99 @@
+"""Processes that are started once for all distributed tests and run one job after another."""
+
+import importlib
+import multiprocessing
+import tempfile
+import traceback
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+PROCESSES = 8
+TIMEOUT_S = 200
+
+
+class JobFailed(AssertionError):
+    """A job raised on some rank; the text is its traceback."""
+
+
+def _work(rank: int, pipe: Connection) -> None:
+    """One process: run jobs until the pipe closes."""
+    import torch
+
+    torch.set_num_threads(1)
+    while True:
+        try:
+            job = pipe.recv()
+        except EOFError:
+            return
+        try:
+            pipe.send((True, _run(rank, *job)))
+        except BaseException:
+            pipe.send((False, traceback.format_exc()))
+
+
+def _run(rank: int, world_size: int, store: str, name: str, arguments: dict[str, Any]) -> Any:
+    import torch.distributed as dist
+
+    from megalite.parallel.launch import Launch
+
+    module, _, function = name.partition(":")
+    launch = Launch(rank, world_size, rank, world_size)
+    dist.init_process_group(
+        "gloo", store=dist.FileStore(store, world_size), rank=rank, world_size=world_size
+    )
+    try:
+        return getattr(importlib.import_module(module), function)(launch, **arguments)
+    finally:
+        dist.destroy_process_group()
+
+
+class Cluster:
+    """``PROCESSES`` processes on this machine; a job runs on the first few of them."""
+
+    def __init__(self) -> None:
+        """Start the processes."""
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["torch", "torch.distributed.fsdp", "tests.dist.jobs"])
+        self._stores = tempfile.TemporaryDirectory()
+        self._jobs = 0
+        self._pipes, self._processes = [], []
+        for rank in range(PROCESSES):
+            mine, theirs = context.Pipe()
+            process = context.Process(target=_work, args=(rank, theirs), daemon=True)
+            process.start()
+            theirs.close()
+            self._pipes.append(mine)
+            self._processes.append(process)
+
+    def run(self, world_size: int, name: str, **arguments: Any) -> list[Any]:
+        """Run ``module:function(launch, **arguments)`` on the first ``world_size`` processes.
+
+        Returns:
+            What it returned, by rank.
+
+        Raises:
+            JobFailed: it raised on some rank, or took too long.
+        """
+        self._jobs += 1
+        store = str(Path(self._stores.name) / str(self._jobs))
+        for pipe in self._pipes[:world_size]:
+            pipe.send((world_size, store, name, arguments))
+        replies = []
+        for rank, pipe in enumerate(self._pipes[:world_size]):
+            if not pipe.poll(TIMEOUT_S):
+                raise JobFailed(f"rank {rank} gave no answer within {TIMEOUT_S} s")
+            replies.append(pipe.recv())
+        failures = [f"rank {r}:\n{text}" for r, (done, text) in enumerate(replies) if not done]
+        if failures:
+            raise JobFailed("\n".join(failures))
+        return [value for _, value in replies]
+
+    def close(self) -> None:
+        """End the processes."""
+        for pipe in self._pipes:
+            pipe.close()
+        for process in self._processes:
+            process.join(10)
+            process.kill()
+        self._stores.cleanup()

@@ -1,0 +1,105 @@
+"""What the processes run; each job gives plain numbers and tensors back."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from megalite.models.build import build_model
+from megalite.models.outputs import Loss
+from megalite.parallel.engine import Task
+from megalite.parallel.launch import Launch
+from megalite.parallel.mesh import Mesh, ParallelConfig, build_mesh
+from megalite.training.checkpoint import CheckpointManager, load, verify
+from megalite.training.config import OptimizerConfig, ScheduleConfig, TrainConfig
+from megalite.training.trainer import Learner, Learning
+from tests.dist import models
+
+ALONE = Launch()
+
+
+def make_learner(launch: Launch, model: str, layout: dict[str, Any]) -> Learner:
+    """A learner in a layout; a process alone needs no mesh."""
+    parallel = ParallelConfig(**layout)
+    mesh = Mesh.single() if launch.world_size == 1 else build_mesh(launch, parallel, "cpu")
+    built = build_model(models.config(model), mesh, parallel, seed=1)
+    train = TrainConfig(steps=20, global_batch_size=models.SAMPLES)
+    optimizer = OptimizerConfig(learning_rate=3e-3)
+    return Learner(built, mesh, Learning(train, optimizer, ScheduleConfig(), 1))
+
+
+def step(learner: Learner, model: str, number: int) -> dict[str, float]:
+    """One optimizer step on this rank's share of the step's batch, as two or more micro-batches."""
+    mesh, whole = learner.mesh, models.batch(model, number)
+    share = models.SAMPLES // mesh.dp.size
+    size = 1 if mesh.pp.size > 1 else max(share // 2, 1)
+    first = mesh.dp.rank * share
+    items = [
+        (whole.select(torch.arange(at, at + size)), None)
+        for at in range(first, first + share, size)
+    ]
+    count = sum(batch.num_targets for batch, _ in items)
+    consumed = number * models.SAMPLES
+    return learner.step(items, lambda scale: Task(Loss(scale)), count, consumed)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor, wherever its pieces are. Comm: all-gather."""
+    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().clone()
+
+
+class GradientsOfFirstStep:
+    """Keeps whole gradients as the optimizer sees them."""
+
+    def __init__(self, learner: Learner) -> None:
+        self.kept: dict[str, Tensor] = {}
+        inner = learner.optimizer.step
+
+        def keep_and_step() -> None:
+            if not self.kept:
+                named = learner.model.named_parameters()
+                self.kept = {n: whole(p.grad) for n, p in named if p.grad is not None}
+            inner()
+
+        learner.optimizer.step = keep_and_step
+
+
+def train(launch: Launch, model: str, layout: dict[str, Any], steps: int) -> tuple:
+    """Losses and gradient norms of each step, and the first step's gradients, by name."""
+    learner = make_learner(launch, model, layout)
+    gradients = GradientsOfFirstStep(learner)
+    metrics = [step(learner, model, number) for number in range(steps)]
+    return [m["loss"] for m in metrics], [m["grad_norm"] for m in metrics], gradients.kept
+
+
+def train_and_save(launch, model: str, layout, steps: int, folder: str, further: int):
+    """Train, save, go on; the further losses."""
+    learner = make_learner(launch, model, layout)
+    for number in range(steps):
+        step(learner, model, number)
+    manager = CheckpointManager(Path(folder), keep=2, asynchronous=False, say=print)
+    facts = {"step": steps, "learner": learner.facts()}
+    manager.save(steps, learner.tensors(), facts)
+    manager.wait()
+    return [step(learner, model, number)["loss"] for number in range(steps, steps + further)]
+
+
+def load_and_train(launch, model: str, layout, steps: int, folder: str, further: int):
+    """Load what another layout saved, and go on; the further losses."""
+    learner = make_learner(launch, model, layout)
+    path = Path(folder) / f"step-{steps:08d}"
+    facts = verify(path)
+    load(path, learner.tensors())
+    learner.restore(facts["learner"])
+    return [step(learner, model, number)["loss"] for number in range(steps, steps + further)]
+
+
+def refuse(launch: Launch, layout: dict[str, Any]) -> str:
+    """The message with which a layout is refused."""
+    try:
+        build_mesh(launch, ParallelConfig(**layout), "cpu")
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return ""

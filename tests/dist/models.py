@@ -1,0 +1,77 @@
+"""Tiny models of every structure, and batches for them."""
+
+import torch
+
+from megalite.models.batch import Batch
+from megalite.models.config import ModelConfig
+from megalite.ops import mask as masks
+
+VOCABULARY, LENGTH, ENCODER_LENGTH, SAMPLES = 97, 11, 7, 8
+
+_SIZES = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 24,
+    "num_layers": 4,
+    "num_heads": 4,
+    "ffn_size": 40,
+    "max_positions": 16,
+    "dropout": 0.1,
+    "attention_dropout": 0.1,
+}
+_BIASED = {
+    "norm": "layer_norm",
+    "gated": False,
+    "activation": "gelu",
+    "qkv_bias": True,
+    "attention_bias": True,
+    "ffn_bias": True,
+}
+_TWO_STACKS = {"num_layers": 2, "num_encoder_layers": 2}
+MODELS = {
+    "llama": {"num_kv_heads": 2, "tie_embeddings": False},
+    "gpt": {"position": "learned", **_BIASED},
+    "bloom": {"position": "alibi", "embedding_norm": True, **_BIASED},
+    "glm": {"rope_axes": 2, "head_size": 8, "norm_position": "post", "residual_scale": 2.0, **_BIASED},
+    "t5": {"position": "relative", "attention_scale": 1.0, **_TWO_STACKS},
+    "bart": {
+        "position": "learned",
+        "norm_position": "post",
+        "embedding_norm": True,
+        "final_norm": False,
+        **_BIASED,
+        **_TWO_STACKS,
+    },
+}
+
+
+def config(name: str) -> ModelConfig:
+    """The config of one of ``MODELS``."""
+    return ModelConfig(**(_SIZES | MODELS[name]))
+
+
+def batch(name: str, step: int) -> Batch:
+    """The global batch of a step: packed documents, prefixes or two streams, some targets missing."""
+    generator = torch.Generator().manual_seed(step)
+    tokens = torch.randint(0, VOCABULARY, (SAMPLES, LENGTH + 1), generator=generator)
+    labels = tokens[:, 1:].clone()
+    labels[torch.rand(labels.shape, generator=generator) < 0.2] = -100
+    rows = torch.arange(LENGTH, dtype=torch.int32).expand(SAMPLES, LENGTH)
+    fields = {"positions": rows}
+    if name == "glm":
+        mask = masks.prefix(torch.randint(0, LENGTH, (SAMPLES,), generator=generator), LENGTH)
+        fields["positions"] = torch.stack((rows, rows // 2), -1)
+    else:
+        mask = masks.packed([[4, 5]] * SAMPLES, LENGTH) if name == "llama" else masks.causal(SAMPLES, LENGTH)
+    if name in ("t5", "bart"):
+        whole = masks.full(SAMPLES, ENCODER_LENGTH, ENCODER_LENGTH)
+        cross = masks.cross(torch.full((SAMPLES,), 5), LENGTH, ENCODER_LENGTH)
+        fields |= {
+            "encoder_tokens": torch.randint(0, VOCABULARY, (SAMPLES, ENCODER_LENGTH), generator=generator),
+            "encoder_positions": torch.arange(ENCODER_LENGTH, dtype=torch.int32).expand(SAMPLES, -1),
+            "encoder_start": whole.start,
+            "encoder_end": whole.end,
+            "cross_start": cross.start,
+            "cross_end": cross.end,
+        }
+    ids = torch.arange(SAMPLES) + SAMPLES * step
+    return Batch(tokens[:, :-1], labels, start=mask.start, end=mask.end, sample_ids=ids, **fields)

@@ -1,0 +1,69 @@
+"""A checkpoint of one layout goes on in any other, optimizer state included."""
+
+from itertools import permutations
+
+import pytest
+
+from tests.dist import jobs
+
+LAYOUTS = {
+    "1": (1, {}),
+    "tp2": (2, {"tp": 2}),
+    "pp2": (2, {"pp": 2}),
+    "fsdp2": (2, {"shard": 2}),
+    "tp2 pp2": (4, {"tp": 2, "pp": 2}),
+}
+SAVED_AT, FURTHER = 3, 3
+
+
+def run(cluster, layout: str, job: str, **arguments):
+    processes, sizes = LAYOUTS[layout]
+    arguments |= {"layout": sizes, "steps": SAVED_AT, "further": FURTHER}
+    if processes == 1:
+        return getattr(jobs, job)(jobs.ALONE, **arguments)
+    results = cluster.run(processes, f"tests.dist.jobs:{job}", **arguments)
+    assert all(result == results[0] for result in results)
+    return results[0]
+
+
+@pytest.fixture(scope="module")
+def saved(cluster, tmp_path_factory):
+    """A checkpoint folder of each layout and model, and the losses that followed there."""
+    made = {}
+
+    def get(layout: str, model: str):
+        if (layout, model) not in made:
+            folder = tmp_path_factory.mktemp("saved")
+            losses = run(cluster, layout, "train_and_save", model=model, folder=str(folder))
+            made[layout, model] = folder, losses
+        return made[layout, model]
+
+    return get
+
+
+@pytest.mark.parametrize("model", ["llama", "t5"])
+@pytest.mark.parametrize(("source", "target"), list(permutations(LAYOUTS, 2)))
+def test_losses_go_on_as_in_the_layout_that_saved(cluster, saved, source, target, model):
+    folder, expected = saved(source, model)
+    losses = run(cluster, target, "load_and_train", model=model, folder=str(folder))
+    assert losses == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_same_layout_goes_on_bit_for_bit(cluster, saved, layout):
+    folder, expected = saved(layout, "llama")
+    assert run(cluster, layout, "load_and_train", model="llama", folder=str(folder)) == expected
+
+
+@pytest.mark.parametrize(
+    ("layout", "says"),
+    [
+        ({"tp": 3}, "must be 2, the number of processes"),
+        ({"pp": 2, "tp": 2}, "use pp 1 shard 1 tp 2"),
+        ({"shard": 4, "replicate": 1}, "the number of processes"),
+    ],
+)
+def test_a_layout_that_does_not_fit_is_refused_with_one_that_does(cluster, layout, says):
+    for message in cluster.run(2, "tests.dist.jobs:refuse", layout=layout):
+        assert message.startswith("ConfigError: --parallel")
+        assert says in message

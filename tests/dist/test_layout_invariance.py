@@ -1,0 +1,60 @@
+"""The loss curve does not care where it ran: every layout against one process."""
+
+from functools import cache
+
+import pytest
+
+from tests.dist import jobs
+from tests.dist.models import MODELS
+
+STEPS = 10
+SEQUENCE = {"sequence_parallel": True}
+LAYOUTS = {
+    "tp2": (2, {"tp": 2}),
+    "tp2 sequence": (2, {"tp": 2, **SEQUENCE}),
+    "tp3 uneven heads": (3, {"tp": 3}),
+    "tp4": (4, {"tp": 4}),
+    "tp4 sequence, full recompute": (4, {"tp": 4, "recompute": "full", **SEQUENCE}),
+    "pp2": (2, {"pp": 2, "schedule": "1f1b"}),
+    "pp2 gpipe": (2, {"pp": 2, "schedule": "gpipe"}),
+    "pp2 interleaved": (2, {"pp": 2, "schedule": "interleaved", "chunks_per_rank": 2}),
+    "pp3 uneven": (3, {"pp": 3}),
+    "dp2": (2, {"replicate": 2}),
+    "fsdp2": (2, {"shard": 2}),
+    "fsdp2 selective recompute": (2, {"shard": 2, "recompute": "selective"}),
+    "fsdp4": (4, {"shard": 4}),
+    "hsdp": (4, {"replicate": 2, "shard": 2}),
+    "tp2 pp2": (4, {"tp": 2, "pp": 2}),
+    "tp2 fsdp2": (4, {"tp": 2, "shard": 2}),
+    "pp2 dp2": (4, {"pp": 2, "replicate": 2}),
+    "tp2 pp2 dp2": (8, {"tp": 2, "pp": 2, "replicate": 2}),
+    "tp2 pp2 fsdp2 sequence": (8, {"tp": 2, "pp": 2, "shard": 2, **SEQUENCE}),
+}
+
+
+@cache
+def alone(model: str):
+    return jobs.train(jobs.ALONE, model, {}, STEPS)
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_losses_norms_and_gradients_are_those_of_one_process(cluster, model: str, layout: str):
+    processes, sizes = LAYOUTS[layout]
+    losses, norms, gradients = alone(model)
+    results = cluster.run(processes, "tests.dist.jobs:train", model=model, layout=sizes, steps=STEPS)
+    seen = set()
+    for their_losses, their_norms, their_gradients in results:
+        assert their_losses == pytest.approx(losses, rel=1e-5)
+        assert their_norms == pytest.approx(norms, rel=1e-5)
+        for name, gradient in their_gradients.items():
+            difference = (gradient - gradients[name]).norm()
+            assert difference <= 1e-4 * gradients[name].norm() + 1e-9, name
+        seen |= set(their_gradients)
+    assert seen == set(gradients)
+
+
+def test_the_curve_falls():
+    losses, _, _ = alone("llama")
+    assert losses[0] == pytest.approx(4.57, abs=0.1)  # log 97
+    assert all(x == x for x in losses)

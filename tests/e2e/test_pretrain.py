@@ -1,0 +1,154 @@
+"""Pretraining as users run it: repeats, processes, kills, damaged checkpoints."""
+
+import shutil
+import signal
+import subprocess
+import time
+
+import pytest
+
+from tests.e2e.conftest import command_line, environment, losses, megalite
+
+
+def test_the_loss_falls(whole):
+    curve = losses(whole)
+    assert len(curve) == 20
+    assert sum(curve[-3:]) < 0.8 * sum(curve[:3])
+
+
+def test_a_run_has_its_files(whole):
+    for name in ("config.toml", "metrics.jsonl", "log.txt", "checkpoints/latest"):
+        assert (whole / name).is_file(), name
+    assert len(list((whole / "checkpoints").glob("step-*"))) == 2
+
+
+def test_a_second_run_with_the_same_seed_is_equal_bit_for_bit(work, whole):
+    run = work.new_run()
+    work.pretrain(run)
+    assert losses(run) == losses(whole)
+
+
+def test_another_seed_gives_another_curve(work, whole):
+    run = work.new_run()
+    work.pretrain(run, "--run.seed", "1", "--train.steps", "2")
+    assert losses(run)[:2] != losses(whole)[:2]
+
+
+@pytest.mark.parametrize("layout", [[], ["--parallel.shard", "2"], ["--parallel.tp", "2"]])
+def test_two_processes_give_the_losses_of_one(work, whole, layout):
+    run = work.new_run()
+    work.pretrain(run, *layout, processes=2)
+    assert losses(run) == pytest.approx(losses(whole), rel=1e-5)
+
+
+def wait_for_steps(process: subprocess.Popen, run, count: int) -> None:
+    until = time.monotonic() + 120
+    while time.monotonic() < until:
+        if (run / "metrics.jsonl").exists() and len(losses_so_far(run)) >= count:
+            return
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.01)
+    raise AssertionError(f"no {count} steps within two minutes")
+
+
+def losses_so_far(run) -> list[str]:
+    return (run / "metrics.jsonl").read_text().splitlines()
+
+
+def start(work, run, *more: str, processes: int = 1) -> subprocess.Popen:
+    words = work.pretrain_words(run, *more)
+    return subprocess.Popen(
+        command_line(words, processes),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
+        start_new_session=True,
+    )
+
+
+@pytest.mark.parametrize("steps", [3, 7, 13])
+def test_a_killed_run_goes_on_bit_for_bit(work, whole, steps):
+    run = work.new_run()
+    process = start(work, run)
+    wait_for_steps(process, run, steps)
+    process.kill()
+    process.communicate()
+    work.pretrain(run)
+    assert losses(run) == losses(whole)
+
+
+def test_a_stop_on_request_saves_and_says_so(work, whole):
+    run = work.new_run()
+    process = start(work, run)
+    wait_for_steps(process, run, 3)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 3
+    assert "is saved" in said
+    assert "Traceback" not in said
+    done = work.pretrain(run)
+    assert "goes on from" in done.stdout + done.stderr
+    assert losses(run) == losses(whole)
+
+
+def copy_of(work, whole):
+    run = work.new_run()
+    shutil.copytree(whole, run)
+    return run
+
+
+def newest_file(run):
+    step = max((run / "checkpoints").glob("step-*"))
+    return max(step.glob("*.distcp"), key=lambda path: path.stat().st_size)
+
+
+def test_a_damaged_checkpoint_falls_back_aloud(work, whole):
+    run = copy_of(work, whole)
+    file = newest_file(run)
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    done = work.pretrain(run)
+    said = done.stdout + done.stderr
+    assert file.name in said
+    assert "going back to the one before" in said
+    assert "step-00000015" in said
+    assert losses(run) == losses(whole)
+
+
+def test_no_whole_checkpoint_is_an_error_not_a_fresh_start(work, whole):
+    run = copy_of(work, whole)
+    for step in (run / "checkpoints").glob("step-*"):
+        for file in step.glob("*.distcp"):
+            file.write_bytes(file.read_bytes()[:-10])
+    done = megalite(*work.pretrain_words(run))
+    assert done.returncode == 2
+    assert "no checkpoint is whole" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert losses(run) == losses(whole)
+
+
+def test_a_checkpoint_of_another_model_is_refused(work, whole):
+    run = copy_of(work, whole)
+    done = megalite(*work.pretrain_words(run, "--model.hidden_size", "64"))
+    assert done.returncode == 2, done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "checkpoints/step-" in done.stderr
+
+
+def test_a_full_disk_is_one_line_and_keeps_what_was_saved(work, whole):
+    import resource
+
+    run = work.new_run()
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+
+    done = megalite(*work.pretrain_words(run), preexec_fn=limit)
+    assert done.returncode == 2, done.stderr[-2000:]
+    assert "Traceback" not in done.stderr
+    assert "File too large" in done.stderr or "space" in done.stderr
+    assert not list((run / "checkpoints").glob("step-????????"))
+    work.pretrain(run)
+    assert losses(run) == losses(whole)
