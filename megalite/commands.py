@@ -59,6 +59,18 @@ COMMANDS: tuple[Command, ...] = (
         "--data.train '[\"prompts.jsonl\"]' --checkpoint.start runs/sft --reward_model runs/rm",
     ),
     Command(
+        "generate",
+        "megalite.tools.generate:GenerateConfig",
+        "answer prompts with a model",
+        "--model runs/ppo --tokenizer.path tokenizer --prompt '[\"def add(a, b):\"]'",
+    ),
+    Command(
+        "convert",
+        "megalite.tools.convert:ConvertConfig",
+        "turn a Hugging Face folder into a checkpoint, or a run into a folder",
+        "--source runs/ppo --target exported --tokenizer tokenizer",
+    ),
+    Command(
         "demo",
         "megalite.tools.demo:DemoConfig",
         "run all four stages on the standard library's source, in ten minutes",

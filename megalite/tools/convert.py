@@ -1,0 +1,139 @@
+"""``megalite convert``: a Hugging Face folder to a checkpoint of ours, or the reverse.
+
+Either way one file of weights is in memory at a time: a folder's tensors go through a memory-mapped
+scratch file on the target's disk, a checkpoint's are read when they are written.
+"""
+
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from megalite.config.section import Section
+from megalite.errors import ConfigError
+from megalite.models.config import ModelConfig
+from megalite.models.hugging_face import (
+    TensorFiles,
+    carry_tokenizer,
+    is_hugging_face,
+    our_tensors,
+    read_config,
+    write_folder,
+)
+from megalite.models.transformer import Transformer
+from megalite.parallel.launch import Launch
+from megalite.parallel.mesh import Mesh
+from megalite.training.checkpoint import CheckpointManager, find_checkpoint, load, verify
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class ConvertConfig(Section):
+    """What is converted, and to where."""
+
+    source: str = Field(description="a Hugging Face folder, or a run or checkpoint of ours")
+    target: str = Field(description="folder that is made; must not exist")
+    dtype: Literal["keep", "fp32", "bf16", "fp16"] = Field(
+        "keep", description="of a Hugging Face folder's files; keep: as it came, else fp32"
+    )
+    shard_gib: float = Field(4.0, gt=0, description="most GiB of one file of a folder")
+    tokenizer: str = Field("", description="folder whose tokenizer is carried; empty: source's")
+
+
+def run(config: ConvertConfig, launch: Launch) -> int:
+    """Convert; on several processes only the first does."""
+    if launch.rank != 0:
+        return 0
+    source, target = Path(config.source), Path(config.target)
+    if target.exists():
+        raise ConfigError(f"--target {target}: exists already; give a new folder")
+    if not source.exists():
+        raise ConfigError(f"--source {source}: no such folder")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        to_ours = is_hugging_face(source)
+        (_to_checkpoint if to_ours else _to_folder)(config, source, partial)
+        tokenizer = Path(config.tokenizer) if config.tokenizer else source
+        if tokenizer.is_dir():
+            carry_tokenizer(tokenizer, partial)
+        partial.chmod(0o755)
+        partial.rename(target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    print(f"{target}: {'a checkpoint' if to_ours else 'a Hugging Face folder'}")  # noqa: T201
+    return 0
+
+
+def _to_checkpoint(_config: ConvertConfig, source: Path, target: Path) -> None:
+    model_config, family = read_config(source)
+    shapes = parameter_shapes(model_config)
+    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+        tensors = {
+            f"model.{name}": _mapped(Path(scratch) / str(number), shape)
+            for number, (name, shape) in enumerate(shapes.items())
+        }
+        for name, piece in our_tensors(source, model_config, family):
+            tensors[f"model.{name}"].copy_(piece.reshape(shapes[name]))
+        facts = {
+            "step": 0,
+            "consumed_samples": 0,
+            "extra": {},
+            "learners": {"model": {}},
+            "model": model_config.model_dump(),
+            "dtype": _dtype_of(source),
+        }
+        manager = CheckpointManager(target / "checkpoints", keep=2, asynchronous=False, say=print)
+        manager.save(0, tensors, facts)
+        manager.wait()
+
+
+def parameter_shapes(config: ModelConfig) -> dict[str, torch.Size]:
+    """Shape of every parameter by name; nothing is allocated."""
+    model = Transformer(config, Mesh.single(), seed=None)
+    return {name: parameter.shape for name, parameter in model.named_parameters()}
+
+
+def _mapped(path: Path, shape: torch.Size) -> Tensor:
+    """An fp32 tensor whose memory is a new file."""
+    return torch.from_file(str(path), shared=True, size=shape.numel()).view(shape)
+
+
+def _dtype_of(source: Path) -> str:
+    files = TensorFiles(source)
+    kinds = {kind: name for name, kind in DTYPES.items()}
+    return kinds.get(files.read(files.names()[0]).dtype, "fp32")
+
+
+class _Saved(Mapping[str, Tensor]):
+    """A checkpoint's parameters, each read when it is asked for."""
+
+    def __init__(self, path: Path, prefix: str, shapes: dict[str, torch.Size]) -> None:
+        self._path, self._prefix, self._shapes = path, prefix, shapes
+
+    def __getitem__(self, name: str) -> Tensor:
+        tensor = torch.empty(self._shapes[name])
+        load(self._path, {f"{self._prefix}.{name}": tensor})
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._shapes)
+
+    def __len__(self) -> int:
+        return len(self._shapes)
+
+
+def _to_folder(config: ConvertConfig, source: Path, target: Path) -> None:
+    path = find_checkpoint(source)
+    facts: dict[str, Any] = verify(path)
+    model_config = ModelConfig(**facts["model"])
+    prefix = "model" if "model" in facts["learners"] else "actor"
+    tensors = _Saved(path, prefix, parameter_shapes(model_config))
+    kept = facts.get("dtype", "fp32")
+    dtype = DTYPES[kept if config.dtype == "keep" else config.dtype]
+    write_folder(target, model_config, tensors, dtype, int(config.shard_gib * 2**30))

@@ -1,0 +1,150 @@
+"""``megalite generate``: answers of a model to prompts, as they are drawn."""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import Field
+
+from megalite.config.section import Section
+from megalite.data.chat import Chat
+from megalite.data.config import ConversationConfig, TokenizerConfig
+from megalite.data.conversations import as_prompt
+from megalite.data.formats import Turn, parse_prompt, read_rows
+from megalite.data.structure import Structure
+from megalite.errors import ConfigError, DataError
+from megalite.generation.beam import BeamConfig, BeamSearch
+from megalite.generation.decoder import CachedDecoder
+from megalite.generation.generate import Ending, generate
+from megalite.generation.prompts import Prompt, batch_prompts
+from megalite.generation.sampling import SamplingConfig
+from megalite.models.build import Model, build_model
+from megalite.models.config import ModelConfig
+from megalite.models.hugging_face import is_hugging_face, read_config
+from megalite.parallel.data_parallel import gathered
+from megalite.parallel.launch import Launch
+from megalite.parallel.mesh import ParallelConfig, build_mesh
+from megalite.stages.conversation import check_vocabulary, decode_with
+from megalite.stages.setup import choose_device, load_start
+from megalite.training.checkpoint import find_checkpoint, verify
+from megalite.training.config import RunConfig
+
+
+class GenerateConfig(Section):
+    """A model, prompts, and how answers are drawn."""
+
+    model: str = Field(description="a run or checkpoint of ours, or a Hugging Face folder")
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    prompt: tuple[str, ...] = Field((), description="prompts; none: lines of standard input")
+    prompts: tuple[str, ...] = Field((), description="files of prompts")
+    output: str = Field("", description="JSONL file of prompts and answers besides the terminal")
+    batch_size: int = Field(8, ge=1, description="prompts answered together")
+    stop: tuple[str, ...] = Field((), description="texts that end an answer")
+    template: str = Field("plain", description="how a prompt is written: see data.template")
+    prefix: bool = Field(False, description="rows of a prompt see each other both ways")
+    decoder_start: str = Field("", description="an encoder-decoder's first token; empty: padding")
+    sampling: SamplingConfig = SamplingConfig()
+    beam: BeamConfig = BeamConfig()
+    parallel: ParallelConfig = ParallelConfig()
+    run: RunConfig = RunConfig()
+
+
+def run(config: GenerateConfig, launch: Launch) -> int:
+    """Answer every prompt; the first process prints."""
+    model_config = stored_config(config.model)
+    options = ConversationConfig(template=config.template, prefix=config.prefix)  # type: ignore[arg-type]
+    chat = Chat(options.template, _tokenizer(config))
+    check_vocabulary(chat.tokenizer, model_config)
+    first = config.decoder_start
+    start = chat.tokenizer.token_id(first) if first else chat.tokenizer.pad_id
+    structure = Structure(model_config.is_encoder_decoder, config.prefix, start)
+    questions = _questions(config, launch)
+    mesh = build_mesh(launch, config.parallel, choose_device(config.run, launch))
+    model = build_model(model_config, mesh, config.parallel, seed=0)
+    load_start(model, config.model)
+    rows = []
+    for at in range(0, len(questions), config.batch_size):
+        part = questions[at : at + config.batch_size]
+        prompts = [as_prompt(chat.prompt(turns), structure) for turns in part]
+        texts = _answer(config, model, prompts, chat, at, launch.rank == 0)
+        rows += [{"prompt": q[-1].text, "answer": a} for q, a in zip(part, texts, strict=True)]
+    if config.output and launch.rank == 0:
+        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+        Path(config.output).write_text("".join(lines), encoding="utf-8")
+    return 0
+
+
+def stored_config(path: str) -> ModelConfig:
+    """The shape of a stored model.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    if is_hugging_face(Path(path)):
+        return read_config(Path(path))[0]
+    return ModelConfig(**verify(find_checkpoint(path))["model"])
+
+
+def _tokenizer(config: GenerateConfig):
+    from megalite.data.tokenizer import load_tokenizer
+
+    is_set = "path" in config.tokenizer.model_fields_set
+    own = Path(config.model)
+    has_own = any((own / name).exists() for name in ("tokenizer.json", "tokenizer_config.json"))
+    return load_tokenizer(own if has_own and not is_set else config.tokenizer.path)
+
+
+def _questions(config: GenerateConfig, launch: Launch) -> list[tuple[Turn, ...]]:
+    questions = [(Turn("user", text),) for text in config.prompt]
+    if config.prompts:
+        questions += read_rows(config.prompts, parse_prompt)
+    if not questions:
+        if launch.world_size > 1:
+            raise ConfigError("--prompt: must be given where several processes answer")
+        lines = [line.rstrip("\n") for line in sys.stdin]
+        questions = [(Turn("user", line),) for line in lines if line]
+    if not questions:
+        raise DataError("standard input: has no line; give --prompt, --prompts or lines")
+    return questions
+
+
+def _answer(
+    config: GenerateConfig,
+    model: Model,
+    prompts: Sequence[Prompt],
+    chat: Chat,
+    first: int,
+    is_writer: bool,
+) -> list[str]:
+    """Answers as text; a prompt alone is shown as it is drawn."""
+    tokenizer = chat.tokenizer
+    ends = [] if tokenizer.end_id is None else [tokenizer.end_id]
+    batch = batch_prompts(prompts, range(first, first + len(prompts)), tokenizer.pad_id)
+    texts = [""] * len(prompts)
+    streams = is_writer and len(prompts) == 1
+
+    def on_text(row: int, piece: str) -> None:
+        texts[row] += piece
+        if streams:
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+
+    ending = Ending(ends, tokenizer.pad_id, config.stop, tokenizer.decode, on_text)
+    with gathered(model):
+        decoder = CachedDecoder(decode_with(model), batch, config.sampling.max_new_tokens)
+        if config.beam.num_beams > 1:
+            limit = config.sampling.max_new_tokens
+            answers = BeamSearch(decoder, config.beam, ends, limit, tokenizer.pad_id).run()
+            for row in range(len(prompts)):
+                kept = [token for token in answers.row(row) if token not in ends]
+                on_text(row, tokenizer.decode(kept))
+        else:
+            real = batch.end > 0
+            generate(decoder, batch.tokens, real, batch.sample_ids, config.sampling, ending)
+    if streams:
+        sys.stdout.write("\n")
+    elif is_writer:
+        for text in texts:
+            sys.stdout.write(text + "\n")
+    return texts
