@@ -3,7 +3,7 @@
 import json
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -185,7 +185,7 @@ def family_of(config: ModelConfig) -> Family:
 def write_folder(
     path: Path,
     config: ModelConfig,
-    tensors: dict[str, Tensor],
+    tensors: Mapping[str, Tensor],
     dtype: torch.dtype = torch.float32,
     shard_bytes: int = 5_000_000_000,
 ) -> None:

@@ -96,7 +96,7 @@ def _tokenizer(config: GenerateConfig):
 
 
 def _questions(config: GenerateConfig, launch: Launch) -> list[tuple[Turn, ...]]:
-    questions = [(Turn("user", text),) for text in config.prompt]
+    questions: list[tuple[Turn, ...]] = [(Turn("user", text),) for text in config.prompt]
     if config.prompts:
         questions += read_rows(config.prompts, parse_prompt)
     if not questions:
