@@ -31,7 +31,13 @@ MODELS = {
     "llama": {"num_kv_heads": 2, "tie_embeddings": False},
     "gpt": {"position": "learned", **_BIASED},
     "bloom": {"position": "alibi", "embedding_norm": True, **_BIASED},
-    "glm": {"rope_axes": 2, "head_size": 8, "norm_position": "post", "residual_scale": 2.0, **_BIASED},
+    "glm": {
+        "rope_axes": 2,
+        "head_size": 8,
+        "norm_position": "post",
+        "residual_scale": 2.0,
+        **_BIASED,
+    },
     "t5": {"position": "relative", "attention_scale": 1.0, **_TWO_STACKS},
     "bart": {
         "position": "learned",
@@ -50,7 +56,7 @@ def config(name: str) -> ModelConfig:
 
 
 def batch(name: str, step: int) -> Batch:
-    """The global batch of a step: packed documents, prefixes or two streams, some targets missing."""
+    """A step's global batch: packed documents, prefixes or two streams, some targets missing."""
     generator = torch.Generator().manual_seed(step)
     tokens = torch.randint(0, VOCABULARY, (SAMPLES, LENGTH + 1), generator=generator)
     labels = tokens[:, 1:].clone()
@@ -61,13 +67,15 @@ def batch(name: str, step: int) -> Batch:
         mask = masks.prefix(torch.randint(0, LENGTH, (SAMPLES,), generator=generator), LENGTH)
         fields["positions"] = torch.stack((rows, rows // 2), -1)
     else:
-        mask = masks.packed([[4, 5]] * SAMPLES, LENGTH) if name == "llama" else masks.causal(SAMPLES, LENGTH)
+        documents = [[4, 5] if name == "llama" else [LENGTH]] * SAMPLES
+        mask = masks.packed(documents, LENGTH)
     if name in ("t5", "bart"):
-        whole = masks.full(SAMPLES, ENCODER_LENGTH, ENCODER_LENGTH)
+        shape = SAMPLES, ENCODER_LENGTH
+        whole = masks.full(*shape, ENCODER_LENGTH)
         cross = masks.cross(torch.full((SAMPLES,), 5), LENGTH, ENCODER_LENGTH)
         fields |= {
-            "encoder_tokens": torch.randint(0, VOCABULARY, (SAMPLES, ENCODER_LENGTH), generator=generator),
-            "encoder_positions": torch.arange(ENCODER_LENGTH, dtype=torch.int32).expand(SAMPLES, -1),
+            "encoder_tokens": torch.randint(0, VOCABULARY, shape, generator=generator),
+            "encoder_positions": torch.arange(ENCODER_LENGTH, dtype=torch.int32).expand(shape),
             "encoder_start": whole.start,
             "encoder_end": whole.end,
             "cross_start": cross.start,

@@ -42,7 +42,9 @@ def alone(model: str):
 def test_losses_norms_and_gradients_are_those_of_one_process(cluster, model: str, layout: str):
     processes, sizes = LAYOUTS[layout]
     losses, norms, gradients = alone(model)
-    results = cluster.run(processes, "tests.dist.jobs:train", model=model, layout=sizes, steps=STEPS)
+    results = cluster.run(
+        processes, "tests.dist.jobs:train", model=model, layout=sizes, steps=STEPS
+    )
     seen = set()
     for their_losses, their_norms, their_gradients in results:
         assert their_losses == pytest.approx(losses, rel=1e-5)
