@@ -2,7 +2,9 @@
 // The same bits as megalite/ops/random.py. Source: Salmon et al. 2011.
 #pragma once
 
+#ifndef __CUDACC_RTC__
 #include <cstdint>
+#endif
 
 #if defined(__CUDACC__)
 #define MEGALITE_PHILOX_FUNCTION __host__ __device__ __forceinline__

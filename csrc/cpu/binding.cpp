@@ -127,7 +127,7 @@ std::tuple<Tensor, Tensor> mask_plan(const Tensor& start, const Tensor& end, int
   const int64_t key_tiles = (num_keys + kPlanTile - 1) / kPlanTile;
   const Tensor starts = start.contiguous(), ends = end.contiguous();
   Tensor rows = at::empty({batch, row_tiles, 4}, start.options());
-  Tensor keys = at::zeros({batch, key_tiles, 2}, start.options());
+  Tensor keys = at::zeros({batch, key_tiles, 3}, start.options());
   for (int64_t b = 0; b < batch; ++b) {
     const int32_t* first = starts.data_ptr<int32_t>() + b * queries;
     const int32_t* last = ends.data_ptr<int32_t>() + b * queries;
@@ -143,12 +143,15 @@ std::tuple<Tensor, Tensor> mask_plan(const Tensor& start, const Tensor& end, int
         plan[3] = std::min(plan[3], last[i]);
       }
     }
-    int32_t* touched = keys.data_ptr<int32_t>() + b * key_tiles * 2;
+    int32_t* touched = keys.data_ptr<int32_t>() + b * key_tiles * 3;
     for (int64_t i = 0; i < queries; ++i) {
       if (first[i] >= last[i]) continue;
       for (int64_t t = first[i] / kPlanTile; t * kPlanTile < last[i]; ++t) {
-        if (touched[2 * t + 1] == 0) touched[2 * t] = i;
-        touched[2 * t + 1] = i + 1;
+        if (touched[3 * t + 1] == 0) touched[3 * t] = i;
+        touched[3 * t + 1] = i + 1;
+        const int64_t from = std::max<int64_t>(first[i] - t * kPlanTile, 0);
+        const int64_t to = std::min<int64_t>(last[i] - t * kPlanTile, kPlanTile);
+        touched[3 * t + 2] |= static_cast<int32_t>((int64_t{1} << to) - (int64_t{1} << from));
       }
     }
   }

@@ -30,7 +30,7 @@ struct AttentionParams {
   Global<float> lse;                 // [B, N, Sq], natural logarithm; -inf without keys
   Global<const int32_t> start, end;  // [B, Sq]
   Global<const int32_t> row_plan;    // [B, ceil(Sq/32), 4]: min start, max end, max start, min end
-  Global<const int32_t> key_plan;    // [B, ceil(Sk/32), 2]: [first, last) row that touches it
+  Global<const int32_t> key_plan;    // [B, ceil(Sk/32), 3]: first, last row, attended keys
   Global<const float> bias;          // [N, Sq + Sk - 1] by key - query + Sq - 1, or null
   float scale;                       // of q k^T
   AttentionDropout dropout;

@@ -21,7 +21,7 @@ def register() -> None:
 def _mask_plan(start: Tensor, _end: Tensor, num_keys: int) -> tuple[Tensor, Tensor]:
     batch, queries = start.shape
     rows, keys = -(-queries // TILE), -(-num_keys // TILE)
-    return start.new_empty(batch, rows, 4), start.new_empty(batch, keys, 2)
+    return start.new_empty(batch, rows, 4), start.new_empty(batch, keys, 3)
 
 
 def _attention(q: Tensor, *_: object) -> tuple[Tensor, Tensor]:

@@ -23,7 +23,8 @@ def plan_reference(start: Tensor, end: Tensor, num_keys: int) -> tuple[Tensor, T
     Returns:
         rows: int32 [B, ceil(Sq/32), 4]: min start and max end of non-empty rows (num_keys and 0
             where there is none), max start and min end of all rows.
-        keys: int32 [B, ceil(num_keys/32), 2]: [first, last) query row that touches the run.
+        keys: int32 [B, ceil(num_keys/32), 3]: [first, last) query row that touches the run, and
+            a word whose bit j says that some row attends to key j of the run.
     """
     batch, queries = start.shape
     empty = start >= end
@@ -51,7 +52,16 @@ def plan_reference(start: Tensor, end: Tensor, num_keys: int) -> tuple[Tensor, T
     first = torch.where(touches, row, queries).amin(1)
     last = torch.where(touches, row + 1, 0).amax(1)
     first = torch.where(last == 0, 0, first)
-    return rows.to(torch.int32), torch.stack((first, last), -1).to(torch.int32)
+    keys = torch.stack((first, last, _attended(start, end, num_keys)), -1)
+    return rows.to(torch.int32), keys.to(torch.int32)
+
+
+def _attended(start: Tensor, end: Tensor, num_keys: int) -> Tensor:
+    """Which keys some row attends to, 32 a word: int64 [B, ceil(num_keys/32)]."""
+    key = torch.arange(num_keys, device=start.device)
+    used = ((key >= start[..., None]) & (key < end[..., None])).any(1)  # [B, num_keys]
+    used = torch.nn.functional.pad(used, (0, -num_keys % TILE)).unflatten(1, (-1, TILE))
+    return (used.long() << torch.arange(TILE, device=start.device)).sum(-1)
 
 
 @dataclass(frozen=True)
