@@ -2,29 +2,32 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 
-def first_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """Put items into bins in their order, each into the first open bin with room.
+from megalite.data import index
+
+
+def first_fit(
+    lengths: Sequence[int],
+    capacity: int,
+    encoder_lengths: Sequence[int] | None = None,
+    encoder_capacity: int = 0,
+) -> list[np.ndarray]:
+    """Put items into rows in their order, each into the first row with room in both streams.
 
     Args:
-        lengths: of the items, each at most ``capacity``.
-        capacity: of a bin.
+        lengths: of the items in the decoder's stream, each at most ``capacity``.
+        capacity: of a row.
+        encoder_lengths: the same for the encoder's stream; None without one.
+        encoder_capacity: of a row.
 
     Returns:
-        Items of each bin.
+        Items of each row, int64, ascending.
+
+    Raises:
+        ValueError: an item is longer than a row.
     """
-    bins: list[list[int]] = []
-    room: list[int] = []
-    first_open = 0
-    shortest = min(lengths, default=0)
-    for item, length in enumerate(lengths):
-        while first_open < len(bins) and room[first_open] < shortest:
-            first_open += 1
-        place = next((b for b in range(first_open, len(bins)) if room[b] >= length), None)
-        if place is None:
-            place = len(bins)
-            bins.append([])
-            room.append(capacity)
-        bins[place].append(item)
-        room[place] -= length
-    return bins
+    encoder = None if encoder_lengths is None else np.asarray(encoder_lengths, dtype=np.int64)
+    decoder = np.asarray(lengths, dtype=np.int64)
+    items, bounds = index.first_fit(decoder, capacity, encoder, encoder_capacity)
+    return np.split(items, bounds[1:-1]) if len(items) else []

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from megalite.data import index
 from megalite.data.example import Example
 from megalite.data.store import TokenStore
 from megalite.errors import DataError
@@ -24,8 +25,8 @@ class Windows:
             DataError: the store has less than one window.
         """
         self._store, self._length, self._separate = store, sequence_length, separate
-        self._ends = np.cumsum(store.lengths)
-        self._count = (int(self._ends[-1]) - 1) // sequence_length
+        self._index = index.DocumentIndex(store.lengths)
+        self._count = (self._index.num_tokens - 1) // sequence_length
         if self._count < 1:
             raise DataError(
                 f"{store.prefix}: has {store.num_tokens} tokens, a sample of sequence_length "
@@ -51,16 +52,10 @@ class Windows:
 
     def _read(self, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
         """Tokens [first, last), int64, and where in them documents start."""
-        document = int(np.searchsorted(self._ends, first, side="right"))
-        parts, starts, at = [], [], first
-        while at < last:
-            begin = int(self._ends[document] - self._store.lengths[document])
-            if begin >= first:
-                starts.append(begin - first)
-            stop = min(int(self._ends[document]), last)
-            parts.append(self._store.read(document, at - begin, stop - begin))
-            at, document = stop, document + 1
-        return np.concatenate(parts).astype(np.int64), np.asarray(starts, dtype=np.int64)
+        ranges = self._index.token_ranges(first, last)
+        parts = [self._store.read(*part) for part in ranges.tolist()]
+        at = np.cumsum(ranges[:, 2] - ranges[:, 1]) - (ranges[:, 2] - ranges[:, 1])
+        return np.concatenate(parts).astype(np.int64), at[ranges[:, 1] == 0]
 
 
 class Blend:
@@ -75,19 +70,13 @@ class Blend:
         """
         self._datasets = list(datasets)
         total = sum(len(dataset) for dataset in datasets)
-        shares = np.asarray(weights, dtype=np.float64) / sum(weights)
-        counts = np.maximum(np.round(shares * total).astype(np.int64), 1)
-        times = np.concatenate(
-            [(np.arange(n) + 0.5) / s for n, s in zip(counts, shares, strict=True)]
-        )
-        which = np.repeat(np.arange(len(counts)), counts)
-        inside = np.concatenate([np.arange(n) for n in counts])
-        order = np.argsort(times, kind="stable")
-        self._which, self._inside = which[order].astype(np.int32), inside[order]
+        whole = sum(weights)
+        self._index = index.Blend([max(1, round(w / whole * total)) for w in weights])
 
     def __len__(self) -> int:
-        return len(self._which)
+        return len(self._index)
 
     def __getitem__(self, number: int) -> Example:
-        dataset = self._datasets[self._which[number]]
-        return dataset[int(self._inside[number]) % len(dataset)]
+        which, inside = self._index.at(number)
+        dataset = self._datasets[which]
+        return dataset[inside % len(dataset)]
