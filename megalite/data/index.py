@@ -1,4 +1,4 @@
-"""The index in C++ (csrc/index): where documents lie, how datasets blend, which items share a row."""
+"""The index in C++ (csrc/index): where documents lie, how datasets blend, what shares a row."""
 
 from megalite.errors import KernelUnavailable
 

@@ -83,11 +83,9 @@ def plain_first_fit(items: list[tuple[int, int]], room: tuple[int, int]) -> list
     rows: list[list[int]] = []
     left: list[list[int]] = []
     for number, (decoder, encoder) in enumerate(items):
-        for row, (a, b) in enumerate(left):
-            if decoder <= a and encoder <= b:
-                break
-        else:
-            row = len(rows)
+        fits = [row for row, (a, b) in enumerate(left) if decoder <= a and encoder <= b]
+        row = fits[0] if fits else len(rows)
+        if not fits:
             rows.append([])
             left.append(list(room))
         rows[row].append(number)
