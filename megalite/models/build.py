@@ -2,9 +2,9 @@
 
 from typing import Literal
 
-from megalite.errors import ConfigError
 from megalite.models.config import ModelConfig
 from megalite.models.initial import initialise
+from megalite.models.layout import Demand, check_layout
 from megalite.models.part import Part, cut
 from megalite.models.recompute import Recompute
 from megalite.models.transformer import Transformer
@@ -39,7 +39,7 @@ def build_model(
     Raises:
         ConfigError: the layout doesn't fit the model.
     """
-    check_layout(config, parallel)
+    check_layout(Demand(config), parallel)
     how = DataParallel(precision, parallel.reshard_after_forward)
     recompute = Recompute(parallel.recompute, parallel.recompute_blocks)
     stages = []
@@ -52,39 +52,6 @@ def build_model(
     if mesh.pp.size == 1:
         return stages[0]
     return Pipeline(stages, mesh, parallel.schedule, precision)
-
-
-def check_layout(config: ModelConfig, parallel: ParallelConfig) -> None:
-    """Refuse a layout that this model can't have.
-
-    Raises:
-        ConfigError: it says which number to change.
-    """
-    blocks = config.num_encoder_layers + config.num_layers
-    parts = parallel.pp * parallel.chunks_per_rank
-    if parts > blocks:
-        fits = [n for n in range(1, blocks + 1) if n * parallel.chunks_per_rank <= blocks]
-        raise ConfigError(
-            f"--parallel.pp {parallel.pp}: {parts} stages need at least {parts} blocks; this "
-            f"model has {blocks}: use {_or(fits[-3:][::-1])}"
-        )
-    if parallel.tp > config.num_heads:
-        raise ConfigError(
-            f"--parallel.tp {parallel.tp}: must be at most num_heads, {config.num_heads}: "
-            f"use {config.num_heads} or less"
-        )
-    if (parallel.chunks_per_rank > 1) != (parallel.schedule == "interleaved"):
-        raise ConfigError(
-            f"--parallel.chunks_per_rank {parallel.chunks_per_rank}: must be at least 2 with the "
-            f"interleaved schedule and 1 with others; schedule is {parallel.schedule}"
-        )
-
-
-def _or(numbers: list[int]) -> str:
-    texts = [str(number) for number in numbers]
-    if len(texts) < 2:
-        return "".join(texts)
-    return ", ".join(texts[:-1]) + " or " + texts[-1]
 
 
 def _own_parts(config: ModelConfig, mesh: Mesh, parallel: ParallelConfig) -> list[Part]:

@@ -49,36 +49,39 @@ class ParallelConfig(Section):
     )
     timeout_s: float = Field(600.0, gt=0, description="seconds after which a collective has hung")
 
+    def misfit(self, world_size: int) -> str | None:
+        """Why this layout is not one of ``world_size`` processes; None where it is."""
+        fixed = self.pp * self.shard * self.tp
+        if fixed * (self.replicate or max(world_size // fixed, 1)) == world_size:
+            return None
+        return (
+            f"--parallel: pp {self.pp} x replicate {self.replicate or 'any'} x shard "
+            f"{self.shard} x tp {self.tp} must be {world_size}, the number of processes"
+        )
+
     def sizes(self, world_size: int) -> tuple[int, int, int, int]:
         """Sizes of (pp, replicate, shard, tp) for this many processes.
 
         Raises:
             ConfigError: they don't multiply to ``world_size``.
         """
-        fixed = self.pp * self.shard * self.tp
-        replicate = self.replicate or max(world_size // fixed, 1)
-        if fixed * replicate != world_size:
-            raise ConfigError(
-                f"--parallel: pp {self.pp} x replicate {self.replicate or 'any'} x shard "
-                f"{self.shard} x tp {self.tp} must be {world_size}, the number of processes: "
-                f"use {_nearest(self, world_size)}"
-            )
+        fault = self.misfit(world_size)
+        if fault is not None:
+            raise ConfigError(fault)
+        replicate = self.replicate or world_size // (self.pp * self.shard * self.tp)
         return self.pp, replicate, self.shard, self.tp
 
 
-def _nearest(config: ParallelConfig, world_size: int) -> str:
-    """The three layouts of ``world_size`` processes that differ least from ``config``."""
+def factorisations(world_size: int) -> list[tuple[int, int, int, int]]:
+    """All (pp, replicate, shard, tp) whose product is ``world_size``."""
     divisors = [d for d in range(1, world_size + 1) if world_size % d == 0]
-    layouts = [
-        (pp, shard, tp)
+    return [
+        (pp, world_size // (pp * shard * tp), shard, tp)
         for pp in divisors
         for shard in divisors
         for tp in divisors
         if world_size % (pp * shard * tp) == 0
     ]
-    wanted = (config.pp, config.shard, config.tp)
-    layouts.sort(key=lambda one: sum(abs(a - b) for a, b in zip(one, wanted, strict=True)))
-    return ", or ".join(f"pp {pp} shard {shard} tp {tp}" for pp, shard, tp in layouts[:3])
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,7 @@ def run(config: PPOConfig, launch: Launch) -> int:
     chat, structure = open_chat(config.tokenizer, data, config.model)
     prompts = Prompts(data.train, chat, structure, data.sequence_length)
     heldout = Prompts(data.heldout, chat, structure, data.sequence_length) if data.heldout else None
-    stage = set_up(config, launch)
+    stage = set_up(config, launch, config.update.mini_batches)
     models = _models(stage, config)
     trainer, learners = stage.trainer(("actor", models.actor), ("critic", models.critic))
     if config.critic_learning_rate:

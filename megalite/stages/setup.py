@@ -12,6 +12,7 @@ from megalite.errors import CheckpointError, ConfigError
 from megalite.models.build import Model, build_model
 from megalite.models.config import ModelConfig
 from megalite.models.hugging_face import is_hugging_face, load_weights
+from megalite.models.layout import Demand, check_layout
 from megalite.parallel.launch import Launch
 from megalite.parallel.mesh import Mesh, ParallelConfig, build_mesh
 from megalite.training.checkpoint import CheckpointManager, find_checkpoint, load, verify
@@ -82,14 +83,21 @@ class Stage:
         return Trainer(learners, self.log, checkpoints, config.checkpoint.every), learners
 
 
-def set_up(config: StageConfig, launch: Launch) -> Stage:
+def set_up(config: StageConfig, launch: Launch, updates: int = 1) -> Stage:
     """Start the processes' mesh and open the run's folder.
+
+    Args:
+        config: of the run.
+        launch: this process among the run's.
+        updates: optimizer steps that share a step's samples (PPO's mini-batches).
 
     Raises:
         ConfigError: the layout doesn't fit, or there is no such device.
     """
     device = choose_device(config.run, launch)
-    check_batch(config.train, config.parallel, launch)
+    train = config.train
+    sizes = train.global_batch_size, train.micro_batch_size, updates
+    check_layout(Demand(config.model, launch.world_size, *sizes), config.parallel)
     mesh = build_mesh(launch, config.parallel, device)
     log = RunLog(config.run.folder, launch.rank == 0, config.train.steps, config.run.tensorboard)
     log.write("config.toml", dump(config))
@@ -114,18 +122,6 @@ def choose_device(run: RunConfig, launch: Launch) -> torch.device:
     cores = os.cpu_count() or 1
     torch.set_num_threads(run.threads or max(cores // launch.local_world_size, 1))
     return torch.device("cpu")
-
-
-def check_batch(train: TrainConfig, parallel: ParallelConfig, launch: Launch) -> None:
-    """Refuse a batch that the layout can't divide.
-
-    Raises:
-        ConfigError: it says which sizes would fit.
-    """
-    from megalite.data.loader import Share
-
-    _, replicate, shard, _ = parallel.sizes(launch.world_size)
-    Share(train.global_batch_size, train.micro_batch_size, 0, replicate * shard)
 
 
 def load_start(model: Model, start: str, needs_head: bool = False) -> None:

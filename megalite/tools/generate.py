@@ -22,6 +22,7 @@ from megalite.generation.sampling import SamplingConfig
 from megalite.models.build import Model, build_model
 from megalite.models.config import ModelConfig
 from megalite.models.hugging_face import is_hugging_face, read_config
+from megalite.models.layout import Demand, check_layout
 from megalite.parallel.data_parallel import gathered
 from megalite.parallel.launch import Launch
 from megalite.parallel.mesh import ParallelConfig, build_mesh
@@ -60,6 +61,7 @@ def run(config: GenerateConfig, launch: Launch) -> int:
     start = chat.tokenizer.token_id(first) if first else chat.tokenizer.pad_id
     structure = Structure(model_config.is_encoder_decoder, config.prefix, start)
     questions = _questions(config, launch)
+    check_layout(Demand(model_config, launch.world_size), config.parallel)
     mesh = build_mesh(launch, config.parallel, choose_device(config.run, launch))
     model = build_model(model_config, mesh, config.parallel, seed=0)
     load_start(model, config.model)

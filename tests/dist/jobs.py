@@ -94,12 +94,3 @@ def load_and_train(launch, model: str, layout, steps: int, folder: str, further:
     load(path, learner.tensors())
     learner.restore(facts["learner"])
     return [step(learner, model, number)["loss"] for number in range(steps, steps + further)]
-
-
-def refuse(launch: Launch, layout: dict[str, Any]) -> str:
-    """The message with which a layout is refused."""
-    try:
-        build_mesh(launch, ParallelConfig(**layout), "cpu")
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
-    return ""

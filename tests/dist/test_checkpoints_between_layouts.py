@@ -53,17 +53,3 @@ def test_losses_go_on_as_in_the_layout_that_saved(cluster, saved, source, target
 def test_the_same_layout_goes_on_bit_for_bit(cluster, saved, layout):
     folder, expected = saved(layout, "llama")
     assert run(cluster, layout, "load_and_train", model="llama", folder=str(folder)) == expected
-
-
-@pytest.mark.parametrize(
-    ("layout", "says"),
-    [
-        ({"tp": 3}, "must be 2, the number of processes"),
-        ({"pp": 2, "tp": 2}, "use pp 1 shard 1 tp 2"),
-        ({"shard": 4, "replicate": 1}, "the number of processes"),
-    ],
-)
-def test_a_layout_that_does_not_fit_is_refused_with_one_that_does(cluster, layout, says):
-    for message in cluster.run(2, "tests.dist.jobs:refuse", layout=layout):
-        assert message.startswith("ConfigError: --parallel")
-        assert says in message

@@ -1,0 +1,140 @@
+"""Which layouts fit a model, a batch and a number of processes; others are refused early."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from megalite.errors import ConfigError
+from megalite.models.config import ModelConfig
+from megalite.parallel.mesh import ParallelConfig, factorisations
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What a layout has to fit.
+
+    Attributes:
+        model: shape of the model.
+        world_size: processes; 0 leaves them out.
+        global_batch_size: samples an optimizer step; 0 leaves the batch out.
+        micro_batch_size: samples a forward pass and process.
+        updates: optimizer steps that share those samples (PPO's mini-batches).
+    """
+
+    model: ModelConfig
+    world_size: int = 0
+    global_batch_size: int = 0
+    micro_batch_size: int = 1
+    updates: int = 1
+
+
+def check_layout(demand: Demand, parallel: ParallelConfig) -> None:
+    """Refuse a layout that doesn't fit.
+
+    Raises:
+        ConfigError: it says which number to change, and the nearest layouts that fit.
+    """
+    fault = next(faults(demand, parallel), None)
+    if fault is None:
+        return
+    fits = nearest(demand, parallel) if demand.world_size else []
+    offer = f"; layouts that fit: {', or '.join(fits)}" if fits else ""
+    raise ConfigError(fault + offer)
+
+
+def faults(demand: Demand, parallel: ParallelConfig) -> Iterator[str]:
+    """What is wrong with a layout, one sentence each, without those that fit."""
+    if demand.world_size and (text := parallel.misfit(demand.world_size)):
+        yield text
+        return
+    yield from _model_faults(demand.model, parallel)
+    if demand.world_size and demand.global_batch_size:
+        yield from _batch_faults(demand, parallel)
+
+
+def _model_faults(model: ModelConfig, parallel: ParallelConfig) -> Iterator[str]:
+    blocks, chunks = model.num_encoder_layers + model.num_layers, parallel.chunks_per_rank
+    if (chunks > 1) != (parallel.schedule == "interleaved"):
+        yield (
+            f"--parallel.chunks_per_rank {chunks}: must be at least 2 with the interleaved "
+            f"schedule and 1 with others; schedule is {parallel.schedule}"
+        )
+    parts = parallel.pp * chunks
+    if parallel.pp > 1 and parts > blocks:
+        yield (
+            f"--parallel.pp {parallel.pp}: {parts} stages need at least {parts} blocks; this "
+            f"model has {blocks}: use {_or(_up_to(blocks // chunks))}"
+        )
+    if parallel.tp > model.num_heads:
+        yield (
+            f"--parallel.tp {parallel.tp}: must be at most num_heads, {model.num_heads}: "
+            f"use {_or(_up_to(model.num_heads))}"
+        )
+
+
+def _batch_faults(demand: Demand, parallel: ParallelConfig) -> Iterator[str]:
+    pp, replicate, shard, _ = parallel.sizes(demand.world_size)
+    size, ranks = demand.global_batch_size, replicate * shard
+    unit = demand.micro_batch_size * ranks
+    if size % unit:
+        low = size // unit * unit
+        yield (
+            f"--train.global_batch_size {size}: must be a multiple of micro_batch_size "
+            f"{demand.micro_batch_size} x {ranks} data-parallel processes = {unit}: use "
+            f"{_or([low, low + unit] if low else [unit])}"
+        )
+        return
+    if pp > 1:
+        yield from _schedule_faults(demand, parallel, unit)
+
+
+def _schedule_faults(demand: Demand, parallel: ParallelConfig, unit: int) -> Iterator[str]:
+    """What a pipeline's schedule can't do with its micro-batches of ``unit`` samples."""
+    pp, size, updates = parallel.pp, demand.global_batch_size, demand.updates
+    count = size // (unit * updates)
+    where = f"--train.global_batch_size {size}: gives {size / (unit * updates):g} micro-batches"
+    if size % (unit * updates):
+        yield (
+            f"{where} to each of update.mini_batches {updates}; pipeline stages need a whole "
+            f"number: use {(count + 1) * unit * updates}"
+        )
+    elif parallel.schedule == "1f1b" and count < pp:
+        yield (
+            f"{where} a step; {pp} pipeline stages need {pp}: use {pp * unit * updates}, a smaller "
+            "micro_batch_size or --parallel.schedule gpipe"
+        )
+    elif parallel.schedule == "interleaved" and count % max(1, count // pp):
+        low = count // pp * pp
+        yield (
+            f"{where} a step; the interleaved schedule needs a multiple of "
+            f"{max(1, count // pp)}: use {_or([n * unit * updates for n in (low, low + pp)])}"
+        )
+
+
+def nearest(demand: Demand, parallel: ParallelConfig, count: int = 3) -> list[str]:
+    """The layouts of as many processes that fit and differ least from ``parallel``."""
+    wanted = (parallel.pp, max(parallel.replicate, 1), parallel.shard, parallel.tp)
+
+    def distance(sizes: tuple[int, ...]) -> float:
+        return sum(abs(math.log2(a / b)) for a, b in zip(sizes, wanted, strict=True))
+
+    fits = []
+    for sizes in sorted(factorisations(demand.world_size), key=distance):
+        names = ("pp", "replicate", "shard", "tp")
+        other = parallel.model_copy(update=dict(zip(names, sizes, strict=True)))
+        if next(faults(demand, other), None) is None:
+            fits.append(" ".join(f"{n} {s}" for n, s in zip(names, sizes, strict=True)))
+        if len(fits) == count:
+            break
+    return fits
+
+
+def _up_to(most: int) -> list[int]:
+    return [n for n in (most, most - 1, most - 2) if n > 0] or [1]
+
+
+def _or(numbers: list[int]) -> str:
+    texts = [str(number) for number in numbers]
+    if len(texts) < 2:
+        return "".join(texts)
+    return ", ".join(texts[:-1]) + " or " + texts[-1]

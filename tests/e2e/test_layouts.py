@@ -1,0 +1,32 @@
+"""A layout that doesn't fit is refused by every process before anything starts."""
+
+import re
+
+import pytest
+
+from tests.e2e.conftest import megalite
+
+CASES = {  # the tiny model has 2 blocks, 2 heads and a global batch of 4
+    "processes": (["--parallel.tp", "3"], ["tp 3 must be 2, the number of processes", "tp 2"]),
+    "heads": (["--parallel.tp", "2", "--model.num_heads", "1"], ["num_heads, 1", "pp 2"]),
+    "blocks": (["--parallel.pp", "2", "--model.num_layers", "1"], ["pp 2", "has 1", "tp 2"]),
+    "batch": (["--train.global_batch_size", "3"], ["global_batch_size 3", "use 2 or 4", "tp 2"]),
+    "schedule": (
+        ["--parallel.pp", "2", "--train.micro_batch_size", "4"],
+        ["gives 1 micro-batches", "gpipe", "tp 2"],
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", CASES)
+def test_a_layout_that_does_not_fit_is_refused_with_those_that_do(work, kind):
+    more, says = CASES[kind]
+    run = work.new_run()
+    done = megalite(*work.pretrain_words(run, *more), processes=2)
+    assert done.returncode != 0
+    codes = set(re.findall(r"exitcode\s*: (-?\d+)", done.stderr))  # torchrun's report
+    assert "2" in codes
+    assert codes <= {"2", "-15"}  # torchrun ends the others at the first's end
+    for part in [*says, "layouts that fit"]:
+        assert part in done.stderr
+    assert not run.exists()
