@@ -8,8 +8,10 @@
 //   tiles that hold one are never full.
 #pragma once
 
-#include "../philox.h"
 #include "attention_params.cuh"
+
+// Behind intrinsics.cuh, which names the integer types where there is no <cstdint> (NVRTC).
+#include "../philox.h"
 
 namespace megalite {
 

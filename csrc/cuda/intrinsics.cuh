@@ -5,7 +5,8 @@
 //
 // The vocabulary, equal in both (namespace megalite); blocks are one-dimensional in threads:
 //   MEGALITE_KERNEL(threads, blocks_per_sm) void name(params)
-//   MEGALITE_DEVICE, MEGALITE_HOST_DEVICE before functions, MEGALITE_UNROLL before loops
+//   MEGALITE_DEVICE, MEGALITE_HOST_DEVICE before functions; before loops MEGALITE_UNROLL, or
+//   MEGALITE_ROLLED where copies of a long body would only cost registers
 //   host: launch(LaunchConfig{name, grid, block, shared_bytes, stream}, kernel<...>, params...)
 //   thread_x() block_x() block_y() block_z() grid_x() grid_y() grid_z() block_dim_x() lane() warp()
 //   syncthreads()   syncwarp(mask): orders memory, as shuffles and ldmatrix do not

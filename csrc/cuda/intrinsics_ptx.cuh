@@ -13,6 +13,7 @@
 #define MEGALITE_HOST_DEVICE __host__ __device__ __forceinline__
 #define MEGALITE_KERNEL(threads, blocks_per_sm) __global__ __launch_bounds__(threads, blocks_per_sm)
 #define MEGALITE_UNROLL _Pragma("unroll")
+#define MEGALITE_ROLLED _Pragma("unroll 1")
 
 namespace megalite {
 

@@ -14,6 +14,7 @@
 #define MEGALITE_HOST_DEVICE inline
 #define MEGALITE_KERNEL(threads, blocks_per_sm) inline
 #define MEGALITE_UNROLL
+#define MEGALITE_ROLLED
 
 namespace megalite {
 

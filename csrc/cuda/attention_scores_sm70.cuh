@@ -1,0 +1,234 @@
+// What happens to the scores of a warp on sm_70 between the products: mask, bias, dropout, softmax.
+//
+// Mapping: scores are a Product (attention_warp_sm70.cuh): a lane has two rows of each piece, and a
+//   row is spread over the four lanes that differ in bits 1 and 3. `RowValues` are a lane's two.
+// Numerics: exponents are of 2; a score s enters as factor * s, the factor holding scale * log2(e).
+// Source: Dao 2023, arXiv:2307.08691, algorithm 1, lines 8-10.
+// Tested by: tests/kernels/test_attention.py on simt.
+#pragma once
+
+#include "attention_tiles.cuh"
+#include "attention_warp_sm70.cuh"
+
+namespace megalite::sm70 {
+
+MEGALITE_DEVICE float minus_infinity() { return as_float(0xff800000u); }
+
+/// The rows of a block or warp: of one head of one sequence.
+struct Place {
+  int batch, head, first_row;
+};
+
+/// One number for each row of a warp's tile.
+template <int kRows>
+struct RowValues {
+  float v[kRows / kPiece][2];
+  MEGALITE_DEVICE float of(int i, int e) const { return v[i][e / 2 % 2]; }
+};
+
+/// f(i, j, e) for every element that a lane has of a Product.
+template <int kRows, int kColumns, class F>
+MEGALITE_DEVICE void for_each_element(F f) {
+  MEGALITE_UNROLL
+  for (int i = 0; i < kRows / kPiece; ++i) {
+    MEGALITE_UNROLL
+    for (int j = 0; j < kColumns / kPiece; ++j) {
+      MEGALITE_UNROLL
+      for (int e = 0; e < 8; ++e) f(i, j, e);
+    }
+  }
+}
+
+/// The sum over the lanes that share rows.
+MEGALITE_DEVICE float sum_over_row(float x) {
+  x += shfl_xor(x, 2);
+  return x + shfl_xor(x, 8);
+}
+MEGALITE_DEVICE float max_over_row(float x) {
+  x = fmaxf(x, shfl_xor(x, 2));
+  return fmaxf(x, shfl_xor(x, 8));
+}
+
+/// Scores of keys outside their row's interval become -inf.
+template <int kRows, int kKeys>
+MEGALITE_DEVICE void mask_scores(Product<kRows, kKeys>& s, const AttentionParams<half>& p,
+                                 const Place& at, int first_key) {
+  MEGALITE_UNROLL
+  for (int i = 0; i < kRows / kPiece; ++i) {
+    MEGALITE_UNROLL
+    for (int r = 0; r < 2; ++r) {
+      const Interval keys = row_interval(p, at.batch, at.first_row + i * kPiece + c_row(2 * r));
+      MEGALITE_UNROLL
+      for (int j = 0; j < kKeys / kPiece; ++j) {
+        MEGALITE_UNROLL
+        for (int n = 0; n < 4; ++n) {
+          const int e = n % 2 + n / 2 * 4 + 2 * r;
+          if (!keys.has(first_key + j * kPiece + c_column(e))) s.c[i][j][e] = minus_infinity();
+        }
+      }
+    }
+  }
+}
+
+/// The biases of a tile of rows and keys by distance, times log2(e), in shared memory.
+template <int kRows, int kKeys>
+struct BiasTile {
+  static constexpr int kCount = kRows + kKeys - 1;
+  static constexpr int kBytes = (kCount + 1) * 4;
+  Shared<float> values;
+
+  template <bool kExists>
+  static MEGALITE_DEVICE BiasTile at(int byte_offset) {
+    return {shared_view<float>(kExists ? byte_offset : 0, kExists ? kCount : 0)};
+  }
+  /// By all threads of the block; zeros without a bias.
+  MEGALITE_DEVICE void fill(const DistanceBias& bias, int first_row, int first_key) const {
+    for (int i = thread_x(); i < kCount; i += block_dim_x()) {
+      const int distance = first_key - first_row - (kRows - 1) + i;
+      values.store(i, bias.bias ? bias.at(distance) * kLog2E : 0.0f);
+    }
+  }
+  MEGALITE_DEVICE float of(int row, int key) const { return values.load(key - row + kRows - 1); }
+};
+
+/// s = factor * s + bias, where `first_row` is the warp's first in the tile.
+template <int kWarpRows, int kRows, int kKeys>
+MEGALITE_DEVICE void add_bias(Product<kWarpRows, kKeys>& s, float factor,
+                              const BiasTile<kRows, kKeys>& bias, int first_row) {
+  for_each_element<kWarpRows, kKeys>([&](int i, int j, int e) {
+    const float b = bias.of(first_row + i * kPiece + c_row(e), j * kPiece + c_column(e));
+    s.c[i][j][e] = fmaf(s.c[i][j][e], factor, b);
+  });
+}
+
+/// Which probabilities of a warp's tile dropout keeps. A lane draws the words of one row a piece,
+/// and the lane 2 beside those of its other row.
+template <int kRows, int kKeys>
+struct KeptKeys {
+  static_assert(kKeys <= 64, "eight bits for each 16 keys");
+  uint32_t bits[kRows / kPiece][2];  // of this lane's two rows
+
+  MEGALITE_DEVICE void draw(const KeepBits& keep, int first_row, int first_key) {
+    MEGALITE_UNROLL
+    for (int i = 0; i < kRows / kPiece; ++i) {
+      uint32_t mine = 0;
+      MEGALITE_ROLLED
+      for (int quad = 0; quad < kKeys / 8; ++quad) {
+        const int key = first_key + quad / 2 * kPiece + (lane() & 8) + quad % 2 * 4;
+        mine |= keep.four_keys(first_row + i * kPiece + a_row(), key / 4) << quad * 4;
+      }
+      const uint32_t other = shfl_xor(mine, 2);
+      bits[i][0] = (lane() & 2) == 0 ? mine : other;
+      bits[i][1] = (lane() & 2) == 0 ? other : mine;
+    }
+  }
+  MEGALITE_DEVICE bool has(int i, int j, int e) const {
+    return bits[i][e / 2 % 2] >> (j * 8 + (e & 1) + (lane() & 2) + (e & 4)) & 1u;
+  }
+};
+
+/// Dropped probabilities become 0; the others are not scaled.
+template <int kRows, int kKeys>
+MEGALITE_DEVICE void drop(Product<kRows, kKeys>& p, const KeepBits& keep, int first_row,
+                          int first_key) {
+  KeptKeys<kRows, kKeys> kept;
+  kept.draw(keep, first_row, first_key);
+  for_each_element<kRows, kKeys>([&](int i, int j, int e) {
+    if (!kept.has(i, j, e)) p.c[i][j][e] = 0.0f;
+  });
+}
+
+/// The softmax over keys that come a tile at a time.
+template <int kRows>
+struct RunningSoftmax {
+  RowValues<kRows> max, sum;  // max of the scores as they come, sum of this lane's probabilities
+
+  MEGALITE_DEVICE void clear() {
+    MEGALITE_UNROLL
+    for (int i = 0; i < kRows / kPiece; ++i) {
+      MEGALITE_UNROLL
+      for (int r = 0; r < 2; ++r) max.v[i][r] = minus_infinity(), sum.v[i][r] = 0.0f;
+    }
+  }
+
+  /// Scores become 2^(factor (s - max)); returns what all earlier ones are to be multiplied by.
+  template <int kKeys>
+  MEGALITE_DEVICE RowValues<kRows> exponentiate(Product<kRows, kKeys>& s, float factor) {
+    RowValues<kRows> shrink;
+    MEGALITE_UNROLL
+    for (int i = 0; i < kRows / kPiece; ++i) {
+      MEGALITE_UNROLL
+      for (int r = 0; r < 2; ++r) shrink.v[i][r] = exponentiate_row(s.c[i], i, r, factor);
+    }
+    return shrink;
+  }
+
+  template <int kPieces>
+  MEGALITE_DEVICE float exponentiate_row(float (&s)[kPieces][8], int i, int r, float factor) {
+    float highest = max.v[i][r];
+    MEGALITE_UNROLL
+    for (int j = 0; j < kPieces; ++j) {
+      MEGALITE_UNROLL
+      for (int n = 0; n < 4; ++n) highest = fmaxf(highest, s[j][n % 2 + n / 2 * 4 + 2 * r]);
+    }
+    highest = max_over_row(highest);
+    const float finite = highest == minus_infinity() ? 0.0f : highest;
+    const float shrink = exp2_approx((max.v[i][r] - finite) * factor);
+    max.v[i][r] = highest;
+    float total = 0.0f;
+    MEGALITE_UNROLL
+    for (int j = 0; j < kPieces; ++j) {
+      MEGALITE_UNROLL
+      for (int n = 0; n < 4; ++n) {
+        float& x = s[j][n % 2 + n / 2 * 4 + 2 * r];
+        x = exp2_approx(fmaf(x, factor, -finite * factor));
+        total += x;
+      }
+    }
+    sum.v[i][r] = fmaf(sum.v[i][r], shrink, total);
+    return shrink;
+  }
+
+  /// The sums over whole rows.
+  MEGALITE_DEVICE RowValues<kRows> total() const {
+    RowValues<kRows> whole;
+    MEGALITE_UNROLL
+    for (int i = 0; i < kRows / kPiece; ++i) {
+      MEGALITE_UNROLL
+      for (int r = 0; r < 2; ++r) whole.v[i][r] = sum_over_row(sum.v[i][r]);
+    }
+    return whole;
+  }
+};
+
+#ifndef __CUDACC_RTC__
+template <int D, bool has_bias, bool drops>
+struct Choice {
+  static constexpr int kHeadDim = D;
+  static constexpr bool kHasBias = has_bias, kDrops = drops;
+};
+
+template <int D, class F>
+void select_extras(const AttentionParams<half>& p, F f) {
+  // Masked scores are -inf before they are scaled, so a factor <= 0 goes the way of a bias, where
+  // they are scaled first.
+  const bool has_bias = static_cast<bool>(p.bias) || p.scale <= 0.0f;
+  if (has_bias && p.dropout.threshold != 0) return f(Choice<D, true, true>{});
+  if (has_bias) return f(Choice<D, true, false>{});
+  if (p.dropout.threshold != 0) return f(Choice<D, false, true>{});
+  return f(Choice<D, false, false>{});
+}
+
+/// Calls f with the Choice of template arguments for `p`.
+template <class F>
+void select(const AttentionParams<half>& p, F f) {
+  if (p.head_dim <= 32) return select_extras<32>(p, f);
+  if (p.head_dim <= 64) return select_extras<64>(p, f);
+  if (p.head_dim <= 96) return select_extras<96>(p, f);
+  if (p.head_dim <= 128) return select_extras<128>(p, f);
+  if (p.head_dim <= 192) return select_extras<192>(p, f);
+  return select_extras<256>(p, f);
+}
+#endif
+
+}  // namespace megalite::sm70
