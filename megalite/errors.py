@@ -3,6 +3,10 @@
 A message says where, what must hold, what came, and what to do, in one line.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 
 class MegaliteError(Exception):
     """An error with a meaning for the command line."""
@@ -44,3 +48,14 @@ class Stopped(MegaliteError):
     """Stopped on request, with the state saved."""
 
     exit_code = 3
+
+
+@contextmanager
+def naming(path: Path | str) -> Iterator[None]:
+    """Name ``path`` in the errors of the system that name no file, as those of a full disk do."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise

@@ -10,10 +10,10 @@ from megalite.data.example import Example, collate, decoder_example, encoder_dec
 from megalite.data.formats import (
     Ranking,
     Turn,
+    located_rows,
     parse_conversation,
     parse_prompt,
     parse_ranking,
-    read_rows,
 )
 from megalite.data.packing import first_fit
 from megalite.data.structure import Structure
@@ -39,11 +39,15 @@ class Conversations:
         Raises:
             DataError: a row is malformed, or longer than ``length``.
         """
-        conversations = read_rows(paths, parse_conversation)
         self._chat, self._structure = chat, structure
-        self._examples = [self._example(turns) for turns in conversations]
+        check = LengthCheck(length)
+        self._examples: list[Example] = []
+        for where, turns in located_rows(paths, parse_conversation):
+            example = self._example(turns)
+            check.add(where, len(example), example.encoder_length)
+            self._examples.append(example)
+        check.finish()
         lengths = [max(len(e), e.encoder_length) for e in self._examples]
-        check_lengths(lengths, length, paths)
         alone = [[number] for number in range(len(lengths))]
         self._rows = first_fit(lengths, length) if packed else alone
 
@@ -62,19 +66,36 @@ class Conversations:
         return pack([self._examples[i] for i in self._rows[number]])
 
 
-def check_lengths(lengths: Sequence[int], most: int, paths: Sequence[str]) -> None:
-    """Refuse samples that don't fit a row.
+class LengthCheck:
+    """Refuses samples that don't fit a row, with the place of the first."""
 
-    Raises:
-        DataError: it says how many and the longest.
-    """
-    long = [i for i, length in enumerate(lengths) if length > most]
-    if long:
-        raise DataError(
-            f"{', '.join(map(str, paths))}: {len(long)} of {len(lengths)} samples are longer than "
-            f"sequence_length {most}, the first is row {long[0] + 1} with {lengths[long[0]]} "
-            f"tokens: raise it to {max(lengths)} or drop them"
-        )
+    def __init__(self, most: int) -> None:
+        """Allow ``most`` tokens."""
+        self._most, self._count = most, 0
+        self._first, self._long, self._longest = "", 0, 0
+
+    def add(self, where: str, *lengths: int) -> None:
+        """Take note of a sample's streams, in tokens."""
+        longest = max(lengths)
+        self._count += 1
+        if longest <= self._most:
+            return
+        if not self._long:
+            self._first = f"{where}: has {longest} tokens, sequence_length is {self._most}"
+        self._long += 1
+        self._longest = max(self._longest, longest)
+
+    def finish(self) -> None:
+        """Tell.
+
+        Raises:
+            DataError: it says where the first is, how many there are and how long.
+        """
+        if self._long:
+            raise DataError(
+                f"{self._first}; {self._long} of {self._count} samples are longer: raise it to "
+                f"{self._longest} or drop them"
+            )
 
 
 class RankedAnswers:
@@ -82,10 +103,13 @@ class RankedAnswers:
 
     def __init__(self, paths: Sequence[str], chat: Chat, structure: Structure, length: int) -> None:
         """Read files; see :class:`Conversations`."""
-        rankings = read_rows(paths, parse_ranking)
-        self._items = [self._answers(ranking, chat, structure) for ranking in rankings]
-        longest = [max(max(len(e), e.encoder_length) for e in item) for item in self._items]
-        check_lengths(longest, length, paths)
+        check = LengthCheck(length)
+        self._items: list[list[Example]] = []
+        for where, ranking in located_rows(paths, parse_ranking):
+            item = self._answers(ranking, chat, structure)
+            check.add(where, *(max(len(e), e.encoder_length) for e in item))
+            self._items.append(item)
+        check.finish()
 
     @staticmethod
     def _answers(ranking: Ranking, chat: Chat, structure: Structure) -> list[Example]:
@@ -115,11 +139,15 @@ class Prompts:
 
     def __init__(self, paths: Sequence[str], chat: Chat, structure: Structure, length: int) -> None:
         """Read files; see :class:`Conversations`."""
-        turns = read_rows(paths, parse_prompt)
-        self._prompts = [as_prompt(chat.prompt(one), structure) for one in turns]
-        self.texts = [one[-1].text for one in turns]
-        lengths = [max(len(p.tokens), len(p.encoder_tokens)) for p in self._prompts]
-        check_lengths(lengths, length, paths)
+        check = LengthCheck(length)
+        self._prompts: list[Prompt] = []
+        self.texts: list[str] = []
+        for where, turns in located_rows(paths, parse_prompt):
+            prompt = as_prompt(chat.prompt(turns), structure)
+            check.add(where, len(prompt.tokens), len(prompt.encoder_tokens))
+            self._prompts.append(prompt)
+            self.texts.append(turns[-1].text)
+        check.finish()
 
     def __len__(self) -> int:
         return len(self._prompts)

@@ -1,34 +1,45 @@
 """Documents of raw text: folders of files, text, JSONL and Parquet, streamed."""
 
+import codecs
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from megalite.data.formats import parse_line
+from megalite.data.formats import check_unicode, open_parquet, parse_line
 from megalite.errors import DataError
 
 JSONL = (".jsonl", ".ndjson")
+PIECE = 1 << 18  # characters of a text file that are read at once
+OnError = Callable[[DataError], None]
 
 
-@dataclass
-class Skipped:
-    """Counts and names malformed rows instead of stopping at the first.
+@dataclass(frozen=True)
+class Span:
+    """A whole file, or a part of one: bytes of JSONL that end at lines, row groups of Parquet.
 
     Attributes:
-        limit: how many are named.
-        count: how many there were.
-        named: the messages of the first ``limit``.
+        path: of the file.
+        first: where the part begins.
+        last: where it ends; 0 is the whole file.
     """
 
-    limit: int = 10
-    count: int = 0
-    named: list[str] = field(default_factory=list)
+    path: Path
+    first: int = 0
+    last: int = 0
 
-    def __call__(self, error: DataError) -> None:
-        """Take note of one."""
-        self.count += 1
-        if len(self.named) < self.limit:
-            self.named.append(str(error))
+
+@dataclass(frozen=True)
+class Piece:
+    """Text of a document.
+
+    Attributes:
+        text: all of it, or a part that ends at a line's end.
+        ends: whether the document ends here.
+    """
+
+    text: str
+    ends: bool = True
 
 
 def stop(error: DataError) -> None:
@@ -56,10 +67,8 @@ def files(sources: Sequence[str]) -> list[Path]:
     return found
 
 
-def documents(
-    sources: Sequence[str], text_key: str, on_error: Callable[[DataError], None] = stop
-) -> Iterator[tuple[str, str]]:
-    """Yield where each document comes from and its text; blank ones are left out.
+def documents(sources: Sequence[str], text_key: str, on_error: OnError = stop) -> Iterator[Piece]:
+    """Yield the documents of files and folders, long ones in pieces; blank ones are left out.
 
     A JSONL line or Parquet row is a document, and so is any other file as a whole.
 
@@ -67,60 +76,137 @@ def documents(
         DataError: a row is malformed and ``on_error`` raises what it is given.
     """
     for path in files(sources):
-        yield from file_documents(path, text_key, on_error)
+        yield from span_documents(Span(path), text_key, on_error)
 
 
-def file_documents(
-    path: Path, text_key: str, on_error: Callable[[DataError], None] = stop
-) -> Iterator[tuple[str, str]]:
-    """The documents of one file; see :func:`documents`."""
-    if path.suffix in JSONL:
-        rows = _jsonl_texts(path, text_key, on_error)
+def span_documents(span: Span, text_key: str, on_error: OnError = stop) -> Iterator[Piece]:
+    """The documents of a part of a file; see :func:`documents`."""
+    if span.path.suffix in JSONL:
+        return _jsonl(span, text_key, on_error)
+    if span.path.suffix == ".parquet":
+        return _parquet(span, text_key, on_error)
+    return _text_file(span.path, on_error)
+
+
+def spans(path: Path, size: int) -> Iterator[Span]:
+    """Cut a JSONL file at line ends and a Parquet file at row groups into parts of ``size`` bytes.
+
+    Any other file stays whole.
+    """
+    total = path.stat().st_size
+    if total <= size:
+        yield Span(path)
+    elif path.suffix in JSONL:
+        first = 0
+        with open(path, "rb") as file:
+            while first < total:
+                file.seek(min(first + size, total))
+                file.readline()
+                yield Span(path, first, file.tell())
+                first = file.tell()
     elif path.suffix == ".parquet":
-        rows = _parquet_texts(path, text_key)
+        groups = open_parquet(path).num_row_groups
+        step = max(groups * size // total, 1)
+        for first in range(0, groups, step):
+            yield Span(path, first, min(first + step, groups))
     else:
-        rows = _whole(path, on_error)
-    for where, text in rows:
-        if text.strip():
-            yield where, text
+        yield Span(path)
 
 
-def _jsonl_texts(path: Path, key: str, on_error) -> Iterator[tuple[str, str]]:
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            where = f"{path}:{number}"
+def _jsonl(span: Span, key: str, on_error: OnError) -> Iterator[Piece]:
+    with open(span.path, "rb") as file:
+        file.seek(span.first)
+        before, number, at = -1, 0, span.first
+        while not span.last or at < span.last:
+            line = file.readline()
+            if not line:
+                return
+            at, number = at + len(line), number + 1
             try:
-                text = parse_line(where, line).get(key)
-                if not isinstance(text, str):
-                    raise DataError(f"{where}: must have text under {key!r}; see --text_key")
+                value = parse_line("", line).get(key) if line.strip() else ""
+                text = _text(value, f"text under {key!r}")
             except DataError as error:
-                on_error(error)
+                if before < 0:  # lines of the file before this part: counted only if one is named
+                    before = _lines_before(span)
+                on_error(DataError(f"{span.path}:{before + number}{error}"))
                 continue
-            yield where, text
+            if text.strip():
+                yield Piece(text)
 
 
-def _parquet_texts(path: Path, key: str) -> Iterator[tuple[str, str]]:
-    import pyarrow
-    import pyarrow.parquet
-
+def _text(value: Any, what: str) -> str:
+    if not isinstance(value, str):
+        raise DataError(f": must have {what}; see --text_key")
     try:
-        file = pyarrow.parquet.ParquetFile(path)
-    except pyarrow.ArrowInvalid as error:
-        raise DataError(f"{path}: not a Parquet file: {error}") from None
+        check_unicode(value)
+    except ValueError as error:
+        raise DataError(f": {error}") from None
+    return value
+
+
+def _lines_before(span: Span) -> int:
+    count, left = 0, span.first
+    with open(span.path, "rb") as file:
+        while left and (block := file.read(min(left, PIECE))):
+            count, left = count + block.count(b"\n"), left - len(block)
+    return count
+
+
+def _parquet(span: Span, key: str, on_error: OnError) -> Iterator[Piece]:
+    file = open_parquet(span.path)
     if key not in file.schema_arrow.names:
         names = ", ".join(file.schema_arrow.names)
-        raise DataError(f"{path}: has no column {key!r} but {names}; see --text_key")
-    number = 0
-    for batch in file.iter_batches(batch_size=256, columns=[key]):
-        for text in batch.column(0).to_pylist():
-            yield f"{path}:row {number}", text or ""
-            number += 1
-
-
-def _whole(path: Path, on_error) -> Iterator[tuple[str, str]]:
+        raise DataError(f"{span.path}: has no column {key!r} but {names}; see --text_key")
+    last = span.last or file.num_row_groups
+    groups = range(span.first, last)
+    number = sum(file.metadata.row_group(i).num_rows for i in range(span.first))
     try:
-        yield str(path), path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        on_error(DataError(f"{path}: must be text in UTF-8: {error.reason} at byte {error.start}"))
+        for batch in file.iter_batches(batch_size=256, row_groups=groups, columns=[key]):
+            for value in batch.column(0).to_pylist():
+                number += 1
+                try:
+                    text = _text(value, f"text in column {key!r}")
+                except DataError as error:
+                    on_error(DataError(f"{span.path}:row {number}{error}"))
+                    continue
+                if text.strip():
+                    yield Piece(text)
+    except (OSError, ValueError) as error:  # pyarrow's errors about a damaged file
+        reason = str(error).splitlines()[0]
+        raise DataError(f"{span.path}: damaged behind row {number}: {reason}") from None
+
+
+def _text_file(path: Path, on_error: OnError) -> Iterator[Piece]:
+    """A file as one document, in pieces that end at line ends; it is checked before any of it."""
+    try:
+        _check_utf8(path)
+    except DataError as error:
+        on_error(error)
+        return
+    with open(path, encoding="utf-8-sig") as file:
+        text = file.read(PIECE)
+        if not text.strip() and len(text) < PIECE:
+            return
+        while following := file.read(PIECE):
+            cut = text.rfind("\n") + 1 or len(text)
+            yield Piece(text[:cut], ends=False)
+            text = text[cut:] + following
+        yield Piece(text)
+
+
+def _check_utf8(path: Path) -> None:
+    decoder, at = codecs.getincrementaldecoder("utf-8")(), 0
+    with open(path, "rb") as file:
+        while True:
+            block = file.read(PIECE)
+            pending = len(decoder.getstate()[0])
+            try:
+                decoder.decode(block, final=not block)
+            except UnicodeDecodeError as error:
+                place = at - pending + error.start
+                raise DataError(
+                    f"{path}: must be text in UTF-8: {error.reason} at byte {place}"
+                ) from None
+            if not block:
+                return
+            at += len(block)

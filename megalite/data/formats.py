@@ -35,22 +35,28 @@ class Ranking:
 
 
 def read_rows(paths: Sequence[Path | str], parse: Callable[[dict[str, Any]], T]) -> list[T]:
-    """Read and parse every row of JSONL, JSON or Parquet files.
+    """Read and parse every row of JSONL, JSON or Parquet files; see :func:`located_rows`."""
+    return [row for _, row in located_rows(paths, parse)]
+
+
+def located_rows(
+    paths: Sequence[Path | str], parse: Callable[[dict[str, Any]], T]
+) -> Iterator[tuple[str, T]]:
+    """Yield where each row of JSONL, JSON or Parquet files stands, such as ``file:line``, and it.
 
     Raises:
         DataError: names the file and line of what is wrong.
     """
-    rows: list[T] = []
     for path in paths:
-        before = len(rows)
+        is_empty = True
         for where, row in _rows(Path(path)):
             try:
-                rows.append(parse(row))
+                yield where, parse(row)
             except (KeyError, TypeError, ValueError) as error:
                 raise DataError(f"{where}: {_reason(error)}") from None
-        if len(rows) == before:
+            is_empty = False
+        if is_empty:
             raise DataError(f"{path}: is empty; it needs at least one row")
-    return rows
 
 
 def _reason(error: Exception) -> str:
@@ -90,11 +96,13 @@ def parse_line(where: str, line: bytes) -> dict[str, Any]:
         DataError: it is not a JSON object in UTF-8.
     """
     try:
-        row = json.loads(line.decode("utf-8"))
+        row = json.loads(line.decode("utf-8-sig"))
     except UnicodeDecodeError:
         raise DataError(f"{where}: must be UTF-8") from None
     except json.JSONDecodeError as error:
         raise DataError(f"{where}: not JSON: {error.msg} at column {error.colno}") from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits; deep nesting
+        raise DataError(f"{where}: not JSON that can be read: {error}") from None
     if not isinstance(row, dict):
         raise DataError(f"{where}: must be a JSON object, came {type(row).__name__}")
     return row
@@ -102,33 +110,61 @@ def parse_line(where: str, line: bytes) -> dict[str, Any]:
 
 def _json_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        rows = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not JSON: {error}") from None
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise DataError(f"{path}: must be a list of JSON objects")
-    for number, row in enumerate(rows):
-        yield f"{path}[{number}]", row
+    for number, row in enumerate(rows, 1):
+        yield f"{path}:item {number}", row
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    import pyarrow
-    import pyarrow.parquet
-
+    file, number = open_parquet(path), 0
     try:
-        file = pyarrow.parquet.ParquetFile(path)
-    except pyarrow.ArrowInvalid as error:
-        raise DataError(f"{path}: not a Parquet file: {error}") from None
-    number = 0
-    for batch in file.iter_batches(batch_size=1024):
-        for row in batch.to_pylist():
-            yield f"{path}:row {number}", row
-            number += 1
+        for batch in file.iter_batches(batch_size=1024):
+            for row in batch.to_pylist():
+                number += 1
+                yield f"{path}:row {number}", row
+    except (OSError, ValueError) as error:  # pyarrow's errors about a damaged file
+        reason = str(error).splitlines()[0]
+        raise DataError(f"{path}: damaged behind row {number}: {reason}") from None
+
+
+def open_parquet(path: Path) -> Any:
+    """Open a Parquet file.
+
+    Raises:
+        DataError: pyarrow is not installed, or the file is not Parquet.
+    """
+    try:
+        import pyarrow.parquet
+    except ImportError:
+        raise DataError(f"{path}: Parquet needs pyarrow: pip install pyarrow") from None
+    try:
+        return pyarrow.parquet.ParquetFile(path)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(f"{path}: not a Parquet file: {reason}") from None
+
+
+def check_unicode(text: str) -> None:
+    """Refuse half of a surrogate pair, which JSON can write and no encoding can.
+
+    Raises:
+        ValueError: there is one.
+    """
+    if not text.isascii():
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise ValueError(f"character {error.start} is half of a surrogate pair") from None
 
 
 def _text(value: Any, name: str) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{name!r} must be text, came {type(value).__name__}")
+    check_unicode(value)
     return value
 
 
@@ -140,6 +176,8 @@ def _messages(row: dict[str, Any]) -> tuple[Turn, ...]:
         raise ValueError("the conversation must be a list of at least one message")
     turns = []
     for item in items:
+        if not isinstance(item, dict):
+            raise TypeError(f"a message must be an object, came {type(item).__name__}")
         role = _text(item[role_key], role_key)
         if role not in ROLES:
             raise ValueError(f"{role_key} {role!r} must be one of {', '.join(ROLES)}")
@@ -164,7 +202,10 @@ def parse_prompt(row: dict[str, Any]) -> tuple[Turn, ...]:
         return _instruction(row)
     if "messages" in row or "conversations" in row:
         turns = _messages(row)
-        return turns[:-1] if turns[-1].role == "assistant" else turns
+        turns = turns[:-1] if turns[-1].role == "assistant" else turns
+        if not turns:
+            raise ValueError("the conversation has no message before the answer")
+        return turns
     raise KeyError("prompt")
 
 

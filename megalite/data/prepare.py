@@ -5,11 +5,18 @@ a store of its own, and finished parts are kept, so a second run goes on where t
 stopped. At the end the parts are joined in order.
 """
 
+import functools
 import hashlib
 import json
 import multiprocessing
+import os
 import shutil
-from collections.abc import Iterator
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -17,14 +24,16 @@ from typing import Literal
 from pydantic import Field
 
 from megalite.config.section import Section
-from megalite.data.documents import JSONL, Skipped, file_documents, files, stop
-from megalite.data.formats import parse_line
+from megalite.data.documents import Span, files, span_documents, spans, stop
 from megalite.data.store import StoreWriter, TokenStore, smallest_dtype
 from megalite.data.tokenizer import Tokenizer, load_tokenizer
-from megalite.errors import DataError
+from megalite.errors import DataError, MegaliteError, naming
 from megalite.parallel.launch import Launch
 
 BATCH_DOCUMENTS = 64
+BATCH_CHARACTERS = 1 << 18
+LEAST_PARTS, LEAST_PART_BYTES = 64, 1 << 20  # a small corpus is cut finer, for all processes
+NAMED = 10  # skipped rows that are told on the terminal
 
 
 class PrepareConfig(Section):
@@ -36,19 +45,31 @@ class PrepareConfig(Section):
     text_key: str = Field("text", description="key of a row's text")
     append_end: bool = Field(True, description="put the end token behind each document")
     processes: int = Field(0, ge=0, description="that tokenize; 0: one a core")
-    part_bytes: int = Field(32_000_000, gt=0, description="of input between which work is saved")
+    part_bytes: int = Field(
+        32_000_000, gt=0, description="most bytes of input between which work is saved"
+    )
     on_error: Literal["stop", "skip"] = Field(
-        "stop", description="at a malformed row: stop, or count it and go on"
+        "stop", description="at a malformed row: stop, or count it, list it and go on"
     )
 
 
 @dataclass(frozen=True)
 class _Part:
-    """Bytes [first, last) of a file's lines, or a whole file where ``last`` is 0."""
+    """What one process tokenizes into one store.
 
-    path: Path
-    first: int = 0
-    last: int = 0
+    Attributes:
+        spans: of files.
+        prefix: of the store that is written.
+        num_bytes: of input, about.
+    """
+
+    spans: tuple[Span, ...]
+    prefix: str
+    num_bytes: int
+
+    @property
+    def is_done(self) -> bool:
+        return Path(f"{self.prefix}.idx").exists()
 
 
 def run(config: PrepareConfig, launch: Launch) -> int:
@@ -56,42 +77,41 @@ def run(config: PrepareConfig, launch: Launch) -> int:
     if launch.rank != 0:
         return 0
     tokenizer = load_tokenizer(config.tokenizer)
-    parts = list(_parts(files(config.source), config.part_bytes))
+    paths = files(config.source)
     folder = Path(f"{config.output}.parts")
-    _open_folder(folder, config, parts)
-    skipped = Skipped()
-    _tokenize_all(config, parts, folder, skipped)
-    _join(config, folder, len(parts), tokenizer)
+    parts = list(_parts(paths, config.part_bytes, folder))
+    _open_folder(folder, config, paths)
+    _tokenize_all(config, parts)
+    _join(config, parts, tokenizer)
+    skipped = _join_skipped(config, parts)
     shutil.rmtree(folder)
-    _tell(config, skipped)
+    _tell(config, *skipped)
     return 0
 
 
-def _parts(paths: list[Path], size: int) -> Iterator[_Part]:
-    """Cut JSONL files at line ends, others not at all."""
+def _parts(paths: list[Path], most: int, folder: Path) -> Iterator[_Part]:
+    """Spans of about equal bytes together; small files share a part."""
+    total = sum(path.stat().st_size for path in paths)
+    size = min(most, max(total // LEAST_PARTS, LEAST_PART_BYTES))
+    group: list[Span] = []
+    number, filled = 0, 0
     for path in paths:
-        total = path.stat().st_size
-        if path.suffix not in JSONL or total <= size:
-            yield _Part(path)
-            continue
-        first = 0
-        with open(path, "rb") as file:
-            while first < total:
-                file.seek(min(first + size, total))
-                file.readline()
-                last = file.tell()
-                yield _Part(path, first, last)
-                first = last
+        for span in spans(path, size):
+            own = min(path.stat().st_size, size)
+            if group and filled + own > size:
+                yield _Part(tuple(group), f"{folder}/{number}", filled)
+                group, number, filled = [], number + 1, 0
+            group.append(span)
+            filled += own
+    yield _Part(tuple(group), f"{folder}/{number}", filled)
 
 
-def _open_folder(folder: Path, config: PrepareConfig, parts: list[_Part]) -> None:
+def _open_folder(folder: Path, config: PrepareConfig, paths: list[Path]) -> None:
     """Keep finished parts of the same job, drop those of another."""
-    stamp = json.dumps(
-        [
-            config.model_dump(exclude={"processes"}),
-            [(str(p), p.path.stat().st_mtime) for p in parts],
-        ]
-    )
+    own = Path(config.tokenizer)
+    read = [*paths, *(sorted(own.iterdir()) if own.is_dir() else [own])]
+    facts = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in read]
+    stamp = json.dumps([config.model_dump(exclude={"processes"}), facts])
     mark = folder / hashlib.blake2b(stamp.encode(), digest_size=8).hexdigest()
     if folder.exists() and not mark.exists():
         shutil.rmtree(folder)
@@ -99,106 +119,148 @@ def _open_folder(folder: Path, config: PrepareConfig, parts: list[_Part]) -> Non
     mark.touch()
 
 
-def _tokenize_all(
-    config: PrepareConfig, parts: list[_Part], folder: Path, skipped: Skipped
-) -> None:
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
+def _tokenize_all(config: PrepareConfig, parts: list[_Part]) -> None:
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-    todo = [i for i in range(len(parts)) if not Path(f"{folder}/{i}.idx").exists()]
-    columns = TextColumn("tokenize"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    todo = [part for part in parts if not part.is_done]
+    total = sum(part.num_bytes for part in parts)
+    done = total - sum(part.num_bytes for part in todo)
+    columns = TextColumn("tokenize"), BarColumn(), DownloadColumn(), TimeRemainingColumn()
+    work = functools.partial(_tokenize, config)
+    processes = min(config.processes or multiprocessing.cpu_count(), max(len(todo), 1))
+    with Progress(*columns, transient=True, disable=not sys.stdout.isatty()) as progress:
+        bar = progress.add_task("", total=total, completed=done)
+        for part in _in_parallel(work, todo, processes) if processes > 1 else _in_turn(work, todo):
+            progress.advance(bar, part.num_bytes)
+
+
+def _in_turn(work: Callable[[_Part], None], parts: list[_Part]) -> Iterator[_Part]:
+    for part in parts:
+        work(part)
+        yield part
+
+
+def _in_parallel(
+    work: Callable[[_Part], None], parts: list[_Part], processes: int
+) -> Iterator[_Part]:
+    """Do the parts in any order, and yield each when it is done."""
     context = multiprocessing.get_context("spawn")
-    processes = config.processes or min(multiprocessing.cpu_count(), max(len(todo), 1))
-    with Progress(*columns, transient=True) as progress, context.Pool(processes) as pool:
-        bar = progress.add_task("", total=len(parts), completed=len(parts) - len(todo))
-        work = [(config, parts[i], str(folder / str(i))) for i in todo]
-        for count, named in pool.imap_unordered(_tokenize, work):
-            skipped.count += count
-            skipped.named += named[: skipped.limit - len(skipped.named)]
-            progress.advance(bar)
+    with ProcessPoolExecutor(processes, context, initializer=_end_with_parent) as pool:
+        futures = {pool.submit(work, part): part for part in parts}
+        try:
+            for future in as_completed(futures):
+                future.result()
+                yield futures[future]
+        except BrokenProcessPool:
+            raise MegaliteError(
+                "data prepare: a process that tokenized was killed, perhaps for want of memory; "
+                "finished parts are kept: start again, with fewer --processes or a smaller "
+                "--part_bytes"
+            ) from None
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _tokenize(work: tuple[PrepareConfig, _Part, str]) -> tuple[int, list[str]]:
-    """Tokenize one part; give how many rows were skipped and the first messages."""
-    config, part, prefix = work
-    tokenizer = load_tokenizer(config.tokenizer)
-    skipped = Skipped()
-    on_error = skipped if config.on_error == "skip" else stop
-    writer = StoreWriter(prefix, smallest_dtype(tokenizer.vocab_size))
+def _end_with_parent() -> None:
+    """Let this process end quietly with an interrupt, and with the one that started it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+@functools.cache
+def _tokenizer(path: str) -> Tokenizer:
+    """The tokenizer of this process."""
+    return load_tokenizer(path)
+
+
+def _tokenize(config: PrepareConfig, part: _Part) -> None:
+    """Tokenize one part; the rows that were skipped are listed beside its store."""
+    tokenizer = _tokenizer(config.tokenizer)
+    listed = Path(f"{part.prefix}.skipped")
+    writer = StoreWriter(part.prefix, smallest_dtype(tokenizer.vocab_size))
+    try:
+        with open(listed, "w", encoding="utf-8") as skipped, naming(listed):
+
+            def note(error: DataError) -> None:
+                skipped.write(f"{error}\n")
+
+            _write(config, part, note if config.on_error == "skip" else stop, writer)
+        writer.close()
+    except BaseException:
+        writer.discard()
+        raise
+
+
+def _write(
+    config: PrepareConfig, part: _Part, on_error: Callable[[DataError], None], writer: StoreWriter
+) -> None:
+    tokenizer = _tokenizer(config.tokenizer)
     end = [tokenizer.end_id] if config.append_end and tokenizer.end_id is not None else []
-    batch: list[str] = []
-
-    def flush() -> None:
-        for tokens in tokenizer.encode_batch(batch) if batch else ():
-            writer.add(tokens + end)
-        batch.clear()
-
-    for text in _texts(part, config.text_key, on_error):
-        batch.append(text)
-        if len(batch) == BATCH_DOCUMENTS:
-            flush()
-    flush()
-    writer.close()
-    return skipped.count, skipped.named
+    for span in part.spans:
+        for pieces in _batches(span_documents(span, config.text_key, on_error)):
+            encoded = tokenizer.encode_batch([piece.text for piece in pieces])
+            for piece, tokens in zip(pieces, encoded, strict=True):
+                writer.add(tokens + end if piece.ends else tokens, piece.ends)
 
 
-def _texts(part: _Part, key: str, on_error) -> Iterator[str]:
-    if part.last == 0:
-        yield from (text for _, text in file_documents(part.path, key, on_error))
-        return
-    with open(part.path, "rb") as file:
-        before = sum(1 for _ in _lines(file, 0, part.first))
-        for number, line in enumerate(_lines(file, part.first, part.last), before + 1):
-            where = f"{part.path}:{number}"
-            try:
-                text = parse_line(where, line).get(key) if line.strip() else ""
-                if not isinstance(text, str):
-                    raise DataError(f"{where}: must have text under {key!r}; see --text_key")
-            except DataError as error:
-                on_error(error)
-                continue
-            if text.strip():
-                yield text
+def _batches(pieces: Iterable) -> Iterator[list]:
+    """Groups of pieces that are small enough to hold."""
+    batch: list = []
+    size = 0
+    for piece in pieces:
+        batch.append(piece)
+        size += len(piece.text)
+        if len(batch) == BATCH_DOCUMENTS or size >= BATCH_CHARACTERS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
 
 
-def _lines(file, first: int, last: int) -> Iterator[bytes]:
-    file.seek(first)
-    at = first
-    while at < last:
-        line = file.readline()
-        at += len(line)
-        yield line
-
-
-def _join(config: PrepareConfig, folder: Path, count: int, tokenizer: Tokenizer) -> None:
+def _join(config: PrepareConfig, parts: list[_Part], tokenizer: Tokenizer) -> None:
     writer = StoreWriter(config.output, smallest_dtype(tokenizer.vocab_size))
     documents = 0
-    for number in range(count):
-        if Path(f"{folder}/{number}.bin").stat().st_size:
-            store = TokenStore(folder / str(number))
-            writer.add_store(store)
-            documents += len(store)
-    if not documents:
+    try:
+        for part in parts:
+            if Path(f"{part.prefix}.bin").stat().st_size:
+                store = TokenStore(part.prefix)
+                writer.add_store(store)
+                documents += len(store)
+        if not documents:
+            raise DataError(f"{', '.join(config.source)}: holds no text")
         writer.close()
-        for suffix in (".bin", ".idx"):
-            Path(f"{config.output}{suffix}").unlink()
-        shutil.rmtree(folder)
-        raise DataError(f"{', '.join(config.source)}: holds no text")
-    writer.close()
+    except BaseException:
+        writer.discard()
+        raise
 
 
-def _tell(config: PrepareConfig, skipped: Skipped) -> None:
-    import sys
+def _join_skipped(config: PrepareConfig, parts: list[_Part]) -> tuple[int, list[str], Path]:
+    """List all skipped rows in one file; give how many there are, the first few and the file."""
+    output, count = Path(f"{config.output}.skipped.txt"), 0
+    first: list[str] = []
+    with open(output, "w", encoding="utf-8") as file, naming(output):
+        for part in parts:
+            with open(f"{part.prefix}.skipped", encoding="utf-8") as listed:
+                for line in listed:
+                    file.write(line)
+                    count += 1
+                    if len(first) < NAMED:
+                        first.append(line.rstrip("\n"))
+    if not count:
+        output.unlink()
+    return count, first, output
 
+
+def _tell(config: PrepareConfig, count: int, first: list[str], listed: Path) -> None:
     store = TokenStore(config.output)
-    sys.stdout.write(
-        f"{config.output}: {len(store):,} documents, {store.num_tokens:,} tokens"
-        + (f"; skipped {skipped.count:,} rows:" if skipped.count else "")
-        + "\n"
-        + "".join(f"  {message}\n" for message in skipped.named)
-    )
+    lines = [f"{config.output}: {len(store):,} documents, {store.num_tokens:,} tokens"]
+    if count:
+        lines[0] += f"; skipped {count:,} rows, all listed in {listed}:"
+    sys.stdout.write("\n".join([*lines, *(f"  {message}" for message in first)]) + "\n")

@@ -14,13 +14,16 @@ r"""Token stores: documents of token ids in Megatron-LM's indexed format, memory
 Source: ``megatron/core/datasets/indexed_dataset.py`` of NVIDIA/Megatron-LM.
 """
 
+import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
-from megalite.errors import DataError
+from megalite.errors import DataError, naming
 
 MAGIC = b"MMIDIDX\x00\x00"
 HEADER = struct.Struct("<QBQQ")
@@ -35,6 +38,8 @@ DTYPES = {
     8: np.uint16,
 }
 CODES = {np.dtype(dtype): code for code, dtype in DTYPES.items()}
+MOST_TOKENS = 2**31 - 1  # of a document
+BLOCK = 1 << 16  # documents of the index that are in memory at once
 
 
 def smallest_dtype(vocab_size: int) -> np.dtype:
@@ -43,43 +48,106 @@ def smallest_dtype(vocab_size: int) -> np.dtype:
 
 
 class StoreWriter:
-    """Writes a store, a document at a time; memory holds two numbers a document.
+    """Writes a store, a document at a time; memory does not grow with it.
 
-    The index is written by :meth:`close`; without it there is no store.
+    Both files get their names in :meth:`close`; without it there is no store, and one that was
+    there before stays.
     """
 
     def __init__(self, prefix: Path | str, dtype: np.dtype) -> None:
-        """Open ``prefix.bin`` for writing."""
-        self._prefix, self._dtype = Path(prefix), np.dtype(dtype)
-        self._prefix.parent.mkdir(parents=True, exist_ok=True)
-        self._file = open(f"{prefix}.bin", "wb")  # noqa: SIM115 - closed by close()
-        self._lengths: list[int] = []
+        """Open ``prefix.bin.partial`` for writing."""
+        self._prefix, self._dtype = str(prefix), np.dtype(dtype)
+        Path(prefix).parent.mkdir(parents=True, exist_ok=True)
+        self._file = self._open("bin")
+        self._lengths = self._open("lengths")
+        self._tokens, self._documents = 0, 0
 
-    def add(self, tokens: Sequence[int] | np.ndarray) -> None:
-        """Append a document."""
+    def _open(self, kind: str) -> BinaryIO:
+        return open(f"{self._prefix}.{kind}.partial", "wb")
+
+    def add(self, tokens: Sequence[int] | np.ndarray, ends: bool = True) -> None:
+        """Append tokens to the document that is open, and end it if ``ends``.
+
+        Raises:
+            DataError: the document has more tokens than the format can count.
+        """
         array = np.asarray(tokens, dtype=self._dtype)
-        self._file.write(array.tobytes())
-        self._lengths.append(len(array))
+        self._tokens += len(array)
+        with naming(self._file.name):
+            self._file.write(array.tobytes())
+        if not ends:
+            return
+        if self._tokens > MOST_TOKENS:
+            raise DataError(
+                f"{self._prefix}: document {self._documents} has {self._tokens} tokens, the "
+                f"format counts to {MOST_TOKENS}: cut it"
+            )
+        with naming(self._lengths.name):
+            self._lengths.write(np.int32(self._tokens).tobytes())
+        self._tokens, self._documents = 0, self._documents + 1
 
     def add_store(self, other: "TokenStore") -> None:
-        """Append all documents of another store."""
-        for number in range(len(other)):
-            self.add(other[number])
+        """Append all documents of another store; those that lie in order are copied as a block."""
+        if not other.is_in_order:
+            for number in range(len(other)):
+                self.add(other[number])
+            return
+        with naming(self._file.name):
+            for first in range(0, other.num_tokens, 64 * BLOCK):
+                block = other.stream(first, min(first + 64 * BLOCK, other.num_tokens))
+                self._file.write(block.astype(self._dtype).tobytes())
+        with naming(self._lengths.name):
+            self._lengths.write(other.lengths.astype(np.int32).tobytes())
+        self._documents += len(other)
 
     def close(self) -> None:
-        """Finish both files."""
-        self._file.close()
-        lengths = np.asarray(self._lengths, dtype=np.int32)
-        offsets = np.zeros(len(lengths), dtype=np.int64)
-        np.cumsum(lengths[:-1].astype(np.int64) * self._dtype.itemsize, out=offsets[1:])
-        documents = np.arange(len(lengths) + 1, dtype=np.int64)
-        temporary = Path(f"{self._prefix}.idx.partial")
-        with open(temporary, "wb") as file:
+        """Finish both files and give them their names."""
+        for file in (self._file, self._lengths):
+            _finish(file)
+        self._write_index()
+        Path(self._lengths.name).unlink()
+        index = Path(f"{self._prefix}.idx")
+        index.unlink(missing_ok=True)  # an index is never beside tokens that are not its own
+        Path(self._file.name).rename(f"{self._prefix}.bin")
+        Path(f"{index}.partial").rename(index)
+
+    def _write_index(self) -> None:
+        """Write lengths, byte offsets and document numbers, a block at a time."""
+        with self._open("idx") as file, naming(file.name):
             file.write(MAGIC)
-            file.write(HEADER.pack(1, CODES[self._dtype], len(lengths), len(documents)))
-            for array in (lengths, offsets, documents):
-                file.write(array.tobytes())
-        temporary.rename(f"{self._prefix}.idx")
+            file.write(HEADER.pack(1, CODES[self._dtype], self._documents, self._documents + 1))
+            for lengths in self._blocks():
+                file.write(lengths.tobytes())
+            offset = 0
+            for lengths in self._blocks():
+                ends = offset + np.cumsum(lengths.astype(np.int64) * self._dtype.itemsize)
+                file.write(np.concatenate(([offset], ends[:-1])).astype(np.int64).tobytes())
+                offset = int(ends[-1])
+            for first in range(0, self._documents + 1, BLOCK):
+                last = min(first + BLOCK, self._documents + 1)
+                file.write(np.arange(first, last, dtype=np.int64).tobytes())
+            _finish(file)
+
+    def _blocks(self) -> Iterator[np.ndarray]:
+        with open(self._lengths.name, "rb") as file:
+            while block := file.read(4 * BLOCK):
+                yield np.frombuffer(block, dtype=np.int32)
+
+    def discard(self) -> None:
+        """Remove what was written."""
+        for file in (self._file, self._lengths):
+            with suppress(OSError):  # a full disk is met again
+                file.close()
+            Path(file.name).unlink(missing_ok=True)
+        Path(f"{self._prefix}.idx.partial").unlink(missing_ok=True)
+
+
+def _finish(file: BinaryIO) -> None:
+    """Bring a file to the disk and close it."""
+    with naming(file.name):
+        file.flush()
+        os.fsync(file.fileno())
+        file.close()
 
 
 class TokenStore:
@@ -126,6 +194,16 @@ class TokenStore:
         """Tokens [first, last) of a document."""
         at = int(self._offsets[number]) // self._dtype.itemsize
         return self._tokens[at + first : at + last]
+
+    def stream(self, first: int, last: int) -> np.ndarray:
+        """Tokens [first, last) of all documents in a row, where they lie in order."""
+        return self._tokens[first:last]
+
+    @property
+    def is_in_order(self) -> bool:
+        """Whether the documents lie one behind the other from the start of the file."""
+        starts = np.cumsum(self.lengths) - self.lengths
+        return np.array_equal(self._offsets, starts * self._dtype.itemsize)
 
     @property
     def num_tokens(self) -> int:

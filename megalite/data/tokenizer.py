@@ -1,5 +1,6 @@
 """Any Hugging Face tokenizer folder, tokenizer.json or SentencePiece model behind one face."""
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,57 @@ class Tokenizer:
         self._inner.save_pretrained(str(folder))
 
 
+class SentencePieceTokenizer(Tokenizer):
+    """A SentencePiece model by its own library: transformers reads all of them as BPE."""
+
+    def __init__(self, path: Path) -> None:
+        """Open a ``.model``."""
+        from sentencepiece import SentencePieceProcessor
+
+        self._processor = SentencePieceProcessor(model_file=str(path))
+        self.path, self.vocab_size = str(path), self._processor.vocab_size()
+        self.end_id = _known(self._processor.eos_id())
+        self.begin_id = _known(self._processor.bos_id())
+        self.pad_id = max(self._processor.pad_id(), 0)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text, without special tokens around it."""
+        return self._processor.encode(text)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of several texts."""
+        return self._processor.encode(list(texts))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of token ids, special tokens left out."""
+        return self._processor.decode(list(ids))
+
+    def token_id(self, token: str) -> int:
+        """The id of a token by its exact text.
+
+        Raises:
+            DataError: the tokenizer has no such token.
+        """
+        number = self._processor.piece_to_id(token)
+        if self._processor.id_to_piece(number) != token:
+            raise DataError(f"{self.path}: has no token {token!r}")
+        return number
+
+    @property
+    def chat_template(self) -> str | None:
+        """None: a SentencePiece model has no chat template."""
+        return None
+
+    def save(self, folder: Path | str) -> None:
+        """Copy the model into a folder, from which it can be loaded."""
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(self.path, Path(folder) / "tokenizer.model")
+
+
+def _known(number: int) -> int | None:
+    return number if number >= 0 else None
+
+
 def load_tokenizer(path: Path | str) -> Tokenizer:
     """Load a Hugging Face folder, a ``tokenizer.json`` or a SentencePiece ``.model``.
 
@@ -71,12 +123,24 @@ def load_tokenizer(path: Path | str) -> Tokenizer:
             "SentencePiece .model, or make one with `megalite tokenizer train`"
         )
     try:
-        return Tokenizer(_load(path), str(path))
+        model = _sentencepiece_model(path)
+        return SentencePieceTokenizer(model) if model else Tokenizer(_load(path), str(path))
+    except ImportError as error:
+        raise DataError(f"{path}: needs {error.name}: pip install {error.name}") from None
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(f"{path}: not a tokenizer that can be read: {reason}") from None
     except Exception as error:  # the tokenizers library raises bare Exception on bad files
         raise DataError(f"{path}: not a tokenizer that can be read: {error}") from None
+
+
+def _sentencepiece_model(path: Path) -> Path | None:
+    """The SentencePiece model at a path, or alone in a folder; None where there is none."""
+    if path.is_file():
+        return path if path.suffix == ".model" else None
+    models = list(path.glob("*.model"))
+    has_more = any((path / name).exists() for name in ("tokenizer.json", "tokenizer_config.json"))
+    return models[0] if len(models) == 1 and not has_more else None
 
 
 def _load(path: Path) -> Any:
@@ -86,9 +150,7 @@ def _load(path: Path) -> Any:
         return AutoTokenizer.from_pretrained(str(path), local_files_only=True)
     if path.suffix == ".json":
         return PreTrainedTokenizerFast(tokenizer_file=str(path), **_special_tokens(path))
-    from transformers import LlamaTokenizer
-
-    return LlamaTokenizer.from_pretrained(str(path.parent), vocab_file=str(path))
+    raise ValueError("must be a folder, a tokenizer.json or a SentencePiece .model")
 
 
 def _special_tokens(path: Path) -> dict[str, str]:

@@ -60,8 +60,8 @@ def _chain(first: str, rest: Iterator[str]) -> Iterator[str]:
 
 def _texts(config: TokenizerTrainConfig) -> Iterator[str]:
     size = 0
-    for _, text in documents(config.source, config.text_key):
-        yield text
-        size += len(text)
+    for piece in documents(config.source, config.text_key):
+        yield piece.text
+        size += len(piece.text.encode())
         if size >= config.max_bytes:
             return
