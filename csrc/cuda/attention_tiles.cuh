@@ -17,6 +17,7 @@ namespace megalite {
 
 inline constexpr int kPlanTile = 32;  // query rows and keys an entry of the plan
 inline constexpr float kLog2E = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
+inline constexpr float kInfinity = __builtin_huge_valf();
 
 MEGALITE_HOST_DEVICE int divide_up(int a, int b) { return (a + b - 1) / b; }
 MEGALITE_HOST_DEVICE int smaller(int a, int b) { return a < b ? a : b; }
@@ -109,10 +110,9 @@ MEGALITE_DEVICE Range touching_rows(const AttentionParams<T>& p, int batch, int 
 /// Whether some row attends to the key; false beyond the last key.
 template <class T>
 MEGALITE_DEVICE bool is_key_used(const AttentionParams<T>& p, int batch, int key) {
-  if (key >= p.keys) return false;
-  const int entries = divide_up(p.keys, kPlanTile);
-  const int64_t e = (int64_t{batch} * entries + key / kPlanTile) * 3 + 2;
-  return static_cast<uint32_t>(p.key_plan.load(e)) >> (key % kPlanTile) & 1u;
+  const int entries = divide_up(p.keys, kPlanTile), entry = key / kPlanTile;
+  const int64_t i = (int64_t{batch} * entries + smaller(entry, entries - 1)) * 3 + 2;
+  return entry < entries && (static_cast<uint32_t>(p.key_plan.load(i)) >> key % kPlanTile & 1u);
 }
 
 /// Dropout of one head of one sequence: four keys of a row a call of Philox.

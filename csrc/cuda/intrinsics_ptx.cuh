@@ -49,6 +49,10 @@ MEGALITE_DEVICE uint32_t ballot(bool p, uint32_t mask = kFullMask) {
 MEGALITE_DEVICE bool any(bool p, uint32_t mask = kFullMask) { return __any_sync(mask, p) != 0; }
 MEGALITE_DEVICE bool all(bool p, uint32_t mask = kFullMask) { return __all_sync(mask, p) != 0; }
 
+MEGALITE_DEVICE int opaque(int x) {
+  asm volatile("" : "+r"(x));
+  return x;
+}
 MEGALITE_DEVICE float as_float(uint32_t x) { return __uint_as_float(x); }
 MEGALITE_DEVICE uint32_t as_uint(float x) { return __float_as_uint(x); }
 
@@ -208,8 +212,7 @@ MEGALITE_DEVICE void cp_async16(Shared<T> shared, int i, Global<U> global, int64
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
                :
-               : "r"(shared.address(i)), "l"(global.data + (predicate ? j : 0)),
-                 "r"(predicate ? 16 : 0)
+               : "r"(shared.address(i)), "l"(global.data + j), "r"(predicate ? 16 : 0)
                : "memory");
 #else
   uint4 value = make_uint4(0, 0, 0, 0);

@@ -31,6 +31,7 @@ inline int block_dim_x() { return simt::machine.num_threads; }
 inline int lane() { return simt::machine.lane; }
 inline int warp() { return simt::machine.thread / kWarpSize; }
 
+inline int opaque(int x) { return x; }
 inline float as_float(uint32_t x) { return simt::bits_to_float(x); }
 inline uint32_t as_uint(float x) { return simt::float_to_bits(x); }
 
