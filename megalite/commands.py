@@ -71,6 +71,12 @@ COMMANDS: tuple[Command, ...] = (
         "--source runs/ppo --target exported --tokenizer tokenizer",
     ),
     Command(
+        "models",
+        "megalite.tools.models:ModelsConfig",
+        "list the published sizes that --model.preset knows",
+        "--name llama",
+    ),
+    Command(
         "demo",
         "megalite.tools.demo:DemoConfig",
         "run all four stages on the standard library's source, in ten minutes",

@@ -1,6 +1,7 @@
 """The one config of every model; a family is values of it."""
 
-from typing import Literal
+import difflib
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -11,6 +12,9 @@ from megalite.errors import ConfigError
 class ModelConfig(Section):
     """A Transformer's shape. Defaults are a small LLaMA-like causal decoder."""
 
+    preset: str = Field(
+        "", description="a published size, `megalite models` lists them; other keys replace its"
+    )
     vocab_size: int = Field(32000, ge=2, description="tokens in the vocabulary, V")
     hidden_size: int = Field(512, ge=1, description="width of the residual stream, D")
     num_layers: int = Field(6, ge=1, description="decoder blocks, L")
@@ -76,6 +80,23 @@ class ModelConfig(Section):
     scaled_init: bool = Field(
         True, description="weights that add to the residual start smaller by sqrt(2 L)"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill(cls, values: Any) -> Any:
+        """Start from the preset's values."""
+        name = values.get("preset") if isinstance(values, dict) else None
+        if not name or not isinstance(name, str):
+            return values
+        from megalite.models.families import PRESETS  # families are written in terms of this class
+
+        if name not in PRESETS:
+            close = difflib.get_close_matches(name, PRESETS, n=1, cutoff=0.0)[0]
+            raise ConfigError(
+                f"--model.preset {name}: no such preset; did you mean {close}? "
+                "`megalite models` lists all"
+            )
+        return {**PRESETS[name].values, **values}
 
     @model_validator(mode="after")
     def _check(self) -> "ModelConfig":

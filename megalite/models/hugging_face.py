@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from megalite.errors import CheckpointError
+from megalite.config.explain import explain
+from megalite.errors import CheckpointError, ConfigError
 from megalite.models.build import Model
 from megalite.models.config import ModelConfig
 from megalite.models.families import FAMILIES
@@ -42,19 +44,37 @@ def read_config(path: Path) -> tuple[ModelConfig, Family]:
     Raises:
         CheckpointError: the family is unknown, or its config lacks something.
     """
-    try:
-        theirs = json.loads((path / "config.json").read_text(encoding="utf-8"))
-        name = theirs["model_type"]
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{path}/config.json: can't be read: {error}") from None
-    if name not in FAMILIES:
+    where, theirs = f"{path}/config.json", read_their_config(path)
+    found = [family for family in FAMILIES.values() if family.knows(theirs)]
+    if not found:
+        known = [family.model_type or family.name for family in FAMILIES.values()]
         raise CheckpointError(
-            f"{path}/config.json: model_type {name!r} must be one of {', '.join(FAMILIES)}"
+            f"{where}: model_type {theirs.get('model_type')!r} must be one of "
+            f"{', '.join(dict.fromkeys(known))}"
         )
     try:
-        return FAMILIES[name].from_theirs(theirs), FAMILIES[name]
-    except (KeyError, ValueError) as error:
-        raise CheckpointError(f"{path}/config.json: {error}") from None
+        return found[0].read(theirs), found[0]
+    except KeyError as error:
+        raise CheckpointError(f"{where}: must have the key or value {error}") from None
+    except ValidationError as error:
+        raise CheckpointError(explain(error, ModelConfig, where, set())) from None
+    except (ValueError, ConfigError) as error:
+        raise CheckpointError(f"{where}: {error}") from None
+
+
+def read_their_config(path: Path) -> dict[str, Any]:
+    """A folder's config.json.
+
+    Raises:
+        CheckpointError: there is none, or it is no JSON object.
+    """
+    try:
+        theirs = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}/config.json: can't be read: {error}") from None
+    if not isinstance(theirs, dict):
+        raise CheckpointError(f"{path}/config.json: must be a JSON object")
+    return theirs
 
 
 class TensorFiles:
@@ -170,16 +190,23 @@ def load_weights(model: Model, path: Path) -> None:
         model.copy_duplicates()
 
 
-def family_of(config: ModelConfig) -> Family:
-    """The family that a config can be written as.
+def family_of(config: ModelConfig, name: str = "") -> Family:
+    """The family to write a config as: the named one, or the first that can say all of it.
 
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: there is none; it says what the closest can't have.
     """
-    for family in FAMILIES.values():
-        if family.is_ours(config):
-            return family
-    raise CheckpointError(f"this model is of no family that is known ({', '.join(FAMILIES)})")
+    if name and name not in FAMILIES:
+        raise CheckpointError(f"family {name!r}: must be one of {', '.join(FAMILIES)}")
+    families = [FAMILIES[name]] if name else list(FAMILIES.values())
+    lost = {family.name: family.lost(config) for family in families}
+    closest = min(lost, key=lambda name: len(lost[name]))
+    if lost[closest]:
+        raise CheckpointError(
+            f"this model is no {closest}{'' if name else ', the closest family'}: one can't have "
+            f"its {', '.join(lost[closest])}"
+        )
+    return FAMILIES[closest]
 
 
 def write_folder(
@@ -188,6 +215,7 @@ def write_folder(
     tensors: Mapping[str, Tensor],
     dtype: torch.dtype = torch.float32,
     shard_bytes: int = 5_000_000_000,
+    family: str = "",
 ) -> None:
     """Write a Hugging Face folder that ``from_pretrained`` loads.
 
@@ -197,16 +225,16 @@ def write_folder(
         tensors: whole parameters by our names.
         dtype: of the files.
         shard_bytes: most bytes of a file.
+        family: name of the family to write; empty: the first that has such models.
     """
-    family = family_of(config)
+    kind = family_of(config, family)
     path.mkdir(parents=True, exist_ok=True)
-    head = {"model_type": family.name, "architectures": [family.architecture]}
-    theirs = head | {"torch_dtype": str(dtype).removeprefix("torch.")} | family.to_theirs(config)
+    theirs = {"torch_dtype": str(dtype).removeprefix("torch."), **kind.write(config)}
     (path / "config.json").write_text(json.dumps(theirs, indent=2), encoding="utf-8")
     shard: dict[str, Tensor] = {}
     where: dict[str, int] = {}
     size, number, total = 0, 1, 0
-    for entry in family.entries(config):
+    for entry in kind.entries(config):
         ours = [_flat(name, tensors[name]) for name in entry.ours]
         tensor = entry.join(ours, config).to(dtype).contiguous()
         if shard and size + tensor.nbytes > shard_bytes:

@@ -1,4 +1,4 @@
-"""Tiny transformers models of each family, with odd sizes."""
+"""Tiny models of each family with odd sizes: transformers' own, or the tests' references."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -6,20 +6,27 @@ from typing import Any
 
 import torch
 
+from tests.parity.reference_decoders import Baichuan, Moss, Palm
+from tests.parity.reference_glm import ChatGLM2, DeepNormModel
+
 VOCABULARY = 131
 
 
 @dataclass(frozen=True)
 class Peer:
-    """A model in transformers.
+    """A model in transformers, or a reference.
 
     Attributes:
         make: builds it.
         is_encoder_decoder: whether it has two streams.
+        is_reference: of ``tests/parity/reference*.py``: takes any positions and mask.
+        axes: of its positions.
     """
 
     make: Callable[[], Any]
     is_encoder_decoder: bool = False
+    is_reference: bool = False
+    axes: int = 1
 
 
 def _llama(**more: Any):
@@ -143,6 +150,98 @@ def _bart(**more: Any):
     return make
 
 
+def _codegen() -> Any:
+    from transformers import CodeGenConfig, CodeGenForCausalLM
+
+    sizes = {"n_embd": 40, "n_layer": 2, "n_head": 4, "n_inner": 50, "rotary_dim": 6}
+    return CodeGenForCausalLM(CodeGenConfig(vocab_size=VOCABULARY, n_positions=64, **sizes))
+
+
+def _baichuan(**more: Any):
+    def make():
+        sizes = {
+            "model_type": "baichuan",
+            "vocab_size": VOCABULARY,
+            "hidden_size": 36,
+            "intermediate_size": 50,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 3,
+            "rms_norm_eps": 1e-6,
+        }
+        return Baichuan(**sizes, **more)
+
+    return make
+
+
+def _moss() -> Any:
+    return Moss(
+        model_type="moss",
+        vocab_size=VOCABULARY,
+        n_embd=40,
+        n_layer=2,
+        n_head=4,
+        n_inner=50,
+        n_positions=64,
+        rotary_dim=6,
+        layer_norm_epsilon=1e-5,
+        activation_function="gelu_new",
+    )
+
+
+def _deep_norm(kind: str, **more: Any):
+    def make():
+        sizes = {
+            "vocab_size": VOCABULARY,
+            "hidden_size": 36,
+            "inner_hidden_size": 50,
+            "num_layers": 3,
+            "num_attention_heads": 3,
+            "max_sequence_length": 64,
+            "layernorm_epsilon": 1e-5,
+            "position_encoding_2d": kind == "chatglm",
+        }
+        return DeepNormModel(model_type=kind, **sizes, **more)
+
+    return make
+
+
+def _chatglm2(groups: int, has_bias: bool = True):
+    def make():
+        return ChatGLM2(
+            model_type="chatglm",
+            padded_vocab_size=VOCABULARY,
+            hidden_size=36,
+            ffn_hidden_size=50,
+            num_layers=2,
+            num_attention_heads=4,
+            multi_query_attention=True,
+            multi_query_group_num=groups,
+            kv_channels=12,
+            seq_length=64,
+            layernorm_epsilon=1e-5,
+            add_qkv_bias=has_bias,
+        )
+
+    return make
+
+
+def _palm(norms: str, scale: float):
+    def make():
+        return Palm(
+            model_type="palm",
+            num_tokens=VOCABULARY,
+            dim=36,
+            depth=2,
+            heads=4,
+            dim_head=10,
+            ff_mult=50 / 36,
+            parallel_block=norms,
+            logit_scale=scale,
+        )
+
+    return make
+
+
 PEERS = {
     "llama": Peer(_llama()),
     "llama gqa": Peer(_llama(num_key_value_heads=2, rope_theta=5e5)),
@@ -168,6 +267,22 @@ PEERS = {
     ),
     "t5 v1.1, untied": Peer(_untied_t5, is_encoder_decoder=True),
     "bart": Peer(_bart(), is_encoder_decoder=True),
+    "codegen": Peer(_codegen),
+    "moss": Peer(_moss, is_reference=True),
+    "baichuan 7b": Peer(_baichuan(max_position_embeddings=64), is_reference=True),
+    "baichuan 13b": Peer(_baichuan(model_max_length=64), is_reference=True),
+    "baichuan2 7b": Peer(_baichuan(max_position_embeddings=64, z_loss_weight=0), is_reference=True),
+    "baichuan2 13b": Peer(_baichuan(model_max_length=64, z_loss_weight=0), is_reference=True),
+    "chatglm": Peer(_deep_norm("chatglm"), is_reference=True, axes=2),
+    "chatglm untied": Peer(
+        _deep_norm("chatglm", tie_word_embeddings=False), is_reference=True, axes=2
+    ),
+    "chatglm2": Peer(_chatglm2(2), is_reference=True),
+    "chatglm2 one group": Peer(_chatglm2(1, has_bias=False), is_reference=True),
+    "chatglm2 all groups": Peer(_chatglm2(4), is_reference=True),
+    "glm-130b": Peer(_deep_norm("glm-130b"), is_reference=True),
+    "palm": Peer(_palm("one_norm", 1 / 6), is_reference=True),
+    "palm, a norm each": Peer(_palm("two_norms", 1.0), is_reference=True),
 }
 
 
@@ -177,4 +292,4 @@ def randomise(model: Any) -> None:
     for name, parameter in model.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)
         is_scale = parameter.dim() == 1 and not name.endswith("bias")
-        parameter.data.copy_(1 + 0.1 * noise if is_scale else 0.15 * noise)
+        parameter.data.copy_(1 + 0.1 * noise if is_scale else 0.1 * noise)

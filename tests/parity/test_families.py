@@ -5,13 +5,27 @@ import json
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from megalite.data.example import (
+    Example,
+    collate,
+    decoder_example,
+    encoder_decoder_example,
+    pack,
+)
 from megalite.errors import CheckpointError
 from megalite.models.batch import Batch
 from megalite.models.build import build_model
-from megalite.models.hugging_face import load_weights, our_tensors, read_config, write_folder
+from megalite.models.hugging_face import (
+    _flat,
+    load_weights,
+    our_tensors,
+    read_config,
+    write_folder,
+)
 from megalite.models.outputs import Logits
 from megalite.ops import mask as masks
 from megalite.parallel.mesh import Mesh, ParallelConfig
@@ -69,36 +83,86 @@ def make_batch(tokens: torch.Tensor, mask, positions=None, source=None, used=Non
     return Batch(tokens, labels, positions, mask.start, mask.end, ids, **fields)
 
 
-def both_logits(name: str, root: Path):
-    """Ours and theirs on the same tokens, with the gradients of one random projection."""
-    peer, path = folder_of(name, root)
-    model, config, family = ours_from(path)
-    tokens = tokens_of(BATCH, LENGTH, 1)
-    if PEERS[name].is_encoder_decoder:
-        source, used = tokens_of(BATCH, ENCODER_LENGTH, 2), torch.tensor([ENCODER_LENGTH, 5])
-        attention = (torch.arange(ENCODER_LENGTH) < used[:, None]).long()
-        inputs = {"input_ids": source, "attention_mask": attention, "decoder_input_ids": tokens}
-        batch = make_batch(tokens, masks.causal(BATCH, LENGTH), None, source, used)
-    else:
-        inputs = {"input_ids": tokens}
-        batch = make_batch(tokens, masks.causal(BATCH, LENGTH))
-    upstream = torch.randn(BATCH, LENGTH, VOCABULARY, generator=torch.Generator().manual_seed(4))
-    peer.zero_grad()
-    theirs = peer(**inputs, use_cache=False).logits
-    (theirs * upstream).sum().backward()
-    ours = model(batch, Logits())
-    (ours * upstream).sum().backward()
-    return (model, config, family, ours.detach()), (peer, theirs.detach())
+@dataclasses.dataclass(frozen=True)
+class Document:
+    """Tokens of one document, and how the model may look at them."""
+
+    tokens: torch.Tensor  # [1, S]
+    prefix: int = 0
+    positions: torch.Tensor | None = None  # [S, 2] for two axes
+    source: torch.Tensor | None = None  # [1, Se]
+
+    def example(self) -> Example:
+        tokens = self.tokens[0].numpy()
+        if self.source is not None:
+            return encoder_decoder_example(self.source[0].numpy(), tokens, tokens)
+        example = decoder_example(tokens, tokens, self.prefix)
+        if self.positions is None:
+            return example
+        return dataclasses.replace(example, positions=self.positions.int().numpy())
+
+    def inputs(self) -> dict:
+        """What the peer is given; only a reference has prefixes."""
+        if self.source is not None:
+            return {"input_ids": self.source, "decoder_input_ids": self.tokens}
+        if not self.prefix:
+            return {"input_ids": self.tokens}
+        allowed = masks.prefix(torch.tensor([self.prefix]), self.tokens.shape[1]).materialize()
+        positions = None if self.positions is None else self.positions[None]
+        return {"input_ids": self.tokens, "allowed": allowed, "positions": positions}
 
 
-@pytest.mark.parametrize("name", PEERS)
-def test_logits_and_gradients_are_those_of_transformers(name: str, root: Path):
-    (model, config, family, ours), (peer, theirs) = both_logits(name, root)
-    assert (ours - theirs).abs().max() <= 1e-5 * theirs.abs().max()
+def documents_of(name: str, lengths: list[int]) -> list[Document]:
+    """Documents of odd lengths: with prefixes, two position axes or a source where there are."""
+    peer, documents = PEERS[name], []
+    for number, length in enumerate(lengths):
+        tokens, prefix = tokens_of(1, length, number), 0
+        positions = source = None
+        if peer.is_encoder_decoder:
+            source = tokens_of(1, 2 * length + 1, number + 50)
+        if peer.is_reference:
+            prefix = length - length // 2
+        if peer.axes == 2:
+            place = torch.arange(length)
+            masked = place.clamp(max=max(prefix - 1, 0))  # the masked place, at the prefix's end
+            positions = torch.stack((masked, (place - prefix + 1).clamp(min=0)), -1)
+        documents.append(Document(tokens, prefix, positions, source))
+    return documents
+
+
+def empty(length: int, axes: int, has_encoder: bool) -> Example:
+    """Rows of padding, which belong in front of others."""
+    zeros = np.zeros(length, dtype=np.int32)
+    positions = zeros if axes == 1 else np.zeros((length, axes), dtype=np.int32)
+    streams = {}
+    if has_encoder:
+        none = np.zeros(0, dtype=np.int32)
+        streams = {
+            "cross_start": zeros,
+            "cross_end": zeros,
+            "encoder_tokens": none.astype(np.int64),
+        }
+        streams |= dict.fromkeys(("encoder_start", "encoder_end", "encoder_positions"), none)
+    return Example(
+        zeros.astype(np.int64), zeros.astype(np.int64), zeros, zeros, positions, **streams
+    )
+
+
+def packed_and_padded(name: str, documents: list[Document]) -> tuple[Batch, list]:
+    """Three packed, one padded on the left, one on the right; and where each stands."""
+    first = [document.example() for document in documents]
+    gap = empty(4, PEERS[name].axes, PEERS[name].is_encoder_decoder)
+    rows = [pack(first[:3]), pack([gap, first[3]]), first[4]]
+    lengths = [len(example) for example in first]
+    starts = [(0, 0), (0, lengths[0]), (0, lengths[0] + lengths[1]), (1, len(gap)), (2, 0)]
+    places = [(row, slice(at, at + n)) for (row, at), n in zip(starts, lengths, strict=True)]
+    return collate(rows, range(3), pad_id=1), places
+
+
+def assert_same_gradients(model, config, family, peer) -> None:
+    """Equal to 1e-4 of each tensor's norm."""
     gradients = {n: p.grad for n, p in model.named_parameters()}
     expected = {n: p.grad for n, p in peer.named_parameters()}
-    from megalite.models.hugging_face import _flat
-
     seen = set()
     # A key's bias moves all scores of a row alike: its gradient is a rounding of zero.
     rounding = 1e-6 * max(float(g.norm()) for g in expected.values() if g is not None)
@@ -111,11 +175,106 @@ def test_logits_and_gradients_are_those_of_transformers(name: str, root: Path):
 
 
 @pytest.mark.parametrize("name", PEERS)
+def test_logits_and_gradients_are_the_references(name: str, root: Path):
+    """Documents packed, and padded on either side, against each alone in the reference."""
+    peer, path = folder_of(name, root)
+    model, config, family = ours_from(path)
+    documents = documents_of(name, [7, 1, 5, 9, 6])
+    batch, places = packed_and_padded(name, documents)
+    together = model(batch, Logits())
+    peer.zero_grad()
+    total = 0.0
+    for number, (document, place) in enumerate(zip(documents, places, strict=True)):
+        theirs = peer(**document.inputs(), use_cache=False).logits[0]
+        ours = together[place[0], place[1]]
+        assert (ours - theirs).abs().max() <= 1e-5 * theirs.abs().max()
+        upstream = torch.randn(theirs.shape, generator=torch.Generator().manual_seed(number))
+        (theirs * upstream).sum().backward()
+        total = total + (ours * upstream).sum()
+    total.backward()
+    assert_same_gradients(model, config, family, peer)
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_packing_and_padding_change_nothing(name: str, root: Path):
+    model = ours_from(folder_of(name, root)[1])[0]
+    documents = documents_of(name, [5, 1, 8, 3, 7])
+    batch, places = packed_and_padded(name, documents)
+    with torch.no_grad():
+        together = model(batch, Logits())
+        for document, (row, rows) in zip(documents, places, strict=True):
+            alone = model(collate([document.example()], [0]), Logits())[0]
+            assert (together[row, rows] - alone).abs().max() <= 1e-6 * alone.abs().max()
+
+
+@pytest.mark.parametrize("name", [n for n, peer in PEERS.items() if peer.is_encoder_decoder])
+def test_a_padded_source_is_read_like_in_transformers(name: str, root: Path):
+    peer, path = folder_of(name, root)
+    model = ours_from(path)[0]
+    tokens, source = tokens_of(BATCH, LENGTH, 1), tokens_of(BATCH, ENCODER_LENGTH, 2)
+    used = torch.tensor([ENCODER_LENGTH, 5])
+    attention = (torch.arange(ENCODER_LENGTH) < used[:, None]).long()
+    inputs = {"input_ids": source, "attention_mask": attention, "decoder_input_ids": tokens}
+    with torch.no_grad():
+        theirs = peer(**inputs, use_cache=False).logits
+        ours = model(make_batch(tokens, masks.causal(BATCH, LENGTH), None, source, used), Logits())
+    assert (ours - theirs).abs().max() <= 1e-5 * theirs.abs().max()
+
+
+def test_chatglm2_is_transformers_glm(root: Path):
+    """An independent class of the same architecture, its separate matrices joined."""
+    from transformers import GlmConfig, GlmForCausalLM
+
+    reference, path = folder_of("chatglm2", root)
+    glm = GlmForCausalLM(
+        GlmConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=36,
+            intermediate_size=50,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=12,
+            partial_rotary_factor=0.5,
+            attention_bias=True,
+            rms_norm_eps=1e-5,
+            pad_token_id=0,
+        )
+    ).eval()
+    glm.load_state_dict(dict(_as_glm(reference.state_dict())))
+    tokens = tokens_of(2, 11, 3)
+    with torch.no_grad():
+        theirs = glm(tokens).logits
+        ours = ours_from(path)[0](make_batch(tokens, masks.causal(2, 11)), Logits())
+    assert (ours - theirs).abs().max() <= 1e-5 * theirs.abs().max()
+
+
+def _as_glm(tensors: dict[str, torch.Tensor]):
+    renamed = {
+        "transformer.embedding.word_embeddings": "model.embed_tokens",
+        "transformer.encoder.layers": "model.layers",
+        "transformer.encoder.final_layernorm": "model.norm",
+        "transformer.output_layer": "lm_head",
+        "self_attention.dense": "self_attn.o_proj",
+        "mlp.dense_h_to_4h": "mlp.gate_up_proj",
+        "mlp.dense_4h_to_h": "mlp.down_proj",
+    }
+    for name, tensor in tensors.items():
+        for theirs, other in renamed.items():
+            name = name.replace(theirs, other)
+        if "query_key_value" not in name:
+            yield name, tensor
+            continue
+        for letter, part in zip("qkv", tensor.split([48, 24, 24]), strict=True):
+            yield name.replace("self_attention.query_key_value", f"self_attn.{letter}_proj"), part
+
+
+@pytest.mark.parametrize("name", PEERS)
 def test_what_is_written_loads_in_transformers_and_gives_the_same_logits(name, root, tmp_path):
     peer, path = folder_of(name, root)
-    model, config, _ = ours_from(path)
+    model, config, family = ours_from(path)
     tensors = {n: p.detach() for n, p in model.named_parameters()}
-    write_folder(tmp_path, config, tensors, shard_bytes=20_000)
+    write_folder(tmp_path, config, tensors, shard_bytes=20_000, family=family.name)
     again = type(peer).from_pretrained(tmp_path).eval()
     tokens = tokens_of(BATCH, LENGTH, 5)
     inputs = {"input_ids": tokens, "use_cache": False}
@@ -124,43 +283,6 @@ def test_what_is_written_loads_in_transformers_and_gives_the_same_logits(name, r
     with torch.no_grad():
         assert torch.equal(again(**inputs).logits, peer(**inputs).logits)
     assert read_config(tmp_path)[0] == config
-
-
-def assert_same(ours: torch.Tensor, expected: torch.Tensor) -> None:
-    """Equal to 1e-6 of the largest logit."""
-    assert (ours - expected).abs().max() <= 1e-6 * expected.abs().max()
-
-
-DECODERS = [name for name, peer in PEERS.items() if not peer.is_encoder_decoder]
-
-
-@pytest.mark.parametrize("name", DECODERS)
-def test_left_and_right_padding_change_nothing(name: str, root: Path):
-    model = ours_from(folder_of(name, root)[1])[0]
-    tokens = tokens_of(1, 7, 7)
-    with torch.no_grad():
-        alone = model(make_batch(tokens, masks.causal(1, 7)), Logits())
-        for left, right in ((4, 0), (0, 5), (2, 3)):
-            length = left + 7 + right
-            wide = torch.nn.functional.pad(tokens, (left, right), value=1)
-            documents = masks.packed([[left, 7]], length)
-            positions = (torch.arange(length, dtype=torch.int32) - left).clamp(min=0)[None]
-            logits = model(make_batch(wide, documents, positions), Logits())
-            assert_same(logits[:, left : left + 7], alone)
-
-
-@pytest.mark.parametrize("name", DECODERS)
-def test_packing_changes_nothing(name: str, root: Path):
-    model = ours_from(folder_of(name, root)[1])[0]
-    parts = [tokens_of(1, length, length) for length in (5, 1, 8)]
-    lengths = [part.shape[1] for part in parts]
-    positions = torch.cat([torch.arange(n, dtype=torch.int32) for n in lengths])[None]
-    with torch.no_grad():
-        packed = make_batch(torch.cat(parts, 1), masks.packed([lengths], sum(lengths)), positions)
-        together = model(packed, Logits()).split(lengths, 1)
-        for part, logits in zip(parts, together, strict=True):
-            alone = model(make_batch(part, masks.causal(1, part.shape[1])), Logits())
-            assert_same(logits, alone)
 
 
 def test_an_unknown_architecture_is_named(tmp_path: Path):

@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 from megalite.models.config import ModelConfig
-from megalite.models.families.table import Entry, Family, same
+from megalite.models.families.table import Entry, Family, same, sizes
 
 
 def _from_theirs(theirs: dict[str, Any]) -> ModelConfig:
@@ -87,16 +87,23 @@ def _block(stack: str) -> list[Entry]:
     ]
 
 
-def _is_ours(config: ModelConfig) -> bool:
-    return (
-        config.is_encoder_decoder
-        and (config.norm, config.norm_position, config.position, config.position_offset)
-        == ("layer_norm", "post", "learned", 2)
-        and config.embedding_norm
-        and not config.gated
-        and config.tie_embeddings
-    )
-
+BASE: dict[str, Any] = {
+    "vocab_size": 50265,
+    "norm": "layer_norm",
+    "norm_position": "post",
+    "embedding_norm": True,
+    "final_norm": False,
+    "activation": "gelu",
+    "gated": False,
+    "qkv_bias": True,
+    "attention_bias": True,
+    "ffn_bias": True,
+    "position": "learned",
+    "max_positions": 1024,
+    "position_offset": 2,
+}
+_KEYS = "hidden_size num_encoder_layers num_layers num_heads ffn_size"
+_SIZES = {"bart-base": (768, 6, 6, 12, 3072), "bart-large": (1024, 12, 12, 16, 4096)}
 
 FAMILY = Family(
     name="bart",
@@ -106,7 +113,13 @@ FAMILY = Family(
     once=_once,
     layer=lambda _: _block("decoder"),
     encoder_layer=lambda _: _block("encoder"),
-    is_ours=_is_ours,
     ignored=("embed_tokens.weight", "final_logits_bias"),
+    fixed={
+        "add_final_layer_norm": False,
+        "normalize_before": False,
+        "normalize_embedding": True,
+        "tie_word_embeddings": True,
+    },
+    presets=sizes("config.json of facebook/bart-base and facebook/bart-large", BASE, _KEYS, _SIZES)
+    | sizes("for tests", BASE | {"vocab_size": 512}, _KEYS, {"bart-tiny": (64, 2, 2, 4, 96)}),
 )
-"""BART's table."""

@@ -6,12 +6,10 @@ import torch
 from torch import Tensor
 
 from megalite.models.config import ModelConfig
-from megalite.models.families.table import Entry, Family, same
+from megalite.models.families.table import Entry, Family, same, sizes
 
 
 def _from_theirs(theirs: dict[str, Any]) -> ModelConfig:
-    if theirs.get("apply_residual_connection_post_layernorm"):
-        raise ValueError("apply_residual_connection_post_layernorm must be false")
     size = theirs.get("hidden_size") or theirs["n_embed"]
     return ModelConfig(
         vocab_size=theirs["vocab_size"],
@@ -90,16 +88,26 @@ def _layer(_config: ModelConfig) -> list[Entry]:
     return entries
 
 
-def _is_ours(config: ModelConfig) -> bool:
-    return (
-        config.position == "alibi"
-        and (config.norm, config.embedding_norm, config.activation)
-        == ("layer_norm", True, "gelu_tanh")
-        and config.parallel_block == "no"
-        and config.kv_heads == config.num_heads
-        and not config.is_encoder_decoder
-    )
-
+BASE: dict[str, Any] = {
+    "vocab_size": 250880,
+    "norm": "layer_norm",
+    "embedding_norm": True,
+    "activation": "gelu_tanh",
+    "gated": False,
+    "qkv_bias": True,
+    "attention_bias": True,
+    "ffn_bias": True,
+    "position": "alibi",
+}
+_KEYS = "hidden_size num_layers num_heads ffn_size"
+_SIZES = {
+    "bloom-560m": (1024, 24, 16, 4096),
+    "bloom-1b1": (1536, 24, 16, 6144),
+    "bloom-1b7": (2048, 24, 16, 8192),
+    "bloom-3b": (2560, 30, 32, 10240),
+    "bloom-7b1": (4096, 30, 32, 16384),
+    "bloom-176b": (14336, 70, 112, 57344),
+}
 
 FAMILY = Family(
     name="bloom",
@@ -108,6 +116,7 @@ FAMILY = Family(
     to_theirs=_to_theirs,
     once=_once,
     layer=_layer,
-    is_ours=_is_ours,
+    fixed={"apply_residual_connection_post_layernorm": False, "tie_word_embeddings": True},
+    presets=sizes("arXiv:2211.05100 table 3, config.json of bigscience/bloom*", BASE, _KEYS, _SIZES)
+    | sizes("for tests", BASE | {"vocab_size": 512}, _KEYS, {"bloom-tiny": (64, 2, 4, 256)}),
 )
-"""BLOOM's table."""

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from megalite.models.config import ModelConfig
-from megalite.models.families.table import Entry, Family, same
+from megalite.models.families.table import Entry, Family, same, sizes
 
 
 def _from_theirs(theirs: dict[str, Any]) -> ModelConfig:
     is_new = theirs.get("new_decoder_architecture", False)
-    if theirs.get("alibi") or not (is_new or theirs.get("parallel_attn", True)):
-        raise ValueError("alibi must be false and parallel_attn true")
+    if not (is_new or theirs.get("parallel_attn", True)):
+        raise ValueError("parallel_attn must be true without new_decoder_architecture")
     if not is_new and not theirs.get("multi_query", True):
         raise ValueError("multi_query must be true without new_decoder_architecture")
     size, heads = theirs["hidden_size"], theirs["num_attention_heads"]
@@ -62,7 +62,6 @@ def _to_theirs(config: ModelConfig) -> dict[str, Any]:
         "num_ln_in_parallel_attn": 2 if config.parallel_block == "two_norms" else 1,
         "multi_query": True,
         "parallel_attn": True,
-        "alibi": False,
         "bias": config.qkv_bias,
         "rope_theta": config.rope_base,
         "tie_word_embeddings": config.tie_embeddings,
@@ -119,15 +118,19 @@ def _layer(config: ModelConfig) -> list[Entry]:
     return entries
 
 
-def _is_ours(config: ModelConfig) -> bool:
-    return (
-        config.parallel_block != "no"
-        and (config.norm, config.position, config.activation) == ("layer_norm", "rope", "gelu")
-        and not config.gated
-        and not config.rope_interleaved
-        and config.rotary == config.head_dim
-    )
-
+BASE: dict[str, Any] = {
+    "vocab_size": 65024,
+    "norm": "layer_norm",
+    "parallel_block": "one_norm",
+    "activation": "gelu",
+    "gated": False,
+}
+_KEYS = "hidden_size num_layers num_heads num_kv_heads ffn_size parallel_block"
+_SIZES = {
+    "falcon-7b": (4544, 32, 71, 1, 18176, "one_norm"),
+    "falcon-40b": (8192, 60, 128, 8, 32768, "two_norms"),
+    "falcon-180b": (14848, 80, 232, 8, 59392, "two_norms"),
+}
 
 FAMILY = Family(
     name="falcon",
@@ -136,6 +139,12 @@ FAMILY = Family(
     to_theirs=_to_theirs,
     once=_once,
     layer=_layer,
-    is_ours=_is_ours,
+    fixed={"activation": "gelu", "alibi": False},
+    presets=sizes("arXiv:2311.16867, config.json of tiiuae/falcon-*", BASE, _KEYS, _SIZES)
+    | sizes(
+        "for tests",
+        BASE | {"vocab_size": 512},
+        _KEYS,
+        {"falcon-tiny": (64, 2, 4, 2, 96, "two_norms")},
+    ),
 )
-"""Falcon's table."""

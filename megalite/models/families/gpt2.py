@@ -6,33 +6,38 @@ import torch
 from torch import Tensor
 
 from megalite.models.config import ModelConfig
-from megalite.models.families.table import Entry, Family, same, transposed
+from megalite.models.families.table import Entry, Family, same, sizes, transposed
 
 ACTIVATIONS: dict[str, Any] = {"gelu_new": "gelu_tanh", "gelu": "gelu", "relu": "relu"}
 
 
+BASE: dict[str, Any] = {
+    "norm": "layer_norm",
+    "gated": False,
+    "qkv_bias": True,
+    "attention_bias": True,
+    "ffn_bias": True,
+    "position": "learned",
+}
+
+
 def _from_theirs(theirs: dict[str, Any]) -> ModelConfig:
     size = theirs["n_embd"]
-    return ModelConfig(
-        vocab_size=theirs["vocab_size"],
-        hidden_size=size,
-        num_layers=theirs["n_layer"],
-        num_heads=theirs["n_head"],
-        ffn_size=theirs.get("n_inner") or 4 * size,
-        norm="layer_norm",
-        norm_eps=theirs["layer_norm_epsilon"],
-        activation=ACTIVATIONS[theirs["activation_function"]],
-        gated=False,
-        qkv_bias=True,
-        attention_bias=True,
-        ffn_bias=True,
-        position="learned",
-        max_positions=theirs["n_positions"],
-        tie_embeddings=theirs.get("tie_word_embeddings", True),
-        dropout=theirs.get("resid_pdrop", 0.1),
-        attention_dropout=theirs.get("attn_pdrop", 0.1),
-        init_std=theirs.get("initializer_range", 0.02),
-    )
+    values: dict[str, Any] = {
+        "vocab_size": theirs["vocab_size"],
+        "hidden_size": size,
+        "num_layers": theirs["n_layer"],
+        "num_heads": theirs["n_head"],
+        "ffn_size": theirs.get("n_inner") or 4 * size,
+        "norm_eps": theirs["layer_norm_epsilon"],
+        "activation": ACTIVATIONS[theirs["activation_function"]],
+        "max_positions": theirs["n_positions"],
+        "tie_embeddings": theirs.get("tie_word_embeddings", True),
+        "dropout": theirs.get("resid_pdrop", 0.1),
+        "attention_dropout": theirs.get("attn_pdrop", 0.1),
+        "init_std": theirs.get("initializer_range", 0.02),
+    }
+    return ModelConfig(**(BASE | values))
 
 
 def _to_theirs(config: ModelConfig) -> dict[str, Any]:
@@ -103,16 +108,24 @@ def _layer(_config: ModelConfig) -> list[Entry]:
     return entries
 
 
-def _is_ours(config: ModelConfig) -> bool:
-    return (
-        (config.norm, config.norm_position, config.position) == ("layer_norm", "pre", "learned")
-        and not config.gated
-        and not config.is_encoder_decoder
-        and config.position_offset == 0
-        and config.kv_heads == config.num_heads
-        and config.parallel_block == "no"
-    )
-
+_KEYS = "hidden_size num_layers num_heads head_size ffn_size"
+_GPT2 = {
+    "gpt2": (768, 12, 12, 64, 3072),
+    "gpt2-medium": (1024, 24, 16, 64, 4096),
+    "gpt2-large": (1280, 36, 20, 64, 5120),
+    "gpt2-xl": (1600, 48, 25, 64, 6400),
+}
+_GPT3 = {  # with two misprints put right: 24 heads of 1.3b, d_model 5140 of 13b
+    "gpt3-125m": (768, 12, 12, 64, 3072),
+    "gpt3-350m": (1024, 24, 16, 64, 4096),
+    "gpt3-760m": (1536, 24, 16, 96, 6144),
+    "gpt3-1.3b": (2048, 24, 16, 128, 8192),
+    "gpt3-2.7b": (2560, 32, 32, 80, 10240),
+    "gpt3-6.7b": (4096, 32, 32, 128, 16384),
+    "gpt3-13b": (5120, 40, 40, 128, 20480),
+    "gpt3-175b": (12288, 96, 96, 128, 49152),
+}
+_PRESET = BASE | {"activation": "gelu_tanh"}
 
 FAMILY = Family(
     name="gpt2",
@@ -121,6 +134,23 @@ FAMILY = Family(
     to_theirs=_to_theirs,
     once=_once,
     layer=_layer,
-    is_ours=_is_ours,
+    fixed={
+        "add_cross_attention": False,
+        "scale_attn_by_inverse_layer_idx": False,
+        "scale_attn_weights": True,
+    },
     ignored=("attn.bias", "attn.masked_bias"),
+    presets=sizes(
+        "config.json of openai-community's models",
+        _PRESET | {"vocab_size": 50257, "max_positions": 1024},
+        _KEYS,
+        _GPT2,
+    )
+    | sizes(
+        "arXiv:2005.14165 table 2.1; attention is dense in every layer here",
+        _PRESET | {"vocab_size": 50257, "max_positions": 2048},
+        _KEYS,
+        _GPT3,
+    )
+    | sizes("for tests", _PRESET, _KEYS, {"gpt2-tiny": (64, 2, 4, 16, 96)}),
 )

@@ -3,12 +3,10 @@
 from typing import Any
 
 from megalite.models.config import ModelConfig
-from megalite.models.families.table import Entry, Family, same
+from megalite.models.families.table import Entry, Family, same, sizes
 
 
 def _from_theirs(theirs: dict[str, Any]) -> ModelConfig:
-    if not theirs.get("layer_norm_elementwise_affine", True):
-        raise ValueError("layer_norm_elementwise_affine must be true")
     is_pre = theirs.get("do_layer_norm_before", True)
     has_bias = theirs.get("enable_bias", True)
     width = theirs.get("word_embed_proj_dim") or theirs["hidden_size"]
@@ -94,16 +92,30 @@ def _layer(config: ModelConfig) -> list[Entry]:
     ]
 
 
-def _is_ours(config: ModelConfig) -> bool:
-    return (
-        (config.norm, config.position, config.position_offset) == ("layer_norm", "learned", 2)
-        and not config.gated
-        and not config.is_encoder_decoder
-        and not config.embedding_norm
-        and config.kv_heads == config.num_heads
-        and config.parallel_block == "no"
-    )
-
+BASE: dict[str, Any] = {
+    "vocab_size": 50272,
+    "norm": "layer_norm",
+    "activation": "relu",
+    "gated": False,
+    "qkv_bias": True,
+    "attention_bias": True,
+    "ffn_bias": True,
+    "position": "learned",
+    "position_offset": 2,
+}
+_KEYS = "hidden_size num_layers num_heads ffn_size"
+_SOURCE = "arXiv:2205.01068 table 1, config.json of facebook/opt-*"
+_SIZES = {
+    "opt-125m": (768, 12, 12, 3072),
+    "opt-1.3b": (2048, 24, 32, 8192),
+    "opt-2.7b": (2560, 32, 32, 10240),
+    "opt-6.7b": (4096, 32, 32, 16384),
+    "opt-13b": (5120, 40, 40, 20480),
+    "opt-30b": (7168, 48, 56, 28672),
+    "opt-66b": (9216, 64, 72, 36864),
+    "opt-175b": (12288, 96, 96, 49152),
+}
+_POST = BASE | {"norm_position": "post", "final_norm": False, "embedding_size": 512}
 
 FAMILY = Family(
     name="opt",
@@ -112,6 +124,8 @@ FAMILY = Family(
     to_theirs=_to_theirs,
     once=_once,
     layer=_layer,
-    is_ours=_is_ours,
+    fixed={"layer_norm_elementwise_affine": True},
+    presets=sizes(_SOURCE, BASE, _KEYS, _SIZES)
+    | sizes(_SOURCE, _POST, _KEYS, {"opt-350m": (1024, 24, 16, 4096)})
+    | sizes("for tests", BASE | {"vocab_size": 512}, _KEYS, {"opt-tiny": (64, 2, 4, 96)}),
 )
-"""OPT's table."""

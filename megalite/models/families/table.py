@@ -1,11 +1,14 @@
 """How a family's published files relate to our parameters: a table of names and shapes."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from megalite.errors import ConfigError
 from megalite.models.config import ModelConfig
 
 Split = Callable[[Tensor, ModelConfig], list[Tensor]]
@@ -47,20 +50,99 @@ def transposed(theirs: str, ours: str) -> Entry:
     return Entry(theirs, (ours,), lambda t, _: [t.t()], lambda ts, _: ts[0].t())
 
 
+def stacked(theirs: str, *ours: str, sizes: Callable[[ModelConfig], list[int]]) -> Entry:
+    """An entry whose tensor holds ours one behind the other, each of so many rows."""
+    return Entry(
+        theirs,
+        ours,
+        lambda tensor, config: list(tensor.split(sizes(config))),
+        lambda tensors, _: torch.cat(tensors),
+    )
+
+
+def pairs(theirs: str, ours: str, names: Mapping[str, str], *kinds: str) -> list[Entry]:
+    """An entry for each pair of names and each kind, weight or bias; the prefixes stand first."""
+    return [
+        same(f"{theirs}{a}.{kind}", f"{ours}{b}.{kind}") for a, b in names.items() for kind in kinds
+    ]
+
+
+def qkv(layer: str, kind: str) -> tuple[str, ...]:
+    """Our names of a layer's query, key and value."""
+    return tuple(f"{layer}attention.{name}.{kind}" for name in ("query", "key", "value"))
+
+
+def qkv_rows(config: ModelConfig) -> list[int]:
+    """Rows of query, key and value."""
+    keys = config.kv_heads * config.head_dim
+    return [config.num_heads * config.head_dim, keys, keys]
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A published size.
+
+    Attributes:
+        values: of a ModelConfig.
+        source: where they are published.
+    """
+
+    values: Mapping[str, Any]
+    source: str
+
+
+def sizes(
+    source: str, base: Mapping[str, Any], keys: str, rows: Mapping[str, Sequence[Any]]
+) -> dict[str, Preset]:
+    """Presets from a table: what all share, the columns' keys, and a row for each name."""
+    columns = keys.split()
+    return {
+        name: Preset({**base, **dict(zip(columns, row, strict=True))}, source)
+        for name, row in rows.items()
+    }
+
+
+def decisive(config: ModelConfig) -> dict[str, Any]:
+    """The values of a config that decide what the model computes, each in one form."""
+    training = {"preset", "init_std", "scaled_init", "dropout", "attention_dropout"}
+    values = config.model_dump(exclude=training) | {
+        "num_kv_heads": config.kv_heads,
+        "head_size": config.head_dim,
+        "embedding_size": config.embedding_width,
+        "attention_scale": config.scale,
+        "rotary_size": config.rotary,
+    }
+    unread = {
+        "rope": ("rope_base", "rope_scale", "rope_interleaved", "rope_axes", "rotary_size"),
+        "relative": ("relative_buckets", "relative_max_distance"),
+        "learned": ("max_positions", "position_offset"),
+    }
+    for position, keys in unread.items():
+        if config.position != position:
+            values = {key: value for key, value in values.items() if key not in keys}
+    if config.norm == "rms_norm":
+        del values["norm_bias"]
+    return values
+
+
 @dataclass(frozen=True)
 class Family:
     """A family of published models.
 
     Attributes:
-        name: the ``model_type`` of its Hugging Face config.
-        architecture: the class that loads it in transformers.
+        name: of the family.
+        architecture: the class that loads it.
         from_theirs: their config to ours.
-        to_theirs: our config to theirs.
+        to_theirs: our config to theirs, without ``fixed``.
         once: entries outside the layers.
         layer: entries of each decoder layer.
         encoder_layer: entries of each encoder layer.
-        is_ours: whether a config of ours is of this family.
+        fixed: keys of their config that must have this value, which is also their default.
+        model_type: of their config, where it is not the name.
+        also: more model types that are read alike.
+        marker: a key that, of those that share a model type, only this family's configs have.
         ignored: endings of tensors of theirs that are no parameters.
+        presets: its published sizes by name.
     """
 
     name: str
@@ -69,9 +151,48 @@ class Family:
     to_theirs: Callable[[ModelConfig], dict[str, Any]]
     once: Callable[[ModelConfig], list[Entry]]
     layer: Callable[[ModelConfig], list[Entry]]
-    is_ours: Callable[[ModelConfig], bool]
     encoder_layer: Callable[[ModelConfig], list[Entry]] = lambda _: []
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    model_type: str = ""
+    also: tuple[str, ...] = ()
+    marker: str = ""
     ignored: tuple[str, ...] = ()
+    presets: Mapping[str, Preset] = field(default_factory=dict)
+
+    def knows(self, theirs: dict[str, Any]) -> bool:
+        """Whether a config of theirs is of this family."""
+        types = self.model_type or self.name, *self.also
+        return theirs.get("model_type") in types and (not self.marker or self.marker in theirs)
+
+    def read(self, theirs: dict[str, Any]) -> ModelConfig:
+        """Their config as ours.
+
+        Raises:
+            KeyError: a key is missing.
+            ValueError: a value is one that the family, or a model of ours, can't have.
+            ConfigError: values don't fit each other.
+        """
+        for key, value in self.fixed.items():
+            if theirs.get(key) not in (None, value):
+                raise ValueError(f"{key} must be {json.dumps(value)} here, came {theirs[key]!r}")
+        return self.from_theirs(theirs)
+
+    def write(self, config: ModelConfig) -> dict[str, Any]:
+        """Our config as theirs."""
+        head = {"model_type": self.model_type or self.name, "architectures": [self.architecture]}
+        return head | dict(self.fixed) | self.to_theirs(config)
+
+    def lost(self, config: ModelConfig) -> list[str]:
+        """The keys of a config whose values no model of this family can have."""
+        try:
+            again = decisive(self.read(self.write(config)))
+        except KeyError as error:
+            return [f"activation {error}"]
+        except (ValueError, ConfigError):
+            return ["num_heads"]
+        values = decisive(config)
+        keys = values.keys() | again.keys()
+        return sorted(key for key in keys if values.get(key) != again.get(key))
 
     def entries(self, config: ModelConfig) -> Iterator[Entry]:
         """Every entry of a model, layers numbered."""

@@ -1,0 +1,120 @@
+"""MOSS, and CodeGen on which it is built: part of a head turns, attention beside feed-forward.
+
+Source: Sun et al. 2023, OpenMOSS/MOSS; Nijkamp et al. 2022, arXiv:2203.13474. Their query, key and
+value are one matrix of four parts, since they were trained on four TPU cores, each with its heads'
+queries, then values, then keys.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from megalite.models.config import ModelConfig
+from megalite.models.families.gpt2 import ACTIVATIONS
+from megalite.models.families.table import Entry, Family, pairs, qkv, same, sizes
+
+CORES = 4
+
+BASE: dict[str, Any] = {
+    "norm": "layer_norm",
+    "parallel_block": "one_norm",
+    "activation": "gelu_tanh",
+    "gated": False,
+    "ffn_bias": True,
+    "rope_interleaved": True,
+    "tie_embeddings": False,
+    "head_bias": True,
+}
+
+
+def _from_theirs(theirs: dict[str, Any]) -> ModelConfig:
+    size, heads = theirs["n_embd"], theirs["n_head"]
+    if heads % CORES:
+        raise ValueError(f"n_head must be a multiple of {CORES}, came {heads}")
+    values: dict[str, Any] = {
+        "vocab_size": theirs["vocab_size"],
+        "hidden_size": size,
+        "num_layers": theirs["n_layer"],
+        "num_heads": heads,
+        "ffn_size": theirs.get("n_inner") or 4 * size,
+        "max_positions": theirs["n_positions"],
+        "rotary_size": theirs["rotary_dim"],
+        "norm_eps": theirs["layer_norm_epsilon"],
+        "activation": ACTIVATIONS[theirs["activation_function"]],
+        "dropout": theirs.get("resid_pdrop", 0.0),
+        "attention_dropout": theirs.get("attn_pdrop", 0.0),
+        "init_std": theirs.get("initializer_range", 0.02),
+    }
+    return ModelConfig(**(BASE | values))
+
+
+def _to_theirs(config: ModelConfig) -> dict[str, Any]:
+    names = {ours: theirs for theirs, ours in ACTIVATIONS.items()}
+    return {
+        "vocab_size": config.vocab_size,
+        "n_embd": config.hidden_size,
+        "n_layer": config.num_layers,
+        "n_head": config.num_heads,
+        "n_inner": config.ffn_size,
+        "n_positions": config.max_positions,
+        "rotary_dim": config.rotary,
+        "layer_norm_epsilon": config.norm_eps,
+        "activation_function": names[config.activation],
+        "resid_pdrop": config.dropout,
+        "attn_pdrop": config.attention_dropout,
+        "initializer_range": config.init_std,
+    }
+
+
+def _split(tensor: Tensor, config: ModelConfig) -> list[Tensor]:
+    parts = tensor.view(CORES, 3, -1, config.hidden_size)
+    return [parts[:, i].flatten(0, 1) for i in (0, 2, 1)]
+
+
+def _join(tensors: list[Tensor], _config: ModelConfig) -> Tensor:
+    query, key, value = (tensor.unflatten(0, (CORES, -1)) for tensor in tensors)
+    return torch.stack((query, value, key), 1).flatten(0, 2)
+
+
+def _once(_config: ModelConfig) -> list[Entry]:
+    return [
+        same("transformer.wte.weight", "embedding.weight"),
+        *pairs("transformer.", "decoder.", {"ln_f": "norm"}, "weight", "bias"),
+        *pairs("", "", {"lm_head": "head"}, "weight", "bias"),
+    ]
+
+
+def _layer(_config: ModelConfig) -> list[Entry]:
+    theirs, ours = "transformer.h.{i}.", "decoder.layers.{i}."
+    names = {"ln_1": "attention_norm", "mlp.fc_in": "ffn.up", "mlp.fc_out": "ffn.output"}
+    return [
+        *pairs(theirs, ours, names, "weight", "bias"),
+        Entry(f"{theirs}attn.qkv_proj.weight", qkv(ours, "weight"), _split, _join),
+        same(f"{theirs}attn.out_proj.weight", f"{ours}attention.output.weight"),
+    ]
+
+
+_KEYS = "vocab_size hidden_size num_layers num_heads rotary_size ffn_size"
+_PUBLISHED = {"moss-moon-003": (107008, 6144, 34, 24, 64, 24576)}
+_CODEGEN = {
+    "codegen-350m": (51200, 1024, 20, 16, 32, 4096),
+    "codegen-2b": (51200, 2560, 32, 32, 64, 10240),
+    "codegen-6b": (51200, 4096, 33, 16, 64, 16384),
+    "codegen-16b": (51200, 6144, 34, 24, 64, 24576),
+}
+
+FAMILY = Family(
+    name="moss",
+    architecture="MossForCausalLM",
+    from_theirs=_from_theirs,
+    to_theirs=_to_theirs,
+    once=_once,
+    layer=_layer,
+    also=("codegen",),
+    fixed={"tie_word_embeddings": False},
+    ignored=("attn.causal_mask", "attn.masked_bias", "attn.bias"),
+    presets=sizes("config.json of OpenMOSS-Team/moss-moon-003-base", BASE, _KEYS, _PUBLISHED)
+    | sizes("config.json of Salesforce's models", BASE, _KEYS, _CODEGEN)
+    | sizes("for tests", BASE, _KEYS, {"moss-tiny": (512, 64, 2, 4, 8, 96)}),
+)

@@ -1,0 +1,50 @@
+"""``megalite models``: the published sizes that ``--model.preset`` knows."""
+
+from pydantic import Field
+
+from megalite.config.section import Section
+from megalite.errors import ConfigError
+from megalite.models.config import ModelConfig
+from megalite.models.families import FAMILIES
+from megalite.models.transformer import Transformer
+from megalite.parallel.launch import Launch
+from megalite.parallel.mesh import Mesh
+
+
+class ModelsConfig(Section):
+    """Which presets are listed."""
+
+    name: str = Field("", description="text that a preset's or family's name contains; empty: all")
+
+
+def run(config: ModelsConfig, launch: Launch) -> int:
+    """Print a line for each preset: name, family, parameters, source."""
+    rows = [
+        (name, family.name, f"{num_parameters(ModelConfig(preset=name)):,}", preset.source)
+        for family in FAMILIES.values()
+        for name, preset in family.presets.items()
+        if config.name in name or config.name == family.name
+    ]
+    if not rows:
+        raise ConfigError(f"--name {config.name}: no preset's name has it; leave it out for all")
+    if launch.rank == 0:
+        widths = [max(len(row[i]) for row in rows) for i in range(3)]
+        for name, family, count, source in rows:
+            line = f"{name:<{widths[0]}}  {family:<{widths[1]}}  {count:>{widths[2]}}  {source}"
+            print(line)  # noqa: T201
+    return 0
+
+
+def num_parameters(config: ModelConfig) -> int:
+    """Parameters of a model, from what its first blocks have; nothing is allocated."""
+    encoder = config.num_encoder_layers
+
+    def count(layers: int, encoder_layers: int) -> int:
+        sizes = {"num_layers": layers, "num_encoder_layers": encoder_layers}
+        model = Transformer(config.model_copy(update=sizes), Mesh.single(), seed=None)
+        return sum(parameter.numel() for parameter in model.parameters())
+
+    first = min(encoder, 1)
+    least = count(1, first)
+    total = least + (config.num_layers - 1) * (count(2, first) - least)
+    return total + ((encoder - 1) * (count(1, 2) - least) if encoder else 0)

@@ -1,0 +1,83 @@
+"""Presets are the models that were published."""
+
+import pytest
+
+from megalite.cli import main
+from megalite.config import load
+from megalite.errors import CheckpointError, ConfigError
+from megalite.models.config import ModelConfig
+from megalite.models.families import FAMILIES, PRESETS
+from megalite.models.hugging_face import family_of
+from megalite.stages.pretrain import PretrainConfig
+from megalite.tools.models import num_parameters
+
+COUNTS = {  # of the published checkpoints, without what tied embeddings share
+    "gpt2": 124_439_808,
+    "gpt2-xl": 1_557_611_200,
+    "llama-7b": 6_738_415_616,
+    "llama2-70b": 68_976_648_192,
+    "opt-350m": 331_196_416,
+    "opt-1.3b": 1_315_758_080,
+    "bloom-560m": 559_214_592,
+    "bloom-176b": 176_247_271_424,
+    "falcon-7b": 6_921_720_704,
+    "falcon-40b": 41_303_293_952,
+    "t5-base": 222_903_552,
+    "flan-t5-xl": 2_849_757_184,
+    "bart-base": 139_420_416,
+    "chatglm2-6b": 6_243_584_000,
+    "chatglm-6b": 6_173_286_400,
+    "baichuan-13b": 13_264_901_120,
+}
+ROUND = {  # as their papers print them, in billions
+    "palm-8b": 8.63,
+    "palm-62b": 62.50,
+    "palm-540b": 540.35,
+    "glm-130b": 130.0,
+    "gpt3-175b": 175.0,
+    "codegen-16b": 16.0,
+}
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_a_preset_has_as_many_parameters_as_the_published_model(name):
+    assert num_parameters(ModelConfig(preset=name)) == COUNTS[name]
+
+
+@pytest.mark.parametrize("name", ROUND)
+def test_a_preset_has_about_as_many_as_its_paper_says(name):
+    count = num_parameters(ModelConfig(preset=name)) / 1e9
+    assert count == pytest.approx(ROUND[name], rel=0.012)
+
+
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+def test_a_family_can_say_its_presets_and_has_a_tiny_one(family):
+    for name, preset in family.presets.items():
+        assert not family.lost(ModelConfig(preset=name)), name
+        assert preset.source
+    assert any(name.endswith("-tiny") for name in family.presets)
+    assert sum(len(other.presets) for other in FAMILIES.values()) == len(PRESETS)
+
+
+def test_keys_beside_a_preset_replace_its():
+    config = load(PretrainConfig, None, ["--model.preset", "llama2-70b", "--model.num_layers", "2"])
+    assert (config.model.num_layers, config.model.kv_heads) == (2, 8)
+    assert ModelConfig(**config.model.model_dump()) == config.model
+
+
+def test_an_unknown_preset_names_the_closest():
+    with pytest.raises(ConfigError, match="no such preset; did you mean llama2-7b"):
+        load(PretrainConfig, None, ["--model.preset", "llama2-7B"])
+
+
+def test_a_reward_model_is_of_no_family():
+    with pytest.raises(CheckpointError, match="can't have its .*head"):
+        family_of(ModelConfig(preset="llama-tiny", head="value"))
+
+
+def test_the_command_lists_them(capsys):
+    assert main(["models", "--name", "chatglm2"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:3] for line in lines][0] == ["chatglm2-6b", "chatglm2", "6,243,584,000"]
+    assert main(["models", "--name", "nothing"]) == 2
+    assert "no preset" in capsys.readouterr().err
