@@ -37,10 +37,11 @@ struct ForwardTraits {
   static constexpr int kBlocksPerSm = kDim > 128 ? 1 : 2;
   // S is kKeys / 8 * kMTiles fragments: 128 registers a lane at most, half with bias or dropout.
   static constexpr int kRows = 128;
-  static constexpr int kKeys = kDim > 64 || kExtended ? 64 : 128;
+  static constexpr int kKeys = kDim == 128 ? 32 : kDim > 32 || kExtended ? 64 : 128;
   static constexpr int kMTiles = kRows / kWarps / 16;
   static constexpr int kNTiles = kKeys / 8;
-  static constexpr int kSharedBytes = (kRows + 2 * kKeys) * kDim * 2;
+  static constexpr int kIntervalsAt = (kRows + 2 * kKeys) * kDim * 2;  // in bytes
+  static constexpr int kSharedBytes = kIntervalsAt + kRows * 8;
 };
 
 /// The running softmax and output of the rows of a lane: 16 m + lane / 4 and 8 below, for each m.
@@ -60,9 +61,9 @@ struct ForwardBlock {
   Range full;  // tiles of keys
 
   // The last rows, the longest under a causal mask, come first.
-  MEGALITE_DEVICE static int first_row() { return (grid_x() - 1 - block_x()) * C::kRows; }
-  MEGALITE_DEVICE static int head() { return block_y(); }
-  MEGALITE_DEVICE static int batch() { return block_z(); }
+  MEGALITE_DEVICE static int first_row() { return (grid_x() - 1 - opaque(block_x())) * C::kRows; }
+  MEGALITE_DEVICE static int head() { return opaque(block_y()); }
+  MEGALITE_DEVICE static int batch() { return opaque(block_z()); }
 
   using Tile = SharedTile<T, C::kDim>;
   static constexpr int kQueryTile = C::kRows * C::kDim, kKeyTile = C::kKeys * C::kDim;
@@ -70,6 +71,11 @@ struct ForwardBlock {
   MEGALITE_DEVICE Tile k_tile() const { return {shared_view<T>(kQueryTile * 2, kKeyTile), thread}; }
   MEGALITE_DEVICE Tile v_tile() const {
     return {shared_view<T>((kQueryTile + kKeyTile) * 2, kKeyTile), thread};
+  }
+
+  /// Start and end of each row.
+  MEGALITE_DEVICE static Shared<int32_t> intervals() {
+    return shared_view<int32_t>(C::kIntervalsAt, C::kRows * 2);
   }
 
   MEGALITE_DEVICE int lane() const { return thread % kWarpSize; }
@@ -81,6 +87,13 @@ struct ForwardBlock {
   /// The key of a lane's values [.][n][... + e].
   MEGALITE_DEVICE int key(int j, int n, int e) const {
     return j * C::kKeys + n * 8 + lane() % 4 * 2 + e;
+  }
+
+  MEGALITE_DEVICE void store_intervals() const {
+    for (int r = thread; r < C::kRows; r += C::kThreads) {
+      const Interval i = row_interval(p, batch(), first_row() + r);
+      store_vec(intervals(), r * 2, Vec<int32_t, 2>{{i.start, i.end}});
+    }
   }
 
   MEGALITE_DEVICE void start_queries() const {
@@ -176,7 +189,8 @@ struct ForwardBlock {
     for (int m = 0; m < C::kMTiles; ++m) {
       MEGALITE_UNROLL
       for (int half = 0; half < 2; ++half) {
-        const Interval allowed = row_interval(p, batch(), row(m, half));
+        const auto bounds = load_vec<2>(intervals(), (row(m, half) - first_row()) * 2);
+        const Interval allowed = {bounds.v[0], bounds.v[1]};
         MEGALITE_UNROLL
         for (int n = 0; n < C::kNTiles; ++n) {
           MEGALITE_UNROLL
@@ -230,19 +244,20 @@ struct ForwardBlock {
   /// draws for the upper row, the odd one for the row 8 below, and they exchange.
   MEGALITE_DEVICE void drop(Scores& p_tile, int j) const {
     const KeepBits keep = keep_bits(p, batch(), head());
+    constexpr int kTogether = C::kNTiles < 8 ? C::kNTiles : 8;  // four bits each: a word
     const int odd = lane() & 1;
     MEGALITE_UNROLL
     for (int m = 0; m < C::kMTiles; ++m) {
       MEGALITE_UNROLL
-      for (int first = 0; first < C::kNTiles; first += 8) {
+      for (int first = 0; first < C::kNTiles; first += kTogether) {
         uint32_t mine = 0;
         MEGALITE_UNROLL
-        for (int n = 0; n < 8; ++n)
+        for (int n = 0; n < kTogether; ++n)
           mine |= keep.four_keys(row(m, odd), key(j, first + n, 0) / 4) << 4 * n;
         const uint32_t other = shfl_xor(mine, 1);
         const uint32_t kept[2] = {(odd ? other : mine) >> 2 * odd, (odd ? mine : other) >> 2 * odd};
         MEGALITE_UNROLL
-        for (int n = 0; n < 8; ++n) {
+        for (int n = 0; n < kTogether; ++n) {
           MEGALITE_UNROLL
           for (int e = 0; e < 4; ++e) {
             float& x = p_tile[m][first + n][e];
@@ -272,7 +287,7 @@ struct ForwardBlock {
   }
 
   /// The same block; its addresses are made anew, which costs less than to keep them in registers.
-  MEGALITE_DEVICE ForwardBlock fresh() const { return {p, group, opaque(thread), full}; }
+  MEGALITE_DEVICE ForwardBlock fresh() const { return {p, opaque(group), opaque(thread), full}; }
 
   MEGALITE_DEVICE void visit_keys(const Range& touched, ForwardState<C>& o) const {
     start_keys(k_tile(), p.k, p.k_strides, touched.first);
@@ -354,6 +369,7 @@ void attention_forward(AttentionParams<typename C::T> p) {
   const Range touched = bounds.template touched_tiles<C::kKeys>();
   if (touched.first < touched.last) {
     block.start_queries();
+    block.store_intervals();
     block.visit_keys(touched, o);
   }
   block.finish(o);
