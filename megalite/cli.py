@@ -5,6 +5,7 @@ module that reads the environment.
 """
 
 import difflib
+import errno
 import importlib
 import json
 import os
@@ -18,6 +19,7 @@ from megalite.commands import COMMANDS, Command
 from megalite.errors import ConfigError, MegaliteError
 
 EXIT_USER = 2
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a write failed; the system names no file
 EXIT_INTERRUPTED = 130
 USAGE = "usage: megalite COMMAND [CONFIG.toml] [--section.key VALUE ...]"
 HELP_END = """
@@ -51,9 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        if error.filename is None:
+        if error.filename is None and error.errno not in DISK:
             raise
-        _report(f"{error.filename}: {error.strerror}", show_traceback)
+        _report(f"{error.filename or 'a file'}: {error.strerror}", show_traceback)
         return EXIT_USER
 
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from pydantic import Field
@@ -11,7 +12,7 @@ from megalite.data.example import collate
 from megalite.data.loader import Loader, Share
 from megalite.data.store import TokenStore
 from megalite.data.windows import Blend, Windows
-from megalite.errors import ConfigError
+from megalite.errors import ConfigError, DataError
 from megalite.models.batch import Batch
 from megalite.models.build import Model
 from megalite.models.outputs import Loss
@@ -45,6 +46,7 @@ def run(config: PretrainConfig, launch: Launch) -> int:
     model = stage.model(config.model, config.checkpoint.start)
     trainer, (learner,) = stage.trainer(("model", model))
     trainer.resume()
+    make = partial(rows, vocab_size=config.model.vocab_size)
     share = Share(
         config.train.global_batch_size,
         config.train.micro_batch_size,
@@ -53,14 +55,14 @@ def run(config: PretrainConfig, launch: Launch) -> int:
     )
     loader = Loader(
         datasets[0],
-        rows,
+        make,
         share,
         seed=config.run.seed,
         consumed_samples=trainer.progress.consumed_samples,
     )
     heldout = None
     if len(datasets) > 1:
-        batches = heldout_batches(datasets[1], stage)
+        batches = heldout_batches(datasets[1], stage, make)
 
         def heldout() -> dict[str, float]:
             return {"heldout_loss": heldout_loss(model, batches, stage.mesh)}
@@ -78,9 +80,20 @@ def windows(paths: Sequence[str], data: CorpusConfig, weights: Sequence[float] =
     return Blend(parts, weights or [len(part) for part in parts])
 
 
-def rows(examples: Sequence, sample_ids: Sequence[int]) -> Batch:
-    """A micro-batch of examples of one length."""
-    return collate(examples, sample_ids)
+def rows(examples: Sequence, sample_ids: Sequence[int], vocab_size: int = 0) -> Batch:
+    """A micro-batch of examples of one length.
+
+    Raises:
+        DataError: a token is not below ``vocab_size`` (0: any).
+    """
+    batch = collate(examples, sample_ids)
+    largest = int(batch.tokens.max())
+    if vocab_size and largest >= vocab_size:
+        raise DataError(
+            f"--data: a store holds token {largest}, --model.vocab_size is {vocab_size}: raise it, "
+            "or prepare the text with this model's tokenizer"
+        )
+    return batch
 
 
 def language_step(stage: Stage, learner: Learner, trainer, z_loss: float = 0.0):

@@ -8,6 +8,7 @@ import torch
 
 from megalite.config import dump
 from megalite.config.section import Section
+from megalite.data.formats import parse_prompt, read_rows
 from megalite.errors import CheckpointError, ConfigError
 from megalite.models.build import Model, build_model
 from megalite.models.config import ModelConfig
@@ -98,12 +99,41 @@ def set_up(config: StageConfig, launch: Launch, updates: int = 1) -> Stage:
     train = config.train
     sizes = train.global_batch_size, train.micro_batch_size, updates
     check_layout(Demand(config.model, launch.world_size, *sizes), config.parallel)
+    check_inputs(config)
     mesh = build_mesh(launch, config.parallel, device)
     log = RunLog(config.run.folder, launch.rank == 0, config.train.steps, config.run.tensorboard)
     log.write("config.toml", dump(config))
     hardware = recompute_factor(config.parallel.recompute)
     peak = peak_tflops(device, config.train.precision)
     return Stage(config, mesh, log, Speed(config.model, mesh, peak, hardware))
+
+
+def check_inputs(config: StageConfig) -> None:
+    """Refuse at the start what would otherwise be met at the end: samples, and too many positions.
+
+    Raises:
+        ConfigError: a row is longer than the model's table of positions.
+        DataError: a file of prompts for samples is missing or malformed.
+    """
+    samples, data = getattr(config, "samples", None), getattr(config, "data", None)
+    if samples is not None:
+        read_rows(samples.prompts, parse_prompt)
+    if data is not None:
+        answer = getattr(getattr(config, "rollout", None), "max_new_tokens", 0)
+        check_positions(config.model, data.sequence_length + answer, "data.sequence_length")
+
+
+def check_positions(model: ModelConfig, rows: int, key: str) -> None:
+    """Refuse more rows than a learned table of positions has.
+
+    Raises:
+        ConfigError: it names both numbers.
+    """
+    if model.position == "learned" and rows > model.max_positions:
+        raise ConfigError(
+            f"--{key}: needs {rows} positions with its answer, model.max_positions is "
+            f"{model.max_positions}: shorten it"
+        )
 
 
 def choose_device(run: RunConfig, launch: Launch) -> torch.device:

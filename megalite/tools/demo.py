@@ -4,6 +4,7 @@ Every step is started as a user would start it; a step that fails stops the demo
 At the end the runs' metrics are held against what the demo promises.
 """
 
+import json
 import os
 import subprocess
 import sys
@@ -16,11 +17,13 @@ from typing import Any
 from pydantic import Field
 
 from megalite.config import Section
+from megalite.config.load import read_toml
 from megalite.errors import ConfigError, MegaliteError
 from megalite.parallel.launch import Launch
 from megalite.tools.report import read_rows, series
 from megalite.tools.stdlib_corpus import write_corpus
 
+FOLDER = "runs/demo"  # as the configs have it
 STAGES = ("pretrain", "sft", "rm", "ppo")
 PREPARATION = (  # words of a command, its config
     ("tokenizer train", "tokenizer"),
@@ -33,10 +36,10 @@ Rows = dict[str, list[dict[str, Any]]]
 class DemoConfig(Section):
     """The demo's folder and size."""
 
-    folder: str = Field("runs/demo", description="Gets the corpus, the runs and report.html.")
+    folder: str = Field(FOLDER, description="Gets the corpus, the runs and report.html.")
     configs: str = Field("configs/demo", description="Folder of the configs of the steps.")
     processes: int = Field(2, gt=0, description="Processes of each stage.")
-    seed: int = Field(0, ge=0, description="Seed of the corpus' order and rankings.")
+    seed: int = Field(0, ge=0, description="Seed of the corpus and of each stage.")
     corpus_bytes: int = Field(8_000_000, gt=0, description="Most bytes of pretraining text.")
 
 
@@ -69,19 +72,35 @@ class Promise:
 
 
 def steps(config: DemoConfig) -> list[Step]:
-    """The commands in their order; the configs hold all their options."""
+    """The commands in their order; the configs hold all their options but folder and seed."""
     alone = [sys.executable, "-m", "megalite"]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     launcher += [f"--nproc-per-node={config.processes}", "-m", "megalite"]
+    seed = ["--run.seed", str(config.seed)] if config.seed else []
+
+    def words(name: str) -> list[str]:
+        path = f"{config.configs}/{name}.toml"
+        return [path, *_moved(read_toml(Path(path)), config.folder)]
+
     prepare = [
-        Step(words, [*alone, *words.split(), f"{config.configs}/{name}.toml"])
-        for words, name in PREPARATION
+        Step(command, [*alone, *command.split(), *words(name)]) for command, name in PREPARATION
     ]
-    stages = [Step(name, [*launcher, name, f"{config.configs}/{name}.toml"]) for name in STAGES]
+    stages = [Step(name, [*launcher, name, *words(name), *seed]) for name in STAGES]
     runs = "[" + ", ".join(f'"{config.folder}/{name}"' for name in STAGES) + "]"
     output = f"{config.folder}/report.html"
     report = Step("report", [*alone, "report", "--runs", runs, "--output", output])
     return [*prepare, *stages, report]
+
+
+def _moved(table: dict[str, Any], folder: str, prefix: str = "") -> list[str]:
+    """Overrides that move a config's paths from the usual folder to another."""
+    found: list[str] = []
+    for key, value in table.items() if folder != FOLDER else ():
+        if isinstance(value, dict):
+            found += _moved(value, folder, f"{prefix}{key}.")
+        elif f"{FOLDER}/" in (text := value if isinstance(value, str) else json.dumps(value)):
+            found += [f"--{prefix}{key}", text.replace(f"{FOLDER}/", f"{folder}/")]
+    return found
 
 
 def run_steps(todo: Sequence[Step]) -> None:

@@ -27,7 +27,7 @@ from megalite.parallel.data_parallel import gathered
 from megalite.parallel.launch import Launch
 from megalite.parallel.mesh import ParallelConfig, build_mesh
 from megalite.stages.conversation import check_vocabulary, decode_with
-from megalite.stages.setup import choose_device, load_start
+from megalite.stages.setup import check_positions, choose_device, load_start
 from megalite.training.checkpoint import find_checkpoint, verify
 from megalite.training.config import RunConfig
 
@@ -123,6 +123,8 @@ def _answer(
     tokenizer = chat.tokenizer
     ends = [] if tokenizer.end_id is None else [tokenizer.end_id]
     batch = batch_prompts(prompts, range(first, first + len(prompts)), tokenizer.pad_id)
+    rows = batch.tokens.shape[1] + config.sampling.max_new_tokens
+    check_positions(model.config, rows, "sampling.max_new_tokens")  # type: ignore[arg-type]
     texts = [""] * len(prompts)
     streams = is_writer and len(prompts) == 1
 

@@ -112,7 +112,8 @@ class CheckpointManager:
             path.name: {"bytes": path.stat().st_size, "blake2b": checksum(path)}
             for path in sorted(partial.iterdir())
         }
-        write_synced(partial / MANIFEST, json.dumps({"facts": facts, "files": files}, indent=1))
+        manifest = {"facts": facts, "files": files, "blake2b": digest_of(facts, files)}
+        write_synced(partial / MANIFEST, json.dumps(manifest, indent=1))
         shutil.rmtree(self.folder / name, ignore_errors=True)
         partial.rename(self.folder / name)
         write_synced(self.folder / "latest.partial", name)
@@ -174,6 +175,12 @@ def checksum(path: Path) -> str:
     return digest.hexdigest()
 
 
+def digest_of(*content: Any) -> str:
+    """BLAKE2b of what JSON can hold, 16 bytes, in hexadecimal; the same after a round trip."""
+    text = json.dumps(json.loads(json.dumps(content)), sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
 def write_synced(path: Path, text: str) -> None:
     """Write a small file and wait until it is on the disk."""
     with open(path, "w", encoding="utf-8") as file:
@@ -192,8 +199,13 @@ def verify(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(manifest.read_text(encoding="utf-8"))
         files, facts = content["files"], content["facts"]
-    except (OSError, ValueError, KeyError):
+        is_whole = content["blake2b"] == digest_of(facts, files)
+    except (OSError, ValueError, KeyError, TypeError):
         raise CheckpointError(f"{path}: has no readable {MANIFEST}") from None
+    if not is_whole:
+        raise CheckpointError(
+            f"{manifest}: its checksum is not that of its content: it was damaged"
+        )
     for name, wanted in files.items():
         file = path / name
         if not file.is_file():

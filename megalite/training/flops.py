@@ -5,6 +5,8 @@ MFU counts what the model needs; HFU also what recompute does again.
 Source: Chowdhery et al. 2022, arXiv:2204.02311, appendix B; attention by its row intervals.
 """
 
+import itertools
+import re
 import time
 from typing import Any, Literal
 
@@ -13,18 +15,25 @@ import torch
 from megalite.models.batch import Batch
 from megalite.models.config import ModelConfig
 
-PEAK_TFLOPS = {  # device name: (half precision with tensor cores, fp32), dense, vendor's sheets
-    "A100": (312.0, 19.5),
-    "A800": (312.0, 19.5),
+PEAK_TFLOPS = {  # words of a device's name: (half precision on tensor cores, fp32), dense
+    "H100 PCIe": (756.0, 51.2),
+    "H100 NVL": (835.0, 60.0),
     "H100": (989.0, 66.9),
     "H200": (989.0, 66.9),
     "H800": (989.0, 66.9),
+    "A100": (312.0, 19.5),
+    "A800": (312.0, 19.5),
+    "V100-PCIE": (112.0, 14.0),
     "V100": (125.0, 15.7),
-    "A40": (149.7, 37.4),
-    "A10": (125.0, 31.2),
+    "L40S": (362.0, 91.6),
     "L40": (181.0, 90.5),
+    "L4": (121.0, 30.3),
+    "A40": (149.7, 37.4),
+    "A30": (165.0, 10.3),
+    "A10G": (70.0, 31.5),
+    "A10": (125.0, 31.2),
     "T4": (65.0, 8.1),
-}
+}  # of the vendor's data sheets
 
 
 def forward_flops(config: ModelConfig, batch: Batch) -> float:
@@ -37,7 +46,7 @@ def forward_flops(config: ModelConfig, batch: Batch) -> float:
         total += config.num_encoder_layers * (encoder_rows * per_row + encoder_pairs * per_pair)
         _, cross_pairs = _rows_pairs(batch.cross_start, batch.cross_end)
         total += config.num_layers * _cross_costs(config, rows, encoder_rows, cross_pairs)
-    if config.head == "lm":
+    if config.head == "lm" and batch.num_targets:  # a reward model's batch has none
         total += 2.0 * rows * config.vocab_size * config.embedding_width
     return total
 
@@ -71,35 +80,54 @@ def peak_tflops(device: torch.device, precision: str) -> float:
 
     An unknown GPU is measured too.
     """
-    if device.type == "cuda":
-        name = _gpu_name(device)
-        for known, (half, single) in PEAK_TFLOPS.items():
-            if known in name:
-                return single if precision == "fp32" else half
-    return measured_tflops(device)
+    known = known_tflops(_gpu_name(device), precision) if device.type == "cuda" else None
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
+    return known or measured_tflops(device, dtype)
+
+
+def known_tflops(name: str, precision: str) -> float | None:
+    """The data sheet's TFLOP/s of a device called ``name``, or None.
+
+    Whole words count: an RTX A1000 is no A100.
+    """
+    for known, (half, single) in PEAK_TFLOPS.items():
+        if re.search(rf"\b{re.escape(known)}\b", name):
+            return single if precision == "fp32" else half
+    return None
 
 
 def _gpu_name(device: torch.device) -> str:
+    """The name by NVML, which numbers devices its own way and is asked by their UUID."""
     try:
         import pynvml
-
+    except ImportError:
+        return torch.cuda.get_device_name(device)
+    try:
         pynvml.nvmlInit()
-        name: Any = pynvml.nvmlDeviceGetName(pynvml.nvmlDeviceGetHandleByIndex(device.index or 0))
+        uuid = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
+        name: Any = pynvml.nvmlDeviceGetName(pynvml.nvmlDeviceGetHandleByUUID(uuid))
         return name.decode() if isinstance(name, bytes) else name
-    except (ImportError, OSError, RuntimeError):
+    except pynvml.NVMLError:
         return torch.cuda.get_device_name(device)
 
 
-def measured_tflops(device: torch.device, size: int = 1024, trials: int = 20) -> float:
-    """The best of a few square matrix products, in TFLOP/s."""
-    a = torch.randn(size, size, device=device)
-    best = float("inf")
-    for _ in range(trials):
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        started = time.perf_counter()
+def measured_tflops(device: torch.device, dtype: torch.dtype, seconds: float = 0.5) -> float:
+    """The best of many square matrix products, in TFLOP/s.
+
+    Small ones among them end before the system gives the core to another process.
+    """
+    factors = [torch.randn(size, size, device=device).to(dtype) for size in (512, 1024)]
+    best, until = 0.0, time.perf_counter() + seconds
+    for a in itertools.cycle(factors):
+        started = _now(device)
         a @ a
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        best = min(best, time.perf_counter() - started)
-    return 2.0 * size**3 / best / 1e12
+        best = max(best, 2.0 * len(a) ** 3 / (_now(device) - started) / 1e12)
+        if time.perf_counter() > until:
+            break
+    return best
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

@@ -5,12 +5,13 @@ import math
 import resource
 import shutil
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from megalite.errors import DataError
+from megalite.errors import DataError, naming
 
 SHOWN = {
     "loss": "loss {:.4f}",
@@ -23,7 +24,20 @@ SHOWN = {
     "learning_rate": "lr {:.2e}",
     "tokens_per_s": "{:,.0f} tokens/s",
     "mfu": "MFU {:.1%}",
+    "left_s": "{} left",
 }
+# What a narrow terminal does without, first to last.
+OMITTED = (
+    "learning_rate",
+    "heldout_kl",
+    "kl",
+    "heldout_loss",
+    "mfu",
+    "tokens_per_s",
+    "heldout_reward",
+    "reward",
+)
+SEPARATOR = " | "
 
 
 class RunLog:
@@ -45,6 +59,7 @@ class RunLog:
         self._total = total_steps
         self._board: Any = None
         self._line_open = False
+        self._begun: tuple[int, float] | None = None  # the first step that was shown, and when
         if not is_writer:
             return
         try:
@@ -53,7 +68,7 @@ class RunLog:
         except OSError as error:
             raise DataError(f"--run.folder {folder}: can't be written: {error.strerror}") from None
         if board:
-            self._board = _summary_writer(self.folder / "tensorboard")
+            self._board = _Board(self.folder / "tensorboard")
 
     def rewind(self, step: int) -> None:
         """Drop metrics of later steps, before a run goes on from a checkpoint of ``step``."""
@@ -69,7 +84,7 @@ class RunLog:
             if row["step"] <= step:
                 kept.append(line + "\n")
         partial = path.with_suffix(".partial")
-        partial.write_text("".join(kept), encoding="utf-8")
+        _write(partial, "".join(kept))
         partial.rename(path)
 
     def metrics(self, step: int, values: dict[str, float], show: bool) -> None:
@@ -77,28 +92,34 @@ class RunLog:
         if not self.is_writer:
             return
         row = {"step": step, **{k: v if math.isfinite(v) else str(v) for k, v in values.items()}}
-        with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        _write(self.folder / "metrics.jsonl", json.dumps(row) + "\n", "a")
         if self._board is not None:
-            for name, value in values.items():
-                self._board.add_scalar(name, value, step)
+            self._board.add(step, values)
         if show:
             self._show(step, values)
 
     def _show(self, step: int, values: dict[str, float]) -> None:
-        parts = [f"step {step}/{self._total}"]
-        parts += [form.format(values[key]) for key, form in SHOWN.items() if key in values]
-        if "step_s" in values:
-            parts.append(f"{_duration((self._total - step) * values['step_s'])} left")
-        line = " | ".join(parts)
+        parts = {"step": f"step {step}/{self._total}"}
+        parts |= {key: form.format(values[key]) for key, form in SHOWN.items() if key in values}
+        if (left := self._left_s(step)) is not None:
+            parts["left_s"] = SHOWN["left_s"].format(_duration(left))
+        line = SEPARATOR.join(parts.values())
         self._write_log(line)
         if sys.stdout.isatty():
             width = shutil.get_terminal_size().columns - 1
-            sys.stdout.write("\r\x1b[K" + line[:width])
+            sys.stdout.write("\r\x1b[K" + fitted(parts, width))
             self._line_open = True
         else:
             sys.stdout.write(line + "\n")
         sys.stdout.flush()
+
+    def _left_s(self, step: int) -> float | None:
+        """Seconds to the end, from the mean of the steps so far, evaluations and saves included."""
+        now = time.monotonic()
+        if self._begun is None:
+            self._begun = step, now
+        steps = step - self._begun[0]
+        return (self._total - step) * (now - self._begun[1]) / steps if steps > 0 else None
 
     def say(self, text: str) -> None:
         """Say one thing on the console and in log.txt."""
@@ -110,19 +131,18 @@ class RunLog:
         self._line_open = False
 
     def _write_log(self, text: str) -> None:
-        with open(self.folder / "log.txt", "a", encoding="utf-8") as file:
-            file.write(text + "\n")
+        _write(self.folder / "log.txt", text + "\n", "a")
 
     def write(self, name: str, text: str) -> None:
         """Write a file of the folder, such as config.toml."""
         if self.is_writer:
-            (self.folder / name).write_text(text, encoding="utf-8")
+            _write(self.folder / name, text)
 
     def samples(self, rows: list[dict[str, Any]]) -> None:
         """Append samples."""
         if self.is_writer:
-            with open(self.folder / "samples.jsonl", "a", encoding="utf-8") as file:
-                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+            _write(self.folder / "samples.jsonl", "".join(lines), "a")
 
     def close(self) -> None:
         """End the console line and TensorBoard's files."""
@@ -133,14 +153,45 @@ class RunLog:
             self._board.close()
 
 
-def _summary_writer(folder: Path) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise DataError(
-            "--run.tensorboard true: needs the package tensorboard: install it or say false"
-        ) from None
-    return SummaryWriter(str(folder))
+def fitted(parts: dict[str, str], width: int) -> str:
+    """The parts of a line in ``width`` columns, the less telling ones left out as need be."""
+    kept = dict(parts)
+    for key in OMITTED:
+        if len(SEPARATOR.join(kept.values())) <= width:
+            break
+        kept.pop(key, None)
+    return SEPARATOR.join(kept.values())[:width]
+
+
+def _write(path: Path, text: str, mode: str = "w") -> None:
+    with naming(path), open(path, mode, encoding="utf-8") as file:
+        file.write(text)
+
+
+class _Board:
+    """TensorBoard's files; those of a run that goes on replace the steps after its start."""
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise DataError(
+                "--run.tensorboard true: needs the package tensorboard: install it or say false"
+            ) from None
+        self._folder, self._make = folder, SummaryWriter
+        self._writer: Any = None
+
+    def add(self, step: int, values: dict[str, float]) -> None:
+        with naming(self._folder):
+            if self._writer is None:
+                self._writer = self._make(str(self._folder), purge_step=step)
+            for name, value in values.items():
+                self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        if self._writer is not None:
+            with naming(self._folder):
+                self._writer.close()
 
 
 def _duration(seconds: float) -> str:

@@ -41,6 +41,23 @@ def test_every_stage_runs_under_torchrun_with_its_own_config():
         assert commands[stage][-2:] == [stage, f"configs/demo/{stage}.toml"]
 
 
+def test_another_folder_and_seed_reach_every_step():
+    todo = steps(DemoConfig(folder="/elsewhere/demo", seed=7))
+    for step in todo:
+        words = " ".join(step.command)
+        assert "/elsewhere/demo/" in words
+        assert "runs/demo/" not in words
+    ppo = list(next(step.command for step in todo if step.name == "ppo"))
+    for key, value in (
+        ("--reward_model", "/elsewhere/demo/rm"),
+        ("--run.folder", "/elsewhere/demo/ppo"),
+        ("--checkpoint.start", "/elsewhere/demo/sft"),
+        ("--data.train", '["/elsewhere/demo/corpus/ppo.train.jsonl"]'),
+        ("--run.seed", "7"),
+    ):
+        assert ppo[ppo.index(key) + 1] == value
+
+
 def _rows(loss: float, accuracy: float, reward: float, kl: float):
     deviation = {"heldout_reward_deviation": 0.5, "heldout_reward": -1.0, "heldout_kl": 0.0}
     return {

@@ -1,0 +1,158 @@
+"""One optimizer step: accumulation, clipping, precision and AdamW against plain PyTorch."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.distributed.tensor import DTensor
+
+from megalite.models.build import build_model
+from megalite.models.outputs import Loss
+from megalite.parallel.engine import Task
+from megalite.parallel.launch import Launch
+from megalite.parallel.mesh import Mesh, ParallelConfig, build_mesh
+from megalite.training.config import OptimizerConfig, ScheduleConfig, TrainConfig
+from megalite.training.trainer import Learner, Learning
+from tests.dist import models
+
+ROOT = Path(__file__).parents[3]
+
+
+def learner(
+    precision: str = "fp32", max_grad_norm: float = 1.0, mesh: Mesh | None = None, **optimizer
+) -> Learner:
+    mesh = mesh or Mesh.single()
+    config = models.config("llama").model_copy(update={"dropout": 0.0, "attention_dropout": 0.0})
+    model = build_model(config, mesh, ParallelConfig(), seed=1, precision=precision)
+    train = TrainConfig(
+        steps=40, global_batch_size=8, precision=precision, max_grad_norm=max_grad_norm
+    )
+    settings = OptimizerConfig(learning_rate=1e-2, **optimizer)
+    schedule = ScheduleConfig(kind="constant", warmup=0.0)
+    return Learner(model, mesh, Learning(train, settings, schedule, 1))
+
+
+def step(learner: Learner, sizes, number: int = 0) -> dict[str, float]:
+    """A step whose batch is cut into micro-batches of these sizes."""
+    whole = models.batch("llama", number)
+    parts = torch.arange(8).split(sizes)
+    items = [(whole.select(part), None) for part in parts]
+    count = sum(batch.num_targets for batch, _ in items)
+    return learner.step(items, lambda scale: Task(Loss(scale)), count, number * 8)
+
+
+def parameters(learner: Learner) -> torch.Tensor:
+    return torch.cat([local(p.detach()).flatten() for p in learner.model.parameters()])
+
+
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+@pytest.mark.parametrize("sizes", [[1] * 8, [3, 5], [2, 2, 4]])
+def test_accumulated_gradients_are_those_of_the_whole_batch(sizes):
+    """Also where micro-batches have different numbers of targets."""
+    whole, parts = learner(eps=1e-3), learner(eps=1e-3)
+    for number in range(3):
+        a, b = step(whole, [8], number), step(parts, sizes, number)
+        assert b["loss"] == pytest.approx(a["loss"], rel=1e-6)
+        assert b["grad_norm"] == pytest.approx(a["grad_norm"], rel=1e-5)
+    assert torch.allclose(parameters(whole), parameters(parts), atol=1e-6)
+
+
+@pytest.mark.parametrize("limit", [0.0, 0.05, 1e3])
+def test_clipping_and_adamw_are_those_of_pytorch(limit):
+    """A plain loop over the same gradients: norms and biases have no weight decay."""
+    ours, kept = learner(max_grad_norm=limit), {}
+    before = {n: p.detach().clone() for n, p in ours.model.named_parameters()}
+    inner = ours.optimizer.step
+
+    def keep() -> None:
+        kept.update({n: p.grad.clone() for n, p in ours.model.named_parameters()})
+        inner()
+
+    ours.optimizer.step = keep
+    metrics = step(ours, [8])
+    plain, gradients = learner(max_grad_norm=0.0), {}
+    plain.optimizer.step = lambda: gradients.update(
+        {n: p.grad.clone() for n, p in plain.model.named_parameters()}
+    )
+    step(plain, [8])
+    theirs = {n: torch.nn.Parameter(value.clone()) for n, value in before.items()}
+    for name, parameter in theirs.items():
+        parameter.grad = gradients[name].clone()
+    norm = torch.nn.utils.get_total_norm([p.grad for p in theirs.values()])
+    assert metrics["grad_norm"] == pytest.approx(float(norm), rel=1e-6)
+    if limit:
+        torch.nn.utils.clip_grad_norm_(list(theirs.values()), limit)
+    matrices = [p for n, p in theirs.items() if p.dim() > 1]
+    vectors = [p for n, p in theirs.items() if p.dim() == 1]
+    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
+    torch.optim.AdamW(groups, lr=1e-2, betas=(0.9, 0.95), eps=1e-8).step()
+    for name, parameter in ours.model.named_parameters():
+        assert torch.allclose(kept[name], theirs[name].grad, rtol=1e-5, atol=1e-9), name
+        assert torch.allclose(parameter, theirs[name], atol=2e-5), name
+
+
+@pytest.fixture
+def group():
+    """A mesh of one process with its group, which half precision needs."""
+    yield build_mesh(Launch(), ParallelConfig(), torch.device("cpu"))
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_learns_like_fp32_with_fp32_weights(group, precision):
+    exact, half = learner(), learner(precision, mesh=group)
+    curves = [[step(one, [4, 4])["loss"] for _ in range(8)] for one in (exact, half)]
+    assert curves[1] == pytest.approx(curves[0], rel=0.03)
+    assert curves[1][-1] < curves[1][0]
+    assert {p.dtype for p in half.model.parameters()} == {torch.float32}
+
+
+def test_an_overflow_of_fp16_skips_the_step_and_halves_the_scale(group):
+    half = learner("fp16", mesh=group)
+    half.scale.value = 2.0**30
+    before = parameters(half)
+    metrics = step(half, [8])
+    assert metrics["loss_scale"] == 2.0**30
+    assert half.scale.value == 2.0**29
+    assert torch.equal(parameters(half), before)
+    for _ in range(15):
+        step(half, [8])
+        if half.scale.good_steps:
+            break
+    assert not torch.equal(parameters(half), before)
+
+
+def run_python(folder: Path, code: str) -> subprocess.CompletedProcess:
+    path = os.pathsep.join((str(folder), str(ROOT)))
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+
+
+def test_apex_is_known_by_its_optimizer_not_by_its_name(tmp_path):
+    """The package index has a web toolkit of this name; NVIDIA's has apex.optimizers.FusedAdam."""
+    code = "from megalite.training.optimizer import apex_adam; print(apex_adam().__module__)"
+    web = tmp_path / "web" / "apex"
+    web.mkdir(parents=True)
+    (web / "__init__.py").write_text("def app(): pass\n")
+    done = run_python(tmp_path / "web", code)
+    assert done.returncode == 1
+    assert "needs apex.optimizers.FusedAdam of NVIDIA apex" in done.stderr
+    nvidia = tmp_path / "nvidia" / "apex" / "optimizers"
+    nvidia.mkdir(parents=True)
+    (nvidia.parent / "__init__.py").touch()
+    (nvidia / "__init__.py").write_text("class FusedAdam:\n    pass\n")
+    done = run_python(tmp_path / "nvidia", code)
+    assert done.stdout.strip() == "apex.optimizers", done.stderr

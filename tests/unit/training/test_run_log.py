@@ -1,0 +1,102 @@
+"""What a run tells: metrics that survive a kill, TensorBoard's files, a line that fits."""
+
+import errno
+import json
+import os
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from megalite.training.run_log import OMITTED, RunLog, fitted
+
+PARTS = {
+    "step": "step 100/2000",
+    "loss": "loss 4.1234",
+    "heldout_loss": "held-out 4.2345",
+    "learning_rate": "lr 1.00e-03",
+    "tokens_per_s": "12,345 tokens/s",
+    "mfu": "MFU 45.6%",
+    "left_s": "0:01:30 left",
+}
+
+
+def rows(folder) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@given(st.integers(1, 200))
+def test_a_line_fits_and_keeps_what_tells_most(width):
+    line = fitted(PARTS, width)
+    assert len(line) <= width
+    if width >= 60:
+        for key in ("step", "loss", "left_s"):
+            assert PARTS[key] in line
+    if width >= 79:
+        assert PARTS["tokens_per_s"] in line
+        assert "MFU" in line
+    assert set(OMITTED).isdisjoint({"step", "loss", "left_s"})
+
+
+def test_a_line_has_speed_mfu_and_time_left(tmp_path, capsys):
+    log = RunLog(tmp_path, True, 100, board=False)
+    for step in (1, 2):
+        values = {"loss": 2.0, "tokens_per_s": 1234.5, "mfu": 0.25, "learning_rate": 1e-3}
+        log.metrics(step, values, show=True)
+    log.close()
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == "step 1/100 | loss 2.0000 | lr 1.00e-03 | 1,234 tokens/s | MFU 25.0%"
+    assert second.startswith(
+        "step 2/100 | loss 2.0000 | lr 1.00e-03 | 1,234 tokens/s | MFU 25.0% | 0:0"
+    )
+    assert second.endswith(" left")
+    assert (tmp_path / "log.txt").read_text().splitlines() == [first, second]
+
+
+def test_a_torn_line_and_later_steps_go_when_a_run_goes_on(tmp_path):
+    log = RunLog(tmp_path, True, 10, board=False)
+    for step in range(6):
+        log.metrics(step, {"loss": float(step)}, show=False)
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 6, "lo')
+    log.rewind(3)
+    log.metrics(4, {"loss": 40.0}, show=False)
+    assert [(row["step"], row["loss"]) for row in rows(tmp_path)] == [
+        (0, 0), (1, 1), (2, 2), (3, 3), (4, 40),
+    ]  # fmt: skip
+
+
+def test_a_number_that_is_not_finite_is_still_json(tmp_path):
+    RunLog(tmp_path, True, 1, board=False).metrics(1, {"loss": float("nan")}, show=False)
+    assert rows(tmp_path) == [{"step": 1, "loss": "nan"}]
+
+
+def test_tensorboard_reads_the_curve_of_a_run_that_went_on(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for first, values in ((1, [5.0, 4.0, 3.0, 2.0]), (3, [30.0, 20.0])):
+        log = RunLog(tmp_path, True, 4, board=True)
+        for step, value in enumerate(values, first):
+            log.metrics(step, {"loss": value}, show=False)
+        log.close()
+    board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    curve = {event.step: event.value for event in board.Scalars("loss")}
+    assert curve == {1: 5.0, 2: 4.0, 3: 30.0, 4: 20.0}
+
+
+def test_only_the_first_process_writes(tmp_path):
+    log = RunLog(tmp_path / "run", False, 1, board=True)
+    log.metrics(1, {"loss": 1.0}, show=True)
+    log.write("config.toml", "x")
+    log.say("x")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs Linux's /dev/full")
+def test_a_full_disk_is_named(tmp_path):
+    log = RunLog(tmp_path, True, 1, board=False)
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left") as caught:
+        log.metrics(1, {"loss": 1.0}, show=False)
+    assert caught.value.filename == str(tmp_path / "metrics.jsonl")
+    assert caught.value.errno == errno.ENOSPC
