@@ -111,7 +111,10 @@ struct ForwardWarp {
   static constexpr int kRows = Shape::kWarpRows, kKeys = Shape::kKeys;
   Place at;
   RowBounds bounds;
-  OperandRows<D, kRows, Shape::kQueryInRegisters> query;
+  // At D = 64 a bias or dropout needs the registers.
+  static constexpr bool kQueryInRegisters =
+      Shape::kQueryInRegisters && !(D == 64 && (kHasBias || kDrops));
+  OperandRows<D, kRows, kQueryInRegisters> query;
   Sums<kRows, D> sums;
   RunningSoftmax<kRows> softmax;
   Product<kRows, kKeys> s;
@@ -203,9 +206,10 @@ void launch_forward(const AttentionParams<half>& p, Stream stream) {
   using Shape = ForwardShape<D>;
   const Dim3 grid{static_cast<uint32_t>(divide_up(p.queries, Shape::kRows)),
                   static_cast<uint32_t>(p.heads), static_cast<uint32_t>(p.batch)};
-  launch(LaunchConfig{"attention_forward_sm70", grid, {Shape::kThreads},
-                      Shape::shared_bytes(kHasBias), stream},
-         attention_forward_kernel<D, kHasBias, kDrops>, p);
+  launch(
+      LaunchConfig{
+          "attention_forward_sm70", grid, {Shape::kThreads}, Shape::shared_bytes(kHasBias), stream},
+      attention_forward_kernel<D, kHasBias, kDrops>, p);
 }
 #endif
 

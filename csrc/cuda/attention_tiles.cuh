@@ -19,7 +19,7 @@ inline constexpr int kPlanTile = 32;  // query rows and keys an entry of the pla
 inline constexpr float kLog2E = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
 inline constexpr float kInfinity = __builtin_huge_valf();
 
-MEGALITE_HOST_DEVICE int divide_up(int a, int b) { return (a + b - 1) / b; }
+constexpr MEGALITE_HOST_DEVICE int divide_up(int a, int b) { return (a + b - 1) / b; }
 MEGALITE_HOST_DEVICE int smaller(int a, int b) { return a < b ? a : b; }
 MEGALITE_HOST_DEVICE int larger(int a, int b) { return a < b ? b : a; }
 

@@ -21,7 +21,7 @@
 // Tested by: tests/kernels/test_attention.py on simt.
 #pragma once
 
-#include "intrinsics.cuh"
+#include "attention_tiles.cuh"
 
 namespace megalite::sm70 {
 
@@ -32,9 +32,7 @@ MEGALITE_DEVICE int b_column() { return (lane() & 3) + (lane() & 16) / 4 + (lane
 MEGALITE_DEVICE int c_row(int e) {
   return (lane() & 1) + (e & 2) + (lane() & 4) + (lane() & 16) / 2;
 }
-MEGALITE_DEVICE int c_column(int e) {
-  return (e & 1) + (lane() & 2) + (e & 4) + (lane() & 8);
-}
+MEGALITE_DEVICE int c_column(int e) { return (e & 1) + (lane() & 2) + (e & 4) + (lane() & 8); }
 
 /// A tile of halves in shared memory, [rows][D + 8], as words of two.
 template <int D>
@@ -116,10 +114,13 @@ struct Chunk {
 /// `store` writes them when the tile before is no longer read.
 template <int D, int kRows, int kThreads>
 struct TileCopy {
-  static constexpr int kCount = kRows * (D / 8) / kThreads;
-  static_assert(kRows * (D / 8) % kThreads == 0, "every thread copies the same number of chunks");
+  static constexpr int kChunks = kRows * (D / 8), kCount = divide_up(kChunks, kThreads);
   Vec<uint32_t, 4> v[kCount];
 
+  /// Whether this thread has an i-th chunk.
+  static MEGALITE_DEVICE bool has(int i) {
+    return kChunks % kThreads == 0 || thread_x() + i * kThreads < kChunks;
+  }
   /// Rows `first` on of [.., head_dim]; zeros where `is_used(row)` is false and beyond head_dim.
   template <class IsUsed>
   MEGALITE_DEVICE void fetch(const RowsInGlobal& from, int first, IsUsed is_used) {
@@ -127,7 +128,7 @@ struct TileCopy {
     for (int i = 0; i < kCount; ++i) {
       const auto at = Chunk<D>::of(thread_x() + i * kThreads);
       v[i] = {};
-      if (at.chunk * 8 < from.head_dim && is_used(first + at.row))
+      if (has(i) && at.chunk * 8 < from.head_dim && is_used(first + at.row))
         v[i] = from.load(first + at.row, at.chunk);
     }
   }
@@ -135,7 +136,7 @@ struct TileCopy {
     MEGALITE_UNROLL
     for (int i = 0; i < kCount; ++i) {
       const auto at = Chunk<D>::of(thread_x() + i * kThreads);
-      tile.store(at.row, at.chunk, v[i]);
+      if (has(i)) tile.store(at.row, at.chunk, v[i]);
     }
   }
 };
@@ -296,6 +297,21 @@ MEGALITE_DEVICE void multiply_add(Sums<kRows, D>& sums, const Product<kRows, kCo
   }
 }
 
+template <int kRows, int D>
+MEGALITE_DEVICE void scale_sums(Sums<kRows, D>& sums, float factor) {
+  MEGALITE_UNROLL
+  for (auto& row : sums.o) {
+    MEGALITE_UNROLL
+    for (auto& chunk : row) {
+      MEGALITE_UNROLL
+      for (auto& piece : chunk) {
+        MEGALITE_UNROLL
+        for (float& x : piece) x *= factor;
+      }
+    }
+  }
+}
+
 /// Round sums to half and write them to rows `first` on of a tile. Rows 8 apart share banks, so the
 /// upper half of the warp begins with the other u.
 template <int kRows, int D>
@@ -308,7 +324,8 @@ MEGALITE_DEVICE void store_sums(const Sums<kRows, D>& sums, const Tile<D>& tile,
       MEGALITE_UNROLL
       for (int e = 0; e < 8; e += 2) {
         const auto& o = sums.o[i][chunk];
-        const uint32_t w[2] = {pack2<half>(o[0][e], o[0][e + 1]), pack2<half>(o[1][e], o[1][e + 1])};
+        const uint32_t w[2] = {pack2<half>(o[0][e], o[0][e + 1]),
+                               pack2<half>(o[1][e], o[1][e + 1])};
         const int at = (first + i * kPiece + c_row(e)) * Tile<D>::kStride + chunk * 16;
         tile.words.store(at + sum_column(upper, e) / 2, upper == 0 ? w[0] : w[1]);
         tile.words.store(at + sum_column(1 - upper, e) / 2, upper == 0 ? w[1] : w[0]);
