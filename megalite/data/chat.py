@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from megalite.data.example import Example, decoder_example, encoder_decoder_example
+from megalite.data.example import Example, decoder_example
 from megalite.data.formats import Turn
 from megalite.data.tokenizer import Tokenizer
 from megalite.errors import ConfigError
@@ -120,9 +120,3 @@ def conversation_example(pieces: Sequence[Piece], prefix: bool = False) -> Examp
     labels = np.where(targets[1:], tokens[1:], IGNORE)
     first = int(targets.argmax()) if prefix else 0
     return decoder_example(tokens[:-1], labels, first)
-
-
-def answer_example(prompt: list[int], answer: list[int], start_id: int) -> Example:
-    """An encoder-decoder's example: the encoder reads the prompt, the decoder learns the answer."""
-    tokens = np.array([start_id, *answer[:-1]], dtype=np.int64)
-    return encoder_decoder_example(np.array(prompt), tokens, np.array(answer, dtype=np.int64))

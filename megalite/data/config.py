@@ -5,6 +5,11 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from megalite.config.section import Section
+from megalite.data.objectives.blank_infilling import BlankInfillingConfig
+from megalite.data.objectives.denoising import DenoisingConfig
+from megalite.data.objectives.mixture import MixtureConfig
+from megalite.data.objectives.prefix_lm import PrefixLMConfig
+from megalite.data.objectives.span_corruption import SpanCorruptionConfig
 from megalite.errors import ConfigError
 
 
@@ -24,6 +29,27 @@ class CorpusConfig(Section):
     heldout: tuple[str, ...] = Field((), description="stores for evaluation")
     sequence_length: int = Field(1024, ge=2, description="tokens of a row, S")
     separate_documents: bool = Field(True, description="a token sees its own document only")
+    objective: Literal[
+        "next_token",
+        "prefix_lm",
+        "span_corruption",
+        "denoising",
+        "blank_infilling",
+        "ul2",
+        "u_palm",
+    ] = Field("next_token", description="what of a document is read and what is learned")
+    encoder_length: int = Field(0, ge=0, description="rows of an encoder, Se; 0: sequence_length")
+    prefix: bool = Field(
+        True, description="rows of a source see each other both ways in a decoder alone"
+    )
+    decoder_start: str = Field(
+        "", description="an encoder-decoder's first decoder token; empty: the padding token"
+    )
+    prefix_lm: PrefixLMConfig = PrefixLMConfig()
+    span_corruption: SpanCorruptionConfig = SpanCorruptionConfig()
+    denoising: DenoisingConfig = DenoisingConfig()
+    blank_infilling: BlankInfillingConfig = BlankInfillingConfig()
+    mixture: MixtureConfig = MixtureConfig()
 
     @model_validator(mode="after")
     def _check(self) -> "CorpusConfig":
@@ -35,6 +61,11 @@ class CorpusConfig(Section):
         if any(weight <= 0 for weight in self.weights):
             raise ConfigError(f"--data.weights {list(self.weights)}: must be positive")
         return self
+
+    @property
+    def encoder_rows(self) -> int:
+        """Rows of an encoder, Se."""
+        return self.encoder_length or self.sequence_length
 
 
 class ConversationConfig(Section):
@@ -51,3 +82,16 @@ class ConversationConfig(Section):
     decoder_start: str = Field(
         "", description="an encoder-decoder's first decoder token; empty: the padding token"
     )
+    answer_mask: str = Field(
+        "", description="GLM: stands behind a prompt for the answer, such as [gMASK]"
+    )
+    answer_start: str = Field("", description="GLM: an answer's first token, such as <sop>")
+
+    @model_validator(mode="after")
+    def _check(self) -> "ConversationConfig":
+        if bool(self.answer_mask) != bool(self.answer_start):
+            raise ConfigError(
+                f"--data.answer_mask {self.answer_mask!r}: must be given together with "
+                f"data.answer_start, came {self.answer_start!r}"
+            )
+        return self

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from megalite.data.chat import Chat, answer_example, conversation_example
-from megalite.data.example import Example, collate, decoder_example, encoder_decoder_example, pack
+from megalite.data.chat import Chat, conversation_example
+from megalite.data.example import Example, collate, pack
 from megalite.data.formats import (
     Ranking,
     Turn,
@@ -15,6 +15,7 @@ from megalite.data.formats import (
     parse_prompt,
     parse_ranking,
 )
+from megalite.data.layout import as_prompt, paired_example, scored_example
 from megalite.data.packing import first_fit
 from megalite.data.structure import Structure
 from megalite.errors import DataError
@@ -47,23 +48,26 @@ class Conversations:
             check.add(where, len(example), example.encoder_length)
             self._examples.append(example)
         check.finish()
-        lengths = [max(len(e), e.encoder_length) for e in self._examples]
-        alone = [[number] for number in range(len(lengths))]
-        self._rows = first_fit(lengths, length) if packed else alone
+        decoder = [len(e) for e in self._examples]
+        encoder = [e.encoder_length for e in self._examples]
+        alone = [np.array([number]) for number in range(len(decoder))]
+        self._rows = first_fit(decoder, length, encoder, length) if packed else alone
 
     def _example(self, turns: Sequence[Turn]) -> Example:
-        if not self._structure.is_encoder_decoder:
+        """All answers are learned where the decoder reads the whole conversation, else the last."""
+        if not self._structure.is_encoder_decoder and self._structure.blank is None:
             return conversation_example(self._chat.pieces(turns), self._structure.is_prefix)
         last = max(i for i, turn in enumerate(turns) if turn.role == "assistant")
-        prompt = self._chat.prompt(turns[:last])
-        answer = self._chat.answer(turns[last].text)
-        return answer_example(prompt, answer, self._structure.start_id)
+        prompt = np.array(self._chat.prompt(turns[:last]))
+        return paired_example(
+            prompt, np.array(self._chat.answer(turns[last].text)), self._structure
+        )
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def __getitem__(self, number: int) -> Example:
-        return pack([self._examples[i] for i in self._rows[number]])
+        return pack([self._examples[i] for i in self._rows[number % len(self)]])
 
 
 class LengthCheck:
@@ -113,25 +117,15 @@ class RankedAnswers:
 
     @staticmethod
     def _answers(ranking: Ranking, chat: Chat, structure: Structure) -> list[Example]:
-        prompt = chat.prompt(ranking.prompt)
-        answers = [chat.answer(text) for text in ranking.answers]
+        prompt = np.array(chat.prompt(ranking.prompt))
+        answers = [np.array(chat.answer(text)) for text in ranking.answers]
         return [scored_example(prompt, answer, structure) for answer in answers]
 
     def __len__(self) -> int:
         return len(self._items)
 
     def __getitem__(self, number: int) -> list[Example]:
-        return self._items[number]
-
-
-def scored_example(prompt: list[int], answer: list[int], structure: Structure) -> Example:
-    """What a reward model reads of an answer; the value at its last token counts."""
-    if structure.is_encoder_decoder:
-        tokens = np.array([structure.start_id, *answer])
-        return encoder_decoder_example(np.array(prompt), tokens, np.full(len(tokens), -100))
-    tokens = np.array([*prompt, *answer])
-    prefix = len(prompt) if structure.is_prefix else 0
-    return decoder_example(tokens, np.full(len(tokens), -100), prefix)
+        return self._items[number % len(self)]
 
 
 class Prompts:
@@ -153,14 +147,7 @@ class Prompts:
         return len(self._prompts)
 
     def __getitem__(self, number: int) -> Prompt:
-        return self._prompts[number]
-
-
-def as_prompt(tokens: list[int], structure: Structure) -> Prompt:
-    """What an answer of this structure starts from."""
-    if structure.is_encoder_decoder:
-        return Prompt([structure.start_id], encoder_tokens=tokens)
-    return Prompt(tokens, prefix=len(tokens) if structure.is_prefix else 0)
+        return self._prompts[number % len(self)]
 
 
 def ranking_batch(rankings: Sequence[list[Example]], sample_ids: Sequence[int]):

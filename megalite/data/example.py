@@ -53,8 +53,17 @@ class Example:
         return 0 if self.encoder_tokens is None else len(self.encoder_tokens)
 
 
-def decoder_example(tokens: Array, labels: Array, prefix: int = 0) -> Example:
-    """An example of a decoder alone whose first ``prefix`` rows see each other both ways."""
+def decoder_example(
+    tokens: Array, labels: Array, prefix: int = 0, positions: Array | None = None
+) -> Example:
+    """An example of a decoder alone whose first ``prefix`` rows see each other both ways.
+
+    Args:
+        tokens: [S].
+        labels: [S].
+        prefix: rows.
+        positions: int32 [S] or [S, 2]; None counts from 0.
+    """
     count = len(tokens)
     rows = np.arange(count, dtype=np.int32)
     return Example(
@@ -62,7 +71,7 @@ def decoder_example(tokens: Array, labels: Array, prefix: int = 0) -> Example:
         labels=np.asarray(labels, dtype=np.int64),
         start=np.zeros(count, dtype=np.int32),
         end=np.maximum(rows + 1, np.int32(prefix)),
-        positions=rows,
+        positions=rows if positions is None else positions,
     )
 
 

@@ -13,7 +13,10 @@ PREFETCHED_STEPS = 2
 
 
 class Dataset(Protocol):
-    """Samples by number; reading one is a pure function of it."""
+    """Samples by number; reading one is a pure function of it.
+
+    Numbers go on beyond an epoch, where a sample comes again, perhaps with other draws.
+    """
 
     def __len__(self) -> int:
         """Samples of an epoch."""

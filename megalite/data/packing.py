@@ -8,9 +8,9 @@ from megalite.data import index
 
 
 def first_fit(
-    lengths: Sequence[int],
+    lengths: Sequence[int] | np.ndarray,
     capacity: int,
-    encoder_lengths: Sequence[int] | None = None,
+    encoder_lengths: Sequence[int] | np.ndarray | None = None,
     encoder_capacity: int = 0,
 ) -> list[np.ndarray]:
     """Put items into rows in their order, each into the first row with room in both streams.

@@ -36,5 +36,9 @@ def permute(index: int, size: int, seed: int, epoch: int) -> int:
 
 
 def sample_at(position: int, size: int, seed: int) -> int:
-    """The sample at a place of the run's endless order: epoch after epoch, each permuted anew."""
-    return permute(position % size, size, seed, position // size)
+    """The sample at a place of the run's endless order: epoch after epoch, each permuted anew.
+
+    Numbers go on beyond an epoch: sample i of epoch e is e * size + i.
+    """
+    epoch, index = divmod(position, size)
+    return epoch * size + permute(index, size, seed, epoch)

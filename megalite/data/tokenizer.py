@@ -44,10 +44,22 @@ class Tokenizer:
         Raises:
             DataError: the tokenizer has no such token.
         """
-        number = self._inner.convert_tokens_to_ids(token)
-        if number is None or self._inner.convert_ids_to_tokens(number) != token:
+        number = self.find(token)
+        if number is None:
             raise DataError(f"{self.path}: has no token {token!r}")
         return number
+
+    def find(self, token: str) -> int | None:
+        """The id of a token by its exact text, or None."""
+        number = self._inner.convert_tokens_to_ids(token)
+        if number is None or self._inner.convert_ids_to_tokens(number) != token:
+            return None
+        return int(number)
+
+    def token_texts(self) -> list[str]:
+        """The text of every token, by id; special ones are empty."""
+        ids = [[number] for number in range(self.vocab_size)]
+        return list(self._inner.batch_decode(ids, skip_special_tokens=True))
 
     @property
     def chat_template(self) -> str | None:

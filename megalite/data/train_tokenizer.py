@@ -3,11 +3,11 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from megalite.config.section import Section
 from megalite.data.documents import documents
-from megalite.errors import DataError
+from megalite.errors import ConfigError, DataError
 from megalite.parallel.launch import Launch
 
 
@@ -20,6 +20,21 @@ class TokenizerTrainConfig(Section):
     vocab_size: int = Field(8192, ge=260, description="tokens, special ones included")
     max_bytes: int = Field(100_000_000, gt=0, description="most bytes of text that are read")
     end_token: str = Field("<|endoftext|>", description="ends a document; also stands in padding")
+    special_tokens: tuple[str, ...] = Field(
+        (), description="more of them, such as [MASK], [gMASK], <sop>, <eop>, <mask>"
+    )
+    sentinels: int = Field(
+        0, ge=0, description="<extra_id_0> and so on, downward from the top of the vocabulary"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> "TokenizerTrainConfig":
+        if self.vocab_size - self.sentinels - len(self.special_tokens) < 258:
+            raise ConfigError(
+                f"--vocab_size {self.vocab_size}: must be at least 258 more than the "
+                f"{self.sentinels} sentinels and {len(self.special_tokens)} special tokens"
+            )
+        return self
 
 
 def run(config: TokenizerTrainConfig, launch: Launch) -> int:
@@ -32,8 +47,8 @@ def run(config: TokenizerTrainConfig, launch: Launch) -> int:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=config.vocab_size,
-        special_tokens=[config.end_token],
+        vocab_size=config.vocab_size - config.sentinels,
+        special_tokens=[config.end_token, *config.special_tokens],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
@@ -42,6 +57,7 @@ def run(config: TokenizerTrainConfig, launch: Launch) -> int:
     if first is None:
         raise DataError(f"{', '.join(config.source)}: holds no text to train a tokenizer on")
     tokenizer.train_from_iterator(_chain(first, texts), trainer)
+    tokenizer.add_special_tokens([f"<extra_id_{n}>" for n in reversed(range(config.sentinels))])
     from transformers import PreTrainedTokenizerFast
 
     token = config.end_token

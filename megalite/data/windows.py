@@ -37,7 +37,7 @@ class Windows:
         return self._count
 
     def __getitem__(self, number: int) -> Example:
-        first = number * self._length
+        first = number % self._count * self._length
         tokens, document_starts = self._read(first, first + self._length + 1)
         rows = np.arange(self._length, dtype=np.int32)
         labels = tokens[1:].copy()
@@ -64,6 +64,9 @@ class Blend:
     def __init__(self, datasets: Sequence, weights: Sequence[float]) -> None:
         """Blend; an epoch has as many samples as the datasets together.
 
+        A dataset goes on in the next epoch where it stopped in the last, so that one of small
+        weight is read to its end, and one of large weight several times.
+
         Args:
             datasets: one or more.
             weights: a positive share for each; they need not add up to 1.
@@ -71,12 +74,13 @@ class Blend:
         self._datasets = list(datasets)
         total = sum(len(dataset) for dataset in datasets)
         whole = sum(weights)
-        self._index = index.Blend([max(1, round(w / whole * total)) for w in weights])
+        self._counts = [max(1, round(w / whole * total)) for w in weights]
+        self._index = index.Blend(self._counts)
 
     def __len__(self) -> int:
         return len(self._index)
 
     def __getitem__(self, number: int) -> Example:
-        which, inside = self._index.at(number)
-        dataset = self._datasets[which]
-        return dataset[inside % len(dataset)]
+        epoch, place = divmod(number, len(self))
+        which, inside = self._index.at(place)
+        return self._datasets[which][epoch * self._counts[which] + inside]

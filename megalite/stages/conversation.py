@@ -7,7 +7,7 @@ from pydantic import Field
 
 from megalite.config.section import Section
 from megalite.data.chat import Chat
-from megalite.data.config import ConversationConfig, TokenizerConfig
+from megalite.data.config import ConversationConfig, CorpusConfig, TokenizerConfig
 from megalite.data.conversations import Prompts
 from megalite.data.loader import Share
 from megalite.data.structure import Structure
@@ -47,9 +47,27 @@ def open_chat(
     """
     chat = Chat(data.template, load_tokenizer(tokenizer.path))
     check_vocabulary(chat.tokenizer, model)
-    start = chat.tokenizer.token_id(data.decoder_start) if data.decoder_start else None
-    pad = chat.tokenizer.pad_id
-    return chat, Structure(model.is_encoder_decoder, data.prefix, pad if start is None else start)
+    return chat, structure_of(data, chat.tokenizer, model)
+
+
+def structure_of(
+    data: ConversationConfig | CorpusConfig, tokenizer: Tokenizer, model: ModelConfig
+) -> Structure:
+    """How the data of a model is laid out.
+
+    Raises:
+        DataError: the tokenizer lacks a token that ``data`` names.
+    """
+    blank = None
+    if isinstance(data, ConversationConfig) and data.answer_mask:
+        blank = tokenizer.token_id(data.answer_mask), tokenizer.token_id(data.answer_start)
+    return Structure(
+        model.is_encoder_decoder,
+        data.prefix,
+        tokenizer.token_id(data.decoder_start) if data.decoder_start else tokenizer.pad_id,
+        blank,
+        model.rope_axes if model.position == "rope" else 1,
+    )
 
 
 def check_vocabulary(tokenizer: Tokenizer, model: ModelConfig) -> None:

@@ -8,6 +8,7 @@ Source: Ouyang et al. 2022, arXiv:2203.02155; Schulman et al. 2017, arXiv:1707.0
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from pydantic import Field
@@ -32,7 +33,7 @@ from megalite.stages.conversation import (
     share_of,
     write_samples,
 )
-from megalite.stages.pretrain import rows, windows
+from megalite.stages.pretrain import rows, samples_of
 from megalite.stages.rlhf.experience import Experience, RewardConfig, gather_experience
 from megalite.stages.rlhf.kl import KLConfig, adapt
 from megalite.stages.rlhf.responses import Responses
@@ -245,9 +246,10 @@ class _Loop:
     def _pretraining(self) -> list[tuple[Batch, Pretraining]]:
         """Micro-batches of pretraining text beside the answers (PPO-ptx)."""
         config, mesh = self.config, self.stage.mesh
-        data = windows(config.pretraining.train, config.pretraining, config.pretraining.weights)
-        seed = fold(config.run.seed, 2)
-        loader = Loader(data, rows, share_of(config.train, mesh), seed=seed)
+        text, seed = config.pretraining, fold(config.run.seed, 2)
+        data = samples_of(text, config.tokenizer, config.model, seed)(text.train, text.weights)
+        make = partial(rows, data=text, model=config.model)
+        loader = Loader(data, make, share_of(config.train, mesh), seed=seed)
         batches = loader.read(self.trainer.progress.consumed_samples)
         targets = global_sum(torch.tensor(float(sum(b.num_targets for b in batches))), mesh)
         scale = config.update.pretrain_coefficient / max(targets, 1.0)

@@ -1,7 +1,7 @@
-"""Pretraining: token stores, next-token loss."""
+"""Pretraining: token stores, and an objective that says what of them is learned."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -10,16 +10,27 @@ from pydantic import Field
 from megalite.data.config import ConversationConfig, CorpusConfig, TokenizerConfig
 from megalite.data.example import collate
 from megalite.data.loader import Loader, Share
+from megalite.data.objectives.choice import choose_objective
+from megalite.data.rows import DocumentRows, Room
 from megalite.data.store import TokenStore
+from megalite.data.tokenizer import load_tokenizer
 from megalite.data.windows import Blend, Windows
 from megalite.errors import ConfigError, DataError
 from megalite.models.batch import Batch
 from megalite.models.build import Model
+from megalite.models.config import ModelConfig
 from megalite.models.outputs import Loss
+from megalite.ops.random import fold
 from megalite.parallel.engine import Task, evaluate
 from megalite.parallel.launch import Launch
 from megalite.parallel.mesh import Mesh
-from megalite.stages.conversation import SamplesConfig, open_chat, write_samples
+from megalite.stages.conversation import (
+    SamplesConfig,
+    check_vocabulary,
+    open_chat,
+    structure_of,
+    write_samples,
+)
 from megalite.stages.setup import Stage, StageConfig, set_up
 from megalite.training.trainer import Learner, reduce_metrics
 
@@ -39,14 +50,15 @@ def run(config: PretrainConfig, launch: Launch) -> int:
         raise ConfigError(
             "--data.train: needs at least one store; `megalite data prepare` makes it"
         )
-    datasets = [windows(config.data.train, config.data, config.data.weights)]
+    samples = samples_of(config.data, config.tokenizer, config.model, config.run.seed)
+    datasets = [samples(config.data.train, config.data.weights)]
     if config.data.heldout:
-        datasets.append(windows(config.data.heldout, config.data))
+        datasets.append(samples(config.data.heldout))
     stage = set_up(config, launch)
     model = stage.model(config.model, config.checkpoint.start)
     trainer, (learner,) = stage.trainer(("model", model))
     trainer.resume()
-    make = partial(rows, vocab_size=config.model.vocab_size)
+    make = partial(rows, data=config.data, model=config.model)
     share = Share(
         config.train.global_batch_size,
         config.train.micro_batch_size,
@@ -69,29 +81,65 @@ def run(config: PretrainConfig, launch: Launch) -> int:
 
     trainer.fit(loader, language_step(stage, learner, trainer, config.z_loss), heldout)
     if config.samples.prompts:
-        chat, structure = open_chat(config.tokenizer, ConversationConfig(), config.model)
+        is_prefix = config.data.prefix and config.data.objective != "next_token"
+        how = ConversationConfig(prefix=is_prefix, decoder_start=config.data.decoder_start)
+        chat, structure = open_chat(config.tokenizer, how, config.model)
         write_samples(stage, model, config.samples, chat, structure)
     return 0
 
 
-def windows(paths: Sequence[str], data: CorpusConfig, weights: Sequence[float] = ()) -> Blend:
-    """Samples of several stores, blended."""
-    parts = [Windows(TokenStore(p), data.sequence_length, data.separate_documents) for p in paths]
-    return Blend(parts, weights or [len(part) for part in parts])
+def samples_of(
+    data: CorpusConfig, tokenizer: TokenizerConfig, model: ModelConfig, seed: int
+) -> Callable[..., Blend]:
+    """What makes samples of stores (and weights), blended.
 
-
-def rows(examples: Sequence, sample_ids: Sequence[int], vocab_size: int = 0) -> Batch:
-    """A micro-batch of examples of one length.
+    Next-token samples are windows of the text; other objectives' are documents, packed into rows.
 
     Raises:
-        DataError: a token is not below ``vocab_size`` (0: any).
+        ConfigError: the model's structure can't have the objective.
+        DataError: the tokenizer lacks what the objective needs.
     """
-    batch = collate(examples, sample_ids)
-    largest = int(batch.tokens.max())
-    if vocab_size and largest >= vocab_size:
+    if data.objective == "next_token":
+        if model.is_encoder_decoder:
+            raise ConfigError(
+                "--data.objective next_token: needs a decoder alone; an encoder-decoder has "
+                "span_corruption, denoising, prefix_lm, ul2 and u_palm"
+            )
+
+        def dataset(path: str, number: int) -> Windows | DocumentRows:
+            return Windows(TokenStore(path), data.sequence_length, data.separate_documents)
+    else:
+        found = load_tokenizer(tokenizer.path)
+        check_vocabulary(found, model)
+        objective = choose_objective(data, found, structure_of(data, found, model))
+        room = Room(data.sequence_length, data.encoder_rows)
+
+        def dataset(path: str, number: int) -> Windows | DocumentRows:
+            return DocumentRows(TokenStore(path), objective, room, fold(seed, number))
+
+    def blended(paths: Sequence[str], weights: Sequence[float] = ()) -> Blend:
+        parts = [dataset(path, number) for number, path in enumerate(paths)]
+        return Blend(parts, weights or [len(part) for part in parts])
+
+    return blended
+
+
+def rows(
+    examples: Sequence, sample_ids: Sequence[int], data: CorpusConfig, model: ModelConfig
+) -> Batch:
+    """A micro-batch of samples; its rows have the lengths that ``data`` says.
+
+    Raises:
+        DataError: a token is not below the model's ``vocab_size``.
+    """
+    encoder = data.encoder_rows if model.is_encoder_decoder else 0
+    batch = collate(examples, sample_ids, data.sequence_length, encoder)
+    streams = (batch.tokens, batch.encoder_tokens)
+    largest = max(int(stream.max()) for stream in streams if stream is not None)
+    if largest >= model.vocab_size:
         raise DataError(
-            f"--data: a store holds token {largest}, --model.vocab_size is {vocab_size}: raise it, "
-            "or prepare the text with this model's tokenizer"
+            f"--data: a store holds token {largest}, --model.vocab_size is {model.vocab_size}: "
+            "raise it, or prepare the text with this model's tokenizer"
         )
     return batch
 
@@ -113,7 +161,7 @@ def language_step(stage: Stage, learner: Learner, trainer, z_loss: float = 0.0):
     return work
 
 
-def heldout_batches(dataset, stage: Stage, make=rows) -> list[Batch]:
+def heldout_batches(dataset, stage: Stage, make: Callable[..., Batch]) -> list[Batch]:
     """This rank's held-out micro-batches: the same samples at every evaluation.
 
     Samples are taken evenly over the data; their number is rounded up to fill all ranks' batches.

@@ -10,9 +10,8 @@ from pydantic import Field
 from megalite.config.section import Section
 from megalite.data.chat import Chat
 from megalite.data.config import ConversationConfig, TokenizerConfig
-from megalite.data.conversations import as_prompt
 from megalite.data.formats import Turn, parse_prompt, read_rows
-from megalite.data.structure import Structure
+from megalite.data.layout import as_prompt
 from megalite.errors import ConfigError, DataError
 from megalite.generation.beam import BeamConfig, BeamSearch
 from megalite.generation.decoder import CachedDecoder
@@ -26,7 +25,7 @@ from megalite.models.layout import Demand, check_layout
 from megalite.parallel.data_parallel import gathered
 from megalite.parallel.launch import Launch
 from megalite.parallel.mesh import ParallelConfig, build_mesh
-from megalite.stages.conversation import check_vocabulary, decode_with
+from megalite.stages.conversation import check_vocabulary, decode_with, structure_of
 from megalite.stages.setup import check_positions, choose_device, load_start
 from megalite.training.checkpoint import find_checkpoint, verify
 from megalite.training.config import RunConfig
@@ -45,6 +44,8 @@ class GenerateConfig(Section):
     template: str = Field("plain", description="how a prompt is written: see data.template")
     prefix: bool = Field(False, description="rows of a prompt see each other both ways")
     decoder_start: str = Field("", description="an encoder-decoder's first token; empty: padding")
+    answer_mask: str = Field("", description="GLM: what an answer fills, such as [gMASK]")
+    answer_start: str = Field("", description="GLM: an answer's first token, such as <sop>")
     sampling: SamplingConfig = SamplingConfig()
     beam: BeamConfig = BeamConfig()
     parallel: ParallelConfig = ParallelConfig()
@@ -54,12 +55,11 @@ class GenerateConfig(Section):
 def run(config: GenerateConfig, launch: Launch) -> int:
     """Answer every prompt; the first process prints."""
     model_config = stored_config(config.model)
-    options = ConversationConfig(template=config.template, prefix=config.prefix)  # type: ignore[arg-type]
+    words = ("template", "prefix", "decoder_start", "answer_mask", "answer_start")
+    options = ConversationConfig(**{word: getattr(config, word) for word in words})
     chat = Chat(options.template, _tokenizer(config))
     check_vocabulary(chat.tokenizer, model_config)
-    first = config.decoder_start
-    start = chat.tokenizer.token_id(first) if first else chat.tokenizer.pad_id
-    structure = Structure(model_config.is_encoder_decoder, config.prefix, start)
+    structure = structure_of(options, chat.tokenizer, model_config)
     questions = _questions(config, launch)
     check_layout(Demand(model_config, launch.world_size), config.parallel)
     mesh = build_mesh(launch, config.parallel, choose_device(config.run, launch))

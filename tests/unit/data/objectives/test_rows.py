@@ -1,0 +1,111 @@
+"""Documents of a store as full rows: nothing lost, nothing twice, the same from any place."""
+
+import numpy as np
+import pytest
+
+from megalite.data.objectives.prefix_lm import PrefixLM
+from megalite.data.rows import BLOCK, DocumentRows, Room, longest_document
+from megalite.data.store import StoreWriter, TokenStore
+from megalite.errors import ConfigError, DataError
+from tests.unit.data.objectives.cases import (
+    END,
+    FIRST_WORD,
+    LAST_WORD,
+    STRUCTURES,
+    source_and_target,
+    span_corruption,
+)
+from tests.unit.data.objectives.test_round_trip import same, without_sentinels
+
+ROOM = Room(64, 96)
+
+
+def make_store(folder, lengths) -> TokenStore:
+    random = np.random.default_rng(0)
+    writer = StoreWriter(folder / "store", np.uint16)
+    for length in lengths:
+        writer.add([*random.integers(FIRST_WORD, LAST_WORD, max(length - 1, 0)), END][:length])
+    writer.close()
+    return TokenStore(folder / "store")
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    lengths = np.random.default_rng(1).geometric(1 / 40, 2 * BLOCK + 17)
+    return make_store(tmp_path_factory.mktemp("rows"), [*lengths, 700, 1, 2])
+
+
+def samples_of(row, structure) -> list:
+    """The examples that were packed into a row, cut where positions begin again."""
+    bounds = [*np.flatnonzero(row.positions == 0).tolist(), len(row)]
+    encoder = [*np.flatnonzero(row.encoder_positions == 0).tolist(), row.encoder_length]
+    assert len(bounds) == len(encoder)
+    for place in range(len(bounds) - 1):
+        rows = slice(bounds[place], bounds[place + 1])
+        source = row.encoder_tokens[encoder[place] : encoder[place + 1]].tolist()
+        yield source, row.labels[rows].tolist()
+
+
+def test_every_piece_is_in_one_row_of_an_epoch(store):
+    structure = STRUCTURES["encoder-decoder"]
+    objective = span_corruption(structure)
+    rows = DocumentRows(store, objective, ROOM, seed=5)
+    longest = longest_document(objective, ROOM)
+    found = []
+    for number in range(len(rows)):
+        row = rows[number]
+        assert len(row) <= ROOM.decoder
+        assert row.encoder_length <= ROOM.encoder
+        for source, target in samples_of(row, structure):
+            found.append(tuple(without_sentinels(source[:-1], target[:-1])))
+    pieces = []
+    for document in range(len(store)):
+        tokens = store[document].tolist()
+        for first in range(0, len(tokens), longest):
+            piece = tokens[first : first + longest]
+            if len(piece) > 1:
+                cut = piece[:-1] if len(piece) > 2 and piece[-1] == END else piece
+                pieces.append(tuple(cut))
+    assert sorted(found) == sorted(pieces)
+
+
+def test_rows_are_full(store):
+    rows = DocumentRows(store, span_corruption(STRUCTURES["encoder-decoder"]), ROOM, seed=5)
+    filled = sum(rows[i].encoder_length for i in range(len(rows))) / (len(rows) * ROOM.encoder)
+    assert filled > 0.93
+
+
+def test_a_row_is_a_function_of_seed_and_number(store):
+    objective = PrefixLM(STRUCTURES["prefix"])
+    rows = DocumentRows(store, objective, ROOM, seed=5)
+    again = DocumentRows(store, objective, ROOM, seed=5)
+    other = DocumentRows(store, objective, ROOM, seed=6)
+    count = len(rows)
+    for number in (count - 1, 3, 0):
+        assert same(rows[number], again[number])
+    assert not all(same(rows[i], other[i]) for i in range(8))
+
+
+def test_an_epoch_has_its_own_draws_of_the_same_documents(store):
+    structure = STRUCTURES["prefix"]
+    rows = DocumentRows(store, PrefixLM(structure), ROOM, seed=5)
+    alone = [number for number in range(len(rows)) if (rows[number].positions == 0).sum() == 1][:6]
+    splits = []
+    for number in alone:
+        first = source_and_target(rows[number], structure)
+        second = source_and_target(rows[len(rows) + number], structure)
+        assert sum(first, []) == sum(second, [])
+        splits.append(len(first[0]) != len(second[0]))
+    assert any(splits)
+
+
+def test_a_row_without_room_is_refused(store):
+    objective = span_corruption(STRUCTURES["encoder-decoder"])
+    with pytest.raises(ConfigError, match="sequence_length 2: the shortest sample takes"):
+        DocumentRows(store, objective, Room(2, 96), seed=0)
+
+
+def test_a_store_without_a_document_of_two_tokens_is_refused(tmp_path):
+    objective = PrefixLM(STRUCTURES["prefix"])
+    with pytest.raises(DataError, match="no document has 2 tokens"):
+        DocumentRows(make_store(tmp_path, [1, 1]), objective, ROOM, seed=0)
