@@ -1,5 +1,6 @@
 """Multi-head attention over row intervals, to itself or to an encoder."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +17,7 @@ from megalite.parallel.layers import (
     SelectedLinear,
 )
 from megalite.parallel.mesh import Axis, Mesh
+from megalite.parallel.products import Matrix
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class HeadLayout:
 
 
 class Attention(nn.Module):
-    """Query, key, value, output; [B, S, D] to [B, S, D]{tp}."""
+    """Query, key, value, output; products of the input to [B, S, D]{tp}."""
 
     def __init__(self, config: ModelConfig, mesh: Mesh, name: str, output_std: float) -> None:
         """Declare the weights.
@@ -83,19 +85,29 @@ class Attention(nn.Module):
         linear.bounds = self.layout.groups
         return linear
 
-    def to_itself(self, x: Tensor, stream: Stream) -> Tensor:
-        """Attend to the stream's own rows: x [B, S, D] to [B, S, D]{tp}, without output bias."""
+    def matrices(self) -> list[Matrix]:
+        """What multiplies this layer's input where it attends to itself: query, key, value."""
+        return [self.query.matrix(), self.key.matrix(), self.value.matrix()]
+
+    def to_itself(self, products: Sequence[Tensor], stream: Stream) -> Tensor:
+        """Attend to the stream's own rows; gives [B, S, D]{tp} without the output's bias.
+
+        Args:
+            products: the input times :meth:`matrices`: [B, S, N/tp, H], twice [B, S, G/tp, H].
+            stream: masks, tables, bias, dropout and cache of the batch.
+        """
         interleaved = self.config.rope_interleaved
-        q = stream.rotate(self.query(x), interleaved)  # [B, S, N/tp, H]
-        k = stream.rotate(self.key(x), interleaved)  # [B, S, G/tp, H]
-        v = self.value(x)
+        query, key, v = products
+        q, k = stream.rotate(query, interleaved), stream.rotate(key, interleaved)
         if stream.cache is not None:
             k, v = stream.cache.extend(self.name, k, v)
         return self._attend(q, k, v, stream, stream.mask, stream.bias)
 
-    def to_encoder(self, x: Tensor, memory: Tensor | None, stream: Stream) -> Tensor:
-        """Attend to the encoder's rows ``memory`` [B, Se, D], which the cache may know already."""
-        q = self.query(x)
+    def to_encoder(self, q: Tensor, memory: Tensor | None, stream: Stream) -> Tensor:
+        """Attend to the encoder's rows ``memory`` [B, Se, D], which the cache may know already.
+
+        ``q`` [B, S, N/tp, H] is the input times the query's matrix.
+        """
 
         def make() -> tuple[Tensor, Tensor]:
             return self.key(memory), self.value(memory)

@@ -1,7 +1,7 @@
 """A Transformer block: attention, cross-attention where there is an encoder, feed-forward."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
@@ -10,8 +10,10 @@ from megalite.models.config import ModelConfig
 from megalite.models.feed_forward import FeedForward
 from megalite.models.norm import Norm
 from megalite.models.stream import Stream
-from megalite.parallel.layers import enter
 from megalite.parallel.mesh import Mesh
+from megalite.parallel.products import Matrix, column_products
+
+Sublayer = Callable[[Sequence[Tensor], Stream], Tensor]
 
 
 def output_std(config: ModelConfig) -> float:
@@ -38,7 +40,6 @@ class Block(nn.Module):
         if has_cross:
             self.cross_norm = Norm(config, mesh)
             self.cross = Attention(config, mesh, f"{name}.cross", std)
-        self.has_cross = has_cross
         if config.parallel_block != "one_norm":
             self.ffn_norm = Norm(config, mesh)
         self.ffn = FeedForward(config, mesh, std)
@@ -53,29 +54,36 @@ class Block(nn.Module):
         """
         if self.config.parallel_block != "no":
             return self._parallel(x, stream)
-        x = self._add(x, "attention", lambda y: self.attention.to_itself(y, stream), stream)
-        if self.has_cross:
-            x = self._add(x, "cross", lambda y: self.cross.to_encoder(y, memory, stream), stream)
-        return self._add(x, "ffn", self.ffn, stream)
+        attention, ffn, cross = self.attention, self.ffn, getattr(self, "cross", None)
+        x = self._add(x, "attention", attention.matrices(), stream, attention.to_itself)
+        if cross is not None:
+            query = [cross.query.matrix()]
+            x = self._add(x, "cross", query, stream, lambda q, s: cross.to_encoder(*q, memory, s))
+        return self._add(x, "ffn", ffn.matrices(), stream, lambda products, _: ffn(products))
 
     def _add(
-        self, x: Tensor, name: str, sublayer: Callable[[Tensor], Tensor], stream: Stream
+        self, x: Tensor, name: str, matrices: list[Matrix], stream: Stream, sublayer: Sublayer
     ) -> Tensor:
-        """Add one sub-layer to the residual; ``sublayer`` maps [B, S, D] to [B, S, D]{tp}."""
+        """Add one sub-layer, which maps the input times ``matrices`` to [B, S, D]{tp}."""
         config = self.config
         norm, output = getattr(self, f"{name}_norm"), getattr(self, name).output
         is_pre = config.norm_position == "pre"
-        y = enter(norm(x) if is_pre else x, self.mesh, stream.length)
-        y = self._drop(output.finish(sublayer(y)), name, stream)
+        products = column_products(norm(x) if is_pre else x, matrices, self.mesh, stream.length)
+        y = self._drop(output.finish(sublayer(products, stream)), name, stream)
         residual = x if config.residual_scale == 1.0 else x * config.residual_scale
         return residual + y if is_pre else norm(residual + y)
 
     def _parallel(self, x: Tensor, stream: Stream) -> Tensor:
-        y = enter(self.attention_norm(x), self.mesh, stream.length)
-        z = y
+        """Attention and feed-forward beside each other; with one norm they share an input too."""
+        mesh, length = self.mesh, stream.length
+        columns, ffn_columns = self.attention.matrices(), self.ffn.matrices()
+        y = self.attention_norm(x)
         if self.config.parallel_block == "two_norms":
-            z = enter(self.ffn_norm(x), self.mesh, stream.length)
-        partial = self.attention.to_itself(y, stream) + self.ffn(z)
+            products = column_products(y, columns, mesh, length)
+            products += column_products(self.ffn_norm(x), ffn_columns, mesh, length)
+        else:
+            products = column_products(y, columns + ffn_columns, mesh, length)
+        partial = self.attention.to_itself(products[:3], stream) + self.ffn(products[3:])
         out = self.attention.output.finish(partial)
         if self.ffn.output.has_bias:
             out = out + self.ffn.output.local("bias", self.mesh.sequence_parallel)

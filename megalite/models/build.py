@@ -59,3 +59,18 @@ def _own_parts(config: ModelConfig, mesh: Mesh, parallel: ParallelConfig) -> lis
         return [Part.whole(config)]
     parts = cut(config, mesh.pp.size * parallel.chunks_per_rank)
     return parts[mesh.pp.rank :: mesh.pp.size]
+
+
+def recomputed_blocks(config: ModelConfig, parallel: ParallelConfig) -> tuple[int, int]:
+    """Encoder and decoder blocks, over all stages, whose whole forward pass is made again."""
+    if parallel.recompute != "full":
+        return 0, 0
+    recompute = Recompute(parallel.recompute, parallel.recompute_blocks)
+    parts = [Part.whole(config)]
+    if parallel.pp > 1:
+        parts = cut(config, parallel.pp * parallel.chunks_per_rank)
+
+    def covered(blocks: tuple[int, int]) -> int:
+        return sum(recompute.covers(number) for number in range(blocks[1] - blocks[0]))
+
+    return sum(covered(part.encoder) for part in parts), sum(covered(p.decoder) for p in parts)

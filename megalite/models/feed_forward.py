@@ -1,6 +1,6 @@
 """The feed-forward layer, gated or not."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from torch import Tensor, nn
@@ -9,6 +9,7 @@ from torch.nn import functional
 from megalite.models.config import ModelConfig
 from megalite.parallel.layers import ColumnParallelLinear, Initial, RowParallelLinear
 from megalite.parallel.mesh import Mesh
+from megalite.parallel.products import Matrix
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": functional.relu,
@@ -31,10 +32,13 @@ class FeedForward(nn.Module):
         self.gate = ColumnParallelLinear(mesh, inner, size, std, bias) if config.gated else None
         self.output = RowParallelLinear(mesh, inner, size, Initial(output_std), bias)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map x, the same on all of tp; the output's bias is not yet in."""
-        if self.gate is None:
-            inner = self.activation(self.up(x))
-        else:
-            inner = self.activation(self.gate(x)) * self.up(x)
+    def matrices(self) -> list[Matrix]:
+        """What multiplies the input: up, and gate where there is one."""
+        layers = [self.up] if self.gate is None else [self.up, self.gate]
+        return [layer.matrix() for layer in layers]
+
+    def forward(self, products: Sequence[Tensor]) -> Tensor:
+        """Map the input times :meth:`matrices`, each [B, S, F/tp]; the output's bias is not in."""
+        up, *gate = products
+        inner = self.activation(gate[0]) * up if gate else self.activation(up)
         return self.output.partial(inner)

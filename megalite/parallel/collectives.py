@@ -6,6 +6,9 @@ parallelism they become all-gather and reduce-scatter along the sequence (dimens
 Source: Shoeybi et al. 2019, arXiv:1909.08053, section 3; Korthikanti et al. 2022, arXiv:2205.05198.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -33,22 +36,53 @@ def all_reduce_sum(x: Tensor, axis: Axis) -> Tensor:
     return total
 
 
-def _gather_parts(x: Tensor, axis: Axis, dim: int, size: int) -> Tensor:
+@dataclass(frozen=True)
+class Pending:
+    """A collective under way.
+
+    Attributes:
+        work: to wait for.
+        result: gives what it made, once it is done.
+    """
+
+    work: dist.Work
+    result: Callable[[], Tensor]
+
+    def wait(self) -> Tensor:
+        """Wait (a GPU's stream does, not the host) and give the result."""
+        self.work.wait()
+        return self.result()
+
+
+def start_all_reduce(x: Tensor, axis: Axis) -> Pending:
+    """Sum ``x``, contiguous, over ``axis`` in place."""
+    return Pending(dist.all_reduce(x, group=axis.group, async_op=True), lambda: x)
+
+
+def start_gather(x: Tensor, axis: Axis, dim: int, size: int) -> Pending:
     """All-gather shards cut as :func:`shard_bounds`; ``size`` is the whole dimension."""
     each = -(-size // axis.size)
     padded = _pad(x, dim, each - x.shape[dim]).movedim(dim, 0).contiguous()
     whole = padded.new_empty(axis.size * each, *padded.shape[1:])
-    dist.all_gather_into_tensor(whole, padded, group=axis.group)
-    return whole[:size].movedim(0, dim)
+    work = dist.all_gather_into_tensor(whole, padded, group=axis.group, async_op=True)
+    return Pending(work, lambda: whole[:size].movedim(0, dim))
 
 
-def _reduce_scatter_parts(x: Tensor, axis: Axis, dim: int) -> Tensor:
+def start_reduce_scatter(x: Tensor, axis: Axis, dim: int) -> Pending:
     """Reduce-scatter into equal shards of ceil(size / axis.size), the last ones padded with 0."""
     each = -(-x.shape[dim] // axis.size)
     whole = _pad(x, dim, each * axis.size - x.shape[dim]).movedim(dim, 0).contiguous()
     part = whole.new_empty(each, *whole.shape[1:])
-    dist.reduce_scatter_tensor(part, whole, group=axis.group)
-    return part.movedim(0, dim)
+    work = dist.reduce_scatter_tensor(part, whole, group=axis.group, async_op=True)
+    return Pending(work, lambda: part.movedim(0, dim))
+
+
+def _gather_parts(x: Tensor, axis: Axis, dim: int, size: int) -> Tensor:
+    return start_gather(x, axis, dim, size).wait()
+
+
+def _reduce_scatter_parts(x: Tensor, axis: Axis, dim: int) -> Tensor:
+    return start_reduce_scatter(x, axis, dim).wait()
 
 
 def _pad(x: Tensor, dim: int, count: int) -> Tensor:

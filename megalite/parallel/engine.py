@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from megalite.parallel.bubble import bubble_in_theory
 from megalite.parallel.data_parallel import COMPUTE_DTYPES, set_gradient_sync
 from megalite.parallel.pipeline import Flows, Pipeline
 
@@ -52,7 +53,8 @@ def forward_backward(
 
     Returns:
         Sums over this rank's micro-batches of ``loss`` and the task's metrics, fp32 scalars, the
-        same on all pp processes.
+        same on all pp processes. A pipeline adds ``bubble`` and ``bubble_theory``, divided by the
+        data-parallel ranks that they will be summed over.
     """
     sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=model.mesh.device))
 
@@ -63,8 +65,8 @@ def forward_backward(
         return loss * loss_scale
 
     if isinstance(model, Pipeline):
-        _pipeline_step(model, items, task, dropout_seed, loss_of)
-        return _from_last(model, dict(sums))
+        idle = _pipeline_step(model, items, task, dropout_seed, loss_of)
+        return _from_last(model, dict(sums)) | _bubble(model, len(items), idle)
     for number, (batch, extra) in enumerate(items):
         set_gradient_sync(model, is_last=number == len(items) - 1)
         result = model(batch, task.output, dropout_seed=dropout_seed)
@@ -74,7 +76,7 @@ def forward_backward(
 
 def _pipeline_step(
     pipeline: Pipeline, items: Sequence[Item], task: Task, dropout_seed: int | None, loss_of
-) -> None:
+) -> float:
     def run(module, number: int, flow: tuple[Tensor, ...]):
         return module(items[number][0], task.output, *flow, dropout_seed=dropout_seed)
 
@@ -82,7 +84,19 @@ def _pipeline_step(
         return loss_of(result, items[number][1])
 
     items = same_shape(items)
-    pipeline.train_step(run, loss, flows(pipeline, items[0][0], True), len(items))
+    return pipeline.train_step(run, loss, flows(pipeline, items[0][0], True), len(items))
+
+
+def _bubble(pipeline: Pipeline, micro_batches: int, idle: float) -> dict[str, Tensor]:
+    """The bubble, a mean over pp, beside its theory. Comm: all-reduce of one number over pp."""
+    pp, ranks = pipeline.mesh.pp, pipeline.mesh.dp.size
+    measured = torch.tensor(idle / pp.size, device=pipeline.mesh.device)
+    dist.all_reduce(measured, group=pp.group)
+    theory = bubble_in_theory(pp.size, micro_batches, len(pipeline.stages))
+    return {
+        "bubble": measured / ranks,
+        "bubble_theory": torch.full_like(measured, theory / ranks),
+    }
 
 
 def same_shape(items: Sequence[Item]) -> list[Item]:

@@ -21,6 +21,7 @@ from megalite.parallel.collectives import (
     shard_bounds,
 )
 from megalite.parallel.mesh import Mesh
+from megalite.parallel.products import Matrix
 
 
 @dataclass(frozen=True)
@@ -144,12 +145,15 @@ class ColumnParallelLinear(Layer):
             self.add("bias", out, Initial(), shard=0)
         self.has_bias = bias
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map x [B, S, D], the same on all of tp, to [B, S, out[0]/tp, *out[1:]]."""
+    def matrix(self) -> Matrix:
+        """What this process multiplies with: rows out[0]/tp x out[1:]."""
         weight = self.local("weight")
         bias = self.local("bias").flatten() if self.has_bias else None
-        y = functional.linear(x, weight.flatten(0, -2), bias)
-        return y.unflatten(-1, weight.shape[:-1]) if weight.dim() > 2 else y
+        return Matrix(weight.flatten(0, -2), bias, weight.shape[:-1])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map x [B, S, D], the same on all of tp, to [B, S, out[0]/tp, *out[1:]]."""
+        return self.matrix().times(x)
 
 
 class SelectedLinear(Layer):
@@ -169,15 +173,19 @@ class SelectedLinear(Layer):
         self.has_bias = bias
         self.bounds = (0, out[0])
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map x [B, S, D] to [B, S, count, H], ``bounds`` being the range of G.
+    def matrix(self) -> Matrix:
+        """What this process multiplies with: rows count x H, of the range ``bounds`` of G.
 
         Comm: all-reduce of the weight's gradient over tp, backward only.
         """
         first, last = self.bounds
         weight = self.local("weight", partial=True)[first:last]
         bias = self.local("bias", partial=True)[first:last].flatten() if self.has_bias else None
-        return functional.linear(x, weight.flatten(0, 1), bias).unflatten(-1, weight.shape[:2])
+        return Matrix(weight.flatten(0, 1), bias, weight.shape[:2])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map x [B, S, D] to [B, S, count, H]."""
+        return self.matrix().times(x)
 
 
 class RowParallelLinear(Layer):

@@ -21,6 +21,7 @@ from torch.distributed.pipelining.schedules import (
     ScheduleInterleaved1F1B,
 )
 
+from megalite.parallel.bubble import BusyClock
 from megalite.parallel.gradients import local_part
 from megalite.parallel.mesh import Mesh
 
@@ -36,10 +37,17 @@ class _Stage(PipelineStage):
     """A stage whose input beside the flow is the number of a micro-batch."""
 
     run: Run
+    clock: BusyClock
 
     def forward_maybe_with_nosync(self, *flow: Tensor, number: Tensor) -> Any:
         """Run the stage's part on micro-batch ``number``."""
-        return self.run(self.submod, int(number), flow)
+        with self.clock.busy():
+            return self.run(self.submod, int(number), flow)
+
+    def backward_maybe_with_nosync(self, *arguments: Any, **options: Any) -> Any:
+        """Run the stage's backward pass on a micro-batch."""
+        with self.clock.busy():
+            return super().backward_maybe_with_nosync(*arguments, **options)
 
 
 class Pipeline:
@@ -149,7 +157,7 @@ class Pipeline:
 
     def train_step(
         self, run: Run, loss: Callable[[Any, int], Tensor], flows: "Flows", num_items: int
-    ) -> None:
+    ) -> float:
         """Forward and backward of all micro-batches.
 
         Args:
@@ -157,8 +165,12 @@ class Pipeline:
             loss: of an output and its micro-batch number.
             flows: shapes of what travels.
             num_items: micro-batches.
+
+        Returns:
+            The share of the schedule's time in which this process computed nothing.
         """
         pp, count = self.mesh.pp, len(self.stages) * self.mesh.pp.size
+        clock = BusyClock(self.mesh.device)
         stages = []
         for module in self.stages:
             index = module.part.index
@@ -171,7 +183,7 @@ class Pipeline:
                 output_args=flows.out_of(module.part),
                 group=pp.group,
             )
-            stage.run = run
+            stage.run, stage.clock = run, clock
             stages.append(stage)
         kind = SCHEDULES[self.schedule]
         held = stages if self.schedule == "interleaved" else stages[0]
@@ -181,7 +193,9 @@ class Pipeline:
         numbers = torch.arange(num_items)
         target = {"target": numbers, "losses": []} if self.is_last else {}
         schedule.step(number=numbers, return_outputs=False, **target)
+        idle = clock.idle_share()
         self.sum_shared_gradients()
+        return idle
 
     @torch.no_grad()
     def forward(self, run: Run, flows: Sequence["Flows"]) -> list[Any]:

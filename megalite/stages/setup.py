@@ -10,7 +10,7 @@ from megalite.config import dump
 from megalite.config.section import Section
 from megalite.data.formats import parse_prompt, read_rows
 from megalite.errors import CheckpointError, ConfigError
-from megalite.models.build import Model, build_model
+from megalite.models.build import Model, build_model, recomputed_blocks
 from megalite.models.config import ModelConfig
 from megalite.models.hugging_face import is_hugging_face, load_weights
 from megalite.models.layout import Demand, check_layout
@@ -24,7 +24,7 @@ from megalite.training.config import (
     ScheduleConfig,
     TrainConfig,
 )
-from megalite.training.flops import peak_tflops, recompute_factor
+from megalite.training.flops import peak_tflops
 from megalite.training.run_log import RunLog
 from megalite.training.trainer import Learner, Learning, Speed, Trainer
 
@@ -103,9 +103,9 @@ def set_up(config: StageConfig, launch: Launch, updates: int = 1) -> Stage:
     mesh = build_mesh(launch, config.parallel, device)
     log = RunLog(config.run.folder, launch.rank == 0, config.train.steps, config.run.tensorboard)
     log.write("config.toml", dump(config))
-    hardware = recompute_factor(config.parallel.recompute)
     peak = peak_tflops(device, config.train.precision)
-    return Stage(config, mesh, log, Speed(config.model, mesh, peak, hardware))
+    speed = Speed(config.model, mesh, peak, recomputed_blocks(config.model, config.parallel))
+    return Stage(config, mesh, log, speed)
 
 
 def check_inputs(config: StageConfig) -> None:

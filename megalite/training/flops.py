@@ -8,7 +8,8 @@ Source: Chowdhery et al. 2022, arXiv:2204.02311, appendix B; attention by its ro
 import itertools
 import re
 import time
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -36,19 +37,60 @@ PEAK_TFLOPS = {  # words of a device's name: (half precision on tensor cores, fp
 }  # of the vendor's data sheets
 
 
+@dataclass(frozen=True)
+class Operations:
+    """Floating-point operations, of matrix products and attention, over rows that aren't padding.
+
+    Attributes:
+        model: what a training step needs: three times its forward pass.
+        hardware: what is done: recomputed blocks, and the scores that attention's backward pass
+            always makes again, too.
+    """
+
+    model: float
+    hardware: float
+
+
 def forward_flops(config: ModelConfig, batch: Batch) -> float:
     """Operations of one forward pass over the rows that aren't padding."""
+    return step_operations(config, batch).model / 3.0
+
+
+def step_operations(
+    config: ModelConfig, batch: Batch, recomputed: tuple[int, int] = (0, 0)
+) -> Operations:
+    """Operations of a micro-batch, forward and backward.
+
+    Args:
+        config: of the model.
+        batch: the head computes its rows with a target only.
+        recomputed: encoder and decoder blocks whose whole forward pass is made again.
+    """
     rows, pairs = _rows_pairs(batch.start, batch.end)
     per_row, per_pair = _block_costs(config)
-    total = config.num_layers * (rows * per_row + pairs * per_pair)
+    decoder, scores = rows * per_row + pairs * per_pair, config.num_layers * pairs
+    encoder = encoder_rows = 0.0
     if config.is_encoder_decoder and batch.encoder_tokens is not None:
         encoder_rows, encoder_pairs = _rows_pairs(batch.encoder_start, batch.encoder_end)
-        total += config.num_encoder_layers * (encoder_rows * per_row + encoder_pairs * per_pair)
+        encoder = encoder_rows * per_row + encoder_pairs * per_pair
         _, cross_pairs = _rows_pairs(batch.cross_start, batch.cross_end)
-        total += config.num_layers * _cross_costs(config, rows, encoder_rows, cross_pairs)
-    if config.head == "lm" and batch.num_targets:  # a reward model's batch has none
-        total += 2.0 * rows * config.vocab_size * config.embedding_width
-    return total
+        decoder += _cross_costs(config, rows, encoder_rows, cross_pairs)
+        scores += config.num_encoder_layers * encoder_pairs + config.num_layers * cross_pairs
+    head = 0.0
+    if config.head == "lm":  # a reward model's batch has no targets
+        head = 2.0 * batch.num_targets * config.vocab_size * config.embedding_width
+    forward = config.num_encoder_layers * encoder + config.num_layers * decoder + head
+    skipped = _skipped_in_recompute(config)
+    again = recomputed[0] * (encoder - skipped * encoder_rows)
+    again += recomputed[1] * (decoder - skipped * rows)
+    return Operations(3.0 * forward, 3.0 * forward + again + scores * per_pair / 2)
+
+
+def _skipped_in_recompute(config: ModelConfig) -> float:
+    """Operations a row that recompute leaves out: nothing needs the last product's result again."""
+    if config.norm_position == "post":
+        return 0.0
+    return 2.0 * config.ffn_size * config.hidden_size
 
 
 def _rows_pairs(start: torch.Tensor, end: torch.Tensor) -> tuple[float, float]:
@@ -68,11 +110,6 @@ def _cross_costs(config: ModelConfig, rows: float, encoder_rows: float, pairs: f
     size, heads = config.hidden_size, config.head_dim * config.num_heads
     keys = config.head_dim * config.kv_heads
     return 4.0 * (rows * size * heads + encoder_rows * size * keys + pairs * heads)
-
-
-def recompute_factor(kind: Literal["none", "selective", "full"]) -> float:
-    """Operations done for each one the model needs: full recompute adds a forward pass."""
-    return 4.0 / 3.0 if kind == "full" else 1.0
 
 
 def peak_tflops(device: torch.device, precision: str) -> float:

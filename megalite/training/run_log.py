@@ -24,6 +24,9 @@ SHOWN = {
     "learning_rate": "lr {:.2e}",
     "tokens_per_s": "{:,.0f} tokens/s",
     "mfu": "MFU {:.1%}",
+    "hfu": "HFU {:.1%}",
+    "bubble": "bubble {:.1%}",
+    "bubble_theory": "in theory {:.1%}",
     "left_s": "{} left",
 }
 # What a narrow terminal does without, first to last.
@@ -32,7 +35,10 @@ OMITTED = (
     "heldout_kl",
     "kl",
     "heldout_loss",
+    "hfu",
     "mfu",
+    "bubble_theory",
+    "bubble",
     "tokens_per_s",
     "heldout_reward",
     "reward",

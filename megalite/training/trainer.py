@@ -20,7 +20,7 @@ from megalite.parallel.gradients import clip_grad_norm
 from megalite.parallel.mesh import Mesh
 from megalite.training.checkpoint import CheckpointManager, load
 from megalite.training.config import OptimizerConfig, ScheduleConfig, TrainConfig
-from megalite.training.flops import forward_flops
+from megalite.training.flops import step_operations
 from megalite.training.optimizer import build_optimizer, named_state, set_rate
 from megalite.training.precision import LossScale
 from megalite.training.run_log import RunLog, memory_gib
@@ -296,32 +296,46 @@ class Trainer:
 
 
 class Speed:
-    """Tokens and operations of a step, for tokens/s, TFLOP/s and MFU."""
+    """Tokens and operations of a step, for tokens/s, TFLOP/s, MFU and HFU."""
 
-    def __init__(self, config: ModelConfig, mesh: Mesh, peak_tflops: float, hardware: float = 1.0):
+    def __init__(
+        self,
+        config: ModelConfig,
+        mesh: Mesh,
+        peak_tflops: float,
+        recomputed: tuple[int, int] = (0, 0),
+    ):
         """Hold what is needed.
 
         Args:
             config: of the model.
             mesh: its mesh.
             peak_tflops: of one device.
-            hardware: operations done for each one needed (recompute).
+            recomputed: encoder and decoder blocks whose forward pass is made again.
         """
         self._config, self._mesh = config, mesh
-        self._peak, self._hardware = peak_tflops, hardware
+        self._peak, self._recomputed = peak_tflops, recomputed
 
     def measure(self, batches: Sequence[Batch], seconds: float) -> dict[str, float]:
         """Metrics of a step over these micro-batches of this rank.
 
-        Comm: all-reduce of two numbers over dp.
+        Comm: all-reduce of three numbers over dp.
         """
         tokens = sum(int((batch.end > batch.start).sum()) for batch in batches)
-        flops = 3.0 * sum(forward_flops(self._config, batch) for batch in batches)
-        sums = {"tokens": torch.tensor(float(tokens)), "flops": torch.tensor(flops)}
-        moved = {name: value.double().to(self._mesh.device) for name, value in sums.items()}
+        done = [step_operations(self._config, batch, self._recomputed) for batch in batches]
+        sums = {
+            "tokens": float(tokens),
+            "model": sum(operations.model for operations in done),
+            "hardware": sum(operations.hardware for operations in done),
+        }
+        device = self._mesh.device
+        moved = {n: torch.tensor(v, dtype=torch.float64, device=device) for n, v in sums.items()}
         total = reduce_metrics(moved, self._mesh)
-        tflops = total["flops"] / seconds / self._mesh.world.size / 1e12
-        values = {"tokens": total["tokens"], "tflops_per_rank": tflops, "mfu": tflops / self._peak}
-        if self._hardware != 1.0:
-            values["hfu"] = values["mfu"] * self._hardware
-        return values
+        per_rank = seconds * self._mesh.world.size * 1e12
+        tflops = total["model"] / per_rank
+        return {
+            "tokens": total["tokens"],
+            "tflops_per_rank": tflops,
+            "mfu": tflops / self._peak,
+            "hfu": total["hardware"] / per_rank / self._peak,
+        }

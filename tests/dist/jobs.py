@@ -20,12 +20,15 @@ from tests.dist import models
 ALONE = Launch()
 
 
-def make_learner(launch: Launch, model: str, layout: dict[str, Any]) -> Learner:
-    """A learner in a layout; a process alone needs no mesh."""
+def make_learner(
+    launch: Launch, model: str, layout: dict[str, Any], precision: str = "fp32"
+) -> Learner:
+    """A learner in a layout; a process alone in fp32 needs no mesh."""
     parallel = ParallelConfig(**layout)
-    mesh = Mesh.single() if launch.world_size == 1 else build_mesh(launch, parallel, "cpu")
-    built = build_model(models.config(model), mesh, parallel, seed=1)
-    train = TrainConfig(steps=20, global_batch_size=models.SAMPLES)
+    is_alone = launch.world_size == 1 and precision == "fp32"
+    mesh = Mesh.single() if is_alone else build_mesh(launch, parallel, "cpu")
+    built = build_model(models.config(model), mesh, parallel, seed=1, precision=precision)
+    train = TrainConfig(steps=20, global_batch_size=models.SAMPLES, precision=precision)
     optimizer = OptimizerConfig(learning_rate=3e-3)
     return Learner(built, mesh, Learning(train, optimizer, ScheduleConfig(), 1))
 
@@ -72,6 +75,15 @@ def train(launch: Launch, model: str, layout: dict[str, Any], steps: int) -> tup
     gradients = GradientsOfFirstStep(learner)
     metrics = [step(learner, model, number) for number in range(steps)]
     return [m["loss"] for m in metrics], [m["grad_norm"] for m in metrics], gradients.kept
+
+
+def train_in_fp16(launch: Launch, model: str, layout: dict[str, Any], steps: int) -> tuple:
+    """Losses and loss scales of each step, from a scale that overflows, and bubbles."""
+    learner = make_learner(launch, model, layout, "fp16")
+    learner.scale.value = 2.0**26
+    metrics = [step(learner, model, number) for number in range(steps)]
+    bubbles = [(m["bubble"], m["bubble_theory"]) for m in metrics if "bubble" in m]
+    return [m["loss"] for m in metrics], [m["loss_scale"] for m in metrics], bubbles
 
 
 def train_and_save(launch, model: str, layout, steps: int, folder: str, further: int):

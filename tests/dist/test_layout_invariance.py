@@ -9,14 +9,16 @@ from tests.dist.models import MODELS
 
 STEPS = 10
 SEQUENCE = {"sequence_parallel": True}
+ONE_BLOCK = {"recompute": "full", "recompute_blocks": 1}
 LAYOUTS = {
     "tp2": (2, {"tp": 2}),
     "tp2 sequence": (2, {"tp": 2, **SEQUENCE}),
     "tp3 uneven heads": (3, {"tp": 3}),
+    "tp3 sequence, selective recompute": (3, {"tp": 3, "recompute": "selective", **SEQUENCE}),
     "tp4": (4, {"tp": 4}),
     "tp4 sequence, full recompute": (4, {"tp": 4, "recompute": "full", **SEQUENCE}),
     "pp2": (2, {"pp": 2, "schedule": "1f1b"}),
-    "pp2 gpipe": (2, {"pp": 2, "schedule": "gpipe"}),
+    "pp2 gpipe, one block recomputes": (2, {"pp": 2, "schedule": "gpipe", **ONE_BLOCK}),
     "pp2 interleaved": (2, {"pp": 2, "schedule": "interleaved", "chunks_per_rank": 2}),
     "pp3 uneven": (3, {"pp": 3}),
     "dp2": (2, {"replicate": 2}),
@@ -28,7 +30,7 @@ LAYOUTS = {
     "tp2 fsdp2": (4, {"tp": 2, "shard": 2}),
     "pp2 dp2": (4, {"pp": 2, "replicate": 2}),
     "tp2 pp2 dp2": (8, {"tp": 2, "pp": 2, "replicate": 2}),
-    "tp2 pp2 fsdp2 sequence": (8, {"tp": 2, "pp": 2, "shard": 2, **SEQUENCE}),
+    "tp2 pp2 fsdp2 sequence": (8, {"tp": 2, "pp": 2, "shard": 2, **SEQUENCE, **ONE_BLOCK}),
 }
 
 

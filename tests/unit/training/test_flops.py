@@ -12,7 +12,6 @@ from megalite.training.flops import (
     forward_flops,
     known_tflops,
     measured_tflops,
-    recompute_factor,
 )
 
 B, S, V = 2, 7, 50
@@ -64,11 +63,6 @@ def test_a_batch_without_targets_has_no_head():
     difference = forward_flops(config, scored)
     scored.labels.fill_(IGNORE)
     assert difference - forward_flops(config, scored) == 2 * B * S * V * 24
-
-
-def test_recompute_does_a_third_more():
-    assert recompute_factor("full") == pytest.approx(4 / 3)
-    assert recompute_factor("none") == 1
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,103 @@
+"""Column-parallel products of one input, their communication hidden behind the gradients.
+
+Source: Shoeybi et al. 2019, arXiv:1909.08053, section 3; the overlap is that of Korthikanti et al.
+2022, arXiv:2205.05198, section 4.2.2.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from megalite.parallel.collectives import start_all_reduce, start_gather, start_reduce_scatter
+from megalite.parallel.mesh import Mesh
+
+
+class Matrix(NamedTuple):
+    """This process's rows of a linear layer.
+
+    Attributes:
+        weight: [O, D].
+        bias: [O], or None.
+        shape: what O stands for, such as (N/tp, H).
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    shape: torch.Size
+
+    def times(self, x: Tensor) -> Tensor:
+        """Map x [B, S, D] to [B, S, *shape]."""
+        return self.shaped(functional.linear(x, self.weight, self.bias))
+
+    def shaped(self, y: Tensor) -> Tensor:
+        """[B, S, O] as [B, S, *shape]."""
+        return y.unflatten(-1, self.shape) if len(self.shape) > 1 else y
+
+
+def column_products(x: Tensor, matrices: Sequence[Matrix], mesh: Mesh, length: int) -> list[Tensor]:
+    """Enter a region that is split over tp and multiply with several matrices there.
+
+    Args:
+        x: [B, S, D], or [B, S/tp, D] under sequence parallelism.
+        matrices: of the column-parallel layers that read ``x``.
+        mesh: the mesh.
+        length: S.
+
+    Returns:
+        [B, S, *shape] for each matrix.
+
+    Comm: forward nothing; backward an all-reduce of [B, S, D] while the weights' gradients are
+    computed. Under sequence parallelism forward an all-gather; backward the same again while the
+    input's gradient is computed (only the local rows are kept), then a reduce-scatter of it while
+    the weights' are.
+    """
+    if mesh.tp.group is None:
+        return [matrix.times(x) for matrix in matrices]
+    weights = [matrix.weight for matrix in matrices]
+    biases = [matrix.bias for matrix in matrices]
+    results = _ColumnProducts.apply(x, mesh, length, *weights, *biases)
+    return [matrix.shaped(y) for matrix, y in zip(matrices, results, strict=True)]
+
+
+class _ColumnProducts(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, mesh: Mesh, length: int, *weights_biases):
+        count = len(weights_biases) // 2
+        weights, biases = weights_biases[:count], weights_biases[count:]
+        ctx.save_for_backward(x, *weights)
+        ctx.mesh, ctx.length = mesh, length
+        whole = start_gather(x, mesh.tp, 1, length).wait() if mesh.sequence_parallel else x
+        pairs = zip(weights, biases, strict=True)
+        return tuple(functional.linear(whole, weight, bias) for weight, bias in pairs)
+
+    @staticmethod
+    def backward(ctx, *gradients: Tensor):
+        x, *weights = ctx.saved_tensors
+        mesh, count = ctx.mesh, len(weights)
+        gather = start_gather(x, mesh.tp, 1, ctx.length) if mesh.sequence_parallel else None
+        rows = [gradient.flatten(0, 1) for gradient in gradients]
+        dx = _sum_of_products(rows, weights).view(*gradients[0].shape[:2], -1)
+        whole = x if gather is None else gather.wait()
+        if mesh.sequence_parallel:
+            reduction = start_reduce_scatter(dx, mesh.tp, 1)
+        else:
+            reduction = start_all_reduce(dx, mesh.tp)
+        needs_weight, needs_bias = (
+            ctx.needs_input_grad[3 : 3 + count],
+            ctx.needs_input_grad[-count:],
+        )
+        inputs = whole.flatten(0, 1)
+        dweights = [g.t() @ inputs if n else None for g, n in zip(rows, needs_weight, strict=True)]
+        dbiases = [g.sum(0) if n else None for g, n in zip(rows, needs_bias, strict=True)]
+        return (reduction.wait(), None, None, *dweights, *dbiases)
+
+
+def _sum_of_products(rows: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
+    """Sum of [T, O] @ [O, D] over the pairs: [T, D]."""
+    total = rows[0] @ weights[0]
+    for row, weight in zip(rows[1:], weights[1:], strict=True):
+        total.addmm_(row, weight)
+    return total
