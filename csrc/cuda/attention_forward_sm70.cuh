@@ -200,31 +200,4 @@ void attention_forward_kernel(AttentionParams<half> p) {
   write_lse(p, w.at, w.softmax.max, total, factor);
 }
 
-#ifndef __CUDACC_RTC__
-template <int D, bool kHasBias, bool kDrops>
-void launch_forward(const AttentionParams<half>& p, Stream stream) {
-  using Shape = ForwardShape<D>;
-  const Dim3 grid{static_cast<uint32_t>(divide_up(p.queries, Shape::kRows)),
-                  static_cast<uint32_t>(p.heads), static_cast<uint32_t>(p.batch)};
-  launch(
-      LaunchConfig{
-          "attention_forward_sm70", grid, {Shape::kThreads}, Shape::shared_bytes(kHasBias), stream},
-      attention_forward_kernel<D, kHasBias, kDrops>, p);
-}
-#endif
-
 }  // namespace megalite::sm70
-
-#ifndef __CUDACC_RTC__
-namespace megalite {
-
-/// out and lse of `params`; reads nothing else than its other members.
-inline void attention_forward_sm70(const AttentionParams<half>& params, Stream stream) {
-  sm70::select(params, [&](auto choice) {
-    using Choice = decltype(choice);
-    sm70::launch_forward<Choice::kHeadDim, Choice::kHasBias, Choice::kDrops>(params, stream);
-  });
-}
-
-}  // namespace megalite
-#endif

@@ -11,14 +11,12 @@
 //   the inner loop; the second S and dP take 0.5 H cycles and no memory.
 // Source: Dao 2023, arXiv:2307.08691, algorithm 2.
 // Tested by: tests/kernels/test_attention.py on simt.
-#pragma once
-
+#include "attention_choice_sm70.cuh"
 #include "attention_key_gradient_sm70.cuh"
 #include "attention_query_gradient_sm70.cuh"
 
-#ifndef __CUDACC_RTC__
-
-namespace megalite::sm70 {
+namespace megalite {
+namespace sm70 {
 
 template <int D, bool kHasBias, bool kDrops>
 void launch_query_gradient(const AttentionParams<half>& p, const AttentionGradients<half>& g,
@@ -66,12 +64,10 @@ void launch_backward(const AttentionParams<half>& p, const AttentionGradients<ha
   }
 }
 
-}  // namespace megalite::sm70
-
-namespace megalite {
+}  // namespace sm70
 
 /// Elements of scratch: the slices of the gradient of a bias.
-inline int64_t attention_backward_scratch_sm70(const AttentionParams<half>& params, bool has_bias) {
+int64_t attention_backward_scratch_sm70(const AttentionParams<half>& params, bool has_bias) {
   int64_t size = 0;
   sm70::select(params, [&](auto choice) {
     constexpr int kRows = sm70::QueryGradientShape<decltype(choice)::kHeadDim>::kWarpRows;
@@ -81,8 +77,8 @@ inline int64_t attention_backward_scratch_sm70(const AttentionParams<half>& para
 }
 
 /// dq, dk, dv and, where it is not null, dbias; uses delta and scratch.
-inline void attention_backward_sm70(const AttentionParams<half>& params,
-                                    const AttentionGradients<half>& gradients, Stream stream) {
+void attention_backward_sm70(const AttentionParams<half>& params,
+                             const AttentionGradients<half>& gradients, Stream stream) {
   sm70::select(params, [&](auto choice) {
     using Choice = decltype(choice);
     sm70::launch_backward<Choice::kHeadDim, Choice::kHasBias, Choice::kDrops>(params, gradients,
@@ -91,5 +87,3 @@ inline void attention_backward_sm70(const AttentionParams<half>& params,
 }
 
 }  // namespace megalite
-
-#endif
