@@ -2,7 +2,8 @@
 
 ``megalite._index`` (data helpers) needs a C++ compiler only. ``megalite._kernels`` holds the
 operators: the CPU backend always, the CUDA backend where nvcc and a CUDA build of PyTorch are found
-(``MEGALITE_CUDA=1`` demands it, ``MEGALITE_CUDA=0`` leaves it out).
+(``MEGALITE_CUDA=1`` demands it, ``MEGALITE_CUDA=0`` leaves it out). ``megalite._simt`` holds the same
+CUDA sources, compiled by the host compiler to run on the CPU.
 """
 
 import os
@@ -47,6 +48,26 @@ def wants_cuda() -> bool:
     return found and wish != "0"
 
 
+def simt_extension(include: list[str]):
+    """The CUDA sources for the emulator: each is compiled as C++ through a file that includes it."""
+    folder = Path("build/simt")
+    folder.mkdir(parents=True, exist_ok=True)
+    wrappers = []
+    for source in sources("cuda/*.cu"):
+        wrapper = folder / f"{Path(source).stem}.cpp"
+        text = f'#include "{Path(source).relative_to(CSRC)}"\n'
+        if not wrapper.exists() or wrapper.read_text() != text:
+            wrapper.write_text(text)
+        wrappers.append(str(wrapper))
+    return cpp_extension.CppExtension(
+        "megalite._simt",
+        sources("simt/*.cpp") + wrappers,
+        include_dirs=include,
+        define_macros=[("MEGALITE_SIMT", None)],
+        extra_compile_args=["-O2", "-std=c++17", "-fvisibility=hidden", "-Wno-psabi"],
+    )
+
+
 def extensions() -> list:
     """Everything that can be built here."""
     files = ["csrc/schema.cpp", *sources("cpu/*.cpp")]
@@ -62,7 +83,7 @@ def extensions() -> list:
         kernels = cpp_extension.CppExtension(
             "megalite._kernels", files, include_dirs=include, extra_compile_args=CXX_FLAGS
         )
-    built = [kernels]
+    built = [kernels, simt_extension(include)]
     if sources("index/*.cpp"):
         built.append(
             Pybind11Extension(

@@ -12,6 +12,7 @@
 #include <optional>
 #include <tuple>
 
+#include "checks.h"
 #include "cpu/kernels.h"
 
 namespace megalite::cpu {
@@ -86,14 +87,6 @@ void each_row(int64_t count, int64_t floats_a_row, const Task& task) {
   });
 }
 
-bool is_narrow(at::ScalarType type) { return type == at::kBFloat16 || type == at::kHalf; }
-
-void check_float(const char* op, const char* name, const Tensor& x) {
-  TORCH_CHECK(x.device().is_cpu(), op, " ", name, ": must be on the CPU, came ", x.device());
-  TORCH_CHECK(x.scalar_type() == at::kFloat || is_narrow(x.scalar_type()), op, " ", name,
-              ": must be float32, bfloat16 or float16, came ", x.scalar_type());
-}
-
 // fp32 with a contiguous last dimension.
 Tensor widen(const Tensor& x) {
   const Tensor wide = x.to(at::kFloat);
@@ -104,13 +97,7 @@ Strided strided(const Tensor& x) {
   return {x.data_ptr<float>(), x.stride(0), x.stride(1), x.stride(2)};
 }
 
-void check_intervals(const Tensor& start, const Tensor& end, int64_t num_keys) {
-  TORCH_CHECK(start.dim() == 2 && start.scalar_type() == at::kInt,
-              "attention start: must be int32 [B, Sq], came ", start.scalar_type(), " ",
-              start.sizes());
-  TORCH_CHECK(end.sizes() == start.sizes() && end.scalar_type() == at::kInt,
-              "attention end: must be int32 ", start.sizes(), " like start, came ",
-              end.scalar_type(), " ", end.sizes());
+void check_bounds(const Tensor& start, const Tensor& end, int64_t num_keys) {
   const Tensor starts = start.contiguous(), ends = end.contiguous();
   const int32_t *first = starts.data_ptr<int32_t>(), *last = ends.data_ptr<int32_t>();
   for (int64_t i = 0; i < start.numel(); ++i)
@@ -122,6 +109,7 @@ void check_intervals(const Tensor& start, const Tensor& end, int64_t num_keys) {
 
 std::tuple<Tensor, Tensor> mask_plan(const Tensor& start, const Tensor& end, int64_t num_keys) {
   check_intervals(start, end, num_keys);
+  check_bounds(start, end, num_keys);
   const int64_t batch = start.size(0), queries = start.size(1);
   const int64_t row_tiles = (queries + kPlanTile - 1) / kPlanTile;
   const int64_t key_tiles = (num_keys + kPlanTile - 1) / kPlanTile;
@@ -164,71 +152,34 @@ struct Call {
   Tensor q, k, v, start, end, rows, keys, bias, sample_ids;
 };
 
-struct Options {
-  double scale, dropout_p;
-  int64_t dropout_seed;
-  const std::optional<Tensor>& sample_ids;
-  int64_t head_offset;
-};
-
-void check_attention(const Tensor& q, const Tensor& k, const Tensor& v) {
-  check_float("attention", "q", q);
-  TORCH_CHECK(q.dim() == 4, "attention q: must be [B, Sq, N, H], came ", q.sizes());
-  TORCH_CHECK(k.dim() == 4 && k.size(0) == q.size(0) && k.size(3) == q.size(3) && k.size(2) > 0 &&
-                  q.size(2) % k.size(2) == 0,
-              "attention k: must be [", q.size(0), ", Sk, G, ", q.size(3), "] with G dividing ",
-              q.size(2), ", came ", k.sizes());
-  TORCH_CHECK(v.sizes() == k.sizes(), "attention v: must be ", k.sizes(), " like k, came ",
-              v.sizes());
-  TORCH_CHECK(k.scalar_type() == q.scalar_type() && v.scalar_type() == q.scalar_type(),
-              "attention k, v: must be ", q.scalar_type(), " like q, came ", k.scalar_type(),
-              " and ", v.scalar_type());
-  TORCH_CHECK(q.size(3) > 0 && q.size(3) <= 512,
-              "attention q: the head dimension must be 1 to 512, came ", q.size(3));
-}
-
 void set_bias(Call& c, const std::optional<Tensor>& bias) {
   Attention& p = c.p;
   p.bias_row = p.queries + p.num_keys - 1 + kTile;
   if (!bias) return;
-  TORCH_CHECK(bias->dim() == 2 && bias->size(0) == p.heads &&
-                  bias->size(1) == p.queries + p.num_keys - 1,
-              "attention bias: must be [", p.heads, ", ", p.queries + p.num_keys - 1, "], came ",
-              bias->sizes());
   c.bias = at::constant_pad_nd(bias->to(at::kFloat).flip(1), {0, kTile}).contiguous();
   p.reversed_bias = c.bias.data_ptr<float>();
 }
 
-Call make_call(const Tensor& q, const Tensor& k, const Tensor& v,
-               const std::tuple<Tensor, Tensor, Tensor, Tensor>& mask,
-               const std::optional<Tensor>& bias, const Options& options) {
-  check_attention(q, k, v);
+Call make_call(const AttentionTensors& t, const AttentionOptions& options) {
+  check_attention(t, options, {1, 512});
+  const Tensor &q = t.q, &k = t.k, &v = t.v;
   Call c;
   c.q = widen(q), c.k = widen(k), c.v = widen(v);
-  c.start = std::get<0>(mask).contiguous(), c.end = std::get<1>(mask).contiguous();
-  c.rows = std::get<2>(mask).contiguous(), c.keys = std::get<3>(mask).contiguous();
+  c.start = t.start.contiguous(), c.end = t.end.contiguous();
+  c.rows = t.rows.contiguous(), c.keys = t.keys.contiguous();
   Attention& p = c.p;
   p.batch = q.size(0), p.queries = q.size(1), p.heads = q.size(2), p.head_dim = q.size(3);
   p.num_keys = k.size(1), p.groups = k.size(2);
-  TORCH_CHECK(c.start.dim() == 2 && c.start.size(0) == p.batch && c.start.size(1) == p.queries &&
-                  c.start.scalar_type() == at::kInt,
-              "attention start: must be int32 [", p.batch, ", ", p.queries, "], came ",
-              c.start.scalar_type(), " ", c.start.sizes());
   p.q = strided(c.q), p.k = strided(c.k), p.v = strided(c.v);
   p.start = c.start.data_ptr<int32_t>(), p.end = c.end.data_ptr<int32_t>();
   p.rows = c.rows.data_ptr<int32_t>(), p.keys = c.keys.data_ptr<int32_t>();
   p.scale = options.scale, p.dropout_p = options.dropout_p;
   p.dropout_seed = options.dropout_seed, p.head_offset = options.head_offset;
-  TORCH_CHECK(p.dropout_p >= 0 && p.dropout_p < 1,
-              "attention dropout_p: must be in [0, 1), came ", options.dropout_p);
   if (p.dropout_p > 0) {
-    TORCH_CHECK(options.sample_ids && options.sample_ids->numel() == p.batch &&
-                    options.sample_ids->scalar_type() == at::kLong,
-                "attention sample_ids: int64 [", p.batch, "] must come with dropout_p > 0");
     c.sample_ids = options.sample_ids->contiguous();
     p.sample_ids = c.sample_ids.data_ptr<int64_t>();
   }
-  set_bias(c, bias);
+  set_bias(c, t.bias);
   return c;
 }
 
@@ -257,7 +208,7 @@ std::tuple<Tensor, Tensor> attention(const Tensor& q, const Tensor& k, const Ten
                                      double scale, double dropout_p, int64_t dropout_seed,
                                      const std::optional<Tensor>& sample_ids,
                                      int64_t head_offset) {
-  Call c = make_call(q, k, v, {start, end, rows, keys}, bias,
+  Call c = make_call({q, k, v, start, end, rows, keys, bias},
                      {scale, dropout_p, dropout_seed, sample_ids, head_offset});
   Attention& p = c.p;
   Tensor out = new_floats({p.batch, p.queries, p.heads, p.head_dim});
@@ -282,8 +233,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> attention_backward(
     const Tensor& lse, const Tensor& start, const Tensor& end, const Tensor& rows,
     const Tensor& keys, const std::optional<Tensor>& bias, double scale, double dropout_p,
     int64_t dropout_seed, const std::optional<Tensor>& sample_ids, int64_t head_offset) {
-  Call c = make_call(q, k, v, {start, end, rows, keys}, bias,
-                     {scale, dropout_p, dropout_seed, sample_ids, head_offset});
+  const AttentionTensors tensors = {q, k, v, start, end, rows, keys, bias};
+  Call c = make_call(tensors, {scale, dropout_p, dropout_seed, sample_ids, head_offset});
+  check_upstream(tensors, dout, out, lse);
   const Tensor wide_out = widen(out), wide_dout = widen(dout), lse_c = lse.contiguous();
   AttentionGradient g = {};
   Attention& p = c.p;
@@ -310,13 +262,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> attention_backward(
 }
 
 Rows rows_of(const Tensor& logits, const Tensor& labels, int64_t offset) {
-  TORCH_CHECK(logits.dim() == 2 && logits.scalar_type() == at::kFloat && logits.is_contiguous(),
-              "cross_entropy logits: must be contiguous float32 [T, V], came ",
-              logits.scalar_type(), " ", logits.sizes());
-  TORCH_CHECK(labels.dim() == 1 && labels.size(0) == logits.size(0) &&
-                  labels.scalar_type() == at::kLong && labels.is_contiguous(),
-              "cross_entropy labels: must be contiguous int64 [", logits.size(0), "], came ",
-              labels.scalar_type(), " ", labels.sizes());
+  check_logits(logits, labels);
+  TORCH_CHECK(logits.scalar_type() == at::kFloat,
+              "cross_entropy logits: must be float32 on the CPU, came ", logits.scalar_type());
   Rows p = {};
   p.logits = logits.data_ptr<float>(), p.labels = labels.data_ptr<int64_t>();
   p.num_rows = logits.size(0), p.width = logits.size(1), p.offset = offset;
@@ -335,10 +283,7 @@ void logit_gradient(const Tensor& gradient, const Tensor& logits, const Tensor& 
                     const Tensor& labels, const Tensor& upstream, int64_t offset,
                     int64_t vocabulary, double label_smoothing, double z_loss) {
   Rows p = rows_of(logits, labels, offset);
-  TORCH_CHECK(gradient.sizes() == logits.sizes() && gradient.is_contiguous() &&
-                  gradient.scalar_type() == at::kFloat,
-              "cross_entropy gradient: must be contiguous float32 ", logits.sizes(), ", came ",
-              gradient.scalar_type(), " ", gradient.sizes());
+  check_gradient(gradient, logits, lse, upstream);
   if (gradient.data_ptr() != logits.data_ptr()) prefer_huge_pages(gradient);
   const Tensor lse_c = lse.to(at::kFloat).contiguous();
   const Tensor upstream_c = upstream.to(at::kFloat).contiguous();
@@ -350,12 +295,7 @@ void logit_gradient(const Tensor& gradient, const Tensor& logits, const Tensor& 
 
 Tensor rope(const Tensor& x, const Tensor& cos, const Tensor& sin, bool interleaved,
             bool inverse) {
-  check_float("rope", "x", x);
-  TORCH_CHECK(x.dim() == 4, "rope x: must be [B, S, N, H], came ", x.sizes());
-  TORCH_CHECK(cos.dim() == 4 && cos.size(0) == x.size(0) && cos.size(1) == x.size(1) &&
-                  cos.sizes() == sin.sizes() && 2 * cos.size(2) * cos.size(3) <= x.size(3),
-              "rope cos, sin: must be [", x.size(0), ", ", x.size(1),
-              ", P, R/(2P)] with R <= ", x.size(3), ", came ", cos.sizes(), " and ", sin.sizes());
+  check_rope(x, cos, sin);
   const Tensor wide = widen(x), c = cos.to(at::kFloat).contiguous(),
                s = sin.to(at::kFloat).contiguous();
   Tensor out = new_floats(x.sizes());
@@ -370,13 +310,7 @@ Tensor rope(const Tensor& x, const Tensor& cos, const Tensor& sin, bool interlea
 
 Tensor dropout(const Tensor& x, double p, int64_t seed, const Tensor& sample_ids,
                int64_t position_offset, int64_t feature_offset) {
-  check_float("dropout", "x", x);
-  TORCH_CHECK(x.dim() == 3, "dropout x: must be [B, S, D], came ", x.sizes());
-  TORCH_CHECK(sample_ids.dim() == 1 && sample_ids.size(0) == x.size(0) &&
-                  sample_ids.scalar_type() == at::kLong,
-              "dropout sample_ids: must be int64 [", x.size(0), "], came ",
-              sample_ids.scalar_type(), " ", sample_ids.sizes());
-  TORCH_CHECK(p >= 0 && p < 1, "dropout p: must be in [0, 1), came ", p);
+  check_hidden_dropout(x, p, sample_ids);
   const Tensor wide = x.to(at::kFloat).contiguous(), ids = sample_ids.contiguous();
   Tensor out = new_floats(x.sizes());
   const Dropout d = {wide.data_ptr<float>(), out.data_ptr<float>(), ids.data_ptr<int64_t>(),

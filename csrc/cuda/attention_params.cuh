@@ -6,6 +6,8 @@
 
 namespace megalite {
 
+inline constexpr int kPlanTile = 32;  // query rows and keys an entry of the mask's plan
+
 /// Strides of a tensor [B, S, heads, H].
 struct Strides {
   int64_t batch, row, head;

@@ -15,7 +15,6 @@
 
 namespace megalite {
 
-inline constexpr int kPlanTile = 32;  // query rows and keys an entry of the plan
 inline constexpr float kLog2E = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
 inline constexpr float kInfinity = __builtin_huge_valf();
 

@@ -5,6 +5,7 @@
 #ifndef __CUDACC_RTC__
 #include <cuda_runtime.h>
 
+#include <cstdio>
 #include <stdexcept>
 #include <string>
 #endif
@@ -55,6 +56,13 @@ MEGALITE_DEVICE int opaque(int x) {
 }
 MEGALITE_DEVICE float as_float(uint32_t x) { return __uint_as_float(x); }
 MEGALITE_DEVICE uint32_t as_uint(float x) { return __float_as_uint(x); }
+
+template <class... Values>
+__device__ void refuse(const char* format, Values... values) {
+  printf(format, values...);
+  printf("\n");
+  __trap();
+}
 
 // ------------------------------------------------------------------------------------------------
 // memory
@@ -370,8 +378,11 @@ MEGALITE_DEVICE Vec<float, 2> unpack2(uint32_t word) {
 // ------------------------------------------------------------------------------------------------
 // launch
 
-#ifndef __CUDACC_RTC__
+#ifdef __CUDACC_RTC__
+using Stream = void*;
+#else
 using Stream = cudaStream_t;
+#endif
 
 struct LaunchConfig {
   const char* name;
@@ -380,6 +391,13 @@ struct LaunchConfig {
   Stream stream = nullptr;
 };
 
+#ifdef __CUDACC_RTC__
+/// NVRTC compiles no host code: a launcher only says which kernels are wanted.
+template <class... Params, class... Args>
+__device__ void launch(const LaunchConfig&, void (*kernel)(Params...), Args...) {
+  if (kernel == nullptr) __trap();
+}
+#else
 inline void require_success(cudaError_t status, const char* kernel) {
   if (status == cudaSuccess) return;
   throw std::runtime_error(std::string("cuda: launch of ") + kernel + ": " +

@@ -84,6 +84,17 @@ inline bool all(bool p, uint32_t mask = kFullMask, Site site = Site::here()) {
   return vote(simt::WarpOp::all, p, mask, site) != 0;
 }
 
+/// A format that remembers where it was written.
+struct Format {
+  const char* text;
+  Site site;
+  Format(const char* format, Site here = Site::here()) : text(format), site(here) {}
+};
+template <class... Values>
+[[noreturn]] void refuse(Format format, Values... values) {
+  simt::fail(format.site, format.text, values...);
+}
+
 // ------------------------------------------------------------------------------------------------
 // memory
 

@@ -1,0 +1,152 @@
+// Rotary position embedding: each pair (a, b) of a head becomes (a c - b s, b c + a s).
+//
+// Shapes:    x [B, S, N, H] strided, cos and sin [B, S, P, R/(2P)] fp32 -> out [B, S, N, H].
+// Requires:  the last dimension of x contiguous; has_vectors only where each section, its half, H
+//            and the strides are multiples of the vector and the pointers of 16 bytes.
+// Mapping:   the work of a row (b, s) is its heads' units; a block takes whole rows where they are
+//            short. A unit is a vector of each half of a section, or a vector of pairs, or a vector
+//            of what passes unchanged; without has_vectors it is one pair, or one element.
+// Numerics:  fp32 inside, one rounding at the end. The inverse turns by -s: the transpose.
+// Cost:      2 B S N H elements moved, and the tables once a head from the cache.
+// Source:    Su et al. 2021, arXiv:2104.09864.
+// Tested by: tests/kernels/test_rows.py.
+#pragma once
+
+#include "row_params.cuh"
+
+namespace megalite {
+
+inline constexpr int kRopeThreads = 256;
+
+/// Units of a head: those that turn, then those that pass.
+struct RopeUnits {
+  int turning, passing;
+};
+template <class T>
+MEGALITE_HOST_DEVICE RopeUnits rope_units(const RopeParams<T>& p, int vector) {
+  const int turned = 2 * p.axes * p.half;
+  const int pairs = p.interleaved && vector > 1 ? vector / 2 : vector;  // in a unit
+  return {turned / 2 / pairs, (p.head_dim - turned) / vector};
+}
+
+/// N cosines or sines from `i` on, in 16-byte accesses where there are so many.
+template <int N>
+MEGALITE_DEVICE Vec<float, N> load_angles(Global<const float> table, int64_t i) {
+  constexpr int kStep = N < 4 ? N : 4;
+  Vec<float, N> angles;
+  MEGALITE_UNROLL
+  for (int e = 0; e < N; e += kStep) {
+    const Vec<float, kStep> part = load_vec<kStep>(table, i + e);
+    MEGALITE_UNROLL
+    for (int f = 0; f < kStep; ++f) angles.v[e + f] = part.v[f];
+  }
+  return angles;
+}
+
+template <class T>
+MEGALITE_DEVICE void turn(T& a, T& b, float cos, float sin) {
+  const float a_before = to_float(a), b_before = to_float(b);
+  a = from_float<T>(a_before * cos - b_before * sin);
+  b = from_float<T>(b_before * cos + a_before * sin);
+}
+
+/// One pair: elements i and i + distance.
+template <class T>
+MEGALITE_DEVICE void turn_pair(const RopeParams<T>& p, Global<const T> x, Global<T> out,
+                               int64_t angle, int i, int distance) {
+  T a = x.load(i), b = x.load(i + distance);
+  turn(a, b, p.cos.load(angle), p.sign * p.sin.load(angle));
+  out.store(i, a);
+  out.store(i + distance, b);
+}
+
+/// N pairs whose first elements lie together, and whose second ones do.
+template <int N, class T>
+MEGALITE_DEVICE void turn_halves(const RopeParams<T>& p, Global<const T> x, Global<T> out,
+                                 int64_t angle, int i) {
+  Vec<T, N> a = load_vec<N>(x, i), b = load_vec<N>(x, i + p.half);
+  const Vec<float, N> cos = load_angles<N>(p.cos, angle), sin = load_angles<N>(p.sin, angle);
+  MEGALITE_UNROLL
+  for (int e = 0; e < N; ++e) turn(a.v[e], b.v[e], cos.v[e], p.sign * sin.v[e]);
+  store_vec(out, i, a);
+  store_vec(out, i + p.half, b);
+}
+
+/// N / 2 pairs of neighbours.
+template <int N, class T>
+MEGALITE_DEVICE void turn_neighbours(const RopeParams<T>& p, Global<const T> x, Global<T> out,
+                                     int64_t angle, int i) {
+  Vec<T, N> pairs = load_vec<N>(x, i);
+  const Vec<float, N / 2> cos = load_angles<N / 2>(p.cos, angle),
+                          sin = load_angles<N / 2>(p.sin, angle);
+  MEGALITE_UNROLL
+  for (int e = 0; e < N; e += 2) {
+    turn(pairs.v[e], pairs.v[e + 1], cos.v[e / 2], p.sign * sin.v[e / 2]);
+  }
+  store_vec(out, i, pairs);
+}
+
+/// A unit that turns, the `unit`-th of its head; `angles` is the row's place in the tables.
+template <int N, class T>
+MEGALITE_DEVICE void turn_unit(const RopeParams<T>& p, Global<const T> x, Global<T> out,
+                               int64_t angles, int unit) {
+  if constexpr (N > 1) {
+    if (p.interleaved) {
+      turn_neighbours<N>(p, x, out, angles + unit * N / 2, unit * N);
+      return;
+    }
+  }
+  const int pair = unit * N;
+  const int first = p.interleaved ? 2 * pair : pair / p.half * 2 * p.half + pair % p.half;
+  if constexpr (N > 1) {
+    turn_halves<N>(p, x, out, angles + pair, first);
+  } else {
+    turn_pair(p, x, out, angles + pair, first, p.interleaved ? 1 : p.half);
+  }
+}
+
+template <class T, int N>
+MEGALITE_KERNEL(kRopeThreads, 4)
+void rope_kernel(RopeParams<T> p, int rows_per_block) {
+  const RopeUnits units = rope_units(p, N);
+  const int a_head = units.turning + units.passing, a_row = a_head * p.heads;
+  const int64_t rows = static_cast<int64_t>(p.batch) * p.rows_per_batch;
+  for (int i = thread_x(); i < rows_per_block * a_row; i += block_dim_x()) {
+    const int64_t row = static_cast<int64_t>(block_x()) * rows_per_block + i / a_row;
+    if (row >= rows) return;
+    const int head = i % a_row / a_head, unit = i % a_row % a_head;
+    const int64_t sequence = row / p.rows_per_batch, position = row % p.rows_per_batch;
+    const Global<const T> x = p.x.at(sequence * p.batch_stride + position * p.row_stride +
+                                     head * p.head_stride);
+    const Global<T> out = p.out.at((row * p.heads + head) * p.head_dim);
+    if (unit < units.turning) {
+      turn_unit<N>(p, x, out, row * p.axes * p.half, unit);
+    } else {
+      const int at = 2 * p.axes * p.half + (unit - units.turning) * N;
+      store_vec(out, at, load_vec<N>(x, at));
+    }
+  }
+}
+
+template <class T, int N>
+void launch_rope(const RopeParams<T>& p, Stream stream) {
+  const RopeUnits units = rope_units(p, N);
+  const int a_row = (units.turning + units.passing) * p.heads;
+  const int64_t rows = static_cast<int64_t>(p.batch) * p.rows_per_batch;
+  if (rows == 0 || a_row == 0) return;
+  const int rows_per_block = a_row < kRopeThreads ? kRopeThreads / a_row : 1;
+  const int64_t blocks = (rows + rows_per_block - 1) / rows_per_block;
+  launch(LaunchConfig{"rope", {static_cast<uint32_t>(blocks)}, {kRopeThreads}, 0, stream},
+         rope_kernel<T, N>, p, rows_per_block);
+}
+
+template <class T>
+void rope(const RopeParams<T>& p, Stream stream) {
+  if (p.has_vectors) {
+    launch_rope<T, 16 / static_cast<int>(sizeof(T))>(p, stream);
+  } else {
+    launch_rope<T, 1>(p, stream);
+  }
+}
+
+}  // namespace megalite
