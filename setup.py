@@ -2,8 +2,8 @@
 
 ``megalite._index`` (data helpers) needs a C++ compiler only. ``megalite._kernels`` holds the
 operators: the CPU backend always, the CUDA backend where nvcc and a CUDA build of PyTorch are found
-(``MEGALITE_CUDA=1`` demands it, ``MEGALITE_CUDA=0`` leaves it out). ``megalite._simt`` holds the same
-CUDA sources, compiled by the host compiler to run on the CPU.
+(``MEGALITE_CUDA=1`` demands it, ``MEGALITE_CUDA=0`` leaves it out). ``megalite._simt`` holds the
+same CUDA sources, compiled by the host compiler to run on the CPU.
 """
 
 import os
@@ -32,6 +32,14 @@ def sources(pattern: str) -> list[str]:
     return sorted(str(path) for path in CSRC.glob(pattern))
 
 
+def cuda_sources() -> list[str]:
+    """The CUDA backend's sources; attention is bound where each of its kernels is there."""
+    found = sources("cuda/*.cu")
+    kernels = (f"attention_{way}_sm{sm}" for way in ("forward", "backward") for sm in (70, 80))
+    has_attention = all(any(kernel in path for path in found) for kernel in kernels)
+    return [path for path in found if has_attention or "binding_attention" not in path]
+
+
 def wants_cuda() -> bool:
     """Whether to build the CUDA backend.
 
@@ -49,11 +57,11 @@ def wants_cuda() -> bool:
 
 
 def simt_extension(include: list[str]):
-    """The CUDA sources for the emulator: each is compiled as C++ through a file that includes it."""
+    """The CUDA sources for the emulator, each compiled as C++ through a file that includes it."""
     folder = Path("build/simt")
     folder.mkdir(parents=True, exist_ok=True)
     wrappers = []
-    for source in sources("cuda/*.cu"):
+    for source in cuda_sources():
         wrapper = folder / f"{Path(source).stem}.cpp"
         text = f'#include "{Path(source).relative_to(CSRC)}"\n'
         if not wrapper.exists() or wrapper.read_text() != text:
@@ -72,10 +80,10 @@ def extensions() -> list:
     """Everything that can be built here."""
     files = ["csrc/schema.cpp", *sources("cpu/*.cpp")]
     include = [str(CSRC.resolve())]
-    if wants_cuda() and sources("cuda/*.cu"):
+    if wants_cuda() and cuda_sources():
         kernels = cpp_extension.CUDAExtension(
             "megalite._kernels",
-            files + sources("cuda/*.cu"),
+            files + cuda_sources(),
             include_dirs=include,
             extra_compile_args={"cxx": CXX_FLAGS, "nvcc": ["-O3", "-std=c++17"]},
         )

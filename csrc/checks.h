@@ -3,6 +3,7 @@
 #pragma once
 
 #include <ATen/ATen.h>
+#include <c10/core/ScalarType.h>
 
 #include <optional>
 
@@ -39,8 +40,9 @@ inline void check_float(const char* op, const char* name, const at::Tensor& x) {
 /// A tensor of one type and shape, anywhere in memory.
 inline void check_tensor(const char* op, const char* name, const at::Tensor& x, at::ScalarType type,
                          at::IntArrayRef sizes) {
-  TORCH_CHECK(x.scalar_type() == type && x.sizes() == sizes, op, " ", name, ": must be ", type, " ",
-              sizes, ", came ", x.scalar_type(), " ", x.sizes());
+  TORCH_CHECK(x.scalar_type() == type && x.sizes() == sizes, op, " ", name, ": must be ",
+              c10::getDtypeNames(type).first, " ", sizes, ", came ",
+              c10::getDtypeNames(x.scalar_type()).first, " ", x.sizes());
 }
 
 inline void check_intervals(const at::Tensor& start, const at::Tensor& end, int64_t num_keys) {

@@ -36,6 +36,13 @@ py::dict counters() {
   return d;
 }
 
+void set_architecture(int capability) {
+  if (capability != 70 && capability != 80) {
+    throw py::value_error("set_architecture: must be 70 or 80, came " + std::to_string(capability));
+  }
+  simt::machine.architecture = capability;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_simt, m) {
@@ -47,6 +54,8 @@ PYBIND11_MODULE(_simt, m) {
   m.def(
       "count_banks", [](bool enabled) { simt::machine.count_banks = enabled; }, py::arg("enabled"),
       "Count the bank conflicts of shared-memory accesses too; slower.");
+  m.def("set_architecture", &set_architecture, py::arg("capability"),
+        "The compute capability of the emulated device: 70 or 80.");
   m.def("counters", &counters, "What each kernel did since the last reset, by name.");
   m.def("reset_counters", [] { simt::machine.counters_by_kernel.clear(); }, "Forget all counters.");
 }

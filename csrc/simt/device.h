@@ -290,9 +290,18 @@ inline int32_t atomic_max(Shared<int32_t> view, int64_t i, int32_t value,
 // ------------------------------------------------------------------------------------------------
 // ldmatrix, cp.async
 
+/// Refuse an instruction that the emulated device does not have.
+inline void require_architecture(int capability, const char* instruction, Site site) {
+  if (simt::machine.architecture >= capability) return;
+  simt::fail(site, "%s needs compute capability %d.%d, the device has %d.%d", instruction,
+             capability / 10, capability % 10, simt::machine.architecture / 10,
+             simt::machine.architecture % 10);
+}
+
 template <int N, class T>
 void ldmatrix(uint32_t* registers, Shared<T> view, int64_t i, bool transposed, Site site) {
   static_assert(sizeof(T) == 2, "ldmatrix moves 8x8 matrices of 16-bit elements");
+  require_architecture(75, "ldmatrix", site);
   simt::WarpRequest request{simt::WarpOp::ldmatrix, kFullMask, site};
   if (lane() < 8 * N)
     request.value = view.address(i, 8, site);  // the other lanes' addresses are not used
@@ -327,6 +336,11 @@ void cp_async16(Shared<T> shared, int64_t i, Global<U> global, int64_t j, bool p
     global.check(j, kCount, site);
     global.count(16, false);
   }
+  if (simt::machine.architecture < 80) {
+    const Vec<T, kCount> zeros = {};
+    shared.write(predicate ? static_cast<const void*>(global.data + j) : &zeros, i, kCount, site);
+    return;
+  }
   const uint32_t byte = shared.address(i, kCount, site);
   simt::machine.copy_async(site, byte, predicate ? global.data + j : nullptr);
 }
@@ -351,6 +365,7 @@ inline void mma(simt::WarpOp op, float* d, const uint32_t* a, const uint32_t* b,
 template <class T>
 void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
                   Site site = Site::here()) {
+  require_architecture(80, "mma_m16n8k16", site);
   mma(simt::WarpOp::mma_m16n8k16, d, a, b, std::is_same_v<T, bfloat16>, site);
 }
 template <Layout A = Layout::row, Layout B = Layout::col>

@@ -127,6 +127,7 @@ class Machine {
 
   // ---- settings and results
   uint64_t seed = 0;
+  int architecture = 80;  // the compute capability that the device has, times ten
   bool count_banks = false;
   std::map<std::string, Counters> counters_by_kernel;
 

@@ -78,7 +78,7 @@ def available(name: str) -> bool:
     _load(spec.origin)
     key = "CUDA" if name == "cuda" else "CPU"
     space = "megalite_simt" if name == "simt" else "megalite"
-    return torch._C._dispatch_has_kernel_for_dispatch_key(f"{space}::attention", key)
+    return torch._C._dispatch_has_kernel_for_dispatch_key(f"{space}::attention_backward", key)
 
 
 def kernels(tensor: Tensor):

@@ -1,0 +1,188 @@
+"""CUDA's compilers without a GPU: kernel sources to PTX and cubin, and what ptxas says of them.
+
+sm_80 and later go through nvcc where it is installed; sm_70, which CUDA 13 no longer compiles, and
+everything where there is no nvcc, through NVRTC and ptxas 12.9 from PyPI (requirements/dev.in).
+Results are kept under build/cubins, by the text of all that they are made of.
+"""
+
+import ctypes
+import hashlib
+import importlib.util
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+SOURCES = ROOT / "csrc/cuda"
+CACHE = ROOT / "build/cubins"
+ARCHITECTURES = (70, 80, 90, 100)
+
+
+class ToolMissing(Exception):
+    """A compiler is not installed; the message says which and how to get it."""
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """What ptxas made of one kernel.
+
+    Attributes:
+        symbol: mangled name.
+        registers: a thread.
+        spill_bytes: stores and loads of spilled registers a thread.
+        threads: the most that a block may have.
+    """
+
+    symbol: str
+    registers: int
+    spill_bytes: int
+    threads: int
+
+    @property
+    def name(self) -> str:
+        """The readable name, without namespaces and parameters."""
+        return demangled(self.symbol)
+
+
+@cache
+def demangled(symbol: str) -> str:
+    """A kernel's name and template arguments: ``rope_kernel<half, 8>``."""
+    text = subprocess.run(["c++filt", symbol], capture_output=True, text=True, check=True).stdout
+    text = re.sub(r"\bmegalite::(sm\d+::)?", "", text.strip()).removeprefix("void ")
+    depth = 0
+    for i, letter in enumerate(text):
+        depth += (letter == "<") - (letter == ">")
+        if letter == "(" and depth == 0:
+            text = text[:i]
+            break
+    return re.sub(r"\((?:int|bool)\)", "", text)
+
+
+def sources(architecture: int) -> list[Path]:
+    """The kernel files of an architecture; ``sm70`` or ``sm80`` in a name says which it is for."""
+    files = [path for path in sorted(SOURCES.glob("*.cu")) if not path.stem.startswith("binding")]
+    other = "sm80" if architecture < 80 else "sm70"
+    return [path for path in files if other not in path.stem]
+
+
+def pypi_file(package: str, path: str) -> Path:
+    """A file of one of NVIDIA's wheels.
+
+    Raises:
+        ToolMissing: the wheel is not installed.
+    """
+    spec = importlib.util.find_spec("nvidia")
+    for folder in spec.submodule_search_locations if spec else ():
+        found = sorted(Path(folder).glob(path))
+        if found:
+            return found[0]
+    raise ToolMissing(f"{path} is not here: pip install {package}")
+
+
+@cache
+def nvcc() -> Path | None:
+    """nvcc, where it is installed."""
+    found = shutil.which("nvcc")
+    return Path(found).resolve() if found else None
+
+
+def _make_ptx_by_nvcc(source: Path, architecture: int, ptx: Path) -> None:
+    flags = ["-ptx", "-O3", "-std=c++17", f"-arch=compute_{architecture}", f"-I{ROOT / 'csrc'}"]
+    run([str(nvcc()), *flags, str(source), "-o", str(ptx)])
+
+
+def _make_ptx_by_nvrtc(source: Path, architecture: int, ptx: Path) -> None:
+    library = pypi_file("nvidia-cuda-nvrtc-cu12==12.9.86", "cuda_nvrtc/lib/libnvrtc.so.12")
+    nvrtc = ctypes.CDLL(str(library))
+    program, size = ctypes.c_void_p(), ctypes.c_size_t()
+    text = f'#include "cuda/{source.name}"\n'.encode()
+    nvrtc.nvrtcCreateProgram(ctypes.byref(program), text, source.name.encode(), 0, None, None)
+    flags = [f"-arch=compute_{architecture}", "-std=c++17", "-default-device"]
+    flags += [f"-I{ROOT / 'csrc'}"]
+    arguments = (ctypes.c_char_p * len(flags))(*(flag.encode() for flag in flags))
+    failed = nvrtc.nvrtcCompileProgram(program, len(flags), arguments)
+
+    def text_of(what: str) -> bytes:
+        getattr(nvrtc, f"nvrtcGet{what}Size")(program, ctypes.byref(size))
+        buffer = ctypes.create_string_buffer(size.value)
+        getattr(nvrtc, f"nvrtcGet{what}")(program, buffer)
+        return buffer.value
+
+    if failed:
+        raise RuntimeError(f"NVRTC on {source}:\n{text_of('ProgramLog').decode()}")
+    ptx.write_bytes(text_of("PTX"))
+    nvrtc.nvrtcDestroyProgram(ctypes.byref(program))
+
+
+def uses_nvcc(architecture: int) -> bool:
+    """Whether nvcc compiles for an architecture; CUDA 13's no longer does for sm_70."""
+    return nvcc() is not None and architecture >= 75
+
+
+@cache
+def ptxas(architecture: int) -> Path:
+    """The assembler for an architecture, of the same release as what made the PTX."""
+    if uses_nvcc(architecture):
+        return nvcc().parent / "ptxas"
+    return pypi_file("nvidia-cuda-nvcc-cu12==12.9.86", "cuda_nvcc/bin/ptxas")
+
+
+def run(command: list[str]) -> str:
+    """Run a command; its standard output and error.
+
+    Raises:
+        RuntimeError: it failed; the message is what it said.
+    """
+    result = subprocess.run(command, capture_output=True, text=True)
+    if result.returncode:
+        raise RuntimeError(f"{' '.join(command)}:\n{result.stdout}{result.stderr}")
+    return result.stdout + result.stderr
+
+
+def _digest(source: Path, architecture: int) -> str:
+    texts = [*sorted(SOURCES.glob("*.cuh")), ROOT / "csrc/philox.h", Path(__file__), source]
+    made_of = hashlib.sha256(str(ptxas(architecture)).encode())
+    for path in texts:
+        made_of.update(path.read_bytes())
+    return made_of.hexdigest()[:16]
+
+
+def compile_source(source: Path, architecture: int) -> Path:
+    """The cubin of one kernel file; its PTX and ptxas's words (.txt) lie beside it.
+
+    Raises:
+        ToolMissing: a compiler is not installed.
+        RuntimeError: the source does not compile.
+    """
+    CACHE.mkdir(parents=True, exist_ok=True)
+    stem = f"{source.stem}.sm_{architecture}.{_digest(source, architecture)}"
+    cubin, ptx, log = (CACHE / f"{stem}.{end}" for end in ("cubin", "ptx", "txt"))
+    if cubin.exists() and log.exists():
+        return cubin
+    make = _make_ptx_by_nvcc if uses_nvcc(architecture) else _make_ptx_by_nvrtc
+    make(source, architecture, ptx)
+    tool = str(ptxas(architecture))
+    said = run([tool, "-v", f"-arch=sm_{architecture}", str(ptx), "-o", str(cubin)])
+    log.write_text(said)
+    return cubin
+
+
+def kernels_of(cubin: Path) -> list[Kernel]:
+    """What ptxas said of each kernel of a compiled source."""
+    threads = {
+        symbol: int(most)
+        for symbol, most in re.findall(
+            r"\.entry (\w+)\([^)]*\)[^{]*?\.maxntid (\d+)", cubin.with_suffix(".ptx").read_text()
+        )
+    }
+    said = cubin.with_suffix(".txt").read_text()
+    found = []
+    for part in said.split("Compiling entry function '")[1:]:
+        symbol = part.split("'", 1)[0]
+        spills = [int(n) for n in re.findall(r"(\d+) bytes spill (?:stores|loads)", part)]
+        registers = int(re.search(r"Used (\d+) registers", part).group(1))
+        found.append(Kernel(symbol, registers, sum(spills), threads[symbol]))
+    return sorted(found, key=lambda kernel: kernel.name)
