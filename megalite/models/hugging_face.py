@@ -1,7 +1,6 @@
 """Hugging Face folders in and out: config.json, sharded safetensors or .bin, tensor by tensor."""
 
 import json
-import math
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -22,14 +21,21 @@ from megalite.models.families.table import Family
 from megalite.models.initial import local_box
 from megalite.parallel.gradients import local_part
 
-CARRIED = (
+CARRIED = (  # beginnings of the names of files that go along with weights
     "tokenizer",
+    "tokenization_",
     "special_tokens",
     "vocab",
     "merges",
     "added_tokens",
     "chat_template",
     "spiece",
+    "sentencepiece",
+    "ice_text",
+    "generation_config",
+    "configuration_",  # code of models that transformers has no class for
+    "modeling_",
+    "quantization",
 )
 
 
@@ -84,15 +90,18 @@ class TensorFiles:
         """Find the files.
 
         Raises:
-            CheckpointError: there is no weight file, or one that an index names is missing.
+            CheckpointError: there is no weight file, or an index that can't be read.
         """
         self._where: dict[str, Path] = {}
         self._open: dict[Path, Any] = {}
         for kind in ("model.safetensors", "pytorch_model.bin"):
             index = path / f"{kind}.index.json"
             if index.is_file():
-                names = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-                self._where = {name: path / file for name, file in names.items()}
+                try:
+                    names = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+                    self._where = {name: path / file for name, file in names.items()}
+                except (ValueError, KeyError, AttributeError, TypeError) as error:
+                    raise CheckpointError(f"{index}: can't be read: {_line(error)}") from None
                 return
             if (path / kind).is_file():
                 self._where = dict.fromkeys(self._names(path / kind), path / kind)
@@ -110,9 +119,9 @@ class TensorFiles:
                 if path.suffix == ".safetensors":
                     self._open[path] = safe_open(str(path), framework="pt")
                 else:
-                    self._open[path] = torch.load(path, map_location="cpu", weights_only=True)
+                    self._open[path] = _load_pickle(path)
             except Exception as error:  # of several libraries, all meaning a damaged file
-                raise CheckpointError(f"{path}: can't be read: {error}") from None
+                raise CheckpointError(f"{path}: can't be read: {_line(error)}") from None
         return self._open[path]
 
     def _names(self, path: Path) -> list[str]:
@@ -123,9 +132,33 @@ class TensorFiles:
         return list(self._where)
 
     def read(self, name: str) -> Tensor:
-        """One tensor."""
-        file = self._file(self._where[name])
-        return file[name] if isinstance(file, dict) else file.get_tensor(name)
+        """One tensor.
+
+        Raises:
+            CheckpointError: its file is damaged, or does not have it.
+        """
+        path = self._where[name]
+        file = self._file(path)
+        if name not in file.keys():  # noqa: SIM118 - a safetensors file is no dict
+            raise CheckpointError(f"{path}: is incomplete: has no {name}, which the index names")
+        try:
+            return file[name] if isinstance(file, dict) else file.get_tensor(name)
+        except Exception as error:  # of several libraries, all meaning a damaged file
+            raise CheckpointError(f"{path}: {name} can't be read: {_line(error)}") from None
+
+
+def _load_pickle(path: Path) -> dict[str, Tensor]:
+    """A ``.bin`` file, mapped into memory where its format lets it."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except RuntimeError:  # of before PyTorch 1.6, or damaged: the plain reading tells
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _line(error: Exception) -> str:
+    """The first line of a library's message."""
+    text = f"{error}".strip() or type(error).__name__
+    return text.splitlines()[0]
 
 
 def our_tensors(path: Path, config: ModelConfig, family: Family) -> Iterator[tuple[str, Tensor]]:
@@ -148,8 +181,27 @@ def our_tensors(path: Path, config: ModelConfig, family: Family) -> Iterator[tup
             f"unknown {_list(unknown)}"
         )
     for entry in entries:
-        pieces = entry.split(files.read(entry.theirs.removeprefix(prefix)), config)
+        tensor = files.read(entry.theirs.removeprefix(prefix))
+        try:
+            pieces = entry.split(tensor, config)
+        except RuntimeError:
+            raise CheckpointError(
+                f"{path}: {entry.theirs} is {list(tensor.shape)}; its config.json says otherwise"
+            ) from None
         yield from zip(entry.ours, pieces, strict=True)
+
+
+def fitted(name: str, piece: Tensor, shape: torch.Size, path: Path) -> Tensor:
+    """A tensor in the shape of our parameter.
+
+    Raises:
+        CheckpointError: it has another size.
+    """
+    if piece.numel() != shape.numel():
+        raise CheckpointError(
+            f"{path}: {name} is {list(piece.shape)}, this model's is {list(shape)}"
+        )
+    return piece.reshape(shape)
 
 
 def _missing_prefix(names: set[str], wanted: set[str]) -> str:
@@ -178,12 +230,8 @@ def load_weights(model: Model, path: Path) -> None:
         if name not in parameters:
             continue
         parameter = parameters[name]
-        if piece.numel() != math.prod(parameter.shape):
-            raise CheckpointError(
-                f"{path}: {name} is {list(piece.shape)}, this model's is {list(parameter.shape)}"
-            )
         shape, offset = local_box(parameter)
-        whole = piece.reshape(parameter.shape)
+        whole = fitted(name, piece, parameter.shape, path)
         part = whole[tuple(slice(at, at + n) for at, n in zip(offset, shape, strict=True))]
         local_part(parameter).copy_(part)
     if hasattr(model, "copy_duplicates"):
@@ -215,7 +263,7 @@ def write_folder(
     tensors: Mapping[str, Tensor],
     dtype: torch.dtype = torch.float32,
     shard_bytes: int = 5_000_000_000,
-    family: str = "",
+    published: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a Hugging Face folder that ``from_pretrained`` loads.
 
@@ -225,11 +273,16 @@ def write_folder(
         tensors: whole parameters by our names.
         dtype: of the files.
         shard_bytes: most bytes of a file.
-        family: name of the family to write; empty: the first that has such models.
+        published: their config that this model came from: it tells the family, and its further
+            keys, such as the numbers of special tokens, are kept.
     """
-    kind = family_of(config, family)
+    published = dict(published or {})
+    kind = next((f for f in FAMILIES.values() if f.knows(published)), None)
+    kind = family_of(config, kind.name if kind else "")
     path.mkdir(parents=True, exist_ok=True)
-    theirs = {"torch_dtype": str(dtype).removeprefix("torch."), **kind.write(config)}
+    published.pop("dtype", None)  # the older name is known to every version
+    published["torch_dtype"] = str(dtype).removeprefix("torch.")
+    theirs = published | kind.write(config)
     (path / "config.json").write_text(json.dumps(theirs, indent=2), encoding="utf-8")
     shard: dict[str, Tensor] = {}
     where: dict[str, int] = {}

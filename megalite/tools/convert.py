@@ -17,12 +17,15 @@ from torch import Tensor
 from megalite.config.section import Section
 from megalite.errors import ConfigError
 from megalite.models.config import ModelConfig
+from megalite.models.families import FAMILIES
 from megalite.models.hugging_face import (
     TensorFiles,
     carry_tokenizer,
+    fitted,
     is_hugging_face,
     our_tensors,
     read_config,
+    read_their_config,
     write_folder,
 )
 from megalite.models.transformer import Transformer
@@ -42,6 +45,10 @@ class ConvertConfig(Section):
         "keep", description="of a Hugging Face folder's files; keep: as it came, else fp32"
     )
     shard_gib: float = Field(4.0, gt=0, description="most GiB of one file of a folder")
+    family: str = Field(
+        "",
+        description="of a folder; empty: the one it came from, or the first that has such models",
+    )
     tokenizer: str = Field("", description="folder whose tokenizer is carried; empty: source's")
 
 
@@ -79,7 +86,7 @@ def _to_checkpoint(_config: ConvertConfig, source: Path, target: Path) -> None:
             for number, (name, shape) in enumerate(shapes.items())
         }
         for name, piece in our_tensors(source, model_config, family):
-            tensors[f"model.{name}"].copy_(piece.reshape(shapes[name]))
+            tensors[f"model.{name}"].copy_(fitted(name, piece, shapes[name], source))
         facts = {
             "step": 0,
             "consumed_samples": 0,
@@ -87,6 +94,7 @@ def _to_checkpoint(_config: ConvertConfig, source: Path, target: Path) -> None:
             "learners": {"model": {}},
             "model": model_config.model_dump(),
             "dtype": _dtype_of(source),
+            "published": read_their_config(source),
         }
         manager = CheckpointManager(target / "checkpoints", keep=2, asynchronous=False, say=print)
         manager.save(0, tensors, facts)
@@ -136,4 +144,17 @@ def _to_folder(config: ConvertConfig, source: Path, target: Path) -> None:
     tensors = _Saved(path, prefix, parameter_shapes(model_config))
     kept = facts.get("dtype", "fp32")
     dtype = DTYPES[kept if config.dtype == "keep" else config.dtype]
-    write_folder(target, model_config, tensors, dtype, int(config.shard_gib * 2**30))
+    shard_bytes = int(config.shard_gib * 2**30)
+    published = _published(config, facts)
+    write_folder(target, model_config, tensors, dtype, shard_bytes, published)
+
+
+def _published(config: ConvertConfig, facts: dict[str, Any]) -> dict[str, Any]:
+    """The config that the model came from, or the little that ``--family`` says of it."""
+    if not config.family:
+        return facts.get("published", {})
+    if config.family not in FAMILIES:
+        raise ConfigError(f"--family {config.family}: must be one of {', '.join(FAMILIES)}")
+    family = FAMILIES[config.family]
+    marker = {family.marker: 0} if family.marker else {}
+    return {"model_type": family.model_type or family.name, **marker}

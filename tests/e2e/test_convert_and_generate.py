@@ -1,11 +1,19 @@
 """Checkpoints to Hugging Face folders and back; answers equal to transformers' own."""
 
 import json
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from megalite.cli import main
+from megalite.models.config import ModelConfig
+from megalite.models.hugging_face import write_folder
+from megalite.tools.convert import parameter_shapes
 from tests.parity.families import PEERS, randomise
 
 
@@ -29,6 +37,114 @@ def test_there_and_back_gives_the_same_file(family: str, dtype, tmp_path, capsys
     ):
         assert mine.dtype == dtype
         assert torch.equal(mine, theirs), name
+
+
+REFERENCES = ("moss", "baichuan 7b", "baichuan2 13b", "chatglm untied", "chatglm2", "glm-130b")
+
+
+@pytest.mark.parametrize("family", [*REFERENCES, "palm"])
+def test_a_family_without_a_class_comes_back_under_its_own_names_and_keys(family, tmp_path):
+    peer = PEERS[family].make()
+    randomise(peer)
+    peer.settings |= {"eos_token_id": 7, "auto_map": {"AutoModel": "modeling_own.Own"}}
+    peer.to(torch.float16).save_pretrained(tmp_path / "hf")
+    (tmp_path / "hf" / "modeling_own.py").write_text("Own = None")
+    (tmp_path / "hf" / "tokenizer_config.json").write_text("{}")
+    assert command("convert", "--source", tmp_path / "hf", "--target", tmp_path / "ours") == 0
+    back = ["convert", "--source", tmp_path / "ours", "--target", tmp_path / "back"]
+    assert command(*back, "--shard_gib", "1e-5") == 0
+    tensors = {}
+    for file in (tmp_path / "back").glob("*.safetensors"):
+        tensors |= load_file(file)
+    assert tensors.keys() == dict(peer.named_parameters()).keys()
+    for name, theirs in peer.named_parameters():
+        assert torch.equal(tensors[name], theirs), name
+    config = json.loads((tmp_path / "back" / "config.json").read_text())
+    assert {key: config[key] for key in peer.settings} == peer.settings
+    for name in ("modeling_own.py", "tokenizer_config.json"):
+        assert (tmp_path / "back" / name).read_text() == (tmp_path / "hf" / name).read_text()
+
+
+def test_a_folder_of_bin_files_gives_the_same_as_safetensors(tmp_path):
+    peer = PEERS["gpt2"].make()
+    randomise(peer)
+    peer.save_pretrained(tmp_path / "hf")
+    tensors = load_file(tmp_path / "hf" / "model.safetensors")
+    bins = tmp_path / "bins"
+    bins.mkdir()
+    (bins / "config.json").write_text((tmp_path / "hf" / "config.json").read_text())
+    halves = list(tensors)[::2], list(tensors)[1::2]
+    for number, half in enumerate(halves):
+        part = {name: tensors[name] for name in half}
+        torch.save(part, bins / f"{number}.bin", _use_new_zipfile_serialization=number == 0)
+    weight_map = {name: f"{number}.bin" for number, half in enumerate(halves) for name in half}
+    index = bins / "pytorch_model.bin.index.json"
+    index.write_text(json.dumps({"weight_map": weight_map}))
+    for source in ("hf", "bins"):
+        ours = tmp_path / f"ours-{source}"
+        assert command("convert", "--source", tmp_path / source, "--target", ours) == 0
+        assert command("convert", "--source", ours, "--target", tmp_path / f"back-{source}") == 0
+    first, second = (tmp_path / f"back-{source}" / "model.safetensors" for source in ("hf", "bins"))
+    assert first.read_bytes() == second.read_bytes()
+
+
+CHILD = """
+import sys
+import torch.distributed.checkpoint
+import megalite.tools.convert
+from megalite.cli import main
+print("ready", flush=True)
+sys.stdin.readline()
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def anonymous_bytes(pid: int) -> int:
+    """Memory of a process that no file stands behind."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("RssAnon"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def peak_of(*words) -> int:
+    """The most memory that a command needs beyond its imports, in bytes."""
+    child = subprocess.Popen(
+        [sys.executable, "-c", CHILD, *(str(word) for word in words)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert child.stdout.readline() == "ready\n"
+    before = peak = anonymous_bytes(child.pid)
+    child.stdin.write("go\n")
+    child.stdin.flush()
+    while child.poll() is None:
+        peak = max(peak, anonymous_bytes(child.pid))
+        time.sleep(0.002)
+    assert child.returncode == 0
+    return peak - before
+
+
+def test_memory_is_about_one_file_of_weights(tmp_path):
+    """Two files' worth and what lazy imports take; the model is over 16 files long."""
+    preset = {"hidden_size": 512, "num_layers": 16, "ffn_size": 1376, "max_positions": 64}
+    config = ModelConfig(vocab_size=4096, tie_embeddings=False, **preset)
+    shapes = parameter_shapes(config)
+    shard = 13 * 2**20
+    write_folder(
+        tmp_path / "hf",
+        config,
+        {name: torch.ones(shape) for name, shape in shapes.items()},
+        shard_bytes=shard,
+    )
+    assert len(list((tmp_path / "hf").glob("*.safetensors"))) > 16
+    ours, back = tmp_path / "ours", tmp_path / "back"
+    most = 2 * shard + 2**25
+    assert 3 * most < sum(4 * shape.numel() for shape in shapes.values())
+    assert peak_of("convert", "--source", tmp_path / "hf", "--target", ours) < most
+    words = ["convert", "--source", ours, "--target", back, "--shard_gib", shard / 2**30]
+    assert peak_of(*words) < most
 
 
 def test_an_existing_target_is_left_alone(tmp_path, capsys):

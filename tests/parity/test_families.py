@@ -24,6 +24,7 @@ from megalite.models.hugging_face import (
     load_weights,
     our_tensors,
     read_config,
+    read_their_config,
     write_folder,
 )
 from megalite.models.outputs import Logits
@@ -272,9 +273,10 @@ def _as_glm(tensors: dict[str, torch.Tensor]):
 @pytest.mark.parametrize("name", PEERS)
 def test_what_is_written_loads_in_transformers_and_gives_the_same_logits(name, root, tmp_path):
     peer, path = folder_of(name, root)
-    model, config, family = ours_from(path)
+    model, config, _ = ours_from(path)
     tensors = {n: p.detach() for n, p in model.named_parameters()}
-    write_folder(tmp_path, config, tensors, shard_bytes=20_000, family=family.name)
+    published = read_their_config(path)
+    write_folder(tmp_path, config, tensors, shard_bytes=20_000, published=published)
     again = type(peer).from_pretrained(tmp_path).eval()
     tokens = tokens_of(BATCH, LENGTH, 5)
     inputs = {"input_ids": tokens, "use_cache": False}

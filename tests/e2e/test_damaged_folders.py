@@ -1,0 +1,137 @@
+"""Hugging Face folders that can't be converted: one line that names what is wrong, exit code 2."""
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from megalite.cli import main
+from tests.parity.families import PEERS, randomise
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A LLaMA in several files."""
+    peer = PEERS["llama gqa"].make()
+    randomise(peer)
+    path = tmp_path_factory.mktemp("whole") / "hf"
+    peer.save_pretrained(path, max_shard_size="30KB")
+    assert len(list(path.glob("*.safetensors"))) > 2
+    return path
+
+
+def first_shard(path: Path) -> Path:
+    return sorted(path.glob("*.safetensors"))[0]
+
+
+def cut(path: Path) -> None:
+    shard = first_shard(path)
+    shard.write_bytes(shard.read_bytes()[:-100])
+
+
+def scribble(path: Path) -> None:
+    shard = first_shard(path)
+    shard.write_bytes(b"\xff" * 64 + shard.read_bytes()[64:])
+
+
+def drop_a_shard(path: Path) -> None:
+    first_shard(path).unlink()
+
+
+def drop_a_tensor(path: Path) -> None:
+    """The index still names it."""
+    shard = first_shard(path)
+    tensors = load_file(shard)
+    tensors.pop(sorted(tensors)[0])
+    save_file(tensors, shard)
+
+
+def forget_a_tensor(path: Path) -> None:
+    """The index has lost one, and names a stranger."""
+    index = path / "model.safetensors.index.json"
+    told = json.loads(index.read_text())
+    told["weight_map"]["model.layers.0.surprise"] = told["weight_map"].pop("model.norm.weight")
+    index.write_text(json.dumps(told))
+
+
+def reshape_a_tensor(path: Path) -> None:
+    for shard in path.glob("*.safetensors"):
+        tensors = load_file(shard)
+        if "model.norm.weight" in tensors:
+            tensors["model.norm.weight"] = torch.ones(35)
+            save_file(tensors, shard)
+
+
+def spoil_the_index(path: Path) -> None:
+    (path / "model.safetensors.index.json").write_text('{"weight_map": ')
+
+
+def no_weights(path: Path) -> None:
+    for file in path.glob("model*"):
+        file.unlink()
+
+
+def a_broken_pickle(path: Path) -> None:
+    no_weights(path)
+    (path / "pytorch_model.bin").write_bytes(b"PK\x03\x04 no archive")
+
+
+def settings(**values) -> Callable[[Path], None]:
+    def change(path: Path) -> None:
+        config = json.loads((path / "config.json").read_text())
+        config |= values
+        config = {key: value for key, value in config.items() if value is not None}
+        (path / "config.json").write_text(json.dumps(config))
+
+    return change
+
+
+DAMAGES = {
+    "a file cut short": (cut, "00001-of-.*can't be read"),
+    "a file overwritten": (scribble, "00001-of-.*can't be read"),
+    "a missing file": (drop_a_shard, "00001-of-.*is missing; the index names it"),
+    "a file without a tensor": (drop_a_tensor, "is incomplete: has no .*, which the index names"),
+    "unknown and missing tensors": (
+        forget_a_tensor,
+        "missing model.norm.weight; unknown model.layers.0.surprise",
+    ),
+    "a tensor of another size": (reshape_a_tensor, r"decoder.norm.weight is \[35\].*\[36\]"),
+    "a broken index": (spoil_the_index, "index.json: can't be read"),
+    "no weights": (no_weights, "has no model.safetensors"),
+    "a broken pickle": (a_broken_pickle, "pytorch_model.bin: can't be read"),
+    "an unknown architecture": (settings(model_type="mamba"), "model_type 'mamba' must be one of"),
+    "no config key": (settings(hidden_size=None), "must have the key or value 'hidden_size'"),
+    "a value the family can't have": (
+        settings(hidden_act="gelu"),
+        """hidden_act must be "silu" here, came 'gelu'""",
+    ),
+    "a value no model can have": (settings(num_hidden_layers=0), "num_layers = 0: must be"),
+    "heads that don't divide": (settings(num_key_value_heads=3), "must divide num_heads 4"),
+    "unknown positions": (
+        settings(rope_parameters={"rope_type": "yarn", "rope_theta": 1e4}),
+        "rope type 'yarn'; default and linear are known",
+    ),
+    "a config for other weights": (
+        settings(intermediate_size=51),
+        r"ffn.gate.weight is \[50, 36\]",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", DAMAGES)
+def test_a_folder_that_cannot_be_read_is_named_in_one_line(what, folder, tmp_path, capsys):
+    damage, said = DAMAGES[what]
+    source = tmp_path / "hf"
+    shutil.copytree(folder, source)
+    damage(source)
+    words = ["convert", "--source", str(source), "--target", str(tmp_path / "out")]
+    assert main(words) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert re.search(said, lines[0]), lines[0]
+    assert [path.name for path in tmp_path.iterdir()] == ["hf"]
