@@ -313,17 +313,3 @@ def test_a_damaged_file_is_named(root: Path, tmp_path: Path):
     config, family = read_config(tmp_path)
     with pytest.raises(CheckpointError, match="model.safetensors: can't be read"):
         list(our_tensors(tmp_path, config, family))
-
-
-def test_a_family_is_data():
-    """No family has a class, and no code of the models asks for a family's name."""
-    from megalite.models.families import FAMILIES
-
-    folder = Path(__file__).parents[2] / "megalite" / "models"
-    for file in folder.rglob("*.py"):
-        text = file.read_text()
-        if file.parent.name == "families" and file.name != "table.py":
-            assert "class " not in text, file
-        assert "if family ==" not in text, file
-        assert "family.name ==" not in text, file
-    assert all(dataclasses.is_dataclass(family) for family in FAMILIES.values())
