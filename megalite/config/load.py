@@ -102,12 +102,17 @@ def _parse_value(cls: type[Section], key: tuple[str, ...], text: str) -> Any:
     """Read a value as TOML, or as plain text where the field is text or TOML can't read it."""
     field = find_field(cls, key)
     kinds = members(field.annotation) if field is not None else ()
-    if any(kind in (str, Path) or typing.get_origin(kind) is typing.Literal for kind in kinds):
+    if any(kind in (str, Path) or _is_literal_text(kind) for kind in kinds):
         return text
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         return text
+
+
+def _is_literal_text(kind: Any) -> bool:
+    choices = typing.get_args(kind) if typing.get_origin(kind) is typing.Literal else ()
+    return any(isinstance(choice, str) for choice in choices)
 
 
 def _place(values: dict[str, Any], key: tuple[str, ...], value: Any) -> None:

@@ -1,0 +1,67 @@
+"""A rollout of an encoder-decoder reads its prompts once, however many tokens an answer has."""
+
+from collections import Counter
+
+import torch
+
+from megalite.data.layout import as_prompt
+from megalite.data.structure import Structure
+from megalite.generation.prompts import batch_prompts
+from megalite.models.config import ModelConfig
+from megalite.models.outputs import Logits
+from megalite.models.transformer import Transformer
+from megalite.parallel.mesh import Mesh
+from megalite.stages.conversation import decode_with
+from megalite.stages.rlhf.rollout import RolloutConfig, Vocabulary, answer
+
+TOKENS = 7
+
+
+def make_model() -> Transformer:
+    sizes = {"hidden_size": 32, "num_heads": 2, "ffn_size": 40}
+    layers = {"num_layers": 3, "num_encoder_layers": 2}
+    return Transformer(ModelConfig(vocab_size=131, init_std=0.3, **sizes, **layers), Mesh.single())
+
+
+def test_the_encoder_and_its_keys_are_computed_once():
+    model, calls = make_model(), Counter()
+    for name, module in model.named_modules():
+        if name == "encoder" or name.endswith(("cross.key", "cross.value", "cross.query")):
+            key = name.split(".", 3)[-1] if "cross" in name else name
+            module.register_forward_hook(lambda *_, key=key: calls.update([key]))
+    prompts = [as_prompt(tokens, Structure(True, start_id=3)) for tokens in ([20, 21, 22], [30])]
+    batch = batch_prompts(prompts, [0, 1])
+    config = RolloutConfig(max_new_tokens=TOKENS)
+    answers = answer(decode_with(model), batch, config, 0, Vocabulary((), 0))
+    assert answers.lengths.tolist() == [TOKENS, TOKENS]
+    layers = 3
+    assert calls["encoder"] == 1
+    assert calls["cross.key"] == calls["cross.value"] == layers
+    assert calls["cross.query"] == layers * TOKENS
+
+
+def test_what_the_cache_answers_is_what_reading_all_again_answers():
+    model = make_model()
+    prompts = [as_prompt(tokens, Structure(True, start_id=3)) for tokens in ([20, 21, 22], [30])]
+    batch = batch_prompts(prompts, [0, 1])
+    config = RolloutConfig(max_new_tokens=TOKENS, temperature=1e-4)
+    answers = answer(decode_with(model), batch, config, 0, Vocabulary((), 0))
+    for number, prompt in enumerate(prompts):
+        tokens = [*prompt.tokens]
+        for _ in range(TOKENS):
+            again = batch_prompts(
+                [as_prompt(list(prompt.encoder_tokens), Structure(True, start_id=3))], [0]
+            )
+            rows = torch.arange(len(tokens))[None].int()
+            longer = {
+                "tokens": torch.tensor([tokens]),
+                "labels": torch.full((1, len(tokens)), -100),
+                "positions": rows,
+                "start": torch.zeros_like(rows),
+                "end": rows + 1,
+                "cross_start": torch.zeros_like(rows),
+                "cross_end": torch.full_like(rows, len(prompt.encoder_tokens)),
+            }
+            logits = model(type(again)(**(vars(again) | longer)), Logits())
+            tokens.append(int(logits[0, -1].argmax()))
+        assert tokens[1:] == answers.row(number)
