@@ -79,7 +79,7 @@ MEGALITE_DEVICE void write_lse(const AttentionParams<half>& p, const Place& at,
       const int row = at.first_row + i * kPiece + c_row(2 * r);
       if (row >= p.queries) continue;
       const float lse = (max.v[i][r] * factor + log2_approx(total.v[i][r])) * kLn2;
-      p.lse.store(first + row, total.v[i][r] == 0.0f ? minus_infinity() : lse);
+      p.lse.store(first + row, total.v[i][r] == 0.0f ? -kInfinity : lse);
     }
   }
 }

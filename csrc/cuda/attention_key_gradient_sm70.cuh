@@ -36,7 +36,7 @@ struct QueryColumns {
     const int query = first_query + thread_x();
     const int64_t i = (int64_t{batch} * p.heads + head) * p.queries + query;
     keys = row_interval(p, batch, query);
-    lse = keys.is_empty() ? -minus_infinity() : p.lse.load(i) * kLog2E;
+    lse = keys.is_empty() ? kInfinity : p.lse.load(i) * kLog2E;
     delta = keys.is_empty() ? 0.0f : g.delta.load(i);
   }
   MEGALITE_DEVICE void store() const {
@@ -70,7 +70,7 @@ MEGALITE_DEVICE void mask_columns(Product<kRows, kColumns>& s,
       for (int i = 0; i < kRows / kPiece; ++i) {
         MEGALITE_UNROLL
         for (int e = element; e < element + 4; e += 2) {
-          if (!keys.has(first_key + i * kPiece + c_row(e))) s.c[i][j][e] = minus_infinity();
+          if (!keys.has(first_key + i * kPiece + c_row(e))) s.c[i][j][e] = -kInfinity;
         }
       }
     }

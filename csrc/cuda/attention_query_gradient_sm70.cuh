@@ -51,7 +51,7 @@ struct RowStatistics {
     const int64_t i = (int64_t{at.batch} * p.heads + at.head) * p.queries + row;
     float sum = is_used ? dot<D>(p, at, dout, local, row) : 0.0f;
     if constexpr (kRows == 16) sum += shfl_xor(sum, 16);
-    const float own_lse = is_used ? p.lse.load(i) * kLog2E : -minus_infinity();
+    const float own_lse = is_used ? p.lse.load(i) * kLog2E : kInfinity;
     if (lane() < kRows && row < p.queries) g.delta.store(i, sum);
     MEGALITE_UNROLL
     for (int piece = 0; piece < kRows / kPiece; ++piece) {

@@ -12,8 +12,6 @@
 
 namespace megalite::sm70 {
 
-MEGALITE_DEVICE float minus_infinity() { return as_float(0xff800000u); }
-
 /// The rows of a block or warp: of one head of one sequence.
 struct Place {
   int batch, head, first_row;
@@ -63,7 +61,7 @@ MEGALITE_DEVICE void mask_scores(Product<kRows, kKeys>& s, const AttentionParams
         MEGALITE_UNROLL
         for (int n = 0; n < 4; ++n) {
           const int e = n % 2 + n / 2 * 4 + 2 * r;
-          if (!keys.has(first_key + j * kPiece + c_column(e))) s.c[i][j][e] = minus_infinity();
+          if (!keys.has(first_key + j * kPiece + c_column(e))) s.c[i][j][e] = -kInfinity;
         }
       }
     }
@@ -147,7 +145,7 @@ struct RunningSoftmax {
     MEGALITE_UNROLL
     for (int i = 0; i < kRows / kPiece; ++i) {
       MEGALITE_UNROLL
-      for (int r = 0; r < 2; ++r) max.v[i][r] = minus_infinity(), sum.v[i][r] = 0.0f;
+      for (int r = 0; r < 2; ++r) max.v[i][r] = -kInfinity, sum.v[i][r] = 0.0f;
     }
   }
 
@@ -172,7 +170,7 @@ struct RunningSoftmax {
       for (int n = 0; n < 4; ++n) highest = fmaxf(highest, s[j][n % 2 + n / 2 * 4 + 2 * r]);
     }
     highest = max_over_row(highest);
-    const float finite = highest == minus_infinity() ? 0.0f : highest;
+    const float finite = highest == -kInfinity ? 0.0f : highest;
     const float shrink = exp2_approx((max.v[i][r] - finite) * factor);
     max.v[i][r] = highest;
     float total = 0.0f;

@@ -16,7 +16,7 @@
 namespace megalite {
 
 inline constexpr float kLog2E = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
-inline constexpr float kInfinity = __builtin_huge_valf();
+inline constexpr float kInfinity = __builtin_bit_cast(float, 0x7f800000u);  // NVRTC has this one
 
 constexpr MEGALITE_HOST_DEVICE int divide_up(int a, int b) { return (a + b - 1) / b; }
 MEGALITE_HOST_DEVICE int smaller(int a, int b) { return a < b ? a : b; }
