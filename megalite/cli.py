@@ -7,16 +7,14 @@ module that reads the environment.
 import difflib
 import errno
 import importlib
-import json
 import os
 import sys
-import time
 import traceback
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from megalite.commands import COMMANDS, Command
-from megalite.errors import ConfigError, MegaliteError
+from megalite.errors import ConfigError, MegaliteError, write_error_file
 
 EXIT_USER = 2
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a write failed; the system names no file
@@ -44,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _dispatch(words)
     except MegaliteError as error:
-        _report(str(error), show_traceback)
+        _report(str(error), show_traceback, error.speaks)
         return error.exit_code
     except KeyboardInterrupt:
         _report("interrupted", show_traceback)
@@ -57,6 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         _report(f"{error.filename or 'a file'}: {error.strerror}", show_traceback)
         return EXIT_USER
+    except Exception:
+        write_error_file(os.environ.get("TORCHELASTIC_ERROR_FILE", ""), traceback.format_exc())
+        raise
 
 
 def _dispatch(words: list[str]) -> int:
@@ -144,18 +145,20 @@ def _command_help(command: Command) -> str:
     )
 
 
-def _report(message: str, show_traceback: bool) -> None:
-    """Say an error once: rank 0 on stderr, every rank in the file that torchrun reads."""
+def _report(message: str, show_traceback: bool, speaks: bool | None = None) -> None:
+    """Say an error once, on stderr, and on every rank in the file that torchrun reads.
+
+    Args:
+        message: the error.
+        show_traceback: print where it was raised too.
+        speaks: whether this process says it; None: if it is rank 0.
+    """
     if show_traceback:
         traceback.print_exc()
     environment: Mapping[str, str] = os.environ
-    if environment.get("RANK", "0") == "0":
+    if environment.get("RANK", "0") == "0" if speaks is None else speaks:
         sys.stderr.write(f"megalite: {message}\n")
-    path = environment.get("TORCHELASTIC_ERROR_FILE")
-    if path:
-        extra = {"py_callstack": message, "timestamp": str(int(time.time()))}
-        with open(path, "w", encoding="utf-8") as file:
-            json.dump({"message": {"message": message, "extraInfo": extra}}, file)
+    write_error_file(environment.get("TORCHELASTIC_ERROR_FILE", ""), message)
 
 
 def _print(text: str, end: str = "\n") -> None:

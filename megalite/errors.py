@@ -3,15 +3,23 @@
 A message says where, what must hold, what came, and what to do, in one line.
 """
 
+import json
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 
 class MegaliteError(Exception):
-    """An error with a meaning for the command line."""
+    """An error with a meaning for the command line.
+
+    Attributes:
+        exit_code: of the command.
+        speaks: whether this process is the one that tells it; None: the first process does.
+    """
 
     exit_code = 1
+    speaks: bool | None = None
 
 
 class UserError(MegaliteError):
@@ -59,3 +67,11 @@ def naming(path: Path | str) -> Iterator[None]:
         if error.filename is None:
             error.filename = str(path)
         raise
+
+
+def write_error_file(path: str, message: str) -> None:
+    """Write an error where torchrun looks for a failure's reason; nowhere if ``path`` is empty."""
+    if path:
+        extra = {"py_callstack": message, "timestamp": str(int(time.time()))}
+        with open(path, "w", encoding="utf-8") as file:
+            json.dump({"message": {"message": message, "extraInfo": extra}}, file)

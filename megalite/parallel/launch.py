@@ -16,6 +16,7 @@ class Launch:
         local_rank: this process on its node, which is also its GPU.
         local_world_size: processes of the run on this node.
         restart: how often torchrun has restarted the processes.
+        error_file: where torchrun looks for the reason of a failure; empty without torchrun.
     """
 
     rank: int = 0
@@ -23,6 +24,7 @@ class Launch:
     local_rank: int = 0
     local_world_size: int = 1
     restart: int = 0
+    error_file: str = ""
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> "Launch":
@@ -38,7 +40,7 @@ class Launch:
             "local_world_size": "LOCAL_WORLD_SIZE",
             "restart": "TORCHELASTIC_RESTART_COUNT",
         }
-        values = {}
+        values: dict[str, int] = {}
         for field, name in names.items():
             text = environment.get(name)
             if text is None:
@@ -48,7 +50,7 @@ class Launch:
                     f"environment {name}={text!r}: must be a number, as torchrun sets"
                 )
             values[field] = int(text)
-        launch = cls(**values)
+        launch = cls(**values, error_file=environment.get("TORCHELASTIC_ERROR_FILE", ""))
         if launch.rank >= launch.world_size or launch.local_rank >= launch.local_world_size:
             raise ConfigError(
                 f"environment: rank {launch.rank} of {launch.world_size}, local rank "

@@ -12,6 +12,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from megalite.config.section import Section
 from megalite.errors import ConfigError
 from megalite.parallel.launch import Launch
+from megalite.parallel.rendezvous import store_of_this_start
 
 _AXES = ("pp", "replicate", "shard", "tp")
 
@@ -47,7 +48,11 @@ class ParallelConfig(Section):
     recompute_blocks: int = Field(
         0, ge=0, description="how many blocks of a stack recompute, from the first; 0: all"
     )
-    timeout_s: float = Field(600.0, gt=0, description="seconds after which a collective has hung")
+    timeout_s: float = Field(
+        600.0,
+        gt=0,
+        description="seconds after which a collective has hung; who hangs is named after 3/4 of it",
+    )
 
     def misfit(self, world_size: int) -> str | None:
         """Why this layout is not one of ``world_size`` processes; None where it is."""
@@ -116,6 +121,7 @@ class Mesh:
         device_mesh: the same as PyTorch has it, with axes pp, replicate, shard, tp; None for a
             process alone without a process group.
         sequence_parallel: whether the sequence is split over ``tp`` between matrices.
+        timeout: of every group's collectives.
     """
 
     pp: Axis
@@ -127,6 +133,7 @@ class Mesh:
     device: torch.device
     device_mesh: DeviceMesh | None = None
     sequence_parallel: bool = False
+    timeout: timedelta = timedelta(seconds=600)
 
     @classmethod
     def single(cls, device: torch.device | str = "cpu") -> "Mesh":
@@ -145,7 +152,7 @@ def start_process_group(launch: Launch, device: torch.device, timeout_s: float) 
         return
     timeout = timedelta(seconds=timeout_s)
     backend = "nccl" if device.type == "cuda" else "gloo"
-    store = dist.HashStore() if launch.world_size == 1 else None
+    store = dist.HashStore() if launch.world_size == 1 else store_of_this_start(launch, timeout)
     dist.init_process_group(
         backend, store=store, rank=launch.rank, world_size=launch.world_size, timeout=timeout
     )
@@ -167,12 +174,22 @@ def build_mesh(launch: Launch, config: ParallelConfig, device: torch.device | st
     axes["dp"] = _axis("dp", device_mesh["replicate", "shard"]._flatten("dp"))
     group = dist.group.WORLD if launch.world_size > 1 else None
     axes["world"] = Axis("world", launch.world_size, launch.rank, group)
+    timeout = timedelta(seconds=config.timeout_s)
+    for axis in axes.values():
+        if axis.group is not None:
+            set_timeout(axis.group, timeout)
     return Mesh(
         **axes,
         device=device,
         device_mesh=device_mesh,
         sequence_parallel=config.sequence_parallel and config.tp > 1,
+        timeout=timeout,
     )
+
+
+def set_timeout(group: dist.ProcessGroup, timeout: timedelta) -> None:
+    """Set how long a group's collectives may take: a mesh's have the backend's default else."""
+    dist.distributed_c10d._set_pg_timeout(timeout, group)
 
 
 def _axis(name: str, mesh: DeviceMesh) -> Axis:

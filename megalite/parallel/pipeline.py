@@ -271,7 +271,7 @@ def _make_groups(holders: dict[str, tuple[int, ...]], mesh: Mesh) -> dict[tuple[
     for ranks in rank_sets:
         for column in columns:
             members = [column[rank] for rank in ranks]
-            group = dist.new_group(members) if len(members) > 1 else None
+            group = dist.new_group(members, mesh.timeout) if len(members) > 1 else None
             if dist.get_rank() in members:
                 groups[ranks] = group
     return groups

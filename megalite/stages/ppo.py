@@ -17,6 +17,7 @@ from megalite.data.chat import Chat
 from megalite.data.config import ConversationConfig, CorpusConfig, TokenizerConfig
 from megalite.data.conversations import Prompts
 from megalite.data.loader import Loader
+from megalite.data.structure import Structure
 from megalite.errors import ConfigError
 from megalite.generation.prompts import Prompt
 from megalite.models.batch import Batch
@@ -82,6 +83,17 @@ def run(config: PPOConfig, launch: Launch) -> int:
     prompts = Prompts(data.train, chat, structure, data.sequence_length)
     heldout = Prompts(data.heldout, chat, structure, data.sequence_length) if data.heldout else None
     stage = set_up(config, launch, config.update.mini_batches)
+    with stage.watchdog:
+        return _train(config, stage, (chat, structure), (prompts, heldout))
+
+
+def _train(
+    config: PPOConfig,
+    stage: Stage,
+    language: tuple[Chat, Structure],
+    datasets: tuple[Prompts, Prompts | None],
+) -> int:
+    (chat, structure), (prompts, heldout) = language, datasets
     models = _models(stage, config)
     trainer, learners = stage.trainer(("actor", models.actor), ("critic", models.critic))
     if config.critic_learning_rate:
@@ -188,6 +200,7 @@ class _Loop:
         """One rollout and its updates."""
         started = time.perf_counter()
         config, progress, mesh = self.config, self.trainer.progress, self.stage.mesh
+        self.stage.heart.enter("rollout", self.models.actor)
         prompts = [prompt for part, _ in parts for prompt in part]
         ids = [number for _, numbers in parts for number in numbers]
         coefficient = progress.extra.setdefault("kl_coefficient", config.kl.coefficient)

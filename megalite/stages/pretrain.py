@@ -55,6 +55,11 @@ def run(config: PretrainConfig, launch: Launch) -> int:
     if config.data.heldout:
         datasets.append(samples(config.data.heldout))
     stage = set_up(config, launch)
+    with stage.watchdog:
+        return _train(config, stage, datasets)
+
+
+def _train(config: PretrainConfig, stage: Stage, datasets: list[Blend]) -> int:
     model = stage.model(config.model, config.checkpoint.start)
     trainer, (learner,) = stage.trainer(("model", model))
     trainer.resume()

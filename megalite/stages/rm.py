@@ -38,6 +38,13 @@ def run(config: RMConfig, launch: Launch) -> int:
     train = RankedAnswers(data.train, *options)
     heldout = RankedAnswers(data.heldout, *options) if data.heldout else None
     stage = set_up(config, launch)
+    with stage.watchdog:
+        return _train(config, stage, train, heldout)
+
+
+def _train(
+    config: RMConfig, stage: Stage, train: RankedAnswers, heldout: RankedAnswers | None
+) -> int:
     value_model = config.model.model_copy(update={"head": "value"})
     model = stage.model(value_model, config.checkpoint.start)
     trainer, (learner,) = stage.trainer(("model", model))

@@ -16,7 +16,13 @@ from megalite.models.hugging_face import is_hugging_face, load_weights
 from megalite.models.layout import Demand, check_layout
 from megalite.parallel.launch import Launch
 from megalite.parallel.mesh import Mesh, ParallelConfig, build_mesh
-from megalite.training.checkpoint import CheckpointManager, find_checkpoint, load, verify
+from megalite.training.checkpoint import (
+    CheckpointManager,
+    Saving,
+    find_checkpoint,
+    load,
+    verify,
+)
 from megalite.training.config import (
     CheckpointConfig,
     OptimizerConfig,
@@ -24,9 +30,12 @@ from megalite.training.config import (
     ScheduleConfig,
     TrainConfig,
 )
+from megalite.training.faults import Fault, FaultConfig
 from megalite.training.flops import peak_tflops
+from megalite.training.heartbeat import Heartbeat
 from megalite.training.run_log import RunLog
 from megalite.training.trainer import Learner, Learning, Speed, Trainer
+from megalite.training.watchdog import LONGER, Watch, Watchdog
 
 
 class StageConfig(Section):
@@ -39,6 +48,7 @@ class StageConfig(Section):
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    faults: FaultConfig = FaultConfig()
 
 
 @dataclass(frozen=True)
@@ -50,12 +60,16 @@ class Stage:
         mesh: its processes.
         log: of the run's folder.
         speed: measures steps.
+        heart: is told what this process is doing.
+        watchdog: looks after the processes in its ``with`` block.
     """
 
     config: StageConfig
     mesh: Mesh
     log: RunLog
     speed: Speed
+    heart: Heartbeat
+    watchdog: Watchdog
 
     def model(self, config: ModelConfig, start: str = "", needs_head: bool = False) -> Model:
         """A model, its weights from ``start`` (a checkpoint or a Hugging Face folder) if given.
@@ -74,12 +88,13 @@ class Stage:
         """A trainer of these named models."""
         config = self.config
         learning = Learning(config.train, config.optimizer, config.schedule, config.run.seed)
-        learners = [Learner(model, self.mesh, learning, name) for name, model in models]
+        learners = [Learner(model, self.mesh, learning, name, self.heart) for name, model in models]
         checkpoints = CheckpointManager(
             self.log.folder / "checkpoints",
             keep=config.checkpoint.keep,
             asynchronous=config.checkpoint.asynchronous,
             say=self.log.say,
+            saving=Saving(self.heart, LONGER * self.mesh.timeout),
         )
         return Trainer(learners, self.log, checkpoints, config.checkpoint.every), learners
 
@@ -105,7 +120,10 @@ def set_up(config: StageConfig, launch: Launch, updates: int = 1) -> Stage:
     log.write("config.toml", dump(config))
     peak = peak_tflops(device, config.train.precision)
     speed = Speed(config.model, mesh, peak, recomputed_blocks(config.model, config.parallel))
-    return Stage(config, mesh, log, speed)
+    heart = Heartbeat(Fault(config.faults, launch))
+    folder = log.folder / "faults" / f"restart-{launch.restart}"
+    watchdog = Watchdog(launch, heart, Watch(0.75 * config.parallel.timeout_s, folder))
+    return Stage(config, mesh, log, speed, heart, watchdog)
 
 
 def check_inputs(config: StageConfig) -> None:

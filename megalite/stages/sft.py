@@ -2,15 +2,17 @@
 
 from functools import partial
 
+from megalite.data.chat import Chat
 from megalite.data.config import ConversationConfig, TokenizerConfig
 from megalite.data.conversations import Conversations
 from megalite.data.example import collate
 from megalite.data.loader import Loader
+from megalite.data.structure import Structure
 from megalite.errors import ConfigError
 from megalite.parallel.launch import Launch
 from megalite.stages.conversation import SamplesConfig, open_chat, share_of, write_samples
 from megalite.stages.pretrain import heldout_batches, heldout_loss, language_step
-from megalite.stages.setup import StageConfig, set_up
+from megalite.stages.setup import Stage, StageConfig, set_up
 
 
 class SFTConfig(StageConfig):
@@ -31,6 +33,17 @@ def run(config: SFTConfig, launch: Launch) -> int:
     train = Conversations(data.train, *options)
     heldout = Conversations(data.heldout, *options) if data.heldout else None
     stage = set_up(config, launch)
+    with stage.watchdog:
+        return _train(config, stage, (chat, structure), (train, heldout))
+
+
+def _train(
+    config: SFTConfig,
+    stage: Stage,
+    language: tuple[Chat, Structure],
+    datasets: tuple[Conversations, Conversations | None],
+) -> int:
+    (chat, structure), (train, heldout), data = language, datasets, config.data
     model = stage.model(config.model, config.checkpoint.start)
     trainer, (learner,) = stage.trainer(("model", model))
     trainer.resume()

@@ -9,7 +9,10 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +22,35 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from megalite.errors import CheckpointError
+from megalite.training.heartbeat import Heartbeat
 
 MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Saving:
+    """What a save has to do with the run around it.
+
+    Attributes:
+        heart: is told what the writer is at.
+        timeout: of the collectives of a save and of the agreement on what to load.
+    """
+
+    heart: Heartbeat = field(default_factory=Heartbeat)
+    timeout: timedelta = timedelta(minutes=30)
 
 
 class CheckpointManager:
     """Saves and loads the checkpoints of one run's folder."""
 
     def __init__(
-        self, folder: Path | str, *, keep: int = 2, asynchronous: bool = True, say: Callable = print
+        self,
+        folder: Path | str,
+        *,
+        keep: int = 2,
+        asynchronous: bool = True,
+        say: Callable = print,
+        saving: Saving | None = None,
     ) -> None:
         """Describe the folder.
 
@@ -38,10 +61,15 @@ class CheckpointManager:
             keep: complete checkpoints that stay, at least two.
             asynchronous: write in a thread, from a copy of the state.
             say: is told what was skipped or went wrong.
+            saving: who waits for a save, and how long.
         """
         self.folder, self._keep, self._asynchronous = Path(folder), keep, asynchronous
-        self._say = say
-        self._group = dist.new_group(backend="gloo") if dist.is_initialized() else None
+        self._say, self._saving = say, saving or Saving()
+        self._group = None
+        if dist.is_initialized():
+            self._group = dist.new_group(
+                timeout=self._saving.timeout, backend="gloo", group_desc="checkpoints"
+            )
         self._rank = dist.get_rank() if dist.is_initialized() else 0
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
@@ -82,45 +110,88 @@ class CheckpointManager:
             ) from None
 
     def _save(self, step: int, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-        name = f"step-{step:08}"
-        partial = self.folder / f"{name}.partial"
+        partial = self.folder / f"step-{step:08}.partial"
+        at = self._saving.heart.write
         try:
-            if self._rank == 0:
-                shutil.rmtree(partial, ignore_errors=True)
-                partial.mkdir(parents=True)
-            self._barrier()
+            with self._together():
+                if self._rank == 0:
+                    shutil.rmtree(partial, ignore_errors=True)
+                    partial.mkdir(parents=True)
+            at("write_data", step)
             dcp.save(
                 tensors,
                 storage_writer=dcp.FileSystemWriter(partial, sync_files=True),
                 process_group=self._group,
                 no_dist=self._group is None,
             )
-            if self._rank == 0:
-                self._publish(partial, name, facts)
-            self._barrier()
+            sums = self._checksums(partial)
+            with self._together():
+                if self._rank == 0:
+                    self._publish(step, partial, {"facts": facts, "files": sums})
         except BaseException as error:  # told by wait()
             self._error = error
             if self._rank == 0:
                 shutil.rmtree(partial, ignore_errors=True)
+        finally:
+            at("", step)
 
-    def _barrier(self) -> None:
+    @contextmanager
+    def _together(self) -> Iterator[None]:
+        """Do a part of a save that one process may fail in, so that all fail with it.
+
+        Comm: all-gather of the errors.
+        """
+        error: OSError | None = None
+        try:
+            yield
+        except OSError as failure:
+            error = failure
+        errors: list[OSError | None] = [error]
         if self._group is not None:
-            dist.barrier(group=self._group)
+            errors *= dist.get_world_size(self._group)
+            dist.all_gather_object(errors, error, group=self._group)
+        first = next((e for e in errors if e is not None), None)
+        if first is not None:
+            raise first
 
-    def _publish(self, partial: Path, name: str, facts: dict[str, Any]) -> None:
-        files = {
-            path.name: {"bytes": path.stat().st_size, "blake2b": checksum(path)}
-            for path in sorted(partial.iterdir())
-        }
-        manifest = {"facts": facts, "files": files, "blake2b": digest_of(facts, files)}
+    def _checksums(self, partial: Path) -> dict[str, dict[str, Any]]:
+        """Size and checksum of every file; each process reads those that it wrote.
+
+        Comm: all-gather of them.
+        """
+        own = sorted(partial.glob(f"__{self._rank}_*"))
+        if self._rank == 0:
+            own.append(partial / ".metadata")
+        sums = {f.name: {"bytes": f.stat().st_size, "blake2b": checksum(f)} for f in own}
+        gathered = [sums]
+        if self._group is not None:
+            gathered *= dist.get_world_size(self._group)
+            dist.all_gather_object(gathered, sums, group=self._group)
+        return {name: entry for part in gathered for name, entry in part.items()}
+
+    def _publish(self, step: int, partial: Path, manifest: dict[str, Any]) -> None:
+        at, path = self._saving.heart.write, partial.with_suffix("")
+        at("write_manifest", step)
+        manifest["blake2b"] = digest_of(manifest["facts"], manifest["files"])
         write_synced(partial / MANIFEST, json.dumps(manifest, indent=1))
-        shutil.rmtree(self.folder / name, ignore_errors=True)
-        partial.rename(self.folder / name)
-        write_synced(self.folder / "latest.partial", name)
+        sync_folder(partial)
+        at("rename", step)
+        shutil.rmtree(path, ignore_errors=True)
+        partial.rename(path)
+        sync_folder(self.folder)
+        at("move_latest", step)
+        write_synced(self.folder / "latest.partial", path.name)
         (self.folder / "latest.partial").rename(self.folder / "latest")
-        complete = [path for path in self._folders() if (path / MANIFEST).exists()]
-        for old in complete[: -self._keep]:
+        sync_folder(self.folder)
+        at("delete_old", step)
+        for old in self._superseded(path):
             shutil.rmtree(old)
+
+    def _superseded(self, newest: Path) -> list[Path]:
+        """What may go: older than the newest to keep, and what the run went back from."""
+        folders = self._folders()
+        complete = [f for f in folders if f <= newest and (f / MANIFEST).exists()]
+        return complete[: -self._keep] + [f for f in folders if f > newest]
 
     def _folders(self) -> list[Path]:
         if not self.folder.is_dir():
@@ -187,6 +258,15 @@ def write_synced(path: Path, text: str) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
+
+
+def sync_folder(path: Path) -> None:
+    """Wait until the names in a folder are on the disk."""
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
 
 
 def verify(path: Path) -> dict[str, Any]:

@@ -7,6 +7,8 @@ from megalite.errors import MegaliteError
 START = 2.0**16
 GROWTH_STEPS = 1000
 LARGEST = 2.0**24
+MEMORY_STEPS = 100
+LARGEST_BAD_SHARE = 0.25  # a new scale costs at most 16 halvings, then a step in a thousand
 
 
 @dataclass
@@ -17,6 +19,7 @@ class LossScale:
         value: what losses are multiplied by; 1 unless fp16.
         good_steps: since the last change.
         bad_steps: in a row.
+        bad_share: of the last steps, about ``MEMORY_STEPS`` of them.
 
     Source: Micikevicius et al. 2017, arXiv:1710.03740, section 3.2.
     """
@@ -24,6 +27,7 @@ class LossScale:
     value: float = 1.0
     good_steps: int = 0
     bad_steps: int = 0
+    bad_share: float = 0.0
 
     @classmethod
     def of(cls, precision: str) -> "LossScale":
@@ -36,6 +40,7 @@ class LossScale:
         Raises:
             MegaliteError: too many steps in a row were not finite; it says what to try.
         """
+        self.bad_share += ((not is_finite) - self.bad_share) / MEMORY_STEPS
         if is_finite:
             self.bad_steps, self.good_steps = 0, self.good_steps + 1
             if precision == "fp16" and self.good_steps == GROWTH_STEPS:
@@ -45,9 +50,32 @@ class LossScale:
         if precision == "fp16":
             self.value = max(self.value / 2, 1.0)
         if self.bad_steps >= most_bad:
-            advice = "try bf16 or fp32, " if precision == "fp16" else ""
             raise MegaliteError(
                 f"step {step}: gradients were not finite for {self.bad_steps} steps in a row: "
-                f"{advice}lower --optimizer.learning_rate, raise --schedule.warmup, or look for "
-                "bad data near this step"
+                f"{_advice(precision)}"
             )
+        if self.bad_share > LARGEST_BAD_SHARE:
+            raise MegaliteError(
+                f"step {step}: gradients were not finite in {self.bad_share:.0%} of the last "
+                f"{MEMORY_STEPS} steps: {_advice(precision)}"
+            )
+
+    def facts(self) -> dict[str, float]:
+        """Its state, for a checkpoint."""
+        return {"loss_scale": self.value} | {
+            name: getattr(self, name) for name in ("good_steps", "bad_steps", "bad_share")
+        }
+
+    def restore(self, facts: dict[str, float]) -> None:
+        """Take :meth:`facts` back."""
+        self.value = facts["loss_scale"]
+        self.good_steps, self.bad_steps = int(facts["good_steps"]), int(facts["bad_steps"])
+        self.bad_share = facts["bad_share"]
+
+
+def _advice(precision: str) -> str:
+    other = "try bf16 or fp32, " if precision == "fp16" else ""
+    return (
+        f"{other}lower --optimizer.learning_rate, raise --schedule.warmup, go back to an earlier "
+        "checkpoint, or look for bad data near this step"
+    )

@@ -21,6 +21,7 @@ from megalite.parallel.mesh import Mesh
 from megalite.training.checkpoint import CheckpointManager, load
 from megalite.training.config import OptimizerConfig, ScheduleConfig, TrainConfig
 from megalite.training.flops import step_operations
+from megalite.training.heartbeat import Heartbeat
 from megalite.training.optimizer import build_optimizer, named_state, set_rate
 from megalite.training.precision import LossScale
 from megalite.training.run_log import RunLog, memory_gib
@@ -64,7 +65,14 @@ class Learning:
 class Learner:
     """A model with its optimizer: one call is one optimizer step, in any layout."""
 
-    def __init__(self, model: Model, mesh: Mesh, learning: Learning, name: str = "model") -> None:
+    def __init__(
+        self,
+        model: Model,
+        mesh: Mesh,
+        learning: Learning,
+        name: str = "model",
+        heart: Heartbeat | None = None,
+    ) -> None:
         """Make the optimizer's state.
 
         Args:
@@ -72,7 +80,9 @@ class Learner:
             mesh: its mesh.
             learning: how it learns.
             name: of this model among a stage's; its tensors are saved under it.
+            heart: is told what is being done.
         """
+        self.heart = heart or Heartbeat()
         self.model, self.mesh, self.learning, self.name = model, mesh, learning, name
         self.optimizer = build_optimizer(model, learning.optimizer)
         self.scale = LossScale.of(learning.train.precision)
@@ -107,6 +117,7 @@ class Learner:
             self.learning.schedule, consumed_samples, self.total_samples
         )
         set_rate(self.optimizer, learning_rate)
+        self.heart.enter("forward_backward", self.model)
         sums = forward_backward(
             self.model,
             [(batch.to(mesh.device), extra) for batch, extra in items],
@@ -114,8 +125,10 @@ class Learner:
             dropout_seed=fold(self.learning.seed, self.updates) if self._drops() else None,
             loss_scale=self.scale.value,
         )
+        self.heart.enter("reduce", self.model)
         norm, bad = clip_grad_norm(self.model, mesh, train.max_grad_norm, self.scale.value)
         is_finite = int(bad) == 0
+        self.heart.enter("optimizer", self.model)
         if is_finite:
             self.optimizer.step()
         for parameter in self.model.parameters():
@@ -140,11 +153,12 @@ class Learner:
 
     def facts(self) -> dict[str, float]:
         """The rest of its state."""
-        return {"loss_scale": self.scale.value, "updates": self.updates}
+        return {**self.scale.facts(), "updates": self.updates}
 
     def restore(self, facts: dict[str, float]) -> None:
         """Take :meth:`facts` back, after the tensors were loaded in place."""
-        self.scale.value, self.updates = facts["loss_scale"], int(facts["updates"])
+        self.scale.restore(facts)
+        self.updates = int(facts["updates"])
         if hasattr(self.model, "copy_duplicates"):
             self.model.copy_duplicates()
 
@@ -208,7 +222,7 @@ class Trainer:
         self._learners, self._log = learners, log
         self._checkpoints, self._every = checkpoints, every
         self.progress = Progress()
-        self.mesh = learners[0].mesh
+        self.mesh, self.heart = learners[0].mesh, learners[0].heart
         self.train = learners[0].learning.train
 
     def resume(self) -> bool:
@@ -236,6 +250,7 @@ class Trainer:
     def save(self) -> None:
         """Save the run's state."""
         progress = self.progress
+        self.heart.enter("save")
         facts = {
             "step": progress.step,
             "consumed_samples": progress.consumed_samples,
@@ -261,12 +276,14 @@ class Trainer:
         Raises:
             Stopped: a signal came; the state is saved.
         """
-        stop, train, progress = StopSignal(self.mesh), self.train, self.progress
+        stop, train, progress, heart = StopSignal(self.mesh), self.train, self.progress, self.heart
         if evaluate and train.evaluate_every and progress.step == 0:
             self._log.metrics(0, evaluate(), show=True)
         iterator = iter(steps)
         while progress.step < train.steps:
             started = time.perf_counter()
+            heart.step = progress.step + 1
+            heart.enter("data")
             values = work(next(iterator))
             progress.step += 1
             progress.consumed_samples += train.global_batch_size
@@ -275,6 +292,7 @@ class Trainer:
             is_last = progress.step == train.steps
             every = train.evaluate_every
             if evaluate and every and (is_last or progress.step % every == 0):
+                heart.enter("evaluate")
                 values |= evaluate()
             show = is_last or progress.step % train.log_every == 0 or progress.step == 1
             self._log.metrics(progress.step, values, show)
@@ -282,9 +300,14 @@ class Trainer:
             if is_last or is_asked or (self._every and progress.step % self._every == 0):
                 self.save()
             if is_asked and not is_last:
-                self._checkpoints.wait()
-                self._log.close()
+                self._finish()
                 raise Stopped(f"stopped on request; step {progress.step} is saved")
+        self._finish()
+        heart.enter("end")
+
+    def _finish(self) -> None:
+        """Wait until all is on the disk."""
+        self.heart.enter("save")
         self._checkpoints.wait()
         self._log.close()
 

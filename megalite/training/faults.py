@@ -1,0 +1,115 @@
+"""Faults on purpose, to see a run recover: real signals, exceptions and poisoned gradients.
+
+Off unless ``faults.kind`` says otherwise. What a fault does is what the operating system, the
+network or bad data would do to the process; nothing of the run knows that it was asked for.
+"""
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from pydantic import Field, model_validator
+
+from megalite.config.section import Section
+from megalite.errors import ConfigError
+from megalite.parallel.gradients import local_part
+from megalite.parallel.launch import Launch
+from megalite.training.heartbeat import PHASES, WRITE_POINTS
+
+POINTS = PHASES + WRITE_POINTS
+
+
+class FaultConfig(Section):
+    """A fault on purpose, to test recovery; none by default."""
+
+    kind: Literal["none", "kill", "stop", "raise", "hang", "slow", "skip", "nan"] = Field(
+        "none",
+        description="SIGKILL, SIGSTOP, an exception, an endless wait, a wait of delay_s, the next "
+        "all-reduce left out, gradients that are not numbers (in the phase reduce)",
+    )
+    rank: int = Field(0, ge=0, description="the process that it happens to")
+    step: int = Field(1, ge=0, description="the step in which it happens")
+    steps: int = Field(1, ge=1, description="steps in a row in which it happens")
+    phase: str = Field("forward_backward", description=f"where: {', '.join(POINTS)}")
+    delay_s: float = Field(0.0, ge=0, description="seconds from there until it happens")
+    restart: int = Field(0, ge=-1, description="torchrun's start in which it happens; -1: in each")
+
+    @model_validator(mode="after")
+    def _check(self) -> "FaultConfig":
+        if self.phase not in POINTS:
+            raise ConfigError(f"--faults.phase {self.phase}: must be one of {', '.join(POINTS)}")
+        return self
+
+
+class Fault:
+    """A fault of this process; called at each phase and write point."""
+
+    def __init__(self, config: FaultConfig, launch: Launch) -> None:
+        """Arm it, where it is meant for this process and start."""
+        self._config = config
+        is_now = config.restart in (-1, launch.restart)
+        self._is_armed = config.kind != "none" and config.rank == launch.rank and is_now
+
+    def __call__(self, point: str, step: int, model: Any) -> None:
+        """Happen, if this is the place."""
+        config = self._config
+        if not self._is_armed or point != config.phase:
+            return
+        if not config.step <= step < config.step + config.steps:
+            return
+        _write_line(f"fault on purpose: {config.kind} of rank {config.rank}, step {step}, {point}")
+        kind = config.kind
+        if kind in ("kill", "stop"):
+            _later(config.delay_s, lambda: _signal_self(kind))
+        elif kind == "nan":
+            _poison(model)
+        elif kind == "skip":
+            _leave_out_one_all_reduce()
+        else:
+            time.sleep(config.delay_s)
+            if kind == "raise":
+                raise RuntimeError(f"a fault on purpose in step {step}, {point}")
+            if kind == "hang":
+                threading.Event().wait()
+
+
+def _write_line(text: str) -> None:
+    sys.stderr.write(f"megalite: {text}\n")
+    sys.stderr.flush()
+
+
+def _later(delay_s: float, act: Callable[[], None]) -> None:
+    if delay_s == 0:
+        act()
+        return
+    timer = threading.Timer(delay_s, act)
+    timer.daemon = True
+    timer.start()
+
+
+def _signal_self(kind: str) -> None:
+    os.kill(os.getpid(), signal.SIGKILL if kind == "kill" else signal.SIGSTOP)
+
+
+def _poison(model: Any) -> None:
+    """One element of one gradient becomes NaN."""
+    for parameter in model.parameters():
+        if parameter.grad is not None and local_part(parameter.grad).numel():
+            local_part(parameter.grad).view(-1)[0] = torch.nan
+            return
+
+
+def _leave_out_one_all_reduce() -> None:
+    """The next ``dist.all_reduce`` of this process returns without communicating."""
+    real = dist.all_reduce
+
+    def leave_out(*_arguments: Any, **_options: Any) -> None:
+        dist.all_reduce = real
+
+    dist.all_reduce = leave_out
