@@ -1,0 +1,133 @@
+// A block of attention's backward kernel on sm_80: which thread stands where, what lies in shared
+// memory, what is copied into it, and which tiles of rows are visited.
+#pragma once
+
+#include "attention_backward_traits_sm80.cuh"
+#include "tensor_tiles_sm80.cuh"
+
+namespace megalite::sm80 {
+
+template <class C>
+using Square = float[C::kMTiles][C::kNTiles][4];  // scores of a warp [32 keys, kQueries]
+template <class C>
+using Packed = uint32_t[C::kMTiles][C::kNTiles / 2][4];  // the same in 16 bits, as left operand
+template <class C>
+using Rows = SharedTile<typename C::T, C::kDim>;
+template <class C>
+using Squares = SharedTile<typename C::T, C::kRows>;  // [kKeys, kRows]
+
+/// A tile of query rows of one head.
+struct RowTile {
+  int head, first_row;
+  bool full;  // every row attends to all keys of the block's tile
+};
+
+template <class C>
+struct BackwardBlock {
+  using T = typename C::T;
+
+  const AttentionParams<T>& p;
+  const AttentionGradients<T>& g;
+  int thread, first_key;
+
+  MEGALITE_DEVICE static int batch() { return opaque(block_z()); }
+  MEGALITE_DEVICE static int group() { return opaque(block_y()); }
+  MEGALITE_DEVICE int lane() const { return thread % kWarpSize; }
+  MEGALITE_DEVICE int key_warp() const { return thread / kWarpSize % C::kKeyWarps; }
+  MEGALITE_DEVICE int query_warp() const { return thread / kWarpSize / C::kKeyWarps; }
+  MEGALITE_DEVICE int warp_key() const { return key_warp() * 32; }
+  MEGALITE_DEVICE int warp_piece() const { return query_warp() * C::kDTiles; }
+  /// The key of values [m][.][2 * half + ...] and the row, in its tile, of [.][n][... + e].
+  MEGALITE_DEVICE int key(int m, int half) const {
+    return first_key + warp_key() + m * 16 + half * 8 + lane() / 4;
+  }
+  MEGALITE_DEVICE int query(int chunk, int n, int e) const {
+    return first_query(chunk) + n * 8 + lane() % 4 * 2 + e;
+  }
+  MEGALITE_DEVICE int first_query(int chunk) const {
+    return (query_warp() * C::kChunks + chunk) * C::kQueries;
+  }
+
+  template <class Tile>
+  MEGALITE_DEVICE Tile tile_at(int byte, int bytes) const {
+    return {shared_view<T>(byte, bytes / 2), thread};
+  }
+  MEGALITE_DEVICE Rows<C> k_tile() const { return tile_at<Rows<C>>(0, C::kKeyBytes); }
+  MEGALITE_DEVICE Rows<C> v_tile() const { return tile_at<Rows<C>>(C::kVAt, C::kKeyBytes); }
+  MEGALITE_DEVICE Rows<C> q_tile(int stage) const {
+    return tile_at<Rows<C>>(C::kQAt + stage * C::kRowBytes, C::kRowBytes);
+  }
+  MEGALITE_DEVICE Rows<C> dout_tile(int stage) const {
+    return tile_at<Rows<C>>(C::kDoutAt + stage * C::kRowBytes, C::kRowBytes);
+  }
+  MEGALITE_DEVICE Squares<C> p_tile() const {
+    return tile_at<Squares<C>>(C::kPAt, C::kSquareBytes);
+  }
+  MEGALITE_DEVICE Squares<C> ds_tile() const {
+    return tile_at<Squares<C>>(C::kDsAt, C::kSquareBytes);
+  }
+  /// Of each row: log2(e) lse, delta, start, end.
+  MEGALITE_DEVICE static Shared<int32_t> states() {
+    return shared_view<int32_t>(C::kStatesAt, C::kRows * 4);
+  }
+  MEGALITE_DEVICE static Shared<float> diagonals() {
+    return shared_view<float>(C::kDiagonalsAt, C::kDiagonalBytes / 4);
+  }
+  MEGALITE_DEVICE bool has_dbias() const { return C::kExtended && g.dbias; }
+
+  /// The same block; its addresses are made anew, which costs less than to keep them in registers.
+  MEGALITE_DEVICE BackwardBlock fresh() const { return {p, g, opaque(thread), opaque(first_key)}; }
+
+  // ---------------------------------------------------------------------------------------------
+  // what is copied, and which tiles there are
+
+  MEGALITE_DEVICE void start_keys(const Rows<C>& tile, Global<const T> x, const Strides& s) const {
+    const uint32_t wanted = tile.template wanted_rows<C::kKeys, C::kThreads>(
+        [&](int r) { return is_key_used(p, batch(), first_key + r); });
+    const int64_t at = batch() * s.batch + group() * s.head + first_key * s.row;
+    tile.template start_copy<C::kKeys, C::kThreads>(x.at(at), s.row, p.head_dim, wanted);
+    cp_async_commit();
+  }
+
+  /// Q_i and dO_i.
+  MEGALITE_DEVICE void start_rows(const RowTile& t, int stage) const {
+    const Rows<C> q = q_tile(stage), dout = dout_tile(stage);
+    const uint32_t wanted = q.template wanted_rows<C::kRows, C::kThreads>([&](int r) {
+      const int row = t.first_row + r;
+      return t.full ? row < p.queries : !row_interval(p, batch(), row).is_empty();
+    });
+    const auto start = [&](const Rows<C>& tile, Global<const T> x, const Strides& s) {
+      const int64_t at = batch() * s.batch + t.head * s.head + t.first_row * s.row;
+      tile.template start_copy<C::kRows, C::kThreads>(x.at(at), s.row, p.head_dim, wanted);
+    };
+    start(q, p.q, p.q_strides);
+    start(dout, g.dout, g.dout_strides);
+    cp_async_commit();
+  }
+
+  MEGALITE_DEVICE void start_states(const RowTile& t) const {
+    const int padded = divide_up(p.queries, C::kRows) * C::kRows;
+    const int64_t at = (int64_t{batch()} * p.heads + t.head) * padded + t.first_row;
+    if (thread < C::kRows) {
+      cp_async16(states(), thread * 4, g.scratch.template as<const int32_t>(), (at + thread) * 4,
+                 true);
+    }
+    cp_async_commit();
+  }
+
+  /// Move to the next tile, in `rows`, of which some row attends to a key; all heads of the group in
+  /// turn. False if there is none.
+  MEGALITE_DEVICE bool advance(RowTile& t, const Range& rows) const {
+    const int last_head = (group() + 1) * (p.heads / p.groups);
+    for (;;) {
+      t.first_row += C::kRows;
+      if (t.first_row >= rows.last) t.first_row = rows.first, ++t.head;
+      if (t.head >= last_head) return false;
+      const RowBounds bounds = row_bounds<C::kRows>(p, batch(), t.first_row);
+      t.full = bounds.template covers<C::kKeys>(first_key);
+      if (bounds.template touches<C::kKeys>(first_key)) return true;
+    }
+  }
+};
+
+}  // namespace megalite::sm80

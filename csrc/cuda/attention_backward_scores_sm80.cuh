@@ -1,0 +1,188 @@
+// A square of scores in attention's backward pass on sm_80, in the registers of a warp: S^T becomes
+// P^T, and dP^T becomes dS^T; dropout's mask of it; its rounded form, in registers and shared memory.
+#pragma once
+
+#include "attention_backward_block_sm80.cuh"
+
+namespace megalite::sm80 {
+
+// ---------------------------------------------------------------------------------------------
+// scores
+
+/// s = left right^T: 32 rows of the left tile, kQueries of the right one.
+template <class C>
+MEGALITE_DEVICE void multiply(const BackwardBlock<C>& block, Square<C>& s, const Rows<C>& left,
+                              const Rows<C>& right, int query) {
+  MEGALITE_UNROLL
+  for (int m = 0; m < C::kMTiles; ++m) {
+    MEGALITE_UNROLL
+    for (int n = 0; n < C::kNTiles; ++n) s[m][n][0] = s[m][n][1] = s[m][n][2] = s[m][n][3] = 0;
+  }
+  MEGALITE_UNROLL
+  for (int piece = 0; piece < C::kDim / 8; piece += 2) {
+    uint32_t a[C::kMTiles][4];
+    MEGALITE_UNROLL
+    for (int m = 0; m < C::kMTiles; ++m) left.load_a(a[m], block.warp_key() + m * 16, piece);
+    MEGALITE_UNROLL
+    for (int n = 0; n < C::kNTiles; n += 2) {
+      uint32_t b[2][2];
+      right.load_b(b, query + n * 8, piece);
+      MEGALITE_UNROLL
+      for (int m = 0; m < C::kMTiles; ++m) {
+        mma_m16n8k16<typename C::T>(s[m][n], a[m], b[0]);
+        mma_m16n8k16<typename C::T>(s[m][n + 1], a[m], b[1]);
+      }
+    }
+  }
+}
+
+/// s = log2(e) (scale s + bias). A lane's distances repeat: 8 keys and 8 rows on is the same.
+template <class C>
+MEGALITE_DEVICE void add_bias(const BackwardBlock<C>& block, Square<C>& s, const RowTile& t,
+                              int chunk) {
+  const DistanceBias bias = distance_bias(block.p, t.head);
+  const int distance = block.key(0, 0) - t.first_row - block.query(chunk, 0, 0);
+  MEGALITE_UNROLL
+  for (int diagonal = 1 - C::kNTiles; diagonal < 2 * C::kMTiles; ++diagonal) {
+    MEGALITE_UNROLL
+    for (int e = 0; e < 2; ++e) {
+      const float b = bias.at(distance + diagonal * 8 - e) * kLog2E;
+      MEGALITE_UNROLL
+      for (int i = 0; i < 2 * C::kMTiles; ++i) {
+        const int n = i - diagonal;
+        if (n < 0 || n >= C::kNTiles) continue;
+        float& x = s[i / 2][n][i % 2 * 2 + e];
+        x = fmaf(x, block.p.scale * kLog2E, b);
+      }
+    }
+  }
+}
+
+/// Scores become probabilities.
+template <bool kMasked, class C>
+MEGALITE_DEVICE void exponentiate(const BackwardBlock<C>& block, Square<C>& s, int chunk) {
+  const float scale = C::kExtended && block.p.bias ? 1.0f : block.p.scale * kLog2E;
+  MEGALITE_UNROLL
+  for (int n = 0; n < C::kNTiles; ++n) {
+    MEGALITE_UNROLL
+    for (int e = 0; e < 2; ++e) {
+      const int state = block.query(chunk, n, e) * 4;
+      const float lse = as_float(static_cast<uint32_t>(block.states().load(state)));
+      Interval allowed = {0, 0};
+      if (kMasked) {
+        const auto bounds = load_vec<2>(block.states(), state + 2);
+        allowed = {bounds.v[0], bounds.v[1]};
+      }
+      MEGALITE_UNROLL
+      for (int i = 0; i < 2 * C::kMTiles; ++i) {
+        float& x = s[i / 2][n][i % 2 * 2 + e];
+        x = exp2_approx(fmaf(x, scale, -lse));
+        if (kMasked) x = allowed.has(block.key(i / 2, i % 2)) ? x : 0.0f;
+      }
+    }
+  }
+}
+
+/// Whether dropout keeps value [m][n][e] of a square.
+template <class C>
+MEGALITE_DEVICE bool is_kept(const uint32_t (&kept)[4], int m, int n, int e) {
+  return kept[e] >> 4 * (m * C::kNTiles + n) & 1u;
+}
+
+/// dp = P * (dropped dp - delta): the gradient of the scores.
+template <class C>
+MEGALITE_DEVICE void differentiate(const BackwardBlock<C>& block, Square<C>& dp, const Square<C>& s,
+                                   const uint32_t (&kept)[4], int chunk) {
+  MEGALITE_UNROLL
+  for (int n = 0; n < C::kNTiles; ++n) {
+    MEGALITE_UNROLL
+    for (int e = 0; e < 2; ++e) {
+      const float delta =
+          as_float(static_cast<uint32_t>(block.states().load(block.query(chunk, n, e) * 4 + 1)));
+      MEGALITE_UNROLL
+      for (int m = 0; m < C::kMTiles; ++m) {
+        MEGALITE_UNROLL
+        for (int half = 0; half < 2; ++half) {
+          float& x = dp[m][n][half * 2 + e];
+          if (C::kExtended)
+            x = is_kept<C>(kept, m, n, half * 2 + e) ? x * block.p.dropout.scale : 0.0f;
+          x = s[m][n][half * 2 + e] * (x - delta);
+        }
+      }
+    }
+  }
+}
+
+// ---------------------------------------------------------------------------------------------
+// dropout
+
+/// Keep bits of a square, for is_kept. Four keys of a row lie in the four lanes that differ in
+/// lane / 4 % 4; each draws for one of the four values [e] of a fragment, and they exchange.
+template <class C>
+MEGALITE_DEVICE void draw(const BackwardBlock<C>& block, uint32_t (&kept)[4], const RowTile& t,
+                          int chunk) {
+  kept[0] = kept[1] = kept[2] = kept[3] = kFullMask;
+  if (!C::kExtended || block.p.dropout.threshold == 0) return;
+  const KeepBits keep = keep_bits(block.p, block.batch(), t.head);
+  const int mine = block.lane() / 4 % 4;
+  uint32_t bits = 0;
+  MEGALITE_UNROLL
+  for (int m = 0; m < C::kMTiles; ++m) {
+    MEGALITE_UNROLL
+    for (int n = 0; n < C::kNTiles; ++n) {
+      bits |=
+          keep.four_keys(t.first_row + block.query(chunk, n, mine % 2), block.key(m, mine / 2) / 4)
+          << 4 * (m * C::kNTiles + n);
+    }
+  }
+  MEGALITE_UNROLL
+  for (int e = 0; e < 4; ++e) kept[e] = shfl(bits, (block.lane() & ~12) | e * 4) >> mine;
+}
+
+// ---------------------------------------------------------------------------------------------
+// dv and dk
+
+template <class C>
+MEGALITE_DEVICE void pack(Packed<C>& packed, const Square<C>& s) {
+  MEGALITE_UNROLL
+  for (int m = 0; m < C::kMTiles; ++m) {
+    MEGALITE_UNROLL
+    for (int n = 0; n < C::kNTiles; n += 2)
+      pack_a<typename C::T>(packed[m][n / 2], s[m][n], s[m][n + 1]);
+  }
+}
+
+template <class C>
+MEGALITE_DEVICE void pack_kept(Packed<C>& packed, const Square<C>& s, const uint32_t (&kept)[4]) {
+  if (!C::kExtended) return pack<C>(packed, s);
+  Square<C> dropped;
+  MEGALITE_UNROLL
+  for (int m = 0; m < C::kMTiles; ++m) {
+    MEGALITE_UNROLL
+    for (int n = 0; n < C::kNTiles; ++n) {
+      MEGALITE_UNROLL
+      for (int e = 0; e < 4; ++e) dropped[m][n][e] = is_kept<C>(kept, m, n, e) ? s[m][n][e] : 0.0f;
+    }
+  }
+  pack<C>(packed, dropped);
+}
+
+template <class C>
+MEGALITE_DEVICE void store_square(const BackwardBlock<C>& block, const Squares<C>& tile,
+                                  const Packed<C>& packed, int chunk) {
+  const auto words = tile.data.template as<uint32_t>();
+  MEGALITE_UNROLL
+  for (int m = 0; m < C::kMTiles; ++m) {
+    MEGALITE_UNROLL
+    for (int n = 0; n < C::kNTiles; ++n) {
+      MEGALITE_UNROLL
+      for (int half = 0; half < 2; ++half) {
+        const int row = block.warp_key() + m * 16 + half * 8 + block.lane() / 4;
+        const int place = tile.at(row, block.first_query(chunk) / 8 + n) / 2 + block.lane() % 4;
+        words.store(place, packed[m][n / 2][n % 2 * 2 + half]);
+      }
+    }
+  }
+}
+
+}  // namespace megalite::sm80

@@ -1,0 +1,73 @@
+// The gradient of the bias of a distance, inside attention's backward kernel on sm_80: sums of dS over
+// diagonals, first in a warp, then over the block's warps, in a fixed order.
+#pragma once
+
+#include "attention_backward_block_sm80.cuh"
+
+namespace megalite::sm80 {
+
+/// Sum dS over each diagonal of a square, in a fixed order, into the warp's place.
+///
+/// Value [n][... + e] of lane (r, c) = (lane / 4, lane % 4) is at distance 8 diagonal + r - j with
+/// j = 2 c + e. Turned j rows down, lane r holds what belongs to 8 diagonal + r, or to 8 less
+/// where it wrapped around; then the four lanes of a row are summed.
+template <class C>
+MEGALITE_DEVICE void sum_diagonals(const BackwardBlock<C>& block, const Square<C>& ds, int chunk) {
+  const auto sums =
+      block.diagonals().at((block.thread / kWarpSize * C::kChunks + chunk) * C::kDiagonals);
+  const int r = block.lane() / 4, c = block.lane() % 4;
+  float stay = 0.0f;
+  MEGALITE_UNROLL
+  for (int diagonal = 2 * C::kMTiles - 1; diagonal >= -C::kNTiles; --diagonal) {
+    float wrapped = 0.0f, here = 0.0f;
+    MEGALITE_UNROLL
+    for (int e = 0; e < 2; ++e) {
+      float own = 0.0f;
+      MEGALITE_UNROLL
+      for (int i = 0; i < 2 * C::kMTiles; ++i) {
+        const int n = i - diagonal;
+        if (n >= 0 && n < C::kNTiles) own += ds[i / 2][n][i % 2 * 2 + e];
+      }
+      const int from = r + 2 * c + e;
+      const float turned = shfl(own, from % 8 * 4 + c);
+      if (from < 8) {
+        here += turned;
+      } else {
+        wrapped += turned;
+      }
+    }
+    // `stay` wrapped from the diagonal before, 8 further.
+    const float total = quad_sum(here + stay);
+    stay = wrapped;
+    if (c == 0) sums.store((diagonal + C::kNTiles) * 8 + r, total);
+  }
+}
+
+template <class C>
+MEGALITE_DEVICE Global<float> partial_dbias(const BackwardBlock<C>& block, int head) {
+  const auto scratch = BackwardScratch<C>::of(block.p, true);
+  const int64_t of_head =
+      (int64_t{block_x()} * block.p.batch + block.batch()) * block.p.heads + head;
+  return block.g.scratch.at(scratch.dbias_at + of_head * (block.p.queries + block.p.keys - 1));
+}
+
+/// The diagonals of all squares, added to the split's dbias.
+template <class C>
+MEGALITE_DEVICE void add_bias_gradient(const BackwardBlock<C>& block, const RowTile& t) {
+  const Global<float> partial = partial_dbias(block, t.head);
+  const int first = block.first_key - t.first_row + block.p.queries - 1;
+  for (int d = block.thread - C::kRows; d < C::kKeys; d += C::kThreads) {
+    if (first + d < 0 || first + d >= block.p.queries + block.p.keys - 1) continue;
+    float sum = 0.0f;
+    for (int w = 0; w < C::kWarps * C::kChunks; ++w) {
+      const int key = w / C::kChunks % C::kKeyWarps * 32;
+      const int query = (w / C::kChunks / C::kKeyWarps * C::kChunks + w % C::kChunks) * C::kQueries;
+      const int place = d - key + query + C::kQueries;
+      if (place >= 0 && place < C::kDiagonals)
+        sum += block.diagonals().load(w * C::kDiagonals + place);
+    }
+    partial.store(first + d, partial.load(first + d) + sum);
+  }
+}
+
+}  // namespace megalite::sm80
