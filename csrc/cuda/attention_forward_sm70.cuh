@@ -148,7 +148,6 @@ void attention_forward_kernel(AttentionParams<half> p) {
   const auto key_tile = Tile<D>::at(Shape::kKeysAt, kKeys);
   const auto value_tile = Tile<D>::at(Shape::kValuesAt, kKeys);
   const auto bias_tile = BiasTile<kRows, kKeys>::template at<kHasBias>(Shape::kBiasAt);
-  const DistanceBias bias = distance_bias(p, head);
   const float factor = kHasBias ? 1.0f : p.scale * kLog2E;
 
   const RowBounds bounds = row_bounds<kRows>(p, batch, first_row);
@@ -175,7 +174,7 @@ void attention_forward_kernel(AttentionParams<half> p) {
   syncthreads();
   w.query.load(query_tile, warp() * Shape::kWarpRows);
   if (tiles.first < tiles.last) copy.store(value_tile);
-  if constexpr (kHasBias) bias_tile.fill(bias, first_row, tiles.first * kKeys);
+  if constexpr (kHasBias) bias_tile.fill(distance_bias(p, head), first_row, tiles.first * kKeys);
 
   for (int tile = tiles.first; tile < tiles.last; ++tile) {
     const bool is_active = w.is_active(tile * kKeys), is_last = tile + 1 == tiles.last;
@@ -193,7 +192,7 @@ void attention_forward_kernel(AttentionParams<half> p) {
     if (is_last) break;
     syncthreads();  // V and the biases have been read; the next K is there
     copy.store(value_tile);
-    if constexpr (kHasBias) bias_tile.fill(bias, first_row, (tile + 1) * kKeys);
+    if constexpr (kHasBias) bias_tile.fill(distance_bias(p, head), first_row, (tile + 1) * kKeys);
   }
   const RowValues<Shape::kWarpRows> total = w.softmax.total();
   write_out(p, w.at, w.sums, total, query_tile);

@@ -137,7 +137,6 @@ void attention_query_gradient_kernel(AttentionParams<half> p, AttentionGradients
   const auto key_tile = Tile<D>::at(Shape::kKeysAt, kKeys);
   const auto value_tile = Tile<D>::at(Shape::kValuesAt, kKeys);
   const auto bias_tile = BiasTile<kRows, kKeys>::template at<kHasBias>(Shape::kBiasAt);
-  const DistanceBias bias = distance_bias(p, head);
   const float factor = kHasBias ? 1.0f : p.scale * kLog2E;
 
   const RowBounds bounds = row_bounds<kRows>(p, batch, first_row);
@@ -160,7 +159,7 @@ void attention_query_gradient_kernel(AttentionParams<half> p, AttentionGradients
   }
   syncthreads();
   if (tiles.first < tiles.last) copy.store(key_tile);
-  if constexpr (kHasBias) bias_tile.fill(bias, first_row, tiles.first * kKeys);
+  if constexpr (kHasBias) bias_tile.fill(distance_bias(p, head), first_row, tiles.first * kKeys);
 
   QueryGradientWarp<D, kHasBias, kDrops> w;
   w.at = {batch, head, first_row + warp() * Shape::kWarpRows};
@@ -191,7 +190,7 @@ void attention_query_gradient_kernel(AttentionParams<half> p, AttentionGradients
     if (is_last) break;
     syncthreads();  // K and the biases have been read; the next V is there
     copy.store(key_tile);
-    if constexpr (kHasBias) bias_tile.fill(bias, first_row, (tile + 1) * kKeys);
+    if constexpr (kHasBias) bias_tile.fill(distance_bias(p, head), first_row, (tile + 1) * kKeys);
   }
   if constexpr (kHasBias) diagonals.finish();
   w.write(p, g, query_tile);
