@@ -22,6 +22,8 @@ class Head(Layer):
         std = Initial(config.init_std)
         width = config.embedding_width
         if config.head == "value":
+            # Stiennon et al. 2020, arXiv:2009.01325, appendix B.1
+            std = Initial((config.hidden_size + 1) ** -0.5)
             self.value = Projection(mesh, 1, config.hidden_size, std, bias=config.head_bias)
             return
         if not config.tie_embeddings:

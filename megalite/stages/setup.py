@@ -9,6 +9,7 @@ import torch
 from megalite.config import dump
 from megalite.config.section import Section
 from megalite.data.formats import parse_prompt, read_rows
+from megalite.data.tokenizer import load_tokenizer
 from megalite.errors import CheckpointError, ConfigError
 from megalite.models.build import Model, build_model, recomputed_blocks
 from megalite.models.config import ModelConfig
@@ -131,11 +132,12 @@ def check_inputs(config: StageConfig) -> None:
 
     Raises:
         ConfigError: a row is longer than the model's table of positions.
-        DataError: a file of prompts for samples is missing or malformed.
+        DataError: the tokenizer or a file of prompts for samples is missing or malformed.
     """
     samples, data = getattr(config, "samples", None), getattr(config, "data", None)
-    if samples is not None:
+    if samples is not None and samples.prompts:
         read_rows(samples.prompts, parse_prompt)
+        load_tokenizer(config.tokenizer.path)  # type: ignore[attr-defined]
     if data is not None:
         answer = getattr(getattr(config, "rollout", None), "max_new_tokens", 0)
         check_positions(config.model, data.sequence_length + answer, "data.sequence_length")

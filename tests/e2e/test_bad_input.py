@@ -1,5 +1,8 @@
 """Wrong input is one line that says where, and exit code 2; nothing is written half."""
 
+import json
+import shutil
+
 import pytest
 
 from megalite.cli import main
@@ -104,6 +107,98 @@ def test_skipping_counts_and_lists_what_was_left_out(work, capsys, tmp_path):
     said = captured.out + captured.err
     assert "rows.jsonl:2" in said
     assert (tmp_path / "store.idx").exists()
+
+
+STAGES = {  # a good row, one with the wrong keys, one of a wrong type, one that is too long
+    "sft": (
+        {"instruction": "red", "output": "cat"},
+        {"instruction": "red"},
+        {"messages": [{"role": "user", "content": 3}]},
+        {"instruction": "red", "output": "cat " * 300},
+    ),
+    "rm": (
+        {"prompt": "red", "answers": ["cat", "dog"]},
+        {"prompt": "red", "chosen": "cat"},
+        {"prompt": "red", "answers": "cat"},
+        {"prompt": "red", "chosen": "cat " * 300, "rejected": "dog"},
+    ),
+    "ppo": (
+        {"prompt": "red"},
+        {"text": "red"},
+        {"messages": ["red"]},
+        {"prompt": "red " * 300},
+    ),
+}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("kind", ["keys", "type", "long", "json", "surrogate", "empty", "missing"])
+def test_a_wrong_row_of_any_stage_is_named_before_a_run_begins(work, capsys, tmp_path, stage, kind):
+    good, keys, type_, long = (json.dumps(row) for row in STAGES[stage])
+    bad = {"keys": keys, "type": type_, "long": long, "json": good[:-2]}
+    bad |= {"surrogate": good.replace("red", "\\ud800")}
+    path = tmp_path / "rows.jsonl"
+    if kind != "missing":
+        path.write_text("" if kind == "empty" else f"{good}\n\n{bad[kind]}\n{good}\n")
+    words = [stage, work.config(2), "--data.train", f'["{path}"]', "--data.sequence_length", "64"]
+    words += ["--tokenizer.path", f"{work.folder}/tokenizer", "--run.folder", tmp_path / "run"]
+    words += ["--checkpoint.start", "x"] + (["--reward_model", "x"] if stage == "ppo" else [])
+    said = refused(capsys, words)
+    assert f"{path}:3: " in said if kind in bad else str(path) in said
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (["--model.vocab_size", "100"], ["a store holds token", "--model.vocab_size is 100"]),
+        (
+            ["--model.position", "learned", "--data.sequence_length", "200"],
+            ["max_positions is 128"],
+        ),
+        (["--samples.prompts", '["nowhere.jsonl"]'], ["nowhere.jsonl"]),
+        (["--data.sequence_length", "9999999"], ["sequence_length 9999999"]),
+        (["--tokenizer.path", "nowhere", "--samples.prompts", '["{prompts}"]'], ["nowhere"]),
+    ],
+)
+def test_what_would_be_met_late_is_refused_early(work, capsys, more, says):
+    run = work.new_run()
+    more = [word.replace("{prompts}", f"{work.folder}/prompts.jsonl") for word in more]
+    said = refused(capsys, [*work.pretrain_words(run), *more])
+    for part in says:
+        assert part in said
+    assert not (run / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("end", [".bin", ".idx"])
+def test_a_store_that_was_cut_short_is_named(work, capsys, tmp_path, end):
+    for suffix in (".bin", ".idx"):
+        content = (work.folder / f"data{suffix}").read_bytes()
+        (tmp_path / f"cut{suffix}").write_bytes(content[:-9] if suffix == end else content)
+    words = work.pretrain_words(work.new_run())
+    said = refused(capsys, [*words, "--data.train", f'["{tmp_path}/cut"]'])
+    assert f"cut{end}" in said
+
+
+@pytest.mark.parametrize("fault", ["flipped", "cut", "missing", "other shape", "other depth"])
+def test_a_start_that_is_damaged_or_of_another_model_is_refused(
+    work, whole, capsys, tmp_path, fault
+):
+    start = tmp_path / "start"
+    shutil.copytree(whole / "checkpoints", start)
+    newest = start / (start / "latest").read_text()
+    file = max(newest.glob("*.distcp"), key=lambda path: path.stat().st_size)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 3] ^= 4
+    if fault in ("flipped", "cut"):
+        file.write_bytes(content if fault == "flipped" else content[:-1])
+    if fault == "missing":
+        file.unlink()
+    more = {"other shape": ["--model.ffn_size", "64"], "other depth": ["--model.num_layers", "3"]}
+    words = [*work.pretrain_words(work.new_run(), "--checkpoint.start", str(start))]
+    said = refused(capsys, [*words, *more.get(fault, [])])
+    assert str(newest) in said
+    assert ("another model" in said) == (fault in more)
 
 
 def test_an_unknown_command_is_answered_with_the_closest(capsys):

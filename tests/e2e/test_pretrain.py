@@ -137,6 +137,25 @@ def test_a_checkpoint_of_another_model_is_refused(work, whole):
     assert "checkpoints/step-" in done.stderr
 
 
+def test_a_disk_that_is_full_of_metrics_is_one_line(work, tmp_path):
+    """A small file system of its own, TensorBoard's files on it too."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = ["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", str(disk)]
+    if shutil.which("mount") is None or subprocess.run(mounted, check=False).returncode:
+        pytest.skip("mounting a small file system needs root")
+    try:
+        (disk / "ballast").write_bytes(bytes(100_000))
+        words = work.pretrain_words(disk / "run", "--run.tensorboard", "true")
+        done = megalite(*words, "--checkpoint.every", "0", "--train.steps", "400")
+        assert done.returncode == 2, done.stderr[-2000:]
+        assert "No space left on device" in done.stderr
+        assert f"{disk}/run/" in done.stderr
+        assert "Traceback" not in done.stderr
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
 def test_a_full_disk_is_one_line_and_keeps_what_was_saved(work, whole):
     import resource
 

@@ -70,11 +70,37 @@ def test_a_reward_model_starts_from_a_hugging_face_folder(work, hugging_face):
 PPO = ("--rollout.max_new_tokens", "8", "--rollout.micro_batch_size", "2")
 
 
-def test_ppo_runs_on_two_processes(work, sft, rm):
-    run = stage(work, "ppo", sft, "prompts", "--reward_model", rm, *PPO, processes=2)
+@pytest.fixture(scope="module")
+def ppo(work, sft, rm):
+    return stage(work, "ppo", sft, "prompts", "--reward_model", rm, *PPO, processes=2)
+
+
+def test_ppo_runs_on_two_processes(ppo):
     names = {"reward", "kl", "entropy", "clip_fraction", "value_loss", "response_tokens"}
-    assert names <= set(rows(run)[-1])
-    assert abs(rows(run)[1]["kl"]) < 1e-4  # the first rollout is by the reference itself
+    assert names <= set(rows(ppo)[-1])
+    assert abs(rows(ppo)[1]["kl"]) < 1e-4  # the first rollout is by the reference itself
+
+
+COMPARED = ("loss", "reward", "kl", "entropy", "value_loss", "grad_norm", "heldout_reward")
+
+
+def curves(run) -> dict[str, list[float]]:
+    return {name: [row[name] for row in rows(run) if name in row] for name in COMPARED}
+
+
+@pytest.mark.parametrize(("processes", "layout"), [(1, []), (2, ["--parallel.tp", "2"])])
+def test_ppo_gives_the_same_curves_in_another_layout(work, sft, rm, ppo, processes, layout):
+    words = ("--reward_model", rm, *PPO, *layout)
+    other = stage(work, "ppo", sft, "prompts", *words, processes=processes)
+    for name, curve in curves(other).items():
+        assert curve == pytest.approx(curves(ppo)[name], rel=1e-5, abs=2e-6), name
+
+
+def test_every_stage_repeats_itself_bit_for_bit(work, whole, sft, rm, ppo):
+    assert losses(stage(work, "sft", whole, "sft", processes=2)) == losses(sft)
+    assert losses(stage(work, "rm", sft, "rankings")) == losses(rm)
+    again = stage(work, "ppo", sft, "prompts", "--reward_model", rm, *PPO, processes=2)
+    assert curves(again) == curves(ppo)
 
 
 def test_a_policy_is_no_reward_model(work, sft):

@@ -1,0 +1,114 @@
+"""What PPO's four models start from, and that neither padding nor dropout reaches their numbers."""
+
+import pytest
+import torch
+
+from megalite.data.chat import Chat
+from megalite.data.conversations import ranking_batch, scored_example
+from megalite.data.example import collate
+from megalite.data.structure import Structure
+from megalite.data.tokenizer import Tokenizer
+from megalite.generation.prompts import Prompt, batch_prompts
+from megalite.models.build import build_model
+from megalite.models.config import ModelConfig
+from megalite.models.outputs import Logits, LogProbs, Values
+from megalite.parallel.engine import evaluate
+from megalite.parallel.mesh import Mesh, ParallelConfig
+from megalite.stages.ppo import vocabulary_of
+from megalite.stages.rlhf.responses import respond
+
+SHAPE = {"vocab_size": 31, "hidden_size": 24, "num_layers": 2, "num_heads": 4, "ffn_size": 40}
+GPT = {"norm": "layer_norm", "gated": False, "activation": "gelu", "position": "learned"}
+
+
+def model(**more):
+    config = ModelConfig(**(SHAPE | {"max_positions": 64} | more))
+    return build_model(config, Mesh.single(), ParallelConfig(), seed=3)
+
+
+def test_a_reward_heads_first_weights_are_normal_with_their_own_deviation():
+    """1 / sqrt(D + 1), and a bias of 0 where it has one."""
+    large = model(hidden_size=1024, num_layers=1, head="value", head_bias=True)
+    weight, bias = large.head.value.weight, large.head.value.bias
+    assert float(weight.std()) == pytest.approx(1025**-0.5, rel=0.1)
+    assert abs(float(weight.mean())) < 0.003
+    assert float(bias) == 0
+    assert float(model(head="value").head.value.weight.std()) == pytest.approx(25**-0.5, rel=0.4)
+
+
+@pytest.mark.parametrize("family", [{}, GPT, {"position": "alibi"}])
+@pytest.mark.parametrize("padding", [1, 7])
+def test_padding_on_the_left_changes_no_logit(family, padding):
+    actor = model(**family)
+    prompt = Prompt([4, 9, 2, 7, 7])
+    (alone,) = evaluate(actor, [batch_prompts([prompt], [0])], Logits())
+    longer = Prompt(list(range(1, 6 + padding)))
+    (both,) = evaluate(actor, [batch_prompts([prompt, longer], [0, 1], pad_id=13)], Logits())
+    assert torch.allclose(both[0, padding:], alone[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("head", ["lm", "value"])
+def test_padding_on_the_right_changes_nothing_an_update_reads(head):
+    judge = model(head=head)
+    output = Values() if head == "value" else LogProbs(0.7)
+    prompts, answers = [Prompt([4, 9, 2]), Prompt([5])], [[1, 2], [3, 4, 5, 6, 7, 8]]
+    both = respond(prompts, answers, [0, 1], pad_id=13)
+    (whole,) = evaluate(judge, [both.batch], output)
+    for row in range(2):
+        alone = respond(prompts[row : row + 1], answers[row : row + 1], [row])
+        (single,) = evaluate(judge, [alone.batch], output)
+        a, b = (whole, single) if head == "value" else (whole[0], single[0])
+        count = len(prompts[row].tokens) + len(answers[row])
+        assert torch.allclose(a[row, :count], b[0, :count], atol=1e-5)
+
+
+@pytest.mark.parametrize("prefix", [False, True])
+def test_answers_that_share_a_row_are_scored_as_if_each_stood_alone(prefix):
+    """K answers in one forward pass, rankings of different lengths in one batch."""
+    judge = model(head="value")
+    structure = Structure(is_prefix=prefix)
+    generator = torch.Generator().manual_seed(0)
+    draw = lambda most: torch.randint(1, 30, (most,), generator=generator).tolist()  # noqa: E731
+    rankings = [
+        [scored_example(prompt, draw(1 + k), structure) for k in range(count)]
+        for prompt, count in ((draw(5), 4), (draw(2), 2))
+    ]
+    batch, rows, ends, valid = ranking_batch(rankings, [0, 1])
+    (values,) = evaluate(judge, [batch], Values())
+    for number, ranking in enumerate(rankings):
+        assert valid[number].sum() == len(ranking)
+        for k, example in enumerate(ranking):
+            (alone,) = evaluate(judge, [collate([example], [0])], Values())
+            score = values[rows[number, k], ends[number, k]]
+            assert float(score) == pytest.approx(float(alone[0, -1]), abs=1e-5)
+
+
+def test_log_probs_are_those_of_the_logits_divided_by_the_temperature():
+    actor, temperature = model(), 0.7
+    answered = respond([Prompt([4, 9, 2])], [[1, 2, 3]], [0])
+    ((log_probs, entropy),) = evaluate(actor, [answered.batch], LogProbs(temperature))
+    (logits,) = evaluate(actor, [answered.batch], Logits())
+    expected = (logits / temperature).log_softmax(-1)
+    taken = expected.gather(-1, answered.batch.labels.clamp(min=0)[..., None]).squeeze(-1)
+    assert torch.allclose(log_probs[answered.mask], taken[answered.mask], atol=1e-5)
+    own = -(expected.exp() * expected).sum(-1)
+    assert torch.allclose(entropy[answered.mask], own[answered.mask], atol=1e-5)
+
+
+class Words:
+    """The special tokens of a vocabulary, as transformers names them."""
+
+    def __init__(self, end: int | None, pad: int | None) -> None:
+        self.eos_token_id, self.pad_token_id, self.bos_token_id = end, pad, None
+
+    def __len__(self) -> int:
+        return 9
+
+
+@pytest.mark.parametrize(
+    ("end", "pad", "expected"), [(5, 5, 0), (0, 0, 1), (5, 3, 3), (5, None, 0), (0, None, 1)]
+)
+def test_padding_is_never_the_end_token(end, pad, expected):
+    found = vocabulary_of(Chat("plain", Tokenizer(Words(end, pad), "words")))
+    assert tuple(found.end_ids) == (end,)
+    assert found.pad_id == expected

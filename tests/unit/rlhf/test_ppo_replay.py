@@ -1,0 +1,229 @@
+"""A step of PPO as the stage does it against a short loop over single answers, without padding."""
+
+import copy
+from dataclasses import dataclass
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from megalite.generation.prompts import Prompt
+from megalite.models.build import build_model
+from megalite.models.config import ModelConfig
+from megalite.models.outputs import Logits, Values
+from megalite.ops.random import fold
+from megalite.parallel.engine import evaluate
+from megalite.parallel.launch import Launch
+from megalite.parallel.mesh import ParallelConfig
+from megalite.stages.ppo import PPOConfig, _Loop, _models
+from megalite.stages.rlhf.kl import KLConfig
+from megalite.stages.rlhf.responses import respond
+from megalite.stages.rlhf.rollout import RolloutConfig, Vocabulary
+from megalite.stages.rlhf.updates import UpdateConfig, mini_batches
+from megalite.stages.setup import set_up
+from megalite.training.config import (
+    OptimizerConfig,
+    RunConfig,
+    ScheduleConfig,
+    TrainConfig,
+)
+
+SHAPE = {"vocab_size": 23, "hidden_size": 16, "num_layers": 2, "num_heads": 2, "ffn_size": 24}
+TEMPERATURE, BETA, CLIP, VALUE_CLIP, DECAY, RATE = 0.7, 0.1, 0.02, 0.01, 0.95, 3e-3
+ENDS = {0, 4, 8, 12}
+PROMPTS = [Prompt([1 + n, *range(1, 1 + n % 4)]) for n in range(8)]
+
+
+def config(folder, **more) -> PPOConfig:
+    """Dropout is on in the model's config, and must be off in PPO."""
+    return PPOConfig(
+        run=RunConfig(folder=str(folder), tensorboard=False, device="cpu", threads=1),
+        model=ModelConfig(**SHAPE, dropout=0.3, attention_dropout=0.3),
+        train=TrainConfig(steps=4, global_batch_size=8, micro_batch_size=2),
+        optimizer=OptimizerConfig(learning_rate=RATE, eps=1e-5, weight_decay=0.0),
+        schedule=ScheduleConfig(kind="constant", warmup=0.0),
+        rollout=RolloutConfig(max_new_tokens=6, temperature=TEMPERATURE, micro_batch_size=3),
+        kl=KLConfig(coefficient=BETA),
+        update=UpdateConfig(epochs=2, mini_batches=2, clip=CLIP, value_clip=VALUE_CLIP),
+        **more,
+    )
+
+
+@pytest.fixture(scope="module")
+def loop(tmp_path_factory):
+    """The stage's own loop; the reference is not where the actor starts, so the KL counts."""
+    folder = tmp_path_factory.mktemp("ppo")
+    for name, head, seed in (("policy", "lm", 1), ("reward", "value", 2)):
+        stage = set_up(config(folder / name), Launch())
+        shape = ModelConfig(**SHAPE, head=head)
+        model = build_model(shape, stage.mesh, ParallelConfig(), seed=seed)
+        trainer, _ = stage.trainer(("model", model))
+        trainer.save()
+        trainer._checkpoints.wait()
+    stage = set_up(config(folder / "run"), Launch())
+    started = config(folder / "run", reward_model=str(folder / "reward"))
+    start = started.checkpoint.model_copy(update={"start": str(folder / "policy")})
+    started = started.model_copy(update={"checkpoint": start})
+    models = _models(stage, started)
+    with torch.no_grad():
+        for parameter in models.reference.parameters():
+            parameter.mul_(1.1)
+    trainer, learners = stage.trainer(("actor", models.actor), ("critic", models.critic))
+    yield _Loop(started, stage, models, learners, trainer, Vocabulary(ENDS, 22))
+    dist.destroy_process_group()
+
+
+@dataclass
+class Sample:
+    """One answer as the reference sees it, each [answer tokens]."""
+
+    number: int
+    answer: list[int]
+    log_probs: torch.Tensor
+    values: torch.Tensor
+    advantages: torch.Tensor
+    returns: torch.Tensor
+
+
+class Reference:
+    """PPO written out for one answer at a time."""
+
+    def __init__(self, loop: _Loop) -> None:
+        kinds = ("actor", "critic", "reference", "reward")
+        self.models = {kind: copy.deepcopy(getattr(loop.models, kind)) for kind in kinds}
+        settings = {"lr": RATE, "betas": (0.9, 0.95), "eps": 1e-5, "weight_decay": 0.0}
+        self.optimizers = [
+            torch.optim.AdamW(list(self.models[kind].parameters()), **settings)
+            for kind in ("actor", "critic")
+        ]
+
+    def ask(self, kind: str, number: int, answer: list[int], output):
+        """What a model says of the rows that predict the answer, and of its last token."""
+        batch = respond([PROMPTS[number]], [answer], [number]).batch
+        out = self.models[kind](batch, output)[0]
+        first = len(PROMPTS[number].tokens) - 1
+        return out[first : first + len(answer)], out[-1]
+
+    def log_probs(self, kind: str, number: int, answer: list[int]) -> torch.Tensor:
+        logits, _ = self.ask(kind, number, answer, Logits())
+        return (logits / TEMPERATURE).log_softmax(-1)[range(len(answer)), answer]
+
+    @torch.no_grad()
+    def judge(self, number: int, answer: list[int]) -> Sample:
+        log_probs = self.log_probs("actor", number, answer)
+        kl = log_probs - self.log_probs("reference", number, answer)
+        values, _ = self.ask("critic", number, answer, Values())
+        _, score = self.ask("reward", number, answer, Values())
+        rewards = -BETA * kl
+        rewards[-1] += score
+        advantages, carried, following = torch.zeros(len(answer)), 0.0, 0.0
+        for t in reversed(range(len(answer))):
+            carried = rewards[t] + following - values[t] + DECAY * carried
+            advantages[t], following = carried, values[t]
+        self.kls.append(float(kl.sum()))
+        self.scores.append(float(score))
+        return Sample(number, answer, log_probs, values, advantages, advantages + values)
+
+    def step(self, answers: list[list[int]], order) -> dict[str, float]:
+        self.kls, self.scores = [], []
+        samples = [self.judge(number, answer) for number, answer in enumerate(answers)]
+        flat = torch.cat([sample.advantages for sample in samples])
+        deviation = (flat.var(unbiased=False) + 1e-8).sqrt()
+        for sample in samples:
+            sample.advantages = (sample.advantages - flat.mean()) / deviation
+        seen = [self.update([samples[i] for i in rows]) for epoch in order for rows in epoch]
+        means = {name: sum(one[name] for one in seen) / len(seen) for name in seen[0]}
+        self.first = seen[0]
+        return means | {
+            "kl": sum(self.kls) / len(samples),
+            "reward": sum(self.scores) / len(samples),
+        }
+
+    def update(self, samples: list[Sample]) -> dict[str, float]:
+        count, sums = (
+            sum(len(sample.answer) for sample in samples),
+            dict.fromkeys(
+                ("policy_loss", "value_loss", "approximate_kl", "clip_fraction", "ratio"), 0.0
+            ),
+        )
+        for sample in samples:
+            new = self.log_probs("actor", sample.number, sample.answer)
+            change = new - sample.log_probs
+            ratio = change.exp()
+            plain = -sample.advantages * ratio
+            bounded = -sample.advantages * ratio.clamp(1 - CLIP, 1 + CLIP)
+            policy = torch.maximum(plain, bounded).sum() / count
+            values, _ = self.ask("critic", sample.number, sample.answer, Values())
+            near = torch.clamp(values, sample.values - VALUE_CLIP, sample.values + VALUE_CLIP)
+            errors = (values - sample.returns) ** 2, (near - sample.returns) ** 2
+            value = 0.5 * torch.maximum(*errors).sum() / count
+            (policy + value).backward()
+            sums["policy_loss"] += float(policy)
+            sums["value_loss"] += float(value)
+            sums["approximate_kl"] += float(0.5 * (change**2).sum() / count)
+            sums["clip_fraction"] += float((bounded > plain).sum() / count)
+            sums["ratio"] += float(ratio.sum() / count)
+        for kind, optimizer in zip(("actor", "critic"), self.optimizers, strict=True):
+            torch.nn.utils.clip_grad_norm_(list(self.models[kind].parameters()), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+        return sums
+
+
+def answers_of(loop: _Loop) -> list[list[int]]:
+    seed = fold(loop.config.run.seed, loop.trainer.progress.step)
+    responses, _ = loop._roll(PROMPTS, range(8), seed)
+    rows = zip(responses.batch.labels, responses.mask, strict=True)
+    return [labels[mask].tolist() for labels, mask in rows]
+
+
+def test_two_steps_are_those_of_a_loop_over_single_answers(loop):
+    """Rollout, penalty, GAE, whitening, clipping, mini-batches, accumulation, Adam: all at once."""
+    reference = Reference(loop)
+    halves = [(PROMPTS[:2], [0, 1]), (PROMPTS[2:4], [2, 3]), (PROMPTS[4:], [4, 5, 6, 7])]
+    for number in range(2):
+        answers = answers_of(loop)
+        assert len({len(answer) for answer in answers}) > 1
+        assert all(ENDS.isdisjoint(answer[:-1]) for answer in answers)
+        order = mini_batches(8, loop.config.update, fold(loop.config.run.seed, number, 1))
+        assert [len(rows) for epoch in order for rows in epoch] == [4, 4, 4, 4]
+        theirs = reference.step(answers, order)
+        ours = loop.step(halves)
+        for name, value in theirs.items():
+            assert ours[name] == pytest.approx(value, rel=2e-4, abs=2e-6), (number, name)
+        if number == 0:
+            assert reference.first["ratio"] == pytest.approx(1, abs=1e-6)
+            assert reference.first["clip_fraction"] == 0
+        assert ours["clip_fraction"] > 0
+        assert abs(ours["kl"]) > 1e-3
+        loop.trainer.progress.step += 1
+    for kind in ("actor", "critic"):
+        mine, theirs_model = getattr(loop.models, kind), reference.models[kind]
+        for (name, a), b in zip(mine.named_parameters(), theirs_model.parameters(), strict=True):
+            assert torch.allclose(a, b, atol=1e-4), (kind, name)
+
+
+def test_a_pass_of_eight_answers_is_two_updates_of_two_micro_batches(loop):
+    before = loop.learners[0].updates
+    responses, judged = loop._roll(PROMPTS, range(8), 1)
+    loop.step([(PROMPTS, list(range(8)))])
+    assert loop.learners[0].updates - before == 2 * 2
+    experience = type("Rows", (), {"rows": staticmethod(lambda index: index)})
+    order = mini_batches(8, loop.config.update, 0)
+    assert [len(epoch) for epoch in order] == [2, 2]
+    for rows in order[0]:
+        items = loop._items(responses, experience, rows)
+        assert [len(batch.tokens) for batch, _ in items] == [2, 2]
+
+
+def test_dropout_is_off_and_the_critic_starts_as_the_reward_model(loop):
+    for kind in ("actor", "critic", "reference", "reward"):
+        shape = getattr(loop.models, kind).config
+        assert shape.dropout == shape.attention_dropout == 0
+    fresh = _models(loop.stage, loop.config)
+    pairs = zip(fresh.critic.parameters(), fresh.reward.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+    assert not any(p.requires_grad for p in fresh.reward.parameters())
+    assert not any(p.requires_grad for p in fresh.reference.parameters())
+    again = [evaluate(fresh.actor, [respond(PROMPTS[:1], [[1]], [0]).batch], Logits())[0]] * 2
+    assert torch.equal(*again)
