@@ -21,7 +21,7 @@ def texts(sources, key="text") -> list[str]:
     return [piece.text for piece in documents([str(path) for path in sources], key)]
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(TEXTS, st.integers(1, 60))
 def test_parts_of_a_jsonl_file_together_are_the_file(tmp_path_factory, rows, size):
     path = tmp_path_factory.mktemp("rows") / "a.jsonl"
@@ -33,7 +33,7 @@ def test_parts_of_a_jsonl_file_together_are_the_file(tmp_path_factory, rows, siz
     assert read == [text for text in rows if text.strip()]
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(TEXTS, st.integers(1, 4), st.integers(1, 2000))
 def test_parts_of_a_parquet_file_together_are_the_file(tmp_path_factory, rows, group, size):
     path = tmp_path_factory.mktemp("rows") / "a.parquet"
@@ -43,7 +43,7 @@ def test_parts_of_a_parquet_file_together_are_the_file(tmp_path_factory, rows, g
 
 
 @given(st.text("ab \n語é", max_size=200), st.integers(1, 30))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_pieces_of_a_text_file_together_are_the_file(tmp_path_factory, text, size):
     path = tmp_path_factory.mktemp("text") / "a.txt"
     path.write_text(text, encoding="utf-8", newline="")

@@ -29,7 +29,7 @@ def megatron():
     return indexed_dataset
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(DOCUMENTS, st.sampled_from([np.uint16, np.int32]))
 def test_megatron_reads_what_is_written(tmp_path_factory, documents, dtype):
     prefix = tmp_path_factory.mktemp("store") / "a"
@@ -44,7 +44,7 @@ def test_megatron_reads_what_is_written(tmp_path_factory, documents, dtype):
     assert ours.num_tokens == sum(map(len, documents))
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     st.lists(DOCUMENTS, min_size=1, max_size=4), st.sampled_from([np.uint16, np.int32, np.int64])
 )
@@ -63,7 +63,7 @@ def test_what_megatron_writes_is_read(tmp_path_factory, documents, dtype):
     assert store.lengths.tolist() == [len(one) for one in whole]
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(DOCUMENTS, DOCUMENTS)
 def test_joined_stores_hold_the_documents_of_both(tmp_path_factory, first, second):
     folder = tmp_path_factory.mktemp("stores")

@@ -1,0 +1,6 @@
+"""Settings of all tests: a busy machine is no failure of a property."""
+
+from hypothesis import HealthCheck, settings
+
+settings.register_profile("megalite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("megalite")

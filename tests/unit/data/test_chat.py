@@ -1,0 +1,80 @@
+"""Chat templates: what is written, and which of it is learned."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from megalite.data.chat import TEMPLATES, Chat, conversation_example
+from megalite.data.formats import Turn
+from megalite.models.batch import IGNORE
+
+TURNS = (Turn("user", "one two"), Turn("assistant", "three"), Turn("user", "red"))
+TURNS += (Turn("assistant", "blue dog"),)
+WRITTEN = {
+    "plain": "one two\nthree{end}red\nblue dog{end}",
+    "alpaca": "Below is an instruction that describes a task. Write a response that appropriately "
+    "completes the request.\n\n### Instruction:\none two\n\n### Response:three{end}"
+    "### Instruction:\nred\n\n### Response:blue dog{end}",
+    "vicuna": "A chat between a curious user and an artificial intelligence assistant. The "
+    "assistant gives helpful, detailed, and polite answers to the user's questions. "
+    "USER: one two ASSISTANT:three{end}USER: red ASSISTANT:blue dog{end}",
+    "chatglm2": "[Round 1]\n\n问：one two\n\n答：three{end}"
+    "[Round 2]\n\n问：red\n\n答：blue dog{end}",
+}
+
+
+def text_of(tokenizer, tokens) -> str:
+    """Decoded with the end token shown."""
+    parts, run = [], []
+    for token in [*tokens, None]:
+        if token is None or token == tokenizer.end_id:
+            parts.append(tokenizer.decode(run))
+            run = []
+        else:
+            run.append(int(token))
+    return "{end}".join(parts)
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_a_conversation_is_written_as_its_template_says(tokenizer, template):
+    pieces = Chat(template, tokenizer).pieces(TURNS)
+    tokens = [token for piece in pieces for token in piece.tokens]
+    assert tokens[0] == tokenizer.begin_id
+    assert text_of(tokenizer, tokens[1:]) == WRITTEN[template]
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_only_answers_and_their_ends_are_learned(tokenizer, template):
+    example = conversation_example(Chat(template, tokenizer).pieces(TURNS))
+    learned = example.labels[example.labels != IGNORE]
+    assert text_of(tokenizer, learned) == "three{end}blue dog{end}"
+    at = np.flatnonzero(example.labels != IGNORE)
+    following = np.append(example.tokens[1:], learned[-1])
+    assert (following[at] == example.labels[at]).all()
+
+
+@settings(max_examples=30)
+@given(st.text("ab {}\n語", max_size=12), st.text("ab{0}語", max_size=8))
+def test_braces_in_a_text_are_only_text(tokenizer, question, answer):
+    chat = Chat("plain", tokenizer)
+    tokens = [*chat.prompt([Turn("user", question)]), *chat.answer(answer)]
+    assert text_of(tokenizer, tokens[1:]) == question + "\n" + answer + "{end}"
+
+
+def test_what_is_asked_is_what_was_learned_to_follow(tokenizer):
+    """The prompt of generation is the beginning of the conversation in training."""
+    for template in TEMPLATES:
+        chat = Chat(template, tokenizer)
+        whole = [token for piece in chat.pieces(TURNS) for token in piece.tokens]
+        prompt = chat.prompt(TURNS[:-1])
+        assert whole[: len(prompt)] == prompt
+        assert whole[len(prompt) :] == chat.answer("blue dog")
+
+
+def test_a_prefix_ends_where_the_first_answer_begins(tokenizer):
+    pieces = Chat("plain", tokenizer).pieces(TURNS[:2])
+    prompt = sum(len(piece.tokens) for piece in pieces[:-1])
+    example = conversation_example(pieces, prefix=True)
+    rows = np.arange(len(example.tokens)) + 1
+    assert example.end.tolist() == np.maximum(rows, prompt).tolist()

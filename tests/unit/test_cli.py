@@ -1,0 +1,81 @@
+"""The command line: help that imports nothing heavy, commented configs, exit codes."""
+
+import subprocess
+import sys
+
+import pytest
+
+from megalite.cli import find_command, load_config, main
+from megalite.commands import COMMANDS
+from megalite.config.load import tomllib
+
+HEAVY = ("torch", "numpy", "pydantic", "transformers", "tokenizers", "rich", "pyarrow")
+NAMES = [command.words for command in COMMANDS]
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--version"], ["pretrain", "--help"], ["nonsense"]])
+def test_answers_without_a_run_import_nothing_heavy(words):
+    """What is imported decides how long --help takes; it is half a second at most."""
+    code = (
+        "import sys; from megalite.cli import main; code = main(sys.argv[1:]); "
+        f"found = [name for name in {HEAVY!r} if name in sys.modules]; "
+        "print(code, found, len(sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], capture_output=True, text=True, check=True
+    )
+    code, found, count = done.stdout.splitlines()[-1].rsplit(" ", 2)
+    assert found == "[]"
+    assert int(count) < 200
+    assert code == ("2" if words == ["nonsense"] else "0")
+
+
+def test_help_lists_every_command(capsys):
+    assert main(["--help"]) == 0
+    said = capsys.readouterr().out
+    assert all(name in said for name in NAMES)
+    assert main([]) == 2
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_command_has_help_and_a_commented_config(name, capsys):
+    assert main([*name.split(), "--help"]) == 0
+    assert f"megalite config {name}" in capsys.readouterr().out
+    assert main(["config", *name.split()]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith(f"# megalite {name}\n")
+    tomllib.loads(said)
+    keys = [line for line in said.splitlines() if " = " in line and not line.startswith("#")]
+    lines = said.splitlines()
+    for key in keys:
+        assert lines[lines.index(key) - 1].startswith("#"), f"{key} has no description"
+
+
+@pytest.mark.parametrize("name", ["pretrain", "sft", "rm", "ppo"])
+def test_a_printed_config_is_the_config(name, tmp_path, capsys):
+    overrides = ["--train.steps", "7", "--model.num_layers", "3", "--data.train", '["a b"]']
+    assert main(["config", name, *overrides]) == 0
+    path = tmp_path / "printed.toml"
+    path.write_text(capsys.readouterr().out)
+    command, _ = find_command([name])
+    assert load_config(command, [str(path)])[0] == load_config(command, overrides)[0]
+
+
+def test_config_shows_a_file_with_its_overrides(tmp_path, capsys):
+    (tmp_path / "c.toml").write_text("[train]\nsteps = 5\n")
+    assert main(["config", "sft", str(tmp_path / "c.toml"), "--run.seed", "9"]) == 0
+    said = tomllib.loads(capsys.readouterr().out)
+    assert (said["train"]["steps"], said["run"]["seed"]) == (5, 9)
+    assert main(["config", "sft", str(tmp_path / "none.toml")]) == 2
+
+
+def test_a_closed_pipe_is_no_error():
+    command = f"{sys.executable} -m megalite config ppo | head -1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert done.stderr == ""
+
+
+def test_an_unreadable_file_is_named(tmp_path, capsys):
+    assert main(["pretrain", str(tmp_path)]) == 2
+    assert str(tmp_path) in capsys.readouterr().err
