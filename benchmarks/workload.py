@@ -64,17 +64,13 @@ class Workload:
     batches: list[Batch]
     speed: Speed
 
-    def seconds(self, rounds: int) -> list[float]:
-        """Seconds of each of some steps, after one that doesn't count."""
-        self.step()
-        times = []
-        for _ in range(rounds):
-            if dist.is_initialized():
-                dist.barrier()
-            started = time.perf_counter()
-            self.step()
-            times.append(time.perf_counter() - started)
-        return times
+    def timed(self) -> tuple[float, dict[str, float]]:
+        """One step: its seconds and metrics. Comm: a barrier first, and a step's."""
+        if self.mesh.world.group is not None:
+            dist.barrier()
+        started = time.perf_counter()
+        metrics = self.step()
+        return time.perf_counter() - started, metrics
 
     def transport(self) -> tuple[float, dict[str, Any]]:
         """Seconds that a step's collectives take alone, and what they are. Comm: a step's."""

@@ -81,10 +81,14 @@ def _placement(num_shards: int):
 
 
 def set_gradient_sync(model: nn.Module, is_last: bool) -> None:
-    """Reduce gradients in the backward pass of a step's last micro-batch only."""
+    """Reduce gradients in the backward pass of a step's last micro-batch only.
+
+    Where parameters stay gathered from forward to backward they stay for the whole step.
+    """
     if isinstance(model, FSDPModule):
         model.set_requires_gradient_sync(is_last)
         model.set_is_last_backward(is_last)
+        model.set_reshard_after_backward(is_last or model.reshard_after_forward)
 
 
 @contextmanager

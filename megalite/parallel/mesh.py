@@ -32,7 +32,8 @@ class ParallelConfig(Section):
         False, description="between matrices, split the sequence over the tp processes"
     )
     reshard_after_forward: bool = Field(
-        True, description="drop gathered parameters after forward; false keeps them until backward"
+        True,
+        description="drop gathered parameters after each pass; false keeps them for the whole step",
     )
     schedule: Literal["1f1b", "interleaved", "gpipe"] = Field(
         "1f1b", description="order of micro-batches in the pipeline"

@@ -23,7 +23,10 @@ LAYOUTS = {
     "pp3 uneven": (3, {"pp": 3}),
     "dp2": (2, {"replicate": 2}),
     "fsdp2": (2, {"shard": 2}),
-    "fsdp2 selective recompute": (2, {"shard": 2, "recompute": "selective"}),
+    "fsdp2 kept gathered, selective recompute": (
+        2,
+        {"shard": 2, "reshard_after_forward": False, "recompute": "selective"},
+    ),
     "fsdp4": (4, {"shard": 4}),
     "hsdp": (4, {"replicate": 2, "shard": 2}),
     "tp2 pp2": (4, {"tp": 2, "pp": 2}),
