@@ -99,6 +99,16 @@ def test_an_epoch_has_its_own_draws_of_the_same_documents(store):
     assert any(splits)
 
 
+def test_structures_learn_the_same_targets_in_the_same_rows(store):
+    kinds = ("encoder-decoder", "causal", "prefix")
+    every = [DocumentRows(store, PrefixLM(STRUCTURES[k]), Room(64, 64), seed=5) for k in kinds]
+    assert len({len(rows) for rows in every}) == 1
+    for number in (0, 7, len(every[0]) - 1):
+        labels = [rows[number].labels for rows in every]
+        learned = [row[row != -100].tolist() for row in labels]
+        assert learned[0] == learned[1] == learned[2]
+
+
 def test_a_row_without_room_is_refused(store):
     objective = span_corruption(STRUCTURES["encoder-decoder"])
     with pytest.raises(ConfigError, match="sequence_length 2: the shortest sample takes"):
