@@ -77,6 +77,12 @@ COMMANDS: tuple[Command, ...] = (
         "--name llama",
     ),
     Command(
+        "plan",
+        "megalite.tools.plan:PlanConfig",
+        "show what memory a pretraining run's layout needs on each device",
+        "configs/cluster/llama-7b-a100.toml --gpu a100-80gb",
+    ),
+    Command(
         "demo",
         "megalite.tools.demo:DemoConfig",
         "run all four stages on the standard library's source, in ten minutes",

@@ -1,0 +1,100 @@
+"""``megalite plan``: what a pretraining run would need, before anything starts.
+
+The layout is checked against model and batch, and the memory of each pipeline stage against the
+device.
+"""
+
+from typing import Literal
+
+from pydantic import Field
+
+from megalite.errors import ConfigError
+from megalite.models.layout import Demand, check_layout
+from megalite.parallel.launch import Launch
+from megalite.stages.pretrain import PretrainConfig
+from megalite.training.memory import StageMemory, Work, estimate
+
+DEVICE_GIB = {  # what nvidia-smi shows, less what the driver keeps
+    "a100-80gb": 79.0,
+    "a100-40gb": 39.4,
+    "h100-80gb": 79.0,
+    "v100-32gb": 31.7,
+    "v100-16gb": 15.7,
+}
+
+
+class PlanConfig(PretrainConfig):
+    """A pretraining run and the device that it is meant for."""
+
+    gpu: Literal["a100-80gb", "a100-40gb", "h100-80gb", "v100-32gb", "v100-16gb"] = Field(
+        "a100-80gb", description="the device of each process"
+    )
+
+
+def run(config: PlanConfig, launch: Launch) -> int:
+    """Print the layout and a line a pipeline stage; 2 if it doesn't fit the device.
+
+    Raises:
+        ConfigError: the layout doesn't fit model or batch, or the memory doesn't suffice.
+    """
+    stages = plan(config)
+    if launch.rank == 0:
+        print("\n".join(table(config, stages)), flush=True)  # noqa: T201
+    check_memory(config, stages)
+    return 0
+
+
+def processes(config: PretrainConfig) -> int:
+    """Processes of the layout; ``replicate = 0`` counts as one copy."""
+    parallel = config.parallel
+    return parallel.pp * max(parallel.replicate, 1) * parallel.shard * parallel.tp
+
+
+def plan(config: PretrainConfig) -> list[StageMemory]:
+    """Check a layout and estimate the memory of each pipeline stage.
+
+    Raises:
+        ConfigError: the layout doesn't fit the model or the batch.
+    """
+    train, data = config.train, config.data
+    sizes = train.global_batch_size, train.micro_batch_size
+    check_layout(Demand(config.model, processes(config), *sizes), config.parallel)
+    encoder = data.encoder_rows if config.model.is_encoder_decoder else 0
+    return estimate(Work(config.model, train, data.sequence_length, encoder), config.parallel)
+
+
+def table(config: PlanConfig, stages: list[StageMemory]) -> list[str]:
+    """What is printed."""
+    parallel, train = config.parallel, config.train
+    copies = max(parallel.replicate, 1)
+    tokens = train.global_batch_size * config.data.sequence_length
+    lines = [
+        f"{processes(config)} processes: pp {parallel.pp} x replicate {copies} x shard "
+        f"{parallel.shard} x tp {parallel.tp}; {train.precision}, recompute {parallel.recompute}",
+        f"{sum(stage.parameters for stage in stages):,} parameters over the stages; "
+        f"{tokens:,} tokens a step; {train.steps * tokens:,} in {train.steps:,} steps",
+        f"{'stage':>5} {'blocks':>7} {'parameters':>16} {'states':>8} {'gathered':>9} "
+        f"{'activations':>12} {'rest':>6} {'total':>7}  GiB a process",
+    ]
+    for number, stage in enumerate(stages):
+        lines.append(
+            f"{number:>5} {stage.blocks:>7} {stage.parameters:>16,} {stage.states:>8.1f} "
+            f"{stage.gathered:>9.1f} {stage.activations:>12.1f} {stage.rest:>6.1f} "
+            f"{stage.total:>7.1f}"
+        )
+    return [*lines, f"{config.gpu}: {DEVICE_GIB[config.gpu]} GiB"]
+
+
+def check_memory(config: PlanConfig, stages: list[StageMemory]) -> None:
+    """Refuse what the device can't hold.
+
+    Raises:
+        ConfigError: it says which stage is too large and what may be changed.
+    """
+    most = max(stages, key=lambda stage: stage.total)
+    if most.total > DEVICE_GIB[config.gpu]:
+        raise ConfigError(
+            f"--gpu {config.gpu}: stage {stages.index(most)} needs about {most.total:.0f} GiB of "
+            f"{DEVICE_GIB[config.gpu]}: raise --parallel.shard, tp or pp, use --parallel.recompute "
+            "full, or lower --train.micro_batch_size"
+        )

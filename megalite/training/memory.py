@@ -1,0 +1,189 @@
+"""How much memory a run needs on each device, stage by stage, before anything starts.
+
+Parameters are counted exactly; activations by formula, for attention that keeps no scores and a
+loss that keeps no logits.
+
+Source: Rajbhandari et al. 2020, arXiv:1910.02054, section 3; Korthikanti et al. 2022,
+arXiv:2205.05198, section 4.
+"""
+
+from dataclasses import dataclass
+
+from megalite.models.config import ModelConfig
+from megalite.models.part import Part, cut
+from megalite.models.transformer import Transformer
+from megalite.parallel.mesh import Mesh, ParallelConfig
+from megalite.training.config import TrainConfig
+
+GIB = 2.0**30
+BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+CONTEXT_GIB = 3.0  # CUDA's context, NCCL's buffers, workspaces, a chunk of logits
+FRAGMENTS = 0.05  # of the rest, lost between blocks of the allocator
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is trained.
+
+    Attributes:
+        model: its shape.
+        train: batch sizes and precision.
+        sequence_length: rows of the decoder, S.
+        encoder_length: rows of the encoder.
+    """
+
+    model: ModelConfig
+    train: TrainConfig
+    sequence_length: int
+    encoder_length: int = 0
+
+
+@dataclass(frozen=True)
+class StageMemory:
+    """GiB of one process of a pipeline stage.
+
+    Attributes:
+        blocks: of the stage, encoder and decoder.
+        parameters: of the whole stage, over all its processes.
+        states: fp32 parameters, their gradients and the two averages of AdamW.
+        gathered: what FSDP2 gathers for compute, and gradients that await their reduction.
+        activations: of the micro-batches under way.
+        rest: context and fragments.
+    """
+
+    blocks: int
+    parameters: int
+    states: float
+    gathered: float
+    activations: float
+    rest: float
+
+    @property
+    def total(self) -> float:
+        """All of it."""
+        return self.states + self.gathered + self.activations + self.rest
+
+
+def estimate(work: Work, parallel: ParallelConfig) -> list[StageMemory]:
+    """The memory of a process of each pipeline rank, the first stage first."""
+    count = parallel.pp * parallel.chunks_per_rank
+    parts = cut(work.model, count) if count > 1 else [Part.whole(work.model)]
+    sizes = [_parameters(work.model, part) for part in parts]
+    ranks = []
+    for rank in range(parallel.pp):
+        own = range(rank, count, parallel.pp)
+        stages = [_stage(work, parallel, parts[i], sizes[i]) for i in own]
+        ranks.append(_sum(stages))
+    return ranks
+
+
+def _sum(stages: list[tuple[int, int, float, float, float]]) -> StageMemory:
+    blocks, parameters, states, gathered, activations = (
+        sum(values) for values in zip(*stages, strict=True)
+    )
+    rest = CONTEXT_GIB + FRAGMENTS * (states + gathered + activations)
+    return StageMemory(int(blocks), int(parameters), states, gathered, activations, rest)
+
+
+def _parameters(model: ModelConfig, part: Part) -> tuple[int, int]:
+    """Parameters of a part, and of its largest block; nothing is allocated."""
+    built = Transformer(model, Mesh.single(), part=part, seed=None)
+    blocks = [block for stack in built.stacks() for block in stack.layers.values()]
+    largest = max(sum(p.numel() for p in block.parameters()) for block in blocks)
+    return sum(p.numel() for p in built.parameters()), largest
+
+
+def _stage(
+    work: Work, parallel: ParallelConfig, part: Part, size: tuple[int, int]
+) -> tuple[int, int, float, float, float]:
+    parameters, block = size
+    encoder, decoder = part.encoder[1] - part.encoder[0], part.decoder[1] - part.decoder[0]
+    blocks = encoder + decoder
+    states = 16.0 * parameters / (parallel.tp * parallel.shard)
+    gathered = _gathered(work, parallel, parameters, (block, blocks))
+    moving = _in_flight(work, parallel, part)
+    row = _row_bytes(work.model, parallel, BYTES[work.train.precision])
+    rows = encoder * work.encoder_length + decoder * work.sequence_length
+    longest = max(work.sequence_length, work.encoder_length if encoder else 0)
+    micro = work.train.micro_batch_size
+    kept = moving * micro * rows * row.kept(parallel, blocks) + micro * longest * row.whole
+    if part.ends and work.model.head == "lm":
+        kept += 4.0 * work.model.vocab_size * work.model.hidden_size / parallel.tp
+    return blocks, parameters, states / GIB, gathered / GIB, kept / GIB
+
+
+def _gathered(
+    work: Work, parallel: ParallelConfig, parameters: int, block: tuple[int, int]
+) -> float:
+    """Bytes beyond the shards: two blocks and what is no block, and sums over micro-batches.
+
+    Gradients are reduced in the step's last micro-batch only; until then they are whole.
+    """
+    train, (size, count) = work.train, block
+    dp = parallel.shard * max(parallel.replicate, 1)
+    if dp == 1 and train.precision == "fp32":
+        return 0.0
+    kept = parallel.reshard_after_forward and parallel.pp == 1
+    held = parameters - size * max(count - 2, 0) if kept else parameters
+    whole = BYTES[train.precision] * held
+    is_summed = train.global_batch_size > train.micro_batch_size * dp
+    gradients = 4.0 * (parameters if is_summed else 2 * size)
+    return (whole + gradients) / parallel.tp
+
+
+def _in_flight(work: Work, parallel: ParallelConfig, part: Part) -> float:
+    """Micro-batches whose activations a part holds at once."""
+    train = work.train
+    dp = parallel.shard * max(parallel.replicate, 1)
+    count = max(train.global_batch_size // (train.micro_batch_size * dp), 1)
+    if parallel.pp == 1:
+        return 1.0
+    rank = part.index % parallel.pp
+    if parallel.schedule == "gpipe":
+        return float(count)
+    if parallel.schedule == "1f1b":
+        return float(min(parallel.pp - rank, count))
+    chunks = parallel.chunks_per_rank
+    warm = 2 * (parallel.pp - rank - 1) + (chunks - 1) * parallel.pp + 1
+    return min(warm / chunks, float(count))
+
+
+@dataclass(frozen=True)
+class _Row:
+    """Bytes of activations a token and block.
+
+    Attributes:
+        whole: without recompute.
+        products: what matrix products and attention gave.
+        entry: what comes into the block.
+    """
+
+    whole: float
+    products: float
+    entry: float
+
+    def kept(self, parallel: ParallelConfig, blocks: int) -> float:
+        """Bytes that stay until the backward pass, a mean over blocks."""
+        kinds = {"none": self.whole, "selective": self.products + self.entry, "full": self.entry}
+        share = 1.0
+        if parallel.recompute_blocks:
+            share = min(parallel.recompute_blocks, blocks) / blocks
+        return share * kinds[parallel.recompute] + (1 - share) * self.whole
+
+
+def _row_bytes(model: ModelConfig, parallel: ParallelConfig, size: int) -> _Row:
+    width = model.hidden_size
+    heads = model.head_dim * (model.num_heads + 2 * model.kv_heads)
+    out = model.head_dim * model.num_heads
+    inner = model.ffn_size * (3 if model.gated else 2)
+    streams, products = 6 * width, 2 * width  # two norms and what they, and sub-layers, give
+    split = heads + out + inner
+    if model.is_encoder_decoder:
+        streams, products, split = 9 * width, 3 * width, split + heads + out
+    across = parallel.tp if parallel.sequence_parallel else 1
+    made = heads + out + model.ffn_size * (2 if model.gated else 1)
+    return _Row(
+        size * (streams / across + split / parallel.tp),
+        size * (products / across + made / parallel.tp),
+        size * width / across,
+    )
