@@ -158,16 +158,17 @@ class Bench:
         clean, run = self.clean(trial.layout), self.folder / name
         started = time.monotonic()
         process = start([*self.command(trial.layout, run, 1), *trial.words()])
-        ear = Ear(process.stderr)
+        mouth, ear = Ear(process.stdout), Ear(process.stderr)
         try:
-            said, _ = process.communicate(timeout=10 * self.timeout_s + 300)
+            process.wait(10 * self.timeout_s + 300)
         except subprocess.TimeoutExpired:
-            process.kill()
-            said, _ = process.communicate()
+            process.terminate()
             trial.faults.append("it hung")
         ear.join()
+        mouth.join()
         trial.total_s = time.monotonic() - started
-        self._judge(trial, ear, process.returncode, said)
+        said = "\n".join(line for _, line in mouth.lines)
+        self._judge(trial, ear, process.wait(), said)
         if losses(run) != clean:
             trial.faults.append("the losses differ from the clean run's")
         (run / "stderr.txt").write_text("\n".join(line for _, line in ear.lines))
