@@ -17,6 +17,11 @@ def peak_bytes() -> int:
     return _status("VmHWM")
 
 
+def reset_peak() -> None:
+    """Let :func:`peak_bytes` count anew from what this process has now."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
 def held_bytes() -> int:
     """Memory this process has now, what the allocator keeps for later not counted."""
     ctypes.CDLL(None).malloc_trim(0)

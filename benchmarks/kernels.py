@@ -4,7 +4,8 @@
 
 Useful FLOP/s count allowed query-key pairs only: 4 H a pair and head forward, 3.5 times that with
 the backward pass (two and five products). ``share_of_gemm`` is against a measured fp32 GEMM of
-2048 rows and columns.
+2048 rows and columns. ``extra_mib`` is the most memory that one call of ours takes beyond its inputs
+and gradients, ``peer_extra_mib`` PyTorch's. FlexAttention is no peer on a CPU: it has no backward there.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from benchmarks.duel import held_bytes, peak_bytes, reset_peak
 from benchmarks.result import Result, show
 from megalite.ops import attention, cross_entropy, linear_cross_entropy, rope, rope_tables
 from megalite.ops import mask as masks
@@ -38,6 +40,7 @@ CASES = {
     "full": Shape(2, 1024, "SDPA"),
     "causal": Shape(2, 1024, "SDPA is_causal"),
     "prefix": Shape(2, 1024, "SDPA dense mask"),
+    "packed4": Shape(2, 1024, "SDPA dense mask"),
     "packed8": Shape(2, 1024, "SDPA dense mask"),
     "packed16": Shape(1, 4096, "SDPA dense mask"),
     "window": Shape(1, 4096, "SDPA dense mask"),
@@ -74,10 +77,16 @@ def attention_sides(name: str) -> tuple[Work, Work, float]:
     distance = row[None] - row[:, None] + shape.length - 1
     has_bias = name == "t5_bias"
 
+    def clear() -> None:
+        for x in (q, k, v, bias, *turned):
+            x.grad = None
+
     def ours() -> None:
+        clear()
         attention(q, k, v, mask, bias if has_bias else None).backward(upstream)
 
     def peer() -> None:
+        clear()
         given = bias[:, distance][None] if has_bias else dense
         functional.scaled_dot_product_attention(
             *turned, attn_mask=given, is_causal=name == "causal"
@@ -99,9 +108,11 @@ def rope_sides() -> tuple[Work, Work, float]:
         return torch.cat((-second, first), -1)
 
     def ours() -> None:
+        x.grad = None
         rope(x, cos, sin).backward(upstream)
 
     def peer() -> None:
+        x.grad = None
         (x * wide_cos + rotate_half(x) * wide_sin).backward(upstream)
 
     return ours, peer, 0.0
@@ -157,6 +168,15 @@ def seconds_of(work: Work) -> float:
     return time.perf_counter() - started
 
 
+def memory_of(work: Work) -> float:
+    """Most memory that one call takes beyond what it leaves, MiB."""
+    work()
+    before = held_bytes()
+    reset_peak()
+    work()
+    return (peak_bytes() - before) / 2**20
+
+
 def gemm_rate() -> float:
     """FLOP/s of a large fp32 product here."""
     a = torch.randn(2048, 2048)
@@ -178,9 +198,9 @@ def run_case(name: str, seconds: float, gemm: float) -> Result:
         times[0].append(seconds_of(ours))
         times[1].append(seconds_of(peer))
     best, peer_best = min(times[0]), min(times[1])
-    more = {}
+    more = {"extra_mib": memory_of(ours), "peer_extra_mib": memory_of(peer)}
     if flops:
-        more = {"useful_gflops": flops / best / 1e9, "share_of_gemm": flops / best / gemm}
+        more |= {"useful_gflops": flops / best / 1e9, "share_of_gemm": flops / best / gemm}
     return Result(name, peer_name, best, peer_best, more)
 
 
