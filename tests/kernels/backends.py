@@ -17,17 +17,19 @@ def device_of(name: str) -> str:
     return "cuda" if name == "cuda" else "cpu"
 
 
-def assert_as_good(ours: Tensor, torch_result: Tensor, exact: Tensor, factor: float) -> None:
+def assert_as_good(
+    ours: Tensor, torch_result: Tensor, exact: Tensor, factor: float, size: float = 1.0
+) -> None:
     """Our error against fp64 is at most ``factor`` times PyTorch's, by mean and by max.
 
-    Where PyTorch has no error at all, roundings of numbers of the inputs' size (1) are allowed.
+    Where PyTorch has no error at all, roundings of numbers of the inputs' ``size`` are allowed.
     """
     if exact.numel() == 0:
         assert ours.numel() == 0
         return
     error = (ours.double() - exact).abs()
     theirs = (torch_result.double() - exact).abs()
-    rounding = torch.finfo(ours.dtype).eps * max(float(exact.abs().max()), 1.0)
+    rounding = torch.finfo(ours.dtype).eps * max(float(exact.abs().max()), size)
     rounding *= 4 if ours.dtype == torch.float32 else 1
     assert torch.isfinite(ours).all()
     assert float(error.max()) <= max(factor * float(theirs.max()), rounding)

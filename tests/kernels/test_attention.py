@@ -62,12 +62,12 @@ def run(name: str, case: Case, mask: RowIntervals, dtype: torch.dtype, fill=None
     return [x.detach().cpu() for x in (out, *(leaf.grad for leaf in leaves))]
 
 
-def check(name: str, case: Case, mask: RowIntervals) -> None:
+def check(name: str, case: Case, mask: RowIntervals, size: float = 1.0) -> None:
     exact = run("reference", case, mask, torch.float64)
     plain = run("reference", case, mask, case.dtype)
     ours = run(name, case, mask, case.dtype)
     for i, (mine, theirs, truth) in enumerate(zip(ours, plain, exact, strict=True)):
-        assert_as_good(mine, theirs, truth, 2.0 if i == 0 else 3.0)
+        assert_as_good(mine, theirs, truth, 2.0 if i == 0 else 3.0, size)
 
 
 def of_structures() -> dict[str, tuple[Case, RowIntervals]]:
@@ -136,7 +136,8 @@ def intervals(draw) -> RowIntervals:
 @given(mask=intervals(), ratio=st.sampled_from([(1, 1), (4, 2), (3, 1)]), has_bias=st.booleans())
 def test_random_intervals_are_as_exact_as_pytorch(mask, ratio, has_bias):
     queries = mask.start.shape[1]
-    check("cpu", Case(queries, mask.num_keys, *ratio, 8, has_bias), mask)
+    # A gradient of a row with few keys is a small difference of products over 8 numbers.
+    check("cpu", Case(queries, mask.num_keys, *ratio, 8, has_bias), mask, size=8**0.5)
 
 
 @settings(max_examples=50, deadline=None)
