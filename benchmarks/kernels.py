@@ -4,8 +4,9 @@
 
 Useful FLOP/s count allowed query-key pairs only: 4 H a pair and head forward, 3.5 times that with
 the backward pass (two and five products). ``share_of_gemm`` is against a measured fp32 GEMM of
-2048 rows and columns. ``extra_mib`` is the most memory that one call of ours takes beyond its inputs
-and gradients, ``peer_extra_mib`` PyTorch's. FlexAttention is no peer on a CPU: it has no backward there.
+2048 rows and columns. ``extra_mib`` is the most memory that one call of ours takes beyond its
+inputs and gradients, ``peer_extra_mib`` PyTorch's. FlexAttention is no peer on a CPU, where it has
+no backward pass.
 """
 
 import argparse
