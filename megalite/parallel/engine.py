@@ -78,13 +78,21 @@ def _pipeline_step(
     pipeline: Pipeline, items: Sequence[Item], task: Task, dropout_seed: int | None, loss_of
 ) -> float:
     def run(module, number: int, flow: tuple[Tensor, ...]):
-        return module(items[number][0], task.output, *flow, dropout_seed=dropout_seed)
+        result = module(padded[number][0], task.output, *flow, dropout_seed=dropout_seed)
+        if not module.part.ends:
+            return result
+        batch, extra = items[number]
+        return loss_of(_rows(result, batch.tokens.shape[1]), extra)
 
-    def loss(result: Any, number: int) -> Tensor:
-        return loss_of(result, items[number][1])
+    padded = same_shape(items)
+    return pipeline.train_step(run, flows(pipeline, padded[0][0], True), len(items))
 
-    items = same_shape(items)
-    return pipeline.train_step(run, loss, flows(pipeline, items[0][0], True), len(items))
+
+def _rows(result: Any, length: int) -> Any:
+    """A model's result, [B, S] tensors or a scalar, without the padding behind ``length`` rows."""
+    if isinstance(result, tuple):
+        return tuple(_rows(tensor, length) for tensor in result)
+    return result[:, :length] if result.dim() > 1 else result
 
 
 def _bubble(pipeline: Pipeline, micro_batches: int, idle: float) -> dict[str, Tensor]:

@@ -155,14 +155,12 @@ class Pipeline:
         for stage in self.stages:
             stage.zero_grad(set_to_none=True)
 
-    def train_step(
-        self, run: Run, loss: Callable[[Any, int], Tensor], flows: "Flows", num_items: int
-    ) -> float:
+    def train_step(self, run: Run, flows: "Flows", num_items: int) -> float:
         """Forward and backward of all micro-batches.
 
         Args:
-            run: ``run(stage module, micro-batch number, flow)`` gives the next flow or the output.
-            loss: of an output and its micro-batch number.
+            run: ``run(stage module, micro-batch number, flow)`` gives the next flow; the last
+                stage's gives the loss.
             flows: shapes of what travels.
             num_items: micro-batches.
 
@@ -187,9 +185,7 @@ class Pipeline:
             stages.append(stage)
         kind = SCHEDULES[self.schedule]
         held = stages if self.schedule == "interleaved" else stages[0]
-        schedule = kind(
-            held, num_items, loss_fn=lambda out, n: loss(out, int(n)), scale_grads=False
-        )
+        schedule = kind(held, num_items, loss_fn=lambda loss, _: loss, scale_grads=False)
         numbers = torch.arange(num_items)
         target = {"target": numbers, "losses": []} if self.is_last else {}
         schedule.step(number=numbers, return_outputs=False, **target)
@@ -254,7 +250,7 @@ class Flows:
         return encoder + ((self._decoder,) if part.decoder[0] > 0 else ())
 
     def out_of(self, part: Any) -> tuple[Tensor, ...]:
-        """What goes out of a part; the last one's output goes to the loss."""
+        """What goes out of a part; the last one's is the loss."""
         if part.ends:
             return (torch.empty((), device="meta"),)
         encoder = () if self._encoder is None else (self._encoder,)

@@ -1,0 +1,197 @@
+"""SFT, reward modelling and PPO give the same numbers in every layout; a run moves between them."""
+
+import json
+import random
+
+import pytest
+
+from megalite.parallel.launch import Launch
+from tests.dist.cluster import PROCESSES
+
+WORDS = ["red", "green", "blue", "one", "two", "three", "cat", "dog", "sees", "likes", "and", "the"]
+CONFIG = """
+[model]
+vocab_size = 300
+hidden_size = 24
+num_layers = 4
+num_heads = 4
+num_kv_heads = 2
+ffn_size = 40
+max_positions = 96
+dropout = 0.1
+attention_dropout = 0.1
+[data]
+template = "plain"
+sequence_length = 64
+[train]
+global_batch_size = 8
+micro_batch_size = 1
+[optimizer]
+learning_rate = 1e-3
+[schedule]
+kind = "constant"
+warmup = 0
+[checkpoint]
+asynchronous = false
+[run]
+tensorboard = false
+device = "cpu"
+threads = 1
+"""
+LAYOUTS = {
+    "1": (1, {}),
+    "tp2 sequence": (2, {"tp": 2, "sequence_parallel": "true"}),
+    "tp2": (2, {"tp": 2}),
+    "pp2": (2, {"pp": 2}),
+    "fsdp2": (2, {"shard": 2}),
+    "tp2 pp2": (4, {"tp": 2, "pp": 2}),
+}
+assert max(processes for processes, _ in LAYOUTS.values()) <= PROCESSES
+
+
+class Work:
+    """Data of conversations, rankings and prompts, and runs on them."""
+
+    def __init__(self, folder, cluster) -> None:
+        from megalite.data import prepare
+        from megalite.data.train_tokenizer import TokenizerTrainConfig, run
+
+        self.folder, self.cluster, self.runs = folder, cluster, 0
+        draw = random.Random(0)
+        texts = [" ".join(draw.choices(WORDS, k=draw.randint(3, 9))) for _ in range(60)]
+        pairs = list(zip(texts[::2], texts[1::2], strict=True))
+        self.write("text", [{"text": text} for text in texts])
+        rankings = [[b, a, "red"][: 2 + len(a) % 2] for a, b in pairs]
+        prompts = [{"prompt": a} for a, _ in pairs]
+        rows = zip(prompts, rankings, strict=True)
+        self.write("rm", [prompt | {"answers": answers} for prompt, answers in rows])
+        self.write("ppo", prompts)
+        self.write("sft", [{"instruction": a, "output": b} for a, b in pairs])
+        source = (str(folder / "text.jsonl"),)
+        tokenizer = TokenizerTrainConfig(
+            source=source, vocab_size=300, output=str(folder / "tokenizer")
+        )
+        run(tokenizer, Launch())
+        store = {"tokenizer": str(folder / "tokenizer"), "output": str(folder / "store")}
+        prepare.run(prepare.PrepareConfig(source=source, processes=1, **store), Launch())
+        (folder / "config.toml").write_text(CONFIG)
+
+    def write(self, name: str, rows: list) -> None:
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (self.folder / f"{name}.jsonl").write_text(text)
+
+    def run(self, stage: str, layout: str, *more: str, folder=None):
+        """Run a stage; its folder, metrics and first gradients."""
+        self.runs += 1
+        folder = folder or self.folder / f"run{self.runs}"
+        processes, sizes = LAYOUTS[layout]
+        words = [stage, str(self.folder / "config.toml"), "--run.folder", str(folder)]
+        words += ["--data.train", f'["{self.folder}/{stage}.jsonl"]']
+        words += ["--tokenizer.path", str(self.folder / "tokenizer"), *more]
+        for name, size in sizes.items():
+            words += [f"--parallel.{name}", str(size)]
+        results = self.cluster.run(processes, "tests.dist.stage_jobs:run_stage", words=words)
+        gradients = {name: g for _, kept in results for name, g in kept.items()}
+        return folder, results[0][0], gradients
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory, cluster):
+    return Work(tmp_path_factory.mktemp("stages"), cluster)
+
+
+@pytest.fixture(scope="module")
+def sft(work):
+    return work.run("sft", "1", "--train.steps", "6")
+
+
+@pytest.fixture(scope="module")
+def rm(work, sft):
+    return work.run("rm", "1", "--train.steps", "4", "--checkpoint.start", str(sft[0]))
+
+
+def assert_same_metrics(rows, expected, tolerance: float, names) -> None:
+    assert len(rows) == len(expected)
+    for row, wanted in zip(rows, expected, strict=True):
+        for name in names:
+            assert row[name] == pytest.approx(wanted[name], rel=tolerance, abs=1e-7), name
+
+
+def assert_same(found, expected, tolerance: float, names) -> None:
+    """Metrics of each step, and first gradients within 1e-4."""
+    (_, rows, gradients), (_, expected_rows, expected_gradients) = found, expected
+    assert_same_metrics(rows, expected_rows, tolerance, names)
+    assert gradients.keys() == expected_gradients.keys()
+    for name, gradient in gradients.items():
+        difference = (gradient - expected_gradients[name]).norm()
+        assert difference <= 1e-4 * expected_gradients[name].norm() + 1e-8, name
+
+
+@pytest.mark.parametrize("layout", ["tp2 sequence", "pp2", "fsdp2"])
+def test_sft_is_that_of_one_process(work, sft, layout):
+    found = work.run("sft", layout, "--train.steps", "6")
+    assert_same(found, sft, 1e-5, ("loss", "grad_norm", "tokens"))
+
+
+@pytest.mark.parametrize("layout", ["tp2 sequence", "pp2", "fsdp2"])
+def test_reward_modelling_is_that_of_one_process(work, sft, rm, layout):
+    start = ("--train.steps", "4", "--checkpoint.start", str(sft[0]))
+    found = work.run("rm", layout, *start)
+    assert_same(found, rm, 1e-5, ("loss", "grad_norm", "accuracy"))
+
+
+@pytest.fixture(scope="module")
+def ppo(work, sft, rm):
+    """PPO in a layout: one rollout and its updates."""
+
+    def run(layout: str):
+        more = ["--checkpoint.start", str(sft[0]), "--reward_model", str(rm[0])]
+        more += ["--train.steps", "1", "--rollout.max_new_tokens", "12", "--update.epochs", "1"]
+        more += ["--update.mini_batches", "1", "--rollout.temperature", "0.7"]
+        more += ["--reward.whiten_rewards", "true", "--update.pretrain_coefficient", "0.5"]
+        more += ["--pretraining.train", f'["{work.folder}/store"]']
+        more += ["--pretraining.sequence_length", "30"]
+        return work.run("ppo", layout, *more)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def ppo_alone(ppo):
+    return ppo("1")
+
+
+@pytest.mark.parametrize("layout", ["tp2", "pp2", "tp2 pp2"])
+def test_the_first_update_of_ppo_is_that_of_one_process(ppo, ppo_alone, layout):
+    """Rollouts with a KV cache, whitening over the batch, and pretraining text beside answers."""
+    alone = ppo_alone
+    names = ("loss", "grad_norm", "critic_grad_norm", "value_loss", "reward", "response_tokens")
+    assert_same(ppo(layout), alone, 1e-4, names)
+    assert alone[1][0]["response_tokens"] > 1
+
+
+def test_a_run_that_changes_its_layout_every_few_steps_keeps_its_curve(work, sft, tmp_path):
+    """Parameters, optimizer, place in the data and dropout, through the command's own trainer."""
+    folder = tmp_path / "run"
+    for steps, layout in enumerate(["tp2 pp2", "fsdp2", "tp2 sequence", "1", "pp2", "fsdp2"], 1):
+        _, rows, _ = work.run("sft", layout, "--train.steps", str(steps), folder=folder)
+    assert_same_metrics(rows, sft[1], 1e-5, ("loss", "grad_norm", "learning_rate", "tokens"))
+
+
+def test_a_sharded_run_becomes_a_hugging_face_folder_and_starts_from_one(work, sft, tmp_path):
+    """From tp2 x pp2, and back into it; the weights are those of one process."""
+    from safetensors.torch import load_file
+
+    from megalite.tools.convert import ConvertConfig, run
+
+    sharded, _, _ = work.run("sft", "tp2 pp2", "--train.steps", "6")
+    for source, target in ((sft[0], "alone"), (sharded, "sharded")):
+        run(ConvertConfig(source=str(source), target=str(tmp_path / target)), Launch())
+    alone, found = (load_file(tmp_path / n / "model.safetensors") for n in ("alone", "sharded"))
+    assert alone.keys() == found.keys()
+    for name, tensor in found.items():
+        assert (tensor - alone[name]).norm() <= 1e-3 * alone[name].norm() + 1e-6, name
+    more = ("--train.steps", "1", "--checkpoint.start")
+    _, (row,), _ = work.run("sft", "tp2 pp2", *more, str(tmp_path / "alone"))
+    _, (wanted,), _ = work.run("sft", "1", *more, str(sft[0]))
+    assert row["loss"] == pytest.approx(wanted["loss"], rel=1e-5)

@@ -1,0 +1,43 @@
+"""The benchmarks that clusters run, on two processes of this machine."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tests.e2e.conftest import ROOT, environment
+
+TINY = ["--model.num_layers", "2", "--model.hidden_size", "32", "--model.num_heads", "4"]
+TINY += ["--model.num_kv_heads", "4", "--model.ffn_size", "48", "--data.sequence_length", "16"]
+TINY += ["--train.global_batch_size", "8", "--train.micro_batch_size", "2", "--run.device", "cpu"]
+
+
+@pytest.mark.parametrize(
+    ("layout", "calls"),
+    [(["--parallel.pp", "2"], "send"), (["--parallel.shard", "2"], "_reduce_scatter_base_")],
+)
+def test_mfu_says_all_its_figures(layout, calls):
+    launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
+    words = ["benchmarks.mfu", *TINY, *layout, "--steps", "2", "--json"]
+    done = subprocess.run(
+        [sys.executable, "-m", *launcher, *words],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env=environment(),
+        timeout=200,
+        check=True,
+    )
+    row = json.loads(done.stdout.strip().splitlines()[-1])
+    assert row["case"] == "mfu configs/small.toml"
+    assert 0 < row["mfu"] < row["hfu"] < 1
+    assert row["tokens_per_s"] == pytest.approx(8 * 16 / row["ours_s"])
+    assert row["tflops_per_gpu"] > 0
+    assert row["memory_gib"] > 0
+    assert row["communication_share"] == pytest.approx(row["communication_s"] / row["ours_s"])
+    assert row["communication"][calls]["mib"] > 0
+    assert ("bubble" in row) == ("--parallel.pp" in layout)
+    if "bubble" in row:
+        assert row["bubble_theory"] == pytest.approx(1 / 5)
+        assert 0 < row["bubble"] < 1
