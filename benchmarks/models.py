@@ -27,8 +27,8 @@ class Case:
     peer: Callable[[], Any]
     is_encoder_decoder: bool = False
 
-    def batch(self, size: int, length: int) -> Batch:
-        """Our batch: every row has a target."""
+    def batches(self, size: int, length: int) -> list[Batch]:
+        """Our micro-batch: every row has a target."""
         tokens = random_tokens(size, length + 1, 1)
         mask = causal(size, length)
         positions = torch.arange(length, dtype=torch.int32).expand(size, length)
@@ -50,15 +50,15 @@ class Case:
                 "cross_start": whole.start,
                 "cross_end": whole.end,
             }
-        return Batch(**batch)
+        return [Batch(**batch)]
 
-    def peer_inputs(self, size: int, length: int) -> dict[str, torch.Tensor]:
+    def peer_batches(self, size: int, length: int) -> list[dict[str, torch.Tensor]]:
         """The same amount of work for transformers."""
         if self.is_encoder_decoder:
             tokens = random_tokens(size, length, 2)
-            return {"input_ids": tokens, "labels": random_tokens(size, length, 1)}
+            return [{"input_ids": tokens, "labels": random_tokens(size, length, 1)}]
         tokens = random_tokens(size, length, 1)
-        return {"input_ids": tokens, "labels": tokens}
+        return [{"input_ids": tokens, "labels": tokens}]
 
 
 def random_tokens(size: int, length: int, seed: int) -> torch.Tensor:

@@ -2,6 +2,8 @@
 
     python -m benchmarks.train_step [--family llama] [--json]
 
+``--family sft`` is fine-tuning on conversations of real lengths: packed here, padded there.
+
 Both hold fp32 parameters, clip the global norm and use PyTorch's fused AdamW. Memory is what each
 process holds beyond its imports: ``held`` between steps, ``peak`` with activations.
 """
@@ -17,9 +19,17 @@ BATCH, LENGTH, SEED = 2, 1024, 0
 ROUNDS = 7
 
 
+def cases() -> dict:
+    """The plain models, and fine-tuning of LLaMA on conversations."""
+    from benchmarks.conversations import ConversationCase
+    from benchmarks.models import CASES
+
+    llama = CASES["llama"]
+    return CASES | {"sft": ConversationCase(llama.ours, llama.peer)}
+
+
 def make_ours(family: str):
     """Our step: the trainer's own learner."""
-    from benchmarks.models import CASES
     from megalite.models.build import build_model
     from megalite.models.outputs import Loss
     from megalite.parallel.engine import Task
@@ -27,42 +37,48 @@ def make_ours(family: str):
     from megalite.training.config import OptimizerConfig, ScheduleConfig, TrainConfig
     from megalite.training.trainer import Learner, Learning
 
-    case = CASES[family]
+    case = cases()[family]
     mesh = Mesh.single()
     model = build_model(case.ours(), mesh, ParallelConfig(), seed=SEED)
     train = TrainConfig(steps=1000, global_batch_size=BATCH, micro_batch_size=BATCH)
     learner = Learner(model, mesh, Learning(train, OptimizerConfig(), ScheduleConfig(), SEED))
-    batch = case.batch(BATCH, LENGTH)
+    batches = case.batches(BATCH, LENGTH)
+    targets = sum(batch.num_targets for batch in batches)
+    work = [(batch, None) for batch in batches]
 
     def step() -> None:
-        learner.step([(batch, None)], lambda scale: Task(Loss(scale)), batch.num_targets, 0)
+        learner.step(work, lambda scale: Task(Loss(scale)), targets, 0)
 
-    return step, {"parameters": sum(p.numel() for p in model.parameters())}
+    parameters = sum(p.numel() for p in model.parameters())
+    return step, {"parameters": parameters, "tokens": sum(b.tokens.numel() for b in batches)}
 
 
 def make_peer(family: str):
     """The same step in transformers."""
-    from benchmarks.models import CASES
-
-    case = CASES[family]
+    case = cases()[family]
     torch.manual_seed(SEED)
     model = case.peer().train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, fused=True)
-    inputs = case.peer_inputs(BATCH, LENGTH)
+    batches = case.peer_batches(BATCH, LENGTH)
 
     def step() -> None:
-        model(**inputs).loss.backward()
+        for inputs in batches:
+            (model(**inputs).loss / len(batches)).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
-    return step, {"parameters": sum(p.numel() for p in model.parameters())}
+    parameters = sum(p.numel() for p in model.parameters())
+    rows = sum(inputs["input_ids"].numel() for inputs in batches)
+    return step, {"parameters": parameters, "tokens": rows}
 
 
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--family", default="llama", help="llama, gpt2, t5, bloom, bart or all")
+    parser.add_argument(
+        "--family", default="llama", help="llama, gpt2, t5, bloom, bart, sft or all"
+    )
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--json", action="store_true", help="one object a line")
     parser.add_argument("--side", choices=("ours", "peer"), help=argparse.SUPPRESS)
@@ -70,9 +86,7 @@ def main() -> None:
     if options.side:
         serve(lambda: {"ours": make_ours, "peer": make_peer}[options.side](options.family))
         return
-    from benchmarks.models import CASES
-
-    for family in CASES if options.family == "all" else [options.family]:
+    for family in cases() if options.family == "all" else [options.family]:
         sides = [
             Side("benchmarks.train_step", ["--side", side, "--family", family])
             for side in ("ours", "peer")
@@ -83,10 +97,10 @@ def main() -> None:
 
 def compare(family: str, ours: Side, peer: Side) -> Result:
     """The figures of one family."""
-    tokens, more = BATCH * LENGTH, {}
+    more = {}
     for name, side in (("ours", ours), ("peer", peer)):
         parameters = side.facts["parameters"]
-        more[f"{name}_tokens_per_s"] = tokens / side.best("seconds")
+        more[f"{name}_rows"] = side.facts["tokens"]  # padding among them
         more[f"{name}_peak_gib"] = side.most("peak_bytes") / 2**30
         more[f"{name}_held_bytes_per_parameter"] = side.most("held_bytes") / parameters
     seconds = ours.best("seconds"), peer.best("seconds")
