@@ -21,12 +21,19 @@ class Template:
         user: around a user's text, ``{}``; ``{round}`` counts from 1.
         assistant: what an answer follows.
         separator: behind the system text.
+        context: between a user's text and what it is about.
+        context_system: stands for ``system`` where the first turn is about something.
+
+    Source: PROMPT_DICT of tatsu-lab/stanford_alpaca; vicuna_v1.1 of lm-sys/FastChat; build_prompt
+    of THUDM's chatglm2-6b.
     """
 
     user: str
     assistant: str
     system: str = ""
     separator: str = ""
+    context: str = "\n"
+    context_system: str = ""
 
 
 TEMPLATES = {
@@ -37,6 +44,9 @@ TEMPLATES = {
         separator="\n\n",
         user="### Instruction:\n{}\n\n",
         assistant="### Response:",
+        context="\n\n### Input:\n",
+        context_system="Below is an instruction that describes a task, paired with an input that "
+        "provides further context. Write a response that appropriately completes the request.",
     ),
     "vicuna": Template(
         system="A chat between a curious user and an artificial intelligence assistant. The "
@@ -83,6 +93,8 @@ class Chat:
         begin = [] if self.tokenizer.begin_id is None else [self.tokenizer.begin_id]
         has_system = bool(turns) and turns[0].role == "system"
         system = turns[0].text if has_system else template.system
+        if template.context_system and turns and turns[0].context:
+            system = template.context_system
         head = encode(system + template.separator) if system else []
         pieces = [Piece(begin + head, False)]
         round_number = 0
@@ -94,7 +106,8 @@ class Chat:
                 pieces.append(Piece(encode(turn.text) + self._end(), True))
             else:
                 round_number += 1
-                text = template.user.format(turn.text, round=round_number)
+                said = turn.text + (template.context + turn.context if turn.context else "")
+                text = template.user.format(said, round=round_number)
                 pieces.append(Piece(encode(text), False))
         return pieces
 

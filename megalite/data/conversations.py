@@ -140,7 +140,7 @@ class Prompts:
             prompt = as_prompt(chat.prompt(turns), structure)
             check.add(where, len(prompt.tokens), len(prompt.encoder_tokens))
             self._prompts.append(prompt)
-            self.texts.append(turns[-1].text)
+            self.texts.append(turns[-1].whole)
         check.finish()
 
     def __len__(self) -> int:

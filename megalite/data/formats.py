@@ -20,10 +20,16 @@ ROLES |= {"system": "system", "bing": "assistant", "chatgpt": "assistant", "bard
 
 @dataclass(frozen=True)
 class Turn:
-    """One message: ``role`` is system, user or assistant."""
+    """One message: ``role`` is system, user or assistant; ``context`` is what a user's is about."""
 
     role: str
     text: str
+    context: str = ""
+
+    @property
+    def whole(self) -> str:
+        """The text and what it is about."""
+        return f"{self.text}\n{self.context}" if self.context else self.text
 
 
 @dataclass(frozen=True)
@@ -188,7 +194,7 @@ def _messages(row: dict[str, Any]) -> tuple[Turn, ...]:
 def _instruction(row: dict[str, Any]) -> tuple[Turn, ...]:
     text = _text(row["instruction"], "instruction")
     more = _text(row.get("input") or "", "input")
-    return (Turn("user", f"{text}\n{more}" if more else text),)
+    return (Turn("user", text, more),)
 
 
 def parse_prompt(row: dict[str, Any]) -> tuple[Turn, ...]:

@@ -70,7 +70,7 @@ def run(config: GenerateConfig, launch: Launch) -> int:
         part = questions[at : at + config.batch_size]
         prompts = [as_prompt(chat.prompt(turns), structure) for turns in part]
         texts = _answer(config, model, prompts, chat, at, launch.rank == 0)
-        rows += [{"prompt": q[-1].text, "answer": a} for q, a in zip(part, texts, strict=True)]
+        rows += [{"prompt": q[-1].whole, "answer": a} for q, a in zip(part, texts, strict=True)]
     if config.output and launch.rank == 0:
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
         Path(config.output).write_text("".join(lines), encoding="utf-8")
