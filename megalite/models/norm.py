@@ -4,6 +4,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from megalite.models.config import ModelConfig
+from megalite.ops import rms_norm
 from megalite.parallel.layers import Initial, Layer
 from megalite.parallel.mesh import Mesh
 
@@ -30,6 +31,6 @@ class Norm(Layer):
         partial = self.mesh.sequence_parallel
         weight = self.local("weight", partial)
         if self.is_rms:
-            return functional.rms_norm(x, weight.shape, weight, self.eps)
+            return rms_norm(x, weight, self.eps)
         bias = self.local("bias", partial) if self.has_bias else None
         return functional.layer_norm(x, weight.shape, weight, bias, self.eps)

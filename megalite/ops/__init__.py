@@ -6,6 +6,7 @@ from megalite.ops.cross_entropy import cross_entropy
 from megalite.ops.dropout import dropout
 from megalite.ops.linear_cross_entropy import linear_cross_entropy
 from megalite.ops.mask import RowIntervals
+from megalite.ops.rms_norm import rms_norm
 from megalite.ops.rope import rope, rope_tables
 from megalite.ops.token_log_probs import token_log_probs
 from megalite.ops.vocabulary import LossOptions, Vocabulary
@@ -20,6 +21,7 @@ __all__ = [
     "cross_entropy",
     "dropout",
     "linear_cross_entropy",
+    "rms_norm",
     "rope",
     "rope_tables",
     "token_log_probs",

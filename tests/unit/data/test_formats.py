@@ -25,7 +25,7 @@ CONVERSATIONS = {
     "alpaca without input": ({"instruction": "hi", "output": "hello"}, HELLO),
     "alpaca with input": (
         {"instruction": "add", "input": "1 2", "output": "3"},
-        (Turn("user", "add\n1 2"), Turn("assistant", "3")),
+        (Turn("user", "add", "1 2"), Turn("assistant", "3")),
     ),
     "sharegpt": (
         {"conversations": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "hello"}]},
