@@ -4,7 +4,7 @@ import html
 import math
 from collections.abc import Mapping, Sequence
 
-WIDTH, HEIGHT, MARGIN = 420, 240, 46
+WIDTH, HEIGHT, MARGIN = 420, 240, 56
 COLOURS = ("#2563a8", "#c8541f", "#3c8c4a", "#8a4ca0")
 TICKS = 4
 Points = Sequence[tuple[float, float]]
@@ -29,7 +29,7 @@ def line_chart(title: str, unit: str, series: Mapping[str, Points]) -> str:
         return _svg(label + f'<text x="{MARGIN}" y="60">no values</text>')
     x_range = _range([x for points in kept.values() for x, _ in points])
     y_range = _range([y for points in kept.values() for _, y in points])
-    parts = [label, _axes(x_range, y_range)]
+    parts, shown = [label, _axes(x_range, y_range)], []
     for number, (name, points) in enumerate(kept.items()):
         colour = COLOURS[number % len(COLOURS)]
         path = " ".join(f"{_across(x, x_range):.1f},{_up(y, y_range):.1f}" for x, y in points)
@@ -37,15 +37,30 @@ def line_chart(title: str, unit: str, series: Mapping[str, Points]) -> str:
             f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.6"/>'
         )
         if len(kept) > 1:
-            parts.append(
-                f'<text x="{WIDTH - 8}" y="{34 + 14 * number}" fill="{colour}" '
-                f'text-anchor="end">{html.escape(name)}</text>'
-            )
+            shown.insert(0, f'<tspan fill="{colour}">&#160;&#160;{html.escape(name)}</tspan>')
+    if shown:
+        names = "".join(reversed(shown))
+        parts.append(f'<text x="{WIDTH - 12}" y="18" text-anchor="end">{names}</text>')
     return _svg("".join(parts))
 
 
 def _finite(points: Points) -> list[tuple[float, float]]:
     return [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)]
+
+
+def tick_text(value: float) -> str:
+    """A number in few characters, thousands and millions by letter."""
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= 0.9995 * size:
+            return f"{value / size:.3g}{letter}"
+    if value and abs(value) < 1e-2:
+        return f"{value:.1e}".replace("e-0", "e-")
+    return f"{value:.3g}"
+
+
+def _whole(value: float, bounds: tuple[float, float]) -> float:
+    """A tick of steps: a whole number where the axis is long enough for it."""
+    return float(round(value)) if bounds[1] - bounds[0] >= TICKS else value
 
 
 def _range(values: Sequence[float]) -> tuple[float, float]:
@@ -68,13 +83,13 @@ def _axes(x_range: tuple[float, float], y_range: tuple[float, float]) -> str:
     parts = []
     for tick in range(TICKS + 1):
         y = y_range[0] + (y_range[1] - y_range[0]) * tick / TICKS
-        x = x_range[0] + (x_range[1] - x_range[0]) * tick / TICKS
+        x = _whole(x_range[0] + (x_range[1] - x_range[0]) * tick / TICKS, x_range)
         height, across = _up(y, y_range), _across(x, x_range)
         parts.append(
             f'<line x1="{MARGIN}" x2="{WIDTH - 12}" y1="{height:.1f}" y2="{height:.1f}" '
             f'class="grid"/><text x="{MARGIN - 5}" y="{height + 4:.1f}" text-anchor="end">'
-            f'{y:.3g}</text><text x="{across:.1f}" y="{HEIGHT - 8}" text-anchor="middle">'
-            f"{x:.4g}</text>"
+            f'{tick_text(y)}</text><text x="{across:.1f}" y="{HEIGHT - 8}" '
+            f'text-anchor="middle">{tick_text(x)}</text>'
         )
     return "".join(parts)
 

@@ -17,7 +17,7 @@ CHARTS = {  # title: (unit, keys of metrics.jsonl drawn in it)
     "Held-out loss": ("nats a target", ("heldout_loss",)),
     "Ranking accuracy, held out": ("share of pairs", ("heldout_accuracy",)),
     "Reward": ("score a response", ("reward", "heldout_reward")),
-    "KL to the reference": ("nats a response", ("kl", "heldout_kl")),
+    "KL to reference": ("nats a response", ("kl", "heldout_kl")),
     "Entropy": ("nats a token", ("entropy",)),
     "Clipped updates": ("share of tokens", ("clip_fraction",)),
     "Value loss": ("squared score", ("value_loss",)),

@@ -2,10 +2,12 @@ import json
 import xml.etree.ElementTree as ElementTree
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from megalite.errors import DataError
 from megalite.parallel.launch import Launch
-from megalite.tools.chart import line_chart
+from megalite.tools.chart import line_chart, tick_text
 from megalite.tools.report import ReportConfig, page, run
 
 
@@ -51,3 +53,27 @@ def test_a_missing_run_is_named(tmp_path):
 def test_a_chart_is_valid_xml_for_any_points(points):
     root = ElementTree.fromstring(line_chart("a < b", "x & y", {"one": points, "two": points}))
     assert "nan" not in ElementTree.tostring(root, encoding="unicode")
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.0, "0"),
+        (3e-4, "3.0e-4"),
+        (0.0123, "0.0123"),
+        (12345.6, "12.3k"),
+        (-2.5e6, "-2.5M"),
+        (225, "225"),
+    ],
+)
+def test_ticks_are_short(value, text):
+    assert tick_text(value) == text
+
+
+@given(*[st.floats(-1e9, 1e9).map(lambda value: round(value, 6))] * 2)
+def test_ticks_fit_beside_the_axis(low, high):
+    """At 11 pixels a character is 6 wide; the margin has room for 8."""
+    root = ElementTree.fromstring(line_chart("a", "", {"one": [(0, low), (1, high)]}))
+    texts = [item.text for item in root.iter() if item.get("text-anchor") == "end"]
+    assert len(texts) == 5
+    assert max(map(len, texts)) <= 8
