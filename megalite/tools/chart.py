@@ -29,7 +29,8 @@ def line_chart(title: str, unit: str, series: Mapping[str, Points]) -> str:
         return _svg(label + f'<text x="{MARGIN}" y="60">no values</text>')
     x_range = _range([x for points in kept.values() for x, _ in points])
     y_range = _range([y for points in kept.values() for _, y in points])
-    parts, shown = [label, _axes(x_range, y_range)], []
+    shown: list[str] = []
+    parts = [label, _axes(x_range, y_range)]
     for number, (name, points) in enumerate(kept.items()):
         colour = COLOURS[number % len(COLOURS)]
         path = " ".join(f"{_across(x, x_range):.1f},{_up(y, y_range):.1f}" for x, y in points)
