@@ -13,8 +13,10 @@ def noise_counts(lengths: Array, density: float, mean_span: float) -> tuple[Arra
     Source: Raffel et al. 2020, arXiv:1910.10683; ``random_spans_noise_mask`` of
     google-research/text-to-text-transfer-transformer, t5/data/preprocessors.py.
     """
-    noise = np.clip(np.round(lengths * density).astype(np.int64), 1, lengths - 1)
-    spans = np.maximum(np.round(noise / mean_span).astype(np.int64), 1)
+    single = np.float32  # theirs, which decides what is half a token
+    noise = np.round(lengths.astype(single) * single(density)).astype(np.int64)
+    noise = np.clip(noise, 1, lengths - 1)
+    spans = np.maximum(np.round(noise.astype(single) / single(mean_span)).astype(np.int64), 1)
     return noise, np.minimum(spans, lengths - noise)
 
 

@@ -6,7 +6,7 @@ Source: t5/data/preprocessors.py of google-research/text-to-text-transfer-transf
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from megalite.data.objectives.mixture import U_PALM, UL2
@@ -64,7 +64,8 @@ def t5_to_sentinels(tokens: np.ndarray, noise_mask: np.ndarray, vocab_size: int)
     return tokens[~subsequent_noise_tokens]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
+@example(350, (0.15, 3.0), 0)  # half a noise token in double precision, more in single
 @given(st.integers(2, 700), st.sampled_from([(0.15, 3.0), (0.5, 3.0), (0.15, 64.0)]), SEEDS)
 def test_the_noise_mask_is_t5s(length, noise, seed):
     ours = random_noise_mask(length, *noise, generator(seed))
@@ -75,11 +76,11 @@ def test_the_noise_mask_is_t5s(length, noise, seed):
 @given(DOCUMENTS, SEEDS)
 def test_span_corruption_is_t5s(document, seed):
     structure, tokens = STRUCTURES["encoder-decoder"], np.array(body(document))
-    example = span_corruption(structure)(document, generator(seed))
+    made = span_corruption(structure)(document, generator(seed))
     mask = t5_noise_mask(len(tokens), 0.15, 3.0, generator(seed))
     inputs = [*t5_to_sentinels(tokens, mask, VOCABULARY), END]
     targets = [*t5_to_sentinels(tokens, ~mask, VOCABULARY), END]
-    assert source_and_target(example, structure) == (inputs, targets)
+    assert source_and_target(made, structure) == (inputs, targets)
 
 
 def t5_lengths(inputs_length: int, density: float, mean: float) -> tuple[int, int]:
