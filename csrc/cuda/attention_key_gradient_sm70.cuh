@@ -17,7 +17,7 @@
 
 namespace megalite::sm70 {
 
-/// Of a tile of queries in shared memory: lse (base 2, inf in rows without keys), delta, start, end.
+/// Of a tile of queries in shared memory: lse (base 2, inf in rows without keys), delta, interval.
 template <int kQueries>
 struct QueryColumns {
   static constexpr int kBytes = 4 * kQueries * 4;
@@ -56,16 +56,16 @@ struct QueryColumns {
   }
 };
 
-/// Scores [keys][queries from `first` on] outside the interval of their query become -inf.
-template <int kRows, int kColumns, int kQueries>
-MEGALITE_DEVICE void mask_columns(Product<kRows, kColumns>& s,
-                                  const QueryColumns<kQueries>& columns, int first, int first_key) {
+/// Scores [keys][queries] outside the interval of their query become -inf.
+template <int kRows, int kQueries>
+MEGALITE_DEVICE void mask_columns(Product<kRows, kQueries>& s,
+                                  const QueryColumns<kQueries>& columns, int first_key) {
   MEGALITE_UNROLL
-  for (int j = 0; j < kColumns / kPiece; ++j) {
+  for (int j = 0; j < kQueries / kPiece; ++j) {
     MEGALITE_UNROLL
     for (int n = 0; n < 4; ++n) {
       const int element = n % 2 + n / 2 * 4;  // of this column, with that + 2
-      const Interval keys = columns.keys_of(first + j * kPiece + c_column(element));
+      const Interval keys = columns.keys_of(j * kPiece + c_column(element));
       MEGALITE_UNROLL
       for (int i = 0; i < kRows / kPiece; ++i) {
         MEGALITE_UNROLL
@@ -112,9 +112,10 @@ struct KeyGradientShape {
   static constexpr int kBlocks = D <= 64 ? 2 : 1;  // of an SM
   static constexpr int kWarpRows = D <= 64 ? 32 : 16;
   static constexpr int kRows = kWarps * kWarpRows;  // keys
-  static constexpr int kQueries = D >= 192 ? 16 : 32;
-  static constexpr int kColumns = D <= 64 ? 16 : kQueries;  // queries of a Product
+  static constexpr int kQueries = D == 64 || D >= 192 ? 16 : 32;
   static constexpr bool kIsSplit = D >= 192;
+  // The next tiles come while dk is multiplied; at D = 256 there are no registers for that.
+  static constexpr bool kFetchesLate = D == 256;
   static constexpr int kValuesAt = Tile<D>::bytes(kRows);  // bytes
   static constexpr int kQueriesAt = 2 * kValuesAt;
   static constexpr int kOutAt = kQueriesAt + Tile<D>::bytes(kQueries);
@@ -169,47 +170,47 @@ struct QueryTiles {
 template <int D, bool kHasBias, bool kDrops, bool kWantsKey, bool kWantsValue>
 struct KeyGradientWarp {
   using Shape = KeyGradientShape<D>;
-  static constexpr int kRows = Shape::kWarpRows, kColumns = Shape::kColumns;
+  static constexpr int kRows = Shape::kWarpRows, kQueries = Shape::kQueries;
   using Columns = QueryColumns<Shape::kQueries>;
   using Bias = BiasTile<Shape::kQueries, Shape::kRows>;
   Place at;  // the warp's keys of a key head
   OperandRows<D, kRows, false> key, value;
   Sums<kRows, D> dk, dv;
-  Product<kRows, kColumns> s, dp;
+  Product<kRows, kQueries> s, dp;
 
-  /// P and dS of queries `first` on of a tile, and what they add to dv.
+  /// P and dS of a tile of queries, and what they add to dv.
   MEGALITE_DEVICE void add_values(const AttentionParams<half>& p, const QueryTiles<D>& tiles,
-                                  int first, const Tile<D>& query_tile, const Tile<D>& dout_tile,
+                                  const Tile<D>& query_tile, const Tile<D>& dout_tile,
                                   const Columns& columns, const Bias& bias) {
-    multiply_transposed(s, key, query_tile.from_row(first));
-    if constexpr (kWantsKey) multiply_transposed(dp, value, dout_tile.from_row(first));
+    multiply_transposed(s, key, query_tile);
+    if constexpr (kWantsKey) multiply_transposed(dp, value, dout_tile);
     if constexpr (kHasBias) {
-      for_each_element<kRows, kColumns>([&](int i, int j, int e) {
+      for_each_element<kRows, kQueries>([&](int i, int j, int e) {
         const int row = warp() * kRows + i * kPiece + c_row(e);
-        const float b = bias.of(first + j * kPiece + c_column(e), row);
+        const float b = bias.of(j * kPiece + c_column(e), row);
         s.c[i][j][e] = fmaf(s.c[i][j][e], p.scale * kLog2E, b);
       });
     }
     if (!tiles.bounds(p).template covers<kRows>(at.first_row))
-      mask_columns(s, columns, first, at.first_row);
-    differentiate(p, tiles, first, columns);
-    if constexpr (kWantsValue) multiply_add(dv, s, dout_tile.from_row(first));
+      mask_columns(s, columns, at.first_row);
+    differentiate(p, tiles, columns);
+    if constexpr (kWantsValue) multiply_add(dv, s, dout_tile);
   }
 
   /// Scores in `s` and dP in `dp` become the dropped P and dS.
   MEGALITE_DEVICE void differentiate(const AttentionParams<half>& p, const QueryTiles<D>& tiles,
-                                     int first, const Columns& columns) {
+                                     const Columns& columns) {
     const float factor = kHasBias ? 1.0f : p.scale * kLog2E;
-    KeptQueries<kRows, kColumns> kept;
+    KeptQueries<kRows, kQueries> kept;
     if constexpr (kDrops) {
       const KeepBits keep = keep_bits(p, at.batch, tiles.head);
-      kept.draw(keep, at.first_row, tiles.tile * Shape::kQueries + first);
+      kept.draw(keep, at.first_row, tiles.tile * Shape::kQueries);
     }
     MEGALITE_UNROLL
-    for (int j = 0; j < kColumns / kPiece; ++j) {
+    for (int j = 0; j < kQueries / kPiece; ++j) {
       MEGALITE_UNROLL
       for (int n = 0; n < 8; n += 4) {
-        const int column = first + j * kPiece + c_column(n);
+        const int column = j * kPiece + c_column(n);
         const Vec<float, 2> lse = columns.lse_of(column), delta = columns.delta_of(column);
         MEGALITE_UNROLL
         for (int i = 0; i < kRows / kPiece; ++i) {
@@ -298,14 +299,12 @@ void attention_key_gradient_kernel(AttentionParams<half> p, AttentionGradients<h
     const QueryTiles<D> now = tiles;
     const bool is_active = now.bounds(p).template touches<Shape::kWarpRows>(w.at.first_row);
     tiles.advance(p);
-    MEGALITE_ROLLED
-    for (int first = 0; first < kQueries; first += Shape::kColumns) {
-      if (is_active) w.add_values(p, now, first, query_tile, dout_tile, columns, bias_tile);
-      if (first + Shape::kColumns == kQueries && !tiles.is_done()) fetch(tiles);
-      if constexpr (kWantsKey) {
-        if (is_active) multiply_add(w.dk, w.dp, query_tile.from_row(first));
-      }
+    if (is_active) w.add_values(p, now, query_tile, dout_tile, columns, bias_tile);
+    if (!Shape::kFetchesLate && !tiles.is_done()) fetch(tiles);
+    if constexpr (kWantsKey) {
+      if (is_active) multiply_add(w.dk, w.dp, query_tile);
     }
+    if (Shape::kFetchesLate && !tiles.is_done()) fetch(tiles);
     syncthreads();  // the tiles have been read
     if (tiles.is_done()) break;
     store(tiles);
