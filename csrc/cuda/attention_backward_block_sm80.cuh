@@ -16,10 +16,16 @@ using Rows = SharedTile<typename C::T, C::kDim>;
 template <class C>
 using Squares = SharedTile<typename C::T, C::kRows>;  // [kKeys, kRows]
 
-/// A tile of query rows of one head.
+/// A tile of query rows of one head, in two registers; head -1 for none.
 struct RowTile {
-  int head, first_row;
-  bool full;  // every row attends to all keys of the block's tile
+  int head, packed;  // tile * 4 + stage * 2 + is_full
+
+  MEGALITE_DEVICE bool exists() const { return head >= 0; }
+  MEGALITE_DEVICE int tile() const { return packed >> 2; }
+  /// The buffer that its rows are in.
+  MEGALITE_DEVICE int stage() const { return packed >> 1 & 1; }
+  /// Whether every row attends to all keys of the block's tile.
+  MEGALITE_DEVICE bool is_full() const { return packed & 1; }
 };
 
 template <class C>
@@ -44,6 +50,7 @@ struct BackwardBlock {
   MEGALITE_DEVICE int query(int chunk, int n, int e) const {
     return first_query(chunk) + n * 8 + lane() % 4 * 2 + e;
   }
+  MEGALITE_DEVICE static int first_row(const RowTile& t) { return t.tile() * C::kRows; }
   MEGALITE_DEVICE int first_query(int chunk) const {
     return (query_warp() * C::kChunks + chunk) * C::kQueries;
   }
@@ -75,8 +82,8 @@ struct BackwardBlock {
   }
   MEGALITE_DEVICE bool has_dbias() const { return C::kExtended && g.dbias; }
 
-  /// The same block; its addresses are made anew, which costs less than to keep them in registers.
-  MEGALITE_DEVICE BackwardBlock fresh() const { return {p, g, opaque(thread), opaque(first_key)}; }
+  /// The same block for another part of the work; see thread_x_anew.
+  MEGALITE_DEVICE BackwardBlock fresh() const { return {p, g, thread_x_anew(), opaque(first_key)}; }
 
   // ---------------------------------------------------------------------------------------------
   // what is copied, and which tiles there are
@@ -90,14 +97,15 @@ struct BackwardBlock {
   }
 
   /// Q_i and dO_i.
-  MEGALITE_DEVICE void start_rows(const RowTile& t, int stage) const {
-    const Rows<C> q = q_tile(stage), dout = dout_tile(stage);
+  MEGALITE_DEVICE void start_rows(const RowTile& t) const {
+    if (!t.exists()) return;
+    const Rows<C> q = q_tile(t.stage()), dout = dout_tile(t.stage());
     const uint32_t wanted = q.template wanted_rows<C::kRows, C::kThreads>([&](int r) {
-      const int row = t.first_row + r;
-      return t.full ? row < p.queries : !row_interval(p, batch(), row).is_empty();
+      const int row = first_row(t) + r;
+      return t.is_full() ? row < p.queries : !row_interval(p, batch(), row).is_empty();
     });
     const auto start = [&](const Rows<C>& tile, Global<const T> x, const Strides& s) {
-      const int64_t at = batch() * s.batch + t.head * s.head + t.first_row * s.row;
+      const int64_t at = batch() * s.batch + t.head * s.head + first_row(t) * s.row;
       tile.template start_copy<C::kRows, C::kThreads>(x.at(at), s.row, p.head_dim, wanted);
     };
     start(q, p.q, p.q_strides);
@@ -106,8 +114,9 @@ struct BackwardBlock {
   }
 
   MEGALITE_DEVICE void start_states(const RowTile& t) const {
+    if (!t.exists()) return;
     const int padded = divide_up(p.queries, C::kRows) * C::kRows;
-    const int64_t at = (int64_t{batch()} * p.heads + t.head) * padded + t.first_row;
+    const int64_t at = (int64_t{batch()} * p.heads + t.head) * padded + first_row(t);
     if (thread < C::kRows) {
       cp_async16(states(), thread * 4, g.scratch.template as<const int32_t>(), (at + thread) * 4,
                  true);
@@ -115,17 +124,30 @@ struct BackwardBlock {
     cp_async_commit();
   }
 
-  /// Move to the next tile, in `rows`, of which some row attends to a key; all heads of the group in
-  /// turn. False if there is none.
-  MEGALITE_DEVICE bool advance(RowTile& t, const Range& rows) const {
+  /// The tiles of rows that may attend to the block's keys.
+  MEGALITE_DEVICE Range touching_tiles() const {
+    const Range rows = touching_rows<C::kKeys>(p, batch(), first_key);
+    return {rows.first / C::kRows, divide_up(rows.last, C::kRows)};
+  }
+
+  MEGALITE_DEVICE RowTile first_tile() const {
+    const Range tiles = touching_tiles();
+    if (tiles.first >= tiles.last) return {-1, 0};
+    return tile_after({group() * (p.heads / p.groups), (tiles.first - 1) * 4 + 2});
+  }
+
+  /// The next tile of which some row attends to a key; all heads of the group in turn.
+  MEGALITE_DEVICE RowTile tile_after(const RowTile& t) const {
+    const Range tiles = touching_tiles();
     const int last_head = (group() + 1) * (p.heads / p.groups);
+    int head = t.head, tile = t.tile();
     for (;;) {
-      t.first_row += C::kRows;
-      if (t.first_row >= rows.last) t.first_row = rows.first, ++t.head;
-      if (t.head >= last_head) return false;
-      const RowBounds bounds = row_bounds<C::kRows>(p, batch(), t.first_row);
-      t.full = bounds.template covers<C::kKeys>(first_key);
-      if (bounds.template touches<C::kKeys>(first_key)) return true;
+      if (++tile >= tiles.last) tile = tiles.first, ++head;
+      if (head >= last_head) return {-1, 0};
+      const RowBounds bounds = row_bounds<C::kRows>(p, batch(), tile * C::kRows);
+      if (!bounds.template touches<C::kKeys>(first_key)) continue;
+      const int stage = C::kStages == 2 ? 1 - t.stage() : 0;
+      return {head, tile * 4 + stage * 2 + bounds.template covers<C::kKeys>(first_key)};
     }
   }
 };

@@ -41,7 +41,7 @@ template <class C>
 MEGALITE_DEVICE void add_bias(const BackwardBlock<C>& block, Square<C>& s, const RowTile& t,
                               int chunk) {
   const DistanceBias bias = distance_bias(block.p, t.head);
-  const int distance = block.key(0, 0) - t.first_row - block.query(chunk, 0, 0);
+  const int distance = block.key(0, 0) - block.first_row(t) - block.query(chunk, 0, 0);
   MEGALITE_UNROLL
   for (int diagonal = 1 - C::kNTiles; diagonal < 2 * C::kMTiles; ++diagonal) {
     MEGALITE_UNROLL
@@ -59,7 +59,7 @@ MEGALITE_DEVICE void add_bias(const BackwardBlock<C>& block, Square<C>& s, const
 }
 
 /// Scores become probabilities.
-template <bool kMasked, class C>
+template <class C>
 MEGALITE_DEVICE void exponentiate(const BackwardBlock<C>& block, Square<C>& s, int chunk) {
   const float scale = C::kExtended && block.p.bias ? 1.0f : block.p.scale * kLog2E;
   MEGALITE_UNROLL
@@ -68,16 +68,28 @@ MEGALITE_DEVICE void exponentiate(const BackwardBlock<C>& block, Square<C>& s, i
     for (int e = 0; e < 2; ++e) {
       const int state = block.query(chunk, n, e) * 4;
       const float lse = as_float(static_cast<uint32_t>(block.states().load(state)));
-      Interval allowed = {0, 0};
-      if (kMasked) {
-        const auto bounds = load_vec<2>(block.states(), state + 2);
-        allowed = {bounds.v[0], bounds.v[1]};
-      }
       MEGALITE_UNROLL
       for (int i = 0; i < 2 * C::kMTiles; ++i) {
         float& x = s[i / 2][n][i % 2 * 2 + e];
         x = exp2_approx(fmaf(x, scale, -lse));
-        if (kMasked) x = allowed.has(block.key(i / 2, i % 2)) ? x : 0.0f;
+      }
+    }
+  }
+}
+
+/// Probabilities of keys outside a row's interval become 0.
+template <class C>
+MEGALITE_DEVICE void mask(const BackwardBlock<C>& block, Square<C>& s, int chunk) {
+  MEGALITE_UNROLL
+  for (int n = 0; n < C::kNTiles; ++n) {
+    MEGALITE_UNROLL
+    for (int e = 0; e < 2; ++e) {
+      const auto bounds = load_vec<2>(block.states(), block.query(chunk, n, e) * 4 + 2);
+      const Interval allowed = {bounds.v[0], bounds.v[1]};
+      MEGALITE_UNROLL
+      for (int i = 0; i < 2 * C::kMTiles; ++i) {
+        float& x = s[i / 2][n][i % 2 * 2 + e];
+        x = allowed.has(block.key(i / 2, i % 2)) ? x : 0.0f;
       }
     }
   }
@@ -130,9 +142,9 @@ MEGALITE_DEVICE void draw(const BackwardBlock<C>& block, uint32_t (&kept)[4], co
   for (int m = 0; m < C::kMTiles; ++m) {
     MEGALITE_UNROLL
     for (int n = 0; n < C::kNTiles; ++n) {
-      bits |=
-          keep.four_keys(t.first_row + block.query(chunk, n, mine % 2), block.key(m, mine / 2) / 4)
-          << 4 * (m * C::kNTiles + n);
+      bits |= keep.four_keys(block.first_row(t) + block.query(chunk, n, mine % 2),
+                             block.key(m, mine / 2) / 4)
+              << 4 * (m * C::kNTiles + n);
     }
   }
   MEGALITE_UNROLL

@@ -22,10 +22,10 @@
 // Cost: five products, 10 H flops and one exp2 an allowed pair. A second, query-stationary kernel for
 //   dQ would need no partial sums, but make S and dP again: seven products. By the counts of
 //   instructions the five-product loop is bound by the tensor cores: 5120 clocks for 128 x 128 pairs
-//   at H 64, where shared memory takes about 4100 and issue 2000; so two more products would cost
+//   at H 64, where shared memory takes about 4500 and issue 2000; so two more products would cost
 //   40 %, and the partial sums cost 16 bytes of L2 traffic for 10 * kKeys flops.
 // Source: Dao 2023, arXiv:2307.08691, algorithm 2, with the partial sums of its deterministic mode.
-// Tested by: tests/kernels/test_attention.py, tests/kernels/simt/test_simt_attention.py.
+// Tested by: tests/kernels/test_attention.py, on the emulator.
 #pragma once
 
 #include "attention_backward_scores_sm80.cuh"
@@ -66,8 +66,9 @@ struct BackwardGradients {
   MEGALITE_DEVICE void accumulate_others(Gradient& sum, const Squares<C>& squares,
                                          const Rows<C>& rows) const {
     MEGALITE_UNROLL
-    for (int other = 1; other < C::kQueryWarps; ++other) {
-      const int query = (block.query_warp() + other) % C::kQueryWarps * C::kQueries;
+    for (int i = C::kChunks; i < C::kQueryWarps * C::kChunks; ++i) {
+      const int square = (block.query_warp() * C::kChunks + i) % (C::kQueryWarps * C::kChunks);
+      const int query = square * C::kQueries;
       Packed<C> packed;
       MEGALITE_UNROLL
       for (int m = 0; m < C::kMTiles; ++m) {
@@ -108,15 +109,15 @@ struct BackwardGradients {
     const auto scratch = BackwardScratch<C>::of(block.p, false);
     const int64_t of_head =
         (int64_t{block_x()} * block.p.batch + block.batch()) * block.p.heads + head;
-    return block.g.scratch.at(scratch.dq_at +
-                              (of_head * scratch.row_tiles + row_tile) * C::kRows * C::kDim +
-                              block.thread * 4);
+    const int64_t tile = of_head * scratch.row_tiles + row_tile;
+    const int64_t at = scratch.dq_at + tile * C::kRows * C::kDim + block.thread * 4;
+    return block.g.scratch.at(opaque(at));
   }
 
   /// dQ_i += dS K_j.
   MEGALITE_DEVICE void add_query_gradient(const RowTile& t) const {
     constexpr int kFragments = C::kRowMTiles * C::kColumnTiles;
-    const Global<float> partial = partial_dq(t.head, t.first_row / C::kRows);
+    const Global<float> partial = partial_dq(t.head, t.tile());
     Vec<float, 4> dq[kFragments];
     MEGALITE_UNROLL
     for (int f = 0; f < kFragments; ++f) dq[f] = load_vec<4>(partial, f * C::kThreads * 4);
@@ -162,80 +163,81 @@ struct BackwardGradients {
 
   // ---------------------------------------------------------------------------------------------
 
-  /// All of one square of scores that needs no other warp.
-  template <bool kMasked>
-  MEGALITE_DEVICE void visit_square(const RowTile& t, int stage, int chunk, Gradient& dk,
-                                    Gradient& dv) const {
-    Square<C> s, ds;
+  /// P of one square of scores, and its part of dV.
+  MEGALITE_DEVICE void add_value_gradient(Square<C>& s, const uint32_t (&kept)[4], const RowTile& t,
+                                          int chunk, Gradient& dv) const {
     Packed<C> packed;
-    uint32_t kept[4];
-    multiply(block, s, block.k_tile(), block.q_tile(stage), block.first_query(chunk));
+    multiply(block, s, block.k_tile(), block.q_tile(t.stage()), block.first_query(chunk));
     if (C::kExtended && block.p.bias) add_bias(block, s, t, chunk);
-    exponentiate<kMasked>(block, s, chunk);
-    draw(block, kept, t, chunk);
+    exponentiate(block, s, chunk);
+    if (!t.is_full()) mask(block, s, chunk);
     pack_kept<C>(packed, s, kept);
     if constexpr (C::kQueryWarps > 1) store_square(block, block.p_tile(), packed, chunk);
-    accumulate(dv, packed, block.dout_tile(stage), block.first_query(chunk));
-    multiply(block, ds, block.v_tile(), block.dout_tile(stage), block.first_query(chunk));
+    accumulate(dv, packed, block.dout_tile(t.stage()), block.first_query(chunk));
+  }
+
+  /// dS of the square, from P, and its part of dK.
+  MEGALITE_DEVICE void add_key_gradient(const Square<C>& s, const uint32_t (&kept)[4],
+                                        const RowTile& t, int chunk, Gradient& dk) const {
+    Square<C> ds;
+    Packed<C> packed;
+    multiply(block, ds, block.v_tile(), block.dout_tile(t.stage()), block.first_query(chunk));
     differentiate(block, ds, s, kept, chunk);
     if (block.has_dbias()) sum_diagonals(block, ds, chunk);
     pack<C>(packed, ds);
     store_square(block, block.ds_tile(), packed, chunk);
-    accumulate(dk, packed, block.q_tile(stage), block.first_query(chunk));
+    accumulate(dk, packed, block.q_tile(t.stage()), block.first_query(chunk));
   }
 
-  MEGALITE_DEVICE void visit_rows(const RowTile& t, int stage, Gradient& dk, Gradient& dv) const {
-    MEGALITE_UNROLL
+  MEGALITE_DEVICE void visit_rows(const RowTile& t, Gradient& dk, Gradient& dv) const {
+    MEGALITE_ROLLED
     for (int chunk = 0; chunk < C::kChunks; ++chunk) {
-      if (t.full) {
-        fresh().template visit_square<false>(t, stage, chunk, dk, dv);
-      } else {
-        fresh().template visit_square<true>(t, stage, chunk, dk, dv);
-      }
+      Square<C> s;
+      uint32_t kept[4];
+      draw(block.fresh(), kept, t, chunk);
+      fresh().add_value_gradient(s, kept, t, chunk, dv);
+      fresh().add_key_gradient(s, kept, t, chunk, dk);
     }
   }
 
   /// What needs the squares of other warps.
-  MEGALITE_DEVICE void finish_rows(const RowTile& t, int stage, Gradient& dk, Gradient& dv) const {
+  MEGALITE_DEVICE void finish_rows(const RowTile& t, Gradient& dk, Gradient& dv) const {
     if constexpr (C::kQueryWarps > 1) {
-      accumulate_others(dv, block.p_tile(), block.dout_tile(stage));
-      accumulate_others(dk, block.ds_tile(), block.q_tile(stage));
+      fresh().accumulate_others(dv, block.p_tile(), block.dout_tile(t.stage()));
+      fresh().accumulate_others(dk, block.ds_tile(), block.q_tile(t.stage()));
     }
-    add_query_gradient(t);
-    if (block.has_dbias()) add_bias_gradient(block, t);
+    fresh().add_query_gradient(t);
+    if (block.has_dbias()) add_bias_gradient(block.fresh(), t);
   }
 
   MEGALITE_DEVICE void visit_keys() const {
     Gradient dk = {}, dv = {};
-    Range rows = touching_rows<C::kKeys>(block.p, block.batch(), block.first_key);
-    rows.first = rows.first / C::kRows * C::kRows;
-    RowTile t = {block.group() * (block.p.heads / block.p.groups), rows.first - C::kRows, false};
+    RowTile t = block.first_tile();
     syncthreads();  // nobody reads the last tile of keys any more
-    bool has_more = rows.first < rows.last && block.advance(t, rows);
-    if (has_more) {
-      block.start_keys(block.k_tile(), block.p.k, block.p.k_strides);
-      block.start_keys(block.v_tile(), block.p.v, block.p.v_strides);
-      block.start_rows(t, 0);
-      block.start_states(t);
+    if (t.exists()) {
+      const BackwardBlock<C> now = block.fresh();
+      now.start_keys(now.k_tile(), block.p.k, block.p.k_strides);
+      now.start_keys(now.v_tile(), block.p.v, block.p.v_strides);
+      now.start_rows(t);
+      now.start_states(t);
     }
-    for (int stage = 0; has_more; stage = (stage + 1) % C::kStages) {
-      RowTile next = t;
-      has_more = block.advance(next, rows);
+    while (t.exists()) {
       cp_async_wait<0>();
       syncthreads();  // the rows are there, and nobody uses dS or the other rows any more
-      if (C::kStages == 2 && has_more) block.fresh().start_rows(next, 1 - stage);
-      visit_rows(t, stage, dk, dv);
+      if (C::kStages == 2) block.fresh().start_rows(block.tile_after(t));
+      visit_rows(t, dk, dv);
       syncthreads();  // P and dS are there, and nobody reads the states any more
-      if (has_more) block.fresh().start_states(next);
-      fresh().finish_rows(t, stage, dk, dv);
-      if (C::kStages == 1 && has_more) {
+      const RowTile next = block.tile_after(t);  // found again: registers are scarce in between
+      block.fresh().start_states(next);
+      finish_rows(t, dk, dv);
+      if (C::kStages == 1) {
         syncthreads();  // nobody reads the rows any more
-        block.fresh().start_rows(next, 0);
+        block.fresh().start_rows(next);
       }
       t = next;
     }
-    write(block.g.dk, dk, block.p.scale);
-    write(block.g.dv, dv, block.p.dropout.scale);
+    fresh().write(block.g.dk, dk, block.p.scale);
+    fresh().write(block.g.dv, dv, block.p.dropout.scale);
   }
 };
 
@@ -246,7 +248,7 @@ void attention_backward(AttentionParams<typename C::T> p, AttentionGradients<typ
   BackwardGradients<C> gradients = {{p, g, thread_x(), block_x() * C::kKeys}};
   gradients.clear_partial_sums();
   for (int& key = gradients.block.first_key; key < p.keys; key += grid_x() * C::kKeys)
-    gradients.visit_keys();
+    gradients.fresh().visit_keys();
 }
 
 #ifndef __CUDACC_RTC__

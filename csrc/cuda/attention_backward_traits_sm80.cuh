@@ -19,9 +19,9 @@ struct BackwardTraits {
   static constexpr int kWarps = kQueryWarps * kKeyWarps, kThreads = kWarps * kWarpSize;
   static constexpr int kBlocksPerSm = kDim > 64 ? 1 : 2;
   static constexpr int kRows = 64, kKeys = 32 * kKeyWarps;
-  static constexpr int kMTiles = 2;                           // fragments along a warp's keys
-  static constexpr int kDTiles = kDim / kQueryWarps / 8;      // along its depth
-  static constexpr int kQueries = kQueryWarps > 2 ? 16 : 32;  // of the scores in registers
+  static constexpr int kMTiles = 2;                       // fragments along a warp's keys
+  static constexpr int kDTiles = kDim / kQueryWarps / 8;  // along its depth
+  static constexpr int kQueries = kQueryWarps > 2 || kExtended ? 16 : 32;  // of scores in registers
   static constexpr int kNTiles = kQueries / 8;
   static constexpr int kChunks = kRows / kQueryWarps / kQueries;
   static constexpr int kStages = kDim > 192 ? 1 : 2;  // buffers of q and dout
@@ -31,8 +31,8 @@ struct BackwardTraits {
   static constexpr int kRowMTiles = kRows / kRowWarps / 16;
   static constexpr int kColumnTiles = kDim / 8 / (kWarps / kRowWarps);
 
-  // Bias gradient: sums along the diagonals of each 32 x kQueries square of scores.
-  static constexpr int kDiagonals = 32 + kQueries;
+  // Bias gradient: sums along the diagonals of a warp's 32 keys and share of the rows.
+  static constexpr int kDiagonals = 32 + kRows / kQueryWarps;
 
   // Shared memory, in bytes from the first.
   static constexpr int kKeyBytes = kKeys * kDim * 2, kRowBytes = kRows * kDim * 2;
@@ -44,7 +44,7 @@ struct BackwardTraits {
   static constexpr int kStatesAt = kPAt + (kQueryWarps > 1 ? kSquareBytes : 0);
   static constexpr int kDiagonalsAt = kStatesAt + kRows * 16;
   static constexpr int kSharedBytes = kDiagonalsAt;
-  static constexpr int kDiagonalBytes = kWarps * kChunks * kDiagonals * 4;
+  static constexpr int kDiagonalBytes = kWarps * kDiagonals * 4;
   static_assert(kSharedBytes + kDiagonalBytes <= 163 * 1024, "what a block may have on sm_80");
 };
 

@@ -13,8 +13,9 @@ namespace megalite::sm80 {
 /// where it wrapped around; then the four lanes of a row are summed.
 template <class C>
 MEGALITE_DEVICE void sum_diagonals(const BackwardBlock<C>& block, const Square<C>& ds, int chunk) {
-  const auto sums =
-      block.diagonals().at((block.thread / kWarpSize * C::kChunks + chunk) * C::kDiagonals);
+  constexpr int kSpan = C::kRows / C::kQueryWarps;  // place 0 is kSpan keys before the first row
+  const auto sums = block.diagonals().at(block.thread / kWarpSize * C::kDiagonals + kSpan -
+                                         (chunk + 1) * C::kQueries);
   const int r = block.lane() / 4, c = block.lane() % 4;
   float stay = 0.0f;
   MEGALITE_UNROLL
@@ -39,7 +40,11 @@ MEGALITE_DEVICE void sum_diagonals(const BackwardBlock<C>& block, const Square<C
     // `stay` wrapped from the diagonal before, 8 further.
     const float total = quad_sum(here + stay);
     stay = wrapped;
-    if (c == 0) sums.store((diagonal + C::kNTiles) * 8 + r, total);
+    if (c != 0) continue;
+    // Where the chunk before has been, add to what it left.
+    const int place = (diagonal + C::kNTiles) * 8 + r;
+    const bool is_first = chunk == 0 || diagonal < 0;
+    sums.store(place, is_first ? total : sums.load(place) + total);
   }
 }
 
@@ -55,14 +60,13 @@ MEGALITE_DEVICE Global<float> partial_dbias(const BackwardBlock<C>& block, int h
 template <class C>
 MEGALITE_DEVICE void add_bias_gradient(const BackwardBlock<C>& block, const RowTile& t) {
   const Global<float> partial = partial_dbias(block, t.head);
-  const int first = block.first_key - t.first_row + block.p.queries - 1;
+  const int first = block.first_key - block.first_row(t) + block.p.queries - 1;
   for (int d = block.thread - C::kRows; d < C::kKeys; d += C::kThreads) {
     if (first + d < 0 || first + d >= block.p.queries + block.p.keys - 1) continue;
     float sum = 0.0f;
-    for (int w = 0; w < C::kWarps * C::kChunks; ++w) {
-      const int key = w / C::kChunks % C::kKeyWarps * 32;
-      const int query = (w / C::kChunks / C::kKeyWarps * C::kChunks + w % C::kChunks) * C::kQueries;
-      const int place = d - key + query + C::kQueries;
+    for (int w = 0; w < C::kWarps; ++w) {
+      const int key = w % C::kKeyWarps * 32;
+      const int place = d - key + (w / C::kKeyWarps + 1) * (C::kRows / C::kQueryWarps);
       if (place >= 0 && place < C::kDiagonals)
         sum += block.diagonals().load(w * C::kDiagonals + place);
     }

@@ -17,7 +17,7 @@
 //   the bits do not depend on how good the plan is. exp is exp2, log2(e) folded into the scale.
 // Cost: 4 H flops and one exp2 an allowed pair; reads q once, k and v once a tile of rows.
 // Source: Dao 2023, arXiv:2307.08691, algorithm 1; tile sizes: flash_fwd_launch_template.h there.
-// Tested by: tests/kernels/test_attention.py, tests/kernels/simt/test_simt_attention.py.
+// Tested by: tests/kernels/test_attention.py, on the emulator.
 #pragma once
 
 #include "attention_tiles.cuh"
@@ -286,8 +286,8 @@ struct ForwardBlock {
     syncthreads();  // the next K is there, and nobody reads V any more
   }
 
-  /// The same block; its addresses are made anew, which costs less than to keep them in registers.
-  MEGALITE_DEVICE ForwardBlock fresh() const { return {p, opaque(group), opaque(thread), full}; }
+  /// The same block for another part of the work; see thread_x_anew.
+  MEGALITE_DEVICE ForwardBlock fresh() const { return {p, opaque(group), thread_x_anew(), full}; }
 
   MEGALITE_DEVICE void visit_keys(const Range& touched, ForwardState<C>& o) const {
     start_keys(k_tile(), p.k, p.k_strides, touched.first);

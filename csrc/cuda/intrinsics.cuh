@@ -27,7 +27,7 @@
 //   exp2_approx log2_approx rsqrt_approx reciprocal_approx; fmaxf, fminf, fmaf as usual
 //   to_float(x) from_float<T>(x) pack2<T>(low, high) -> uint32 unpack2<T>(word) -> Vec<float, 2>
 //   as_uint(float) as_float(uint32)
-//   opaque(int): itself, but what is computed from it stays inside a loop and takes no register across
+//   opaque(int or int64): itself, but what is computed from it stays inside a loop and takes no register across
 //   refuse(format, integers...): the host gave what a kernel may not be given; printed, and the
 //     launch fails, as by a device-side assertion
 #pragma once

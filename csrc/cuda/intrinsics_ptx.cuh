@@ -15,6 +15,7 @@
 #define MEGALITE_KERNEL(threads, blocks_per_sm) __global__ __launch_bounds__(threads, blocks_per_sm)
 #define MEGALITE_UNROLL _Pragma("unroll")
 #define MEGALITE_ROLLED _Pragma("unroll 1")
+#define MEGALITE_ROLLED _Pragma("unroll 1")
 
 namespace megalite {
 
@@ -52,6 +53,10 @@ MEGALITE_DEVICE bool all(bool p, uint32_t mask = kFullMask) { return __all_sync(
 
 MEGALITE_DEVICE int opaque(int x) {
   asm volatile("" : "+r"(x));
+  return x;
+}
+MEGALITE_DEVICE int64_t opaque(int64_t x) {
+  asm volatile("" : "+l"(x));
   return x;
 }
 MEGALITE_DEVICE float as_float(uint32_t x) { return __uint_as_float(x); }
@@ -148,13 +153,15 @@ MEGALITE_DEVICE Vec<remove_const<T>, N> load_vec(Global<T> view, int64_t i) {
   if constexpr (IsConst<T>::value) {
     return bit_copy<Vec<remove_const<T>, N>>(__ldg(p));
   } else {
-    return bit_copy<Vec<remove_const<T>, N>>(*p);
+    const W word = *p;  // one access: a copy from memory would be made byte by byte
+    return bit_copy<Vec<remove_const<T>, N>>(word);
   }
 }
 template <int N, class T>
 MEGALITE_DEVICE Vec<T, N> load_vec(Shared<T> view, int i) {
   using W = typename Word<N * sizeof(T)>::type;
-  return bit_copy<Vec<T, N>>(*reinterpret_cast<const W*>(view.data + i));
+  const W word = *reinterpret_cast<const W*>(view.data + i);
+  return bit_copy<Vec<T, N>>(word);
 }
 template <int N, class T>
 MEGALITE_DEVICE void store_vec(Global<T> view, int64_t i, const Vec<T, N>& value) {

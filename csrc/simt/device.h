@@ -15,6 +15,7 @@
 #define MEGALITE_KERNEL(threads, blocks_per_sm) inline
 #define MEGALITE_UNROLL
 #define MEGALITE_ROLLED
+#define MEGALITE_ROLLED
 
 namespace megalite {
 
@@ -32,6 +33,7 @@ inline int lane() { return simt::machine.lane; }
 inline int warp() { return simt::machine.thread / kWarpSize; }
 
 inline int opaque(int x) { return x; }
+inline int64_t opaque(int64_t x) { return x; }
 inline float as_float(uint32_t x) { return simt::bits_to_float(x); }
 inline uint32_t as_uint(float x) { return simt::float_to_bits(x); }
 
