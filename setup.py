@@ -72,7 +72,7 @@ def simt_extension(include: list[str]):
         sources("simt/*.cpp") + wrappers,
         include_dirs=include,
         define_macros=[("MEGALITE_SIMT", None)],
-        extra_compile_args=["-O2", "-std=c++17", "-fvisibility=hidden", "-Wno-psabi"],
+        extra_compile_args=["-O2", "-std=c++17", "-Wno-psabi", "-Wno-attributes"],
     )
 
 

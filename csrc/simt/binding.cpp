@@ -1,5 +1,6 @@
 // The Python module megalite._simt: the emulator's settings and counters. The ops that run on it are
 // registered beside the CUDA launchers that they share.
+#include <dlfcn.h>
 #include <pybind11/pybind11.h>
 
 #include "machine.h"
@@ -36,6 +37,20 @@ py::dict counters() {
   return d;
 }
 
+/// Threads and bytes of shared memory of each kernel launched so far, by its mangled name, which is
+/// also the name that CUDA's compilers give it.
+py::dict shapes() {
+  py::dict d;
+  for (const auto& [kernel, shape] : simt::machine.shapes_by_kernel) {
+    Dl_info info;
+    if (dladdr(kernel, &info) == 0 || info.dli_sname == nullptr) {
+      throw std::runtime_error("shapes: a kernel has no name: build it with default visibility");
+    }
+    d[py::str(info.dli_sname)] = py::make_tuple(shape.threads, shape.shared_bytes);
+  }
+  return d;
+}
+
 void set_architecture(int capability) {
   if (capability != 70 && capability != 80) {
     throw py::value_error("set_architecture: must be 70 or 80, came " + std::to_string(capability));
@@ -57,5 +72,6 @@ PYBIND11_MODULE(_simt, m) {
   m.def("set_architecture", &set_architecture, py::arg("capability"),
         "The compute capability of the emulated device: 70 or 80.");
   m.def("counters", &counters, "What each kernel did since the last reset, by name.");
+  m.def("shapes", &shapes, "(threads, shared bytes) of each kernel launched, by mangled name.");
   m.def("reset_counters", [] { simt::machine.counters_by_kernel.clear(); }, "Forget all counters.");
 }

@@ -427,6 +427,7 @@ void launch(const LaunchConfig& config, void (*kernel)(Params...), Args... args)
   } call{kernel, std::tuple<Params...>(args...)};
   simt::Launch launch{};
   launch.name = config.name;
+  launch.kernel = reinterpret_cast<const void*>(kernel);
   launch.grid[0] = static_cast<int>(config.grid.x);
   launch.grid[1] = static_cast<int>(config.grid.y);
   launch.grid[2] = static_cast<int>(config.grid.z);

@@ -94,6 +94,9 @@ void Machine::run(const Launch& launch) {
   std::copy(launch.grid, launch.grid + 3, grid);
   counters = &counters_by_kernel[launch.name];
   ++counters->launches;
+  Shape& shape = shapes_by_kernel[launch.kernel];
+  shape.threads = std::max(shape.threads, launch.threads);
+  shape.shared_bytes = std::max(shape.shared_bytes, launch.shared_bytes);
   fibers_.reserve(num_threads);
   std::vector<uint32_t> order(static_cast<size_t>(grid[0]) * grid[1] * grid[2]);
   for (uint32_t i = 0; i < order.size(); ++i) {  // a random order of blocks, grown by insertion

@@ -91,9 +91,15 @@ struct BankAccess {
 
 struct Launch {
   const char* name;
+  const void* kernel;  // its function
   int grid[3], threads, shared_bytes;
   void (*body)(void* context);
   void* context;
+};
+
+/// Of a kernel's block.
+struct Shape {
+  int threads, shared_bytes;
 };
 
 class Machine {
@@ -130,6 +136,7 @@ class Machine {
   int architecture = 80;  // the compute capability that the device has, times ten
   bool count_banks = false;
   std::map<std::string, Counters> counters_by_kernel;
+  std::map<const void*, Shape> shapes_by_kernel;  // the largest launch of each function
 
  private:
   struct Running {  // the time from a launch to its end or failure
