@@ -8,7 +8,6 @@ import torch
 from megalite.errors import ShapeError
 from megalite.ops import (
     LossOptions,
-    backend,
     cross_entropy,
     dropout,
     linear_cross_entropy,
@@ -16,7 +15,13 @@ from megalite.ops import (
     rope_tables,
     token_log_probs,
 )
-from tests.kernels.backends import NAMES, assert_as_good, device_of, on_every_backend
+from tests.kernels.backends import (
+    NAMES,
+    assert_as_good,
+    backend,
+    device_of,
+    on_every_row_backend,
+)
 
 OPTIONS = [
     LossOptions(),
@@ -54,7 +59,7 @@ def check(name: str, work, *inputs: torch.Tensor, dtype: torch.dtype = torch.flo
             assert_as_good(mine, theirs, truth.double(), factor)
 
 
-@on_every_backend
+@on_every_row_backend
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("vocabulary", [5, 131, 1000])
 def test_cross_entropy_is_as_exact_as_pytorch(name: str, options: LossOptions, vocabulary: int):
@@ -63,7 +68,7 @@ def test_cross_entropy_is_as_exact_as_pytorch(name: str, options: LossOptions, v
     check(name, lambda x: cross_entropy(x, labels.to(x.device), options), logits)
 
 
-@on_every_backend
+@on_every_row_backend
 def test_cross_entropy_is_pytorchs(name: str):
     logits, labels = torch.randn(20, 131), labels_for(20, 131)
     with backend(name):
@@ -73,7 +78,7 @@ def test_cross_entropy_is_pytorchs(name: str):
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
-@on_every_backend
+@on_every_row_backend
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("has_bias", [False, True])
 @pytest.mark.parametrize("chunk", [131 * 4, 1 << 24])
@@ -91,7 +96,7 @@ def test_head_and_loss_are_as_exact_as_pytorch(name, options, has_bias, chunk, m
     check(name, work, hidden, weight, *([bias] if has_bias else []))
 
 
-@on_every_backend
+@on_every_row_backend
 def test_head_and_loss_is_a_weighted_sum_of_cross_entropy(name: str):
     hidden, weight, labels = torch.randn(33, 20), torch.randn(131, 20), labels_for(33, 131)
     weights = torch.rand(33)
@@ -111,7 +116,7 @@ def test_gradients_of_head_and_loss_are_given_once():
         loss.backward()
 
 
-@on_every_backend
+@on_every_row_backend
 @pytest.mark.parametrize("scale", [1.0, 1.7])
 def test_token_log_probs_are_as_exact_as_pytorch(name: str, scale: float):
     labels = labels_for(33, 131)
@@ -122,7 +127,7 @@ def test_token_log_probs_are_as_exact_as_pytorch(name: str, scale: float):
     )
 
 
-@on_every_backend
+@on_every_row_backend
 @pytest.mark.parametrize("interleaved", [False, True])
 @pytest.mark.parametrize(
     ("axes", "rotary", "head_dim"), [(1, 64, 64), (1, 20, 33), (2, 32, 32), (1, 6, 16), (2, 24, 80)]
@@ -140,7 +145,7 @@ def test_rope_is_as_exact_as_pytorch(name, interleaved, axes, rotary, head_dim):
     check(name, work, x, dtype=torch.bfloat16)
 
 
-@on_every_backend
+@on_every_row_backend
 def test_rope_gradient_turns_back(name: str):
     cos, sin = rope_tables(torch.arange(50).expand(1, 50), 32)
     x = torch.randn(1, 50, 2, 32, requires_grad=True)
@@ -152,7 +157,7 @@ def test_rope_gradient_turns_back(name: str):
     torch.testing.assert_close(x.grad, x.detach(), rtol=1e-5, atol=1e-6)
 
 
-@on_every_backend
+@on_every_row_backend
 @pytest.mark.parametrize("features", [1, 7, 64, 130])
 @pytest.mark.parametrize("offset", [0, 3, 64])
 def test_dropout_keeps_exactly_the_reference_mask(name: str, features: int, offset: int):
@@ -166,7 +171,7 @@ def test_dropout_keeps_exactly_the_reference_mask(name: str, features: int, offs
     torch.testing.assert_close(results["reference"], results[name])
 
 
-@on_every_backend
+@on_every_row_backend
 @pytest.mark.parametrize(
     ("work", "says"),
     [
