@@ -7,6 +7,8 @@ same CUDA sources, compiled by the host compiler to run on the CPU.
 """
 
 import os
+import re
+import subprocess
 from pathlib import Path
 
 import torch
@@ -32,12 +34,14 @@ def sources(pattern: str) -> list[str]:
     return sorted(str(path) for path in CSRC.glob(pattern))
 
 
-def cuda_sources() -> list[str]:
-    """The CUDA backend's sources; attention is bound where each of its kernels is there."""
-    found = sources("cuda/*.cu")
-    kernels = (f"attention_{way}_sm{sm}" for way in ("forward", "backward") for sm in (70, 80))
-    has_attention = all(any(kernel in path for path in found) for kernel in kernels)
-    return [path for path in found if has_attention or "binding_attention" not in path]
+def cuda_architectures() -> str:
+    """What the toolkit compiles for, of the GPUs that have kernels: V100, A100, H100, B200."""
+    said = subprocess.run(
+        [Path(cpp_extension.CUDA_HOME) / "bin/nvcc", "--version"], capture_output=True, text=True
+    ).stdout
+    release = tuple(int(n) for n in re.search(r"release (\d+)\.(\d+)", said).groups())
+    wanted = {"7.0": release < (13, 0), "8.0": True, "9.0": True, "10.0": release >= (12, 8)}
+    return ";".join(name for name, is_known in wanted.items() if is_known)
 
 
 def wants_cuda() -> bool:
@@ -61,7 +65,7 @@ def simt_extension(include: list[str]):
     folder = Path("build/simt")
     folder.mkdir(parents=True, exist_ok=True)
     wrappers = []
-    for source in cuda_sources():
+    for source in sources("cuda/*.cu"):
         wrapper = folder / f"{Path(source).stem}.cpp"
         text = f'#include "{Path(source).relative_to(CSRC)}"\n'
         if not wrapper.exists() or wrapper.read_text() != text:
@@ -80,10 +84,11 @@ def extensions() -> list:
     """Everything that can be built here."""
     files = ["csrc/schema.cpp", *sources("cpu/*.cpp")]
     include = [str(CSRC.resolve())]
-    if wants_cuda() and cuda_sources():
+    if wants_cuda():
+        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", cuda_architectures())
         kernels = cpp_extension.CUDAExtension(
             "megalite._kernels",
-            files + cuda_sources(),
+            files + sources("cuda/*.cu"),
             include_dirs=include,
             extra_compile_args={"cxx": CXX_FLAGS, "nvcc": ["-O3", "-std=c++17"]},
         )
