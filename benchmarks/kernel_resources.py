@@ -1,0 +1,158 @@
+"""Registers, shared memory and occupancy of every kernel on every architecture; none may spill.
+
+    python -m benchmarks.kernel_resources [--architecture 70] [--json]
+
+Threads and shared memory are those of a launch, as the emulator saw it; registers and spills are
+ptxas's. A GPU's blocks share its registers and shared memory: what fits is the occupancy.
+"""
+
+import argparse
+import importlib
+import json
+from dataclasses import dataclass
+
+import torch
+
+from benchmarks.toolchain import ARCHITECTURES, Kernel, compile_source, kernels_of, sources
+from megalite.ops import (
+    AttentionOptions,
+    attention,
+    backend,
+    cross_entropy,
+    dropout,
+    rope,
+    rope_tables,
+)
+from megalite.ops import mask as masks
+
+HEAD_DIMS = (32, 64, 96, 128, 192, 256)
+
+
+@dataclass(frozen=True)
+class Device:
+    """What an SM has: CUDA's programming guide, table of compute capabilities."""
+
+    shared_kib: int
+    registers: int = 65536
+    threads: int = 2048
+    blocks: int = 32
+
+
+DEVICES = {70: Device(96), 80: Device(164), 90: Device(228), 100: Device(228)}
+
+
+def occupancy(kernel: Kernel, shape: tuple[int, int], architecture: int) -> float:
+    """Resident threads an SM, as a share of the most; ``shape`` is (threads, shared bytes)."""
+    device = DEVICES[architecture]
+    threads, shared_bytes = shape
+    warps = -(-threads // 32)
+    registers = -(-kernel.registers * 32 // 256) * 256 * warps
+    reserved = 1024 if architecture >= 80 else 0  # by the system, for each block
+    shared = -(-(shared_bytes + reserved) // 256) * 256
+    blocks = min(device.registers // registers, device.threads // (32 * warps), device.blocks)
+    if shared:
+        blocks = min(blocks, device.shared_kib * 1024 // shared)
+    return blocks * 32 * warps / device.threads
+
+
+def _attend(dtype: torch.dtype, head_dim: int, has_bias: bool, dropout_p: float) -> None:
+    q, k, v = (torch.randn(1, 8, 1, head_dim, dtype=dtype, requires_grad=True) for _ in range(3))
+    bias = torch.randn(1, 15, requires_grad=True) if has_bias else None
+    options = AttentionOptions(dropout_p=dropout_p, sample_ids=torch.zeros(1, dtype=torch.int64))
+    attention(q, k, v, masks.causal(1, 8), bias, options).sum().backward()
+
+
+def _run_rows(dtype: torch.dtype) -> None:
+    for size in (64, 65):  # with 16-byte accesses, and without
+        x = torch.randn(1, 2, 1, size, dtype=dtype)
+        rope(x, *rope_tables(torch.arange(2).expand(1, 2), 64))
+        dropout(x[:, :, 0], 0.1, 0, torch.zeros(1, dtype=torch.int64))
+    logits, labels = torch.randn(2, 9).to(dtype), torch.arange(2)
+    statistics = torch.ops.megalite_simt.logit_statistics(logits, labels, 0)
+    torch.ops.megalite_simt.logit_gradient(
+        torch.empty_like(logits), logits, statistics[0], labels, statistics[1], 0, 9, 0.0, 0.0
+    )
+    cross_entropy(logits.float(), labels)
+
+
+def launch_all() -> dict[str, tuple[int, int]]:
+    """Run every kernel once on the emulator: (threads, shared bytes) by mangled name."""
+    emulator = importlib.import_module("megalite._simt")
+    types = {70: [torch.float16], 80: [torch.float16, torch.bfloat16]}
+    with backend("simt"):
+        for dtype in (torch.float16, torch.bfloat16, torch.float32):
+            _run_rows(dtype)
+        for architecture, dtypes in types.items():
+            emulator.set_architecture(architecture)
+            for dtype in dtypes:
+                for head_dim in HEAD_DIMS:
+                    for has_bias in (False, True):
+                        for dropout_p in (0.0, 0.5):
+                            _attend(dtype, head_dim, has_bias, dropout_p)
+    return emulator.shapes()
+
+
+def table(architectures: list[int]) -> list[dict]:
+    """One entry a kernel and architecture.
+
+    Raises:
+        KeyError: a compiled kernel has never run on the emulator.
+    """
+    shapes = launch_all()
+    found = []
+    for architecture in architectures:
+        for source in sources(architecture):
+            for kernel in kernels_of(compile_source(source, architecture)):
+                shape = shapes[kernel.symbol]
+                found.append(
+                    {
+                        "kernel": kernel.name,
+                        "architecture": architecture,
+                        "threads": shape[0],
+                        "shared_bytes": shape[1],
+                        "registers": kernel.registers,
+                        "spill_bytes": kernel.spill_bytes,
+                        "occupancy": occupancy(kernel, shape, architecture),
+                    }
+                )
+    return found
+
+
+def markdown(entries: list[dict]) -> str:
+    """The table of a page: a row a kernel, a column an architecture."""
+    architectures = sorted({entry["architecture"] for entry in entries})
+    head = ["kernel", "threads", "shared KiB", *(f"sm_{a}" for a in architectures)]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    by_kernel: dict[str, dict[int, dict]] = {}
+    for entry in entries:
+        by_kernel.setdefault(entry["kernel"], {})[entry["architecture"]] = entry
+    for name, columns in sorted(by_kernel.items()):
+        first = next(iter(columns.values()))
+        cells = [f"`{name}`", str(first["threads"]), f"{first['shared_bytes'] / 1024:g}"]
+        for architecture in architectures:
+            entry = columns.get(architecture)
+            spilled = f", spills {entry['spill_bytes']}" if entry and entry["spill_bytes"] else ""
+            cells.append(
+                f"{entry['registers']}, {entry['occupancy']:.0%}{spilled}" if entry else ""
+            )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Print the table, or write it into a page."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--architecture", type=int, choices=ARCHITECTURES, help="only this one")
+    parser.add_argument("--json", action="store_true", help="one object a line")
+    options = parser.parse_args()
+    chosen = [options.architecture] if options.architecture else list(ARCHITECTURES)
+    entries = table(chosen)
+    if options.json:
+        for entry in entries:
+            print(json.dumps(entry))
+    else:
+        print(markdown(entries), end="")
+
+
+if __name__ == "__main__":
+    main()
