@@ -1,5 +1,6 @@
 """The one training loop: every stage brings its data, what the model gives, and a loss."""
 
+import os
 import signal
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -192,6 +193,12 @@ class StopSignal:
     def _note(self, number: int, _frame: Any) -> None:
         self.received = number
         signal.signal(number, signal.SIG_DFL)
+        if number == signal.SIGINT and self._mesh.world.rank == 0:
+            os.write(2, b"\nmegalite: stopping after this step; once more ends at once\n")
+
+    def ignore(self) -> None:
+        """Ignore SIGTERM from now on: torchrun sends it to all as soon as the first has ended."""
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
     def anywhere(self) -> bool:
         """Whether any process was asked to stop. Comm: all-reduce of one number."""
@@ -301,6 +308,7 @@ class Trainer:
                 self.save()
             if is_asked and not is_last:
                 self._finish()
+                stop.ignore()
                 raise Stopped(f"stopped on request; step {progress.step} is saved")
         self._finish()
         heart.enter("end")
