@@ -17,6 +17,7 @@ from megalite.ops import (
 )
 from tests.kernels.backends import (
     NAMES,
+    SIMT_NAMES,
     assert_as_good,
     backend,
     device_of,
@@ -66,6 +67,24 @@ def test_cross_entropy_is_as_exact_as_pytorch(name: str, options: LossOptions, v
     labels = labels_for(37, vocabulary)
     logits = torch.randn(37, vocabulary, generator=torch.Generator().manual_seed(3)) * 4
     check(name, lambda x: cross_entropy(x, labels.to(x.device), options), logits)
+
+
+@pytest.mark.parametrize("name", SIMT_NAMES[:1])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("width", [3, 131, 1000])
+def test_logits_of_16_bits_give_what_their_widened_values_give(name, dtype, width):
+    """Also where no row begins at a vector: the first of these is left out."""
+    ops, labels = torch.ops.megalite_simt, torch.tensor([0, width - 1, width + 5])
+    narrow = (torch.randn(4, width) * 3).to(dtype)[1:]
+    wide = narrow.float()
+    statistics = ops.logit_statistics(narrow, labels, 0)
+    torch.testing.assert_close(statistics, ops.logit_statistics(wide, labels, 0))
+    lse, upstream = torch.logsumexp(wide, -1), torch.tensor([1.0, -2.0, 0.0])
+    expected = torch.empty_like(wide)
+    ops.logit_gradient(expected, wide, lse, labels, upstream, 0, width, 0.1, 1e-3)
+    for gradient in (torch.empty_like(narrow), narrow):  # apart, and over the logits
+        ops.logit_gradient(gradient, narrow, lse, labels, upstream, 0, width, 0.1, 1e-3)
+        torch.testing.assert_close(gradient, expected.to(dtype))
 
 
 @on_every_row_backend
