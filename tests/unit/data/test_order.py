@@ -29,7 +29,14 @@ def test_a_place_in_an_order_of_any_size_is_computed_alone():
     found = [permute(place, size, 3, 0) for place in places]
     assert len(set(found)) == 4
     assert all(0 <= number < size for number in found)
-    assert sample_at(size + 5, size, 3) == permute(5, size, 3, 1)
+    assert sample_at(size + 5, size, 3) == size + permute(5, size, 3, 1)
+
+
+class Endless(list):
+    """A dataset of which sample i of any epoch is the same."""
+
+    def __getitem__(self, number: int):
+        return super().__getitem__(number % len(self))
 
 
 @given(
@@ -37,7 +44,7 @@ def test_a_place_in_an_order_of_any_size_is_computed_alone():
 )
 def test_ranks_together_read_each_step_of_one_process(size, micro, factor, samples):
     batch = size * micro * factor
-    data = list(range(samples))
+    data = Endless(range(samples))
     make = lambda items, ids: list(zip(items, ids, strict=True))  # noqa: E731
     alone = Loader(data, make, Share(batch, batch), seed=5)
     ranks = [Loader(data, make, Share(batch, micro, rank, size), seed=5) for rank in range(size)]
@@ -49,7 +56,7 @@ def test_ranks_together_read_each_step_of_one_process(size, micro, factor, sampl
 
 
 def test_a_loader_goes_on_where_another_stopped():
-    data, make = list(range(30)), lambda items, _: items
+    data, make = Endless(range(30)), lambda items, _: items
     whole = iter(Loader(data, make, Share(4, 2), seed=1))
     steps = [next(whole) for _ in range(20)]
     again = iter(Loader(data, make, Share(4, 2), seed=1, consumed_samples=4 * 12))

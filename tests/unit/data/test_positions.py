@@ -12,7 +12,10 @@ SEED = 7
 
 
 class Numbered(list):
-    """A dataset whose sample is its own name."""
+    """A dataset whose sample is its own name, in every epoch."""
+
+    def __getitem__(self, number: int) -> str:
+        return super().__getitem__(number % len(self))
 
 
 def blend() -> Blend:
@@ -52,8 +55,11 @@ def test_a_larger_batch_goes_on_with_the_next_sample():
 
 
 def test_an_epoch_has_every_sample_of_the_blend_once():
+    """The second epoch goes on where the first left each dataset."""
     data = blend()
     seen = [name for step in read(data, 1, 1, 0, 2 * len(data)) for name in step]
-    epochs = [Counter(seen[: len(data)]), Counter(seen[len(data) :])]
-    assert epochs[0] == epochs[1] == Counter(data[i] for i in range(len(data)))
-    assert seen[: len(data)] != seen[len(data) :]
+    epochs = seen[: len(data)], seen[len(data) :]
+    for number, names in enumerate(epochs):
+        first = number * len(data)
+        assert Counter(names) == Counter(data[first + i] for i in range(len(data)))
+    assert epochs[0] != epochs[1]
