@@ -49,7 +49,7 @@ class _RmsNorm(torch.autograd.Function):
         normal = wide(x) * inverse
         product = gradient * normal
         rows = product.flatten(0, -2) if product.dim() > 1 else product[None]
-        weight_gradient = rows.new_ones(rows.shape[0]) @ rows
+        weight_gradient = torch.mv(rows.t(), rows.new_ones(rows.shape[0]))
         mean = (product @ scale).div_(x.shape[-1])[..., None]
         out = torch.mul(gradient, scale, out=product)
         out = out.addcmul_(normal, mean, value=-1.0).mul_(inverse)
