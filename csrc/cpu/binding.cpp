@@ -315,7 +315,7 @@ Tensor dropout(const Tensor& x, double p, int64_t seed, const Tensor& sample_ids
   Tensor out = new_floats(x.sizes());
   const Dropout d = {wide.data_ptr<float>(), out.data_ptr<float>(), ids.data_ptr<int64_t>(),
                      x.size(1), x.size(2), position_offset, feature_offset,
-                     static_cast<uint64_t>(seed), static_cast<float>(p)};
+                     static_cast<uint64_t>(seed), p};
   each_row(x.size(0) * x.size(1), x.size(2), [&](int64_t i) { kernels().dropout(d, i); });
   return out.to(x.scalar_type());
 }

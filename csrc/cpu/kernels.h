@@ -28,7 +28,7 @@ struct Attention {
   int64_t bias_row;              // Sq + Sk - 1 and room for a tile
   int64_t batch, queries, num_keys, heads, groups, head_dim;
   float scale;
-  float dropout_p;
+  double dropout_p;
   uint64_t dropout_seed;
   const int64_t* sample_ids;     // [B]
   int64_t head_offset;
@@ -71,7 +71,7 @@ struct Dropout {
   const int64_t* sample_ids;
   int64_t rows_per_batch, features, position_offset, feature_offset;
   uint64_t seed;
-  float p;
+  double p;
 };
 
 struct Kernels {
