@@ -24,7 +24,7 @@ demo: $(VENV)/built
 test: $(VENV)/built
 	$(BIN)/python -m pytest $(ARGS)
 
-check: $(VENV)/packages
+check: $(VENV)/built
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
