@@ -5,7 +5,7 @@ from typing import Literal
 from megalite.models.config import ModelConfig
 from megalite.models.initial import initialise
 from megalite.models.layout import Demand, check_layout
-from megalite.models.part import Part, cut
+from megalite.models.part import parts_of
 from megalite.models.recompute import Recompute
 from megalite.models.transformer import Transformer
 from megalite.parallel.data_parallel import DataParallel, shard_model
@@ -43,7 +43,7 @@ def build_model(
     how = DataParallel(precision, parallel.reshard_after_forward)
     recompute = Recompute(parallel.recompute, parallel.recompute_blocks)
     stages = []
-    for part in _own_parts(config, mesh, parallel):
+    for part in parts_of(config, parallel)[mesh.pp.rank :: mesh.pp.size]:
         stage = Transformer(config, mesh, part=part, seed=None)
         stage.set_recompute(recompute)
         shard_model(stage, mesh, how)
@@ -54,21 +54,12 @@ def build_model(
     return Pipeline(stages, mesh, parallel.schedule, precision)
 
 
-def _own_parts(config: ModelConfig, mesh: Mesh, parallel: ParallelConfig) -> list[Part]:
-    if mesh.pp.size == 1:
-        return [Part.whole(config)]
-    parts = cut(config, mesh.pp.size * parallel.chunks_per_rank)
-    return parts[mesh.pp.rank :: mesh.pp.size]
-
-
 def recomputed_blocks(config: ModelConfig, parallel: ParallelConfig) -> tuple[int, int]:
     """Encoder and decoder blocks, over all stages, whose whole forward pass is made again."""
     if parallel.recompute != "full":
         return 0, 0
     recompute = Recompute(parallel.recompute, parallel.recompute_blocks)
-    parts = [Part.whole(config)]
-    if parallel.pp > 1:
-        parts = cut(config, parallel.pp * parallel.chunks_per_rank)
+    parts = parts_of(config, parallel)
 
     def covered(blocks: tuple[int, int]) -> int:
         return sum(recompute.covers(number) for number in range(blocks[1] - blocks[0]))

@@ -65,10 +65,29 @@ def _model_faults(model: ModelConfig, parallel: ParallelConfig) -> Iterator[str]
             f"--parallel.pp {parallel.pp}: {parts} stages need at least {parts} blocks; this "
             f"model has {blocks}: use {_or(_up_to(blocks // chunks))}"
         )
+    elif parallel.encoder_stages:
+        yield from _encoder_faults(model, parallel, parts)
     if parallel.tp > model.num_heads:
         yield (
             f"--parallel.tp {parallel.tp}: must be at most num_heads, {model.num_heads}: "
             f"use {_or(_up_to(model.num_heads))}"
+        )
+
+
+def _encoder_faults(model: ModelConfig, parallel: ParallelConfig, parts: int) -> Iterator[str]:
+    """What is wrong with the share of ``parts`` pipeline stages that the encoder is to have."""
+    where, encoder = (
+        f"--parallel.encoder_stages {parallel.encoder_stages}",
+        model.num_encoder_layers,
+    )
+    least, most = max(1, parts - model.num_layers), min(parts - 1, encoder)
+    if not model.is_encoder_decoder or parallel.pp == 1:
+        missing = "has no encoder" if not model.is_encoder_decoder else "is not cut: pp is 1"
+        yield f"{where}: this model {missing}: use 0"
+    elif not least <= parallel.encoder_stages <= most:
+        yield (
+            f"{where}: each of {parts} stages needs a block of its stack, {encoder} of the encoder "
+            f"and {model.num_layers} of the decoder: use 0 or {_or(list(range(least, most + 1)))}"
         )
 
 

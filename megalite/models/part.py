@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from megalite.models.config import ModelConfig
+from megalite.parallel.mesh import ParallelConfig
 
 
 @dataclass(frozen=True)
@@ -52,17 +53,34 @@ class Part:
         return self.index == self.count - 1
 
 
-def cut(config: ModelConfig, count: int) -> list[Part]:
+def parts_of(config: ModelConfig, parallel: ParallelConfig) -> list[Part]:
+    """The parts that a layout cuts a model into, in order."""
+    if parallel.pp == 1:
+        return [Part.whole(config)]
+    return cut(config, parallel.pp * parallel.chunks_per_rank, parallel.encoder_stages)
+
+
+def cut(config: ModelConfig, count: int, encoder_stages: int = 0) -> list[Part]:
     """Cut a model into ``count`` parts so that the slowest is as fast as can be.
 
     A block costs its matrix products per token; the embedding nothing, the head its own.
     Each part has at least one block: ``count`` is at most the number of blocks.
+
+    Args:
+        config: of the model.
+        count: parts.
+        encoder_stages: the parts of the encoder, whose end is then a cut; 0 lets a part hold the
+            encoder's end and the decoder's beginning.
     """
     encoder, decoder, head = _costs(config)
-    costs = [encoder] * config.num_encoder_layers + [decoder] * config.num_layers
-    costs[-1] += head
-    ends = _balanced_ends(costs, count)
     border = config.num_encoder_layers
+    encoders, decoders = [encoder] * border, [decoder] * config.num_layers
+    decoders[-1] += head
+    if encoder_stages:
+        ends = _balanced_ends(encoders, encoder_stages)
+        ends += [border + end for end in _balanced_ends(decoders, count - encoder_stages)]
+    else:
+        ends = _balanced_ends(encoders + decoders, count)
     parts = []
     for index, (first, last) in enumerate(zip([0, *ends[:-1]], ends, strict=True)):
         encoder_blocks = min(first, border), min(last, border)

@@ -41,6 +41,9 @@ class ParallelConfig(Section):
     chunks_per_rank: int = Field(
         1, ge=1, description="pipeline stages a process, for the interleaved schedule"
     )
+    encoder_stages: int = Field(
+        0, ge=0, description="pipeline stages of an encoder-decoder's encoder; 0: cut by cost"
+    )
     recompute: Literal["none", "selective", "full"] = Field(
         "none",
         description="activations made again in backward: all, or all but matrix products "

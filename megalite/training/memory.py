@@ -10,7 +10,7 @@ arXiv:2205.05198, section 4.
 from dataclasses import dataclass
 
 from megalite.models.config import ModelConfig
-from megalite.models.part import Part, cut
+from megalite.models.part import Part, parts_of
 from megalite.models.transformer import Transformer
 from megalite.parallel.mesh import Mesh, ParallelConfig
 from megalite.training.config import TrainConfig
@@ -66,12 +66,11 @@ class StageMemory:
 
 def estimate(work: Work, parallel: ParallelConfig) -> list[StageMemory]:
     """The memory of a process of each pipeline rank, the first stage first."""
-    count = parallel.pp * parallel.chunks_per_rank
-    parts = cut(work.model, count) if count > 1 else [Part.whole(work.model)]
+    parts = parts_of(work.model, parallel)
     sizes = [_parameters(work.model, part) for part in parts]
     ranks = []
     for rank in range(parallel.pp):
-        own = range(rank, count, parallel.pp)
+        own = range(rank, len(parts), parallel.pp)
         stages = [_stage(work, parallel, parts[i], sizes[i]) for i in own]
         ranks.append(_sum(stages))
     return ranks

@@ -26,7 +26,6 @@ _BIASED = {
     "attention_bias": True,
     "ffn_bias": True,
 }
-_TWO_STACKS = {"num_layers": 2, "num_encoder_layers": 2}
 MODELS = {
     "llama": {"num_kv_heads": 2, "tie_embeddings": False},
     "gpt": {"position": "learned", **_BIASED},
@@ -38,14 +37,20 @@ MODELS = {
         "residual_scale": 2.0,
         **_BIASED,
     },
-    "t5": {"position": "relative", "attention_scale": 1.0, **_TWO_STACKS},
+    "t5": {
+        "position": "relative",
+        "attention_scale": 1.0,
+        "num_encoder_layers": 3,
+        "num_layers": 2,
+    },
     "bart": {
         "position": "learned",
         "norm_position": "post",
         "embedding_norm": True,
         "final_norm": False,
+        "num_encoder_layers": 2,
+        "num_layers": 3,
         **_BIASED,
-        **_TWO_STACKS,
     },
 }
 

@@ -38,10 +38,18 @@ VARIANTS = {
     "hsdp": (4, {"replicate": 2, "shard": 2}),
     "tp2 pp2 fsdp2 sequence": (8, {"tp": 2, "pp": 2, "shard": 2, **SEQUENCE, **ONE_BLOCK}),
 }
+# A cut between encoder and decoder; their depths are 3 and 2 in T5, 2 and 3 in BART.
+SPLITS = {
+    "pp2, encoder 1": (2, {"pp": 2, "encoder_stages": 1}),
+    "pp3, encoder 1": (3, {"pp": 3, "encoder_stages": 1}),
+    "pp3, encoder 2": (3, {"pp": 3, "encoder_stages": 2}),
+    "pp2 interleaved, encoder 2": (2, {**LAYOUTS["pp2 interleaved"][1], "encoder_stages": 2}),
+}
 NAMES = list(MODELS)
 CASES = [
     *((model, layout) for layout in LAYOUTS for model in NAMES),
     *((NAMES[(n + k) % 6], layout) for n, layout in enumerate(VARIANTS) for k in (0, 3)),
+    *((model, layout) for layout in SPLITS for model in ("t5", "bart")),
 ]
 
 
@@ -52,7 +60,7 @@ def alone(model: str):
 
 @pytest.mark.parametrize(("model", "layout"), CASES)
 def test_losses_norms_and_gradients_are_those_of_one_process(cluster, model: str, layout: str):
-    processes, sizes = (LAYOUTS | VARIANTS)[layout]
+    processes, sizes = (LAYOUTS | VARIANTS | SPLITS)[layout]
     losses, norms, gradients = alone(model)
     results = cluster.run(
         processes, "tests.dist.jobs:train", model=model, layout=sizes, steps=STEPS

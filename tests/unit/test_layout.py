@@ -5,9 +5,12 @@ import pytest
 from megalite.errors import ConfigError
 from megalite.models.config import ModelConfig
 from megalite.models.layout import Demand, check_layout, faults, nearest
+from megalite.models.part import cut
 from megalite.parallel.mesh import ParallelConfig, factorisations
 
 MODEL = ModelConfig(num_layers=4, num_heads=6, hidden_size=48)
+SIZES = {"num_heads": 6, "hidden_size": 48, "ffn_size": 96, "vocab_size": 48}
+TWO_STACKS = ModelConfig(num_encoder_layers=5, num_layers=2, **SIZES)
 
 
 def refused(parallel: dict, *sizes: int) -> str:
@@ -42,6 +45,40 @@ def test_the_number_to_change_and_layouts_that_fit_are_named(parallel, sizes, sa
     for part in says:
         assert part in message, message
     assert len(message.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("model", "parallel", "says"),
+    [
+        (MODEL, {"pp": 2}, "this model has no encoder: use 0"),
+        (TWO_STACKS, {"pp": 1}, "this model is not cut: pp is 1: use 0"),
+        (TWO_STACKS, {"pp": 2}, "5 of the encoder and 2 of the decoder: use 0 or 1"),
+        (TWO_STACKS, {"pp": 6}, "each of 6 stages needs a block of its stack"),
+    ],
+)
+def test_an_encoder_that_can_not_have_its_stages_is_refused(model, parallel, says):
+    with pytest.raises(ConfigError, match="--parallel.encoder_stages 3") as error:
+        check_layout(Demand(model), ParallelConfig(encoder_stages=3, **parallel))
+    assert says in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("count", "encoder_stages", "blocks"),
+    [
+        (3, 0, [(2, 0), (3, 0), (0, 2)]),
+        (3, 1, [(5, 0), (0, 1), (0, 1)]),
+        (3, 2, [(2, 0), (3, 0), (0, 2)]),
+        (2, 0, [(4, 0), (1, 2)]),
+        (2, 1, [(5, 0), (0, 2)]),
+    ],
+)
+def test_each_stack_is_cut_by_its_own_cost(count, encoder_stages, blocks):
+    """A stage holds the encoder's end and the decoder's beginning only where nothing forbids it."""
+    parts = cut(TWO_STACKS, count, encoder_stages)
+    held = [(p.encoder[1] - p.encoder[0], p.decoder[1] - p.decoder[0]) for p in parts]
+    assert held == blocks
+    assert parts[-1].decoder[1] == 2
+    assert all(part.ends == (part.index == count - 1) for part in parts)
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 6, 8, 12])
