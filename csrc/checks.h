@@ -3,6 +3,7 @@
 #pragma once
 
 #include <ATen/ATen.h>
+#include <ATen/MemoryOverlap.h>
 #include <c10/core/ScalarType.h>
 
 #include <optional>
@@ -166,6 +167,13 @@ inline void check_rope(const at::Tensor& x, const at::Tensor& cos, const at::Ten
               x.size(3), ", came ", cos.sizes(), " and ", sin.sizes());
   check_device("rope", "cos", cos, x.device());
   check_device("rope", "sin", sin, x.device());
+}
+
+/// A tensor to be written in place: no two of its elements are one place in memory.
+inline void check_apart(const char* op, const char* name, const at::Tensor& x) {
+  TORCH_CHECK(at::has_internal_overlap(x) != at::MemOverlap::Yes, op, " ", name,
+              ": each element must have memory of its own to be written in place, came ",
+              x.sizes(), " with strides ", x.strides(), "; make it contiguous first");
 }
 
 inline void check_hidden_dropout(const at::Tensor& x, double p, const at::Tensor& sample_ids) {

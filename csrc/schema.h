@@ -14,13 +14,14 @@ inline void define_operators(torch::Library& m) {
   m.def(
       "attention_backward(Tensor dout, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, "
       "Tensor start, Tensor end, Tensor rows, Tensor keys, Tensor? bias, float scale, "
-      "float dropout_p, int dropout_seed, Tensor? sample_ids, int head_offset) "
+      "float dropout_p, int dropout_seed, Tensor? sample_ids, int head_offset, bool needs_dbias) "
       "-> (Tensor, Tensor, Tensor, Tensor)");
   m.def("logit_statistics(Tensor logits, Tensor labels, int offset) -> Tensor");
   m.def(
       "logit_gradient(Tensor(a!) gradient, Tensor logits, Tensor lse, Tensor labels, "
       "Tensor upstream, int offset, int vocabulary, float label_smoothing, float z_loss) -> ()");
   m.def("rope(Tensor x, Tensor cos, Tensor sin, bool interleaved, bool inverse) -> Tensor");
+  m.def("rope_(Tensor(a!) x, Tensor cos, Tensor sin, bool interleaved, bool inverse) -> ()");
   m.def(
       "dropout(Tensor x, float p, int seed, Tensor sample_ids, int position_offset, "
       "int feature_offset) -> Tensor");

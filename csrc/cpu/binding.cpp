@@ -78,11 +78,15 @@ void each_with_scratch(int64_t count, int64_t floats, const Task& task) {
   });
 }
 
-// Rows are many and short: static shares.
+// Rows are many and short: static shares [first, last).
+template <class Task>
+void each_run(int64_t count, int64_t floats_a_row, const Task& task) {
+  const int64_t grain = std::max<int64_t>(1, 16384 / std::max<int64_t>(1, floats_a_row));
+  at::parallel_for(0, count, grain, task);
+}
 template <class Task>
 void each_row(int64_t count, int64_t floats_a_row, const Task& task) {
-  const int64_t grain = std::max<int64_t>(1, 16384 / std::max<int64_t>(1, floats_a_row));
-  at::parallel_for(0, count, grain, [&](int64_t first, int64_t last) {
+  each_run(count, floats_a_row, [&](int64_t first, int64_t last) {
     for (int64_t i = first; i < last; ++i) task(i);
   });
 }
@@ -232,7 +236,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> attention_backward(
     const Tensor& dout, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& out,
     const Tensor& lse, const Tensor& start, const Tensor& end, const Tensor& rows,
     const Tensor& keys, const std::optional<Tensor>& bias, double scale, double dropout_p,
-    int64_t dropout_seed, const std::optional<Tensor>& sample_ids, int64_t head_offset) {
+    int64_t dropout_seed, const std::optional<Tensor>& sample_ids, int64_t head_offset,
+    bool needs_dbias) {
   const AttentionTensors tensors = {q, k, v, start, end, rows, keys, bias};
   Call c = make_call(tensors, {scale, dropout_p, dropout_seed, sample_ids, head_offset});
   check_upstream(tensors, dout, out, lse);
@@ -248,14 +253,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> attention_backward(
   Tensor dk = new_floats({p.batch, p.num_keys, p.groups, p.head_dim});
   Tensor dv = new_floats({p.batch, p.num_keys, p.groups, p.head_dim});
   Tensor dbias = at::empty({0}, options);
-  if (bias) dbias = at::zeros({g.chunks, p.batch, p.heads, p.bias_row}, options);
+  const bool has_dbias = needs_dbias && bias;
+  if (has_dbias) dbias = at::zeros({g.chunks, p.batch, p.heads, p.bias_row}, options);
   g.forward = p;
   g.dout = strided(wide_dout), g.dk = strided(dk), g.dv = strided(dv);
   g.dq = dq.data_ptr<float>();
-  g.dbias_reversed = bias ? dbias.data_ptr<float>() : nullptr;
+  g.dbias_reversed = has_dbias ? dbias.data_ptr<float>() : nullptr;
   each_with_scratch(p.batch * p.groups * g.chunks, kernels().backward_scratch(g),
                     [&](int64_t i, float* scratch) { kernels().attention_backward(g, i, scratch); });
-  if (bias) dbias = dbias.sum({0, 1}).slice(1, 0, p.queries + p.num_keys - 1).flip(1);
+  if (has_dbias) dbias = dbias.sum({0, 1}).slice(1, 0, p.queries + p.num_keys - 1).flip(1);
   const auto type = q.scalar_type();
   dq = g.chunks == 1 ? dq.squeeze(0) : dq.sum(0);
   return {dq.to(type), dk.to(type), dv.to(type), dbias};
@@ -293,19 +299,32 @@ void logit_gradient(const Tensor& gradient, const Tensor& logits, const Tensor& 
   each_row(p.num_rows, p.width, [&](int64_t i) { kernels().gradient(p, i); });
 }
 
+// Turn x, fp32, to out, which may be x.
+void turn(const Tensor& x, const Tensor& out, const Tensor& cos, const Tensor& sin,
+          bool interleaved, bool inverse) {
+  const Tensor c = cos.to(at::kFloat).contiguous(), s = sin.to(at::kFloat).contiguous();
+  const Rope p = {strided(x), strided(out), c.data_ptr<float>(), s.data_ptr<float>(), x.size(1),
+                  x.size(2), x.size(3), cos.size(2), cos.size(3), interleaved,
+                  inverse ? -1.0f : 1.0f};
+  each_run(x.size(0) * x.size(1), x.size(2) * x.size(3),
+           [&](int64_t first, int64_t last) { kernels().rope(p, first, last); });
+}
+
 Tensor rope(const Tensor& x, const Tensor& cos, const Tensor& sin, bool interleaved,
             bool inverse) {
   check_rope(x, cos, sin);
-  const Tensor wide = widen(x), c = cos.to(at::kFloat).contiguous(),
-               s = sin.to(at::kFloat).contiguous();
-  Tensor out = new_floats(x.sizes());
-  const Rope p = {wide.data_ptr<float>(), wide.stride(0), wide.stride(1), wide.stride(2),
-                  out.data_ptr<float>(), c.data_ptr<float>(), s.data_ptr<float>(), x.size(1),
-                  x.size(2), x.size(3), cos.size(2), cos.size(3), interleaved,
-                  inverse ? -1.0f : 1.0f};
-  each_row(x.size(0) * x.size(1), x.size(2) * x.size(3),
-           [&](int64_t i) { kernels().rope(p, i); });
+  const Tensor out = new_floats(x.sizes());
+  turn(widen(x), out, cos, sin, interleaved, inverse);
   return out.to(x.scalar_type());
+}
+
+void rope_in_place(const Tensor& x, const Tensor& cos, const Tensor& sin, bool interleaved,
+                   bool inverse) {
+  check_rope(x, cos, sin);
+  check_apart("rope", "x", x);
+  const Tensor wide = widen(x);
+  turn(wide, wide, cos, sin, interleaved, inverse);
+  if (wide.data_ptr() != x.data_ptr()) x.copy_(wide);
 }
 
 Tensor dropout(const Tensor& x, double p, int64_t seed, const Tensor& sample_ids,
@@ -329,6 +348,7 @@ TORCH_LIBRARY_IMPL(megalite, CPU, m) {
   m.impl("logit_statistics", logit_statistics);
   m.impl("logit_gradient", logit_gradient);
   m.impl("rope", rope);
+  m.impl("rope_", rope_in_place);
   m.impl("dropout", dropout);
 }
 

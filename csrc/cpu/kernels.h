@@ -56,9 +56,7 @@ struct Rows {
 };
 
 struct Rope {
-  const float* x;             // [B, S, N, H] at these strides
-  int64_t batch_stride, row_stride, head_stride;
-  float* out;                 // [B, S, N, H] contiguous
+  Strided x, out;             // [B, S, N, H]; may be one tensor
   const float *cos, *sin;     // [B, S, axes, half]
   int64_t rows_per_batch, heads, head_dim, axes, half;
   bool interleaved;
@@ -87,7 +85,7 @@ struct Kernels {
   void (*attention_backward)(const AttentionGradient&, int64_t task, float* scratch);
   void (*statistics)(const Rows&, int64_t row);
   void (*gradient)(const Rows&, int64_t row);
-  void (*rope)(const Rope&, int64_t row);
+  void (*rope)(const Rope&, int64_t first_row, int64_t last_row);
   void (*dropout)(const Dropout&, int64_t row);
 };
 

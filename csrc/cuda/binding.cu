@@ -80,28 +80,47 @@ bool rope_has_vectors(const Tensor& x, const Tensor& cos, const Tensor& sin, boo
          x.size(3) % vector == 0 && (interleaved ? 2 * half : half) % vector == 0;
 }
 
-Tensor turned(const Tensor& x, const Tensor& cos, const Tensor& sin, bool interleaved,
-              bool inverse) {
-  check_rope(x, cos, sin);
-  const OnDevice guard("rope", "x", x);
-  const Tensor read_x = x.stride(3) == 1 || x.size(3) == 1 ? x : x.contiguous();
+/// Turn x, its last dimension contiguous, to out, which is contiguous or x itself.
+void turn(const Tensor& x, const Tensor& out, const Tensor& cos, const Tensor& sin,
+          bool interleaved, bool inverse) {
   const Tensor c = cos.to(at::kFloat).contiguous(), s = sin.to(at::kFloat).contiguous();
-  const Tensor out = at::empty(x.sizes(), x.options());
   with_type(x.scalar_type(), [&](auto type) {
     using T = decltype(type);
     RopeParams<T> p = {};
     p.batch = static_cast<int>(x.size(0)), p.rows_per_batch = static_cast<int>(x.size(1));
     p.heads = static_cast<int>(x.size(2)), p.head_dim = static_cast<int>(x.size(3));
     p.axes = static_cast<int>(cos.size(2)), p.half = static_cast<int>(cos.size(3));
-    p.x = read<T>(read_x), p.out = view<T>(out);
-    p.batch_stride = read_x.stride(0), p.row_stride = read_x.stride(1);
-    p.head_stride = read_x.stride(2);
+    p.x = read<T>(x), p.out = view<T>(out);
+    p.x_strides = strides_of(x), p.out_strides = strides_of(out);
     p.cos = read<float>(c), p.sin = read<float>(s);
     p.interleaved = interleaved, p.sign = inverse ? -1.0f : 1.0f;
-    p.has_vectors = rope_has_vectors(read_x, c, s, interleaved);
+    p.has_vectors = rope_has_vectors(x, c, s, interleaved);
     rope(p, current_stream());
   });
+}
+
+/// A tensor whose last dimension is contiguous: x, or a copy.
+Tensor with_rows(const Tensor& x) {
+  return x.stride(3) == 1 || x.size(3) == 1 ? x : x.contiguous();
+}
+
+Tensor turned(const Tensor& x, const Tensor& cos, const Tensor& sin, bool interleaved,
+              bool inverse) {
+  check_rope(x, cos, sin);
+  const OnDevice guard("rope", "x", x);
+  const Tensor out = at::empty(x.sizes(), x.options());
+  turn(with_rows(x), out, cos, sin, interleaved, inverse);
   return out;
+}
+
+void turn_in_place(const Tensor& x, const Tensor& cos, const Tensor& sin, bool interleaved,
+                   bool inverse) {
+  check_rope(x, cos, sin);
+  check_apart("rope", "x", x);
+  const OnDevice guard("rope", "x", x);
+  const Tensor rows = with_rows(x);
+  turn(rows, rows, cos, sin, interleaved, inverse);
+  if (rows.data_ptr() != x.data_ptr()) x.copy_(rows);
 }
 
 Tensor dropped(const Tensor& x, double p, int64_t seed, const Tensor& sample_ids,
@@ -140,5 +159,6 @@ TORCH_LIBRARY_IMPL(megalite, CUDA, m) {
   m.impl("logit_statistics", megalite::statistics);
   m.impl("logit_gradient", megalite::gradient_of_logits);
   m.impl("rope", megalite::turned);
+  m.impl("rope_", megalite::turn_in_place);
   m.impl("dropout", megalite::dropped);
 }

@@ -50,8 +50,6 @@ Tensor with_aligned_rows(const Tensor& x) {
   return x.stride(3) == 1 && has_aligned_rows(x) ? x : x.contiguous();
 }
 
-Strides strides_of(const Tensor& x) { return {x.stride(0), x.stride(1), x.stride(2)}; }
-
 /// A call's tensors in the form that the kernels read.
 struct Call {
   Tensor q, k, v, start, end, rows, keys, bias, sample_ids;
@@ -141,7 +139,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> attend_backward(
     const Tensor& dout, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& out,
     const Tensor& lse, const Tensor& start, const Tensor& end, const Tensor& rows,
     const Tensor& keys, const std::optional<Tensor>& bias, double scale, double dropout_p,
-    int64_t dropout_seed, const std::optional<Tensor>& sample_ids, int64_t head_offset) {
+    int64_t dropout_seed, const std::optional<Tensor>& sample_ids, int64_t head_offset,
+    bool needs_dbias) {
   const AttentionTensors tensors = {q, k, v, start, end, rows, keys, bias};
   const AttentionOptions options = {scale, dropout_p, dropout_seed, sample_ids, head_offset};
   check_attention(tensors, options, kHeadDims);
@@ -154,7 +153,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> attend_backward(
   const auto floats = q.options().dtype(at::kFloat);
   const Tensor dq = at::zeros(q.sizes(), q.options()), dk = at::zeros(k.sizes(), q.options());
   const Tensor dv = at::zeros(k.sizes(), q.options());
-  const Tensor dbias = at::zeros(bias ? bias->sizes() : at::IntArrayRef({0}), floats);
+  const bool has_dbias = needs_dbias && bias;
+  const Tensor dbias = at::zeros(has_dbias ? bias->sizes() : at::IntArrayRef({0}), floats);
   if (call.is_empty()) return {dq, dk, dv, dbias};
   const Tensor delta = at::empty(lse.sizes(), floats);
   with_kernels(q.scalar_type(), [&](auto type, auto is_sm70) {
@@ -164,12 +164,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> attend_backward(
     g.dout = read<T>(read_dout), g.dout_strides = strides_of(read_dout);
     g.delta = view<float>(delta);
     g.dq = view<T>(dq), g.dk = view<T>(dk), g.dv = view<T>(dv);
-    if (bias) g.dbias = view<float>(dbias);
+    if (has_dbias) g.dbias = view<float>(dbias);
     int64_t size = 0;
     if constexpr (is_sm70) {
-      size = attention_backward_scratch_sm70(p, bias.has_value());
+      size = attention_backward_scratch_sm70(p, has_dbias);
     } else {
-      size = attention_backward_scratch_sm80(p, bias.has_value());
+      size = attention_backward_scratch_sm80(p, has_dbias);
     }
     const Tensor scratch = at::empty({size}, floats);
     g.scratch = view<float>(scratch);

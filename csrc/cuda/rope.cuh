@@ -1,8 +1,9 @@
 // Rotary position embedding: each pair (a, b) of a head becomes (a c - b s, b c + a s).
 //
-// Shapes:    x [B, S, N, H] strided, cos and sin [B, S, P, R/(2P)] fp32 -> out [B, S, N, H].
-// Requires:  the last dimension of x contiguous; has_vectors only where each section, its half, H
-//            and the strides are multiples of the vector and the pointers of 16 bytes.
+// Shapes:    x [B, S, N, H] strided, cos and sin [B, S, P, R/(2P)] fp32 -> out [B, S, N, H] strided.
+// Requires:  the last dimension of x and out contiguous; has_vectors only where each section, its
+//            half, H and the strides are multiples of the vector and the pointers of 16 bytes.
+//            out may be x: a thread reads the whole of a unit before it writes it.
 // Mapping:   the work of a row (b, s) is its heads' units; a block takes whole rows where they are
 //            short. A unit is a vector of each half of a section, or a vector of pairs, or a vector
 //            of what passes unchanged; without has_vectors it is one pair, or one element.
@@ -116,9 +117,11 @@ void rope_kernel(RopeParams<T> p, int rows_per_block) {
     if (row >= rows) return;
     const int head = i % a_row / a_head, unit = i % a_row % a_head;
     const int64_t sequence = row / p.rows_per_batch, position = row % p.rows_per_batch;
-    const Global<const T> x = p.x.at(sequence * p.batch_stride + position * p.row_stride +
-                                     head * p.head_stride);
-    const Global<T> out = p.out.at((row * p.heads + head) * p.head_dim);
+    const auto place = [&](const Strides& by) {
+      return sequence * by.batch + position * by.row + head * by.head;
+    };
+    const Global<const T> x = p.x.at(place(p.x_strides));
+    const Global<T> out = p.out.at(place(p.out_strides));
     if (unit < units.turning) {
       turn_unit<N>(p, x, out, row * p.axes * p.half, unit);
     } else {

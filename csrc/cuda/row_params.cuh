@@ -32,9 +32,9 @@ template <class T>
 struct RopeParams {
   int rows_per_batch, batch, heads, head_dim;  // S, B, N, H
   int axes, half;                              // P, R/(2P)
-  Global<const T> x;                           // [B, S, N, H] at these strides
-  int64_t batch_stride, row_stride, head_stride;
-  Global<T> out;                // [B, S, N, H], contiguous
+  Global<const T> x;                           // [B, S, N, H]
+  Global<T> out;                               // the same; may be x
+  Strides x_strides, out_strides;
   Global<const float> cos, sin;  // [B, S, P, R/(2P)]
   bool interleaved;
   bool has_vectors;  // 16-byte accesses of x, out and the tables are aligned

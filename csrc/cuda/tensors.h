@@ -64,6 +64,9 @@ Global<const T> read(const at::Tensor& x) {
 #endif
 }
 
+/// Strides of [B, S, N, H] but the last, which is 1.
+inline Strides strides_of(const at::Tensor& x) { return {x.stride(0), x.stride(1), x.stride(2)}; }
+
 /// Elements of `x` past a multiple of 16 bytes.
 inline int misalignment(const at::Tensor& x) {
   const auto address = reinterpret_cast<uintptr_t>(x.data_ptr());

@@ -165,21 +165,23 @@ def our_tensors(path: Path, config: ModelConfig, family: Family) -> Iterator[tup
     """Every parameter of a Hugging Face folder under our name, in any of its shapes.
 
     Raises:
-        CheckpointError: a tensor is missing, or one is unknown; it lists them.
+        CheckpointError: a tensor is missing, or one is unknown (it lists them), or one that must
+            be 0 is not.
     """
     files = TensorFiles(path)
     names, entries = set(files.names()), list(family.entries(config))
     prefix = _missing_prefix(names, {entry.theirs for entry in entries})
     wanted = {entry.theirs.removeprefix(prefix) for entry in entries}
     tied = {"lm_head.weight"} if config.tie_embeddings else set()
-    unknown = {
-        name for name in names - wanted - tied if not name.endswith(family.ignored or ("\0",))
-    }
+    zero = {name for name in names if name.endswith(family.zero)}
+    unknown = {name for name in names - wanted - tied - zero if not name.endswith(family.ignored)}
     if wanted - names or unknown:
         raise CheckpointError(
             f"{path}: is not a whole {family.name}: missing {_list(wanted - names)}; "
             f"unknown {_list(unknown)}"
         )
+    for name in sorted(zero):
+        _check_zero(name, files.read(name), path)
     for entry in entries:
         tensor = files.read(entry.theirs.removeprefix(prefix))
         try:
@@ -189,6 +191,15 @@ def our_tensors(path: Path, config: ModelConfig, family: Family) -> Iterator[tup
                 f"{path}: {entry.theirs} is {list(tensor.shape)}; its config.json says otherwise"
             ) from None
         yield from zip(entry.ours, pieces, strict=True)
+
+
+def _check_zero(name: str, tensor: Tensor, path: Path) -> None:
+    largest = float(tensor.abs().max())
+    if largest != 0:
+        raise CheckpointError(
+            f"{path}: {name} must be all 0, as a model here has nothing of the kind, came "
+            f"{largest:g}: clear it, or take a checkpoint that was trained without it"
+        )
 
 
 def fitted(name: str, piece: Tensor, shape: torch.Size, path: Path) -> Tensor:

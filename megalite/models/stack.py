@@ -141,7 +141,8 @@ class Stack(nn.Module):
         mask = RowIntervals(*intervals, length + past)
         tables = rotation(self.config, positions)
         bias = self._bias(length, past, positions.device)
-        return Stream(length, mask, cross, tables, bias, random, cache)
+        keeps_products = self.recompute.kind == "selective"
+        return Stream(length, mask, cross, tables, bias, random, cache, keeps_products)
 
     def _bias(self, length: int, past: int, device: torch.device) -> Tensor | None:
         """The bias of each distance: index key - query + length - 1, query counted without past."""

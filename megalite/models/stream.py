@@ -55,6 +55,8 @@ class Stream:
         bias: [N/tp, Sq + Sk - 1] fp32 a head and distance, or None.
         dropout: None turns it off.
         cache: keys and values of earlier rows, or None.
+        keeps_products: matrix products are kept for the backward pass as they are, so nothing is
+            written over them.
     """
 
     length: int
@@ -64,12 +66,14 @@ class Stream:
     bias: Tensor | None = None
     dropout: Dropout | None = None
     cache: KeyValueCache | None = None
+    keeps_products: bool = False
 
-    def rotate(self, x: Tensor, interleaved: bool) -> Tensor:
+    def rotate(self, product: Tensor, interleaved: bool) -> Tensor:
         """Turn queries or keys [B, S, N, H] by their positions, where the model does."""
         if self.tables is None:
-            return x
-        return rope(x, *self.tables, interleaved=interleaved)
+            return product
+        in_place = not self.keeps_products
+        return rope(product, *self.tables, interleaved=interleaved, in_place=in_place)
 
     def drop(self, x: Tensor, p: float, site: str, mesh: Mesh) -> Tensor:
         """Dropout of [B, S', D] between matrices."""

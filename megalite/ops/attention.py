@@ -124,7 +124,9 @@ class _Attention(torch.autograd.Function):
             )
         else:
             arguments = _arguments(ctx.mask, bias, ctx.options)
-            dq, dk, dv, dbias = ctx.ops.attention_backward(dout, q, k, v, out, lse, *arguments)
+            dq, dk, dv, dbias = ctx.ops.attention_backward(
+                dout, q, k, v, out, lse, *arguments, needs_bias
+            )
         return dq, dk, dv, dbias if needs_bias else None, None, None
 
 

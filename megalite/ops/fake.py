@@ -15,6 +15,7 @@ def register() -> None:
     fake("megalite::logit_statistics", _logit_statistics)
     fake("megalite::logit_gradient", lambda *_: None)
     fake("megalite::rope", lambda x, *_: torch.empty_like(x, memory_format=torch.contiguous_format))
+    fake("megalite::rope_", lambda *_: None)
     fake("megalite::dropout", lambda x, *_: x.new_empty(x.shape))
 
 
@@ -30,8 +31,9 @@ def _attention(q: Tensor, *_: object) -> tuple[Tensor, Tensor]:
 
 
 def _attention_backward(_dout: Tensor, q: Tensor, k: Tensor, v: Tensor, *rest: object):
-    bias = rest[6]
-    dbias = q.new_empty(bias.shape if isinstance(bias, Tensor) else 0, dtype=torch.float32)
+    bias, needs_dbias = rest[6], rest[-1]
+    shape = bias.shape if needs_dbias and isinstance(bias, Tensor) else torch.Size([0])
+    dbias = q.new_empty(shape, dtype=torch.float32)
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), dbias
 
 

@@ -33,7 +33,9 @@ def rope_tables(
     return angles.cos(), angles.sin()
 
 
-def rope(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool = False) -> Tensor:
+def rope(
+    x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool = False, in_place: bool = False
+) -> Tensor:
     """Turn the first R dimensions of each head by its position; the rest pass.
 
     Args:
@@ -41,12 +43,13 @@ def rope(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool = False) -> T
         cos: fp32 [B, S, P, R / (2 P)], from :func:`rope_tables`.
         sin: the same shape.
         interleaved: pairs are (2i, 2i + 1) of a section, not (i, i + section / 2).
+        in_place: write over ``x`` and give it; the gradient turns back and needs no ``x``.
 
     Returns:
         [B, S, N, H], dtype of ``x``; fp32 inside.
 
     Raises:
-        ShapeError: the tables don't fit ``x``.
+        ShapeError: the tables don't fit ``x``, or it can't be written in place.
     """
     if x.dim() != 4 or cos.shape != sin.shape or cos.dim() != 4 or cos.shape[:2] != x.shape[:2]:
         raise ShapeError(
@@ -57,20 +60,41 @@ def rope(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool = False) -> T
         raise ShapeError(
             f"rope: 2 x {cos.shape[2]} x {cos.shape[3]} dimensions must fit a head of {x.shape[3]}"
         )
-    return _Rope.apply(x, cos, sin, interleaved)
+    if in_place:
+        _check_in_place(x)
+    return _Rope.apply(x, cos, sin, interleaved, in_place)
+
+
+def _check_in_place(x: Tensor) -> None:
+    if x.is_leaf and x.requires_grad and torch.is_grad_enabled():
+        raise ShapeError(
+            "rope x: in place it must be no leaf that requires a gradient, came one: turn a copy"
+        )
+    if any(size > 1 and stride == 0 for size, stride in zip(x.shape, x.stride(), strict=True)):
+        raise ShapeError(
+            f"rope x: in place each element must have memory of its own, came {list(x.shape)} with "
+            f"strides {list(x.stride())}: turn a contiguous copy"
+        )
 
 
 class _Rope(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
+    def forward(ctx, x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, in_place: bool):
         ctx.save_for_backward(cos, sin)
         ctx.interleaved, ctx.ops = interleaved, kernels(x)
-        return _turn(ctx.ops, x, cos, sin, interleaved, inverse=False)
+        if not in_place:
+            return _turn(ctx.ops, x, cos, sin, interleaved, inverse=False)
+        ctx.mark_dirty(x)
+        if ctx.ops is None:
+            return x.copy_(rope_reference(x, cos, sin, interleaved, inverse=False))
+        ctx.ops.rope_(x, cos, sin, interleaved, False)
+        return x
 
     @staticmethod
     def backward(ctx, gradient: Tensor):
         cos, sin = ctx.saved_tensors
-        return _turn(ctx.ops, gradient, cos, sin, ctx.interleaved, inverse=True), None, None, None
+        turned = _turn(ctx.ops, gradient, cos, sin, ctx.interleaved, inverse=True)
+        return turned, None, None, None, None
 
 
 def _turn(ops, x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, inverse: bool) -> Tensor:

@@ -33,8 +33,10 @@ class Matrix(NamedTuple):
         return self.shaped(functional.linear(x, self.weight, self.bias))
 
     def shaped(self, y: Tensor) -> Tensor:
-        """[B, S, O] as [B, S, *shape]."""
-        return y.unflatten(-1, self.shape) if len(self.shape) > 1 else y
+        """[B, S, O], which nothing else uses, as [B, S, *shape]: no view for autograd."""
+        if len(self.shape) == 1:
+            return y
+        return torch.ops.aten._unsafe_view(y, (*y.shape[:-1], *self.shape))
 
 
 def column_products(x: Tensor, matrices: Sequence[Matrix], mesh: Mesh, length: int) -> list[Tensor]:

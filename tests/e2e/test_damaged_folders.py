@@ -126,12 +126,23 @@ DAMAGES = {
 @pytest.mark.parametrize("what", DAMAGES)
 def test_a_folder_that_cannot_be_read_is_named_in_one_line(what, folder, tmp_path, capsys):
     damage, said = DAMAGES[what]
-    source = tmp_path / "hf"
-    shutil.copytree(folder, source)
-    damage(source)
-    words = ["convert", "--source", str(source), "--target", str(tmp_path / "out")]
+    shutil.copytree(folder, tmp_path / "hf")
+    damage(tmp_path / "hf")
+    assert_refused(tmp_path, said, capsys)
+
+
+def assert_refused(folder: Path, said: str, capsys) -> None:
+    words = ["convert", "--source", str(folder / "hf"), "--target", str(folder / "out")]
     assert main(words) == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1
     assert re.search(said, lines[0]), lines[0]
-    assert [path.name for path in tmp_path.iterdir()] == ["hf"]
+    assert [path.name for path in folder.iterdir()] == ["hf"]
+
+
+def test_a_bias_of_logits_that_would_be_lost_is_refused(tmp_path, capsys):
+    peer = PEERS["bart"].make()
+    peer.final_logits_bias[0, 3] = -0.25
+    peer.save_pretrained(tmp_path / "hf")
+    capsys.readouterr()  # its progress bar
+    assert_refused(tmp_path, "final_logits_bias must be all 0.* came 0.25", capsys)

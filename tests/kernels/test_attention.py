@@ -35,6 +35,7 @@ class Case:
     dropout_p: float = 0.0
     scale_up: float = 1.0
     dtype: torch.dtype = torch.float32
+    learns_bias: bool = True
 
 
 def fitted(name: str, case: Case) -> Case:
@@ -69,7 +70,7 @@ def run(name: str, case: Case, mask: RowIntervals, dtype: torch.dtype | None = N
         .to(dtype if i < 3 or dtype.itemsize > 2 else torch.float32)
         .to(device)
         .clone()
-        .requires_grad_()
+        .requires_grad_(i < 3 or case.learns_bias)
         for i, x in enumerate(given)
     ]
     options = AttentionOptions(
@@ -80,7 +81,7 @@ def run(name: str, case: Case, mask: RowIntervals, dtype: torch.dtype | None = N
         fresh = RowIntervals(mask.start, mask.end, mask.num_keys).to(device)
         out = attend(*leaves[:3], fresh, leaves[3] if case.has_bias else None, options)
         out.backward(upstream.to(case.dtype).to(dtype).to(device))
-    return [x.detach().cpu() for x in (out, *(leaf.grad for leaf in leaves))]
+    return [x.detach().cpu() for x in (out, *(x.grad for x in leaves if x.requires_grad))]
 
 
 def check(name: str, case: Case, mask: RowIntervals, size: float = 1.0) -> None:
@@ -211,6 +212,16 @@ def test_repeats_give_equal_bits(name: str):
         for a, b in zip(first, run(name, case, mask), strict=True):
             assert torch.equal(a, b)
     set_schedule(name, 0)
+
+
+@on_every_backend
+def test_a_bias_that_does_not_learn_changes_no_bit_of_the_other_gradients(name: str):
+    case, mask = STRUCTURES["prefix"]
+    case = fitted(name, replace(case, has_bias=True))
+    learned = run(name, case, mask)
+    given = run(name, replace(case, learns_bias=False), mask)
+    for a, b in zip(learned[:4], given, strict=True):
+        assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name == "cpu"])

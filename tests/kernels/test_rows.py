@@ -15,6 +15,7 @@ from megalite.ops import (
     rope_tables,
     token_log_probs,
 )
+from megalite.ops.backends import kernels
 from tests.kernels.backends import (
     NAMES,
     SIMT_NAMES,
@@ -24,6 +25,7 @@ from tests.kernels.backends import (
     on_every_row_backend,
 )
 
+ANGLES = [torch.zeros(1, 2, 1, 2)] * 2
 OPTIONS = [
     LossOptions(),
     LossOptions(label_smoothing=0.1),
@@ -164,6 +166,66 @@ def test_rope_is_as_exact_as_pytorch(name, interleaved, axes, rotary, head_dim):
     check(name, work, x, dtype=torch.bfloat16)
 
 
+LAYOUTS = {
+    "whole": lambda x: x,
+    "some heads of more": lambda x: x.repeat(1, 1, 2, 1)[:, :, 1:4],
+    "heads before rows": lambda x: x.transpose(1, 2).contiguous().transpose(1, 2),
+    "every second dimension": lambda x: x.repeat_interleave(2, -1)[..., ::2],
+    "no row": lambda x: x[:, :0],
+}
+
+
+@on_every_row_backend
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "shape",
+    [(False, 1, 64, 64), (True, 1, 6, 16), (False, 2, 24, 33)],
+)
+def test_rope_in_place_gives_the_same_bits(name, layout, dtype, shape):
+    interleaved, axes, rotary, head_dim = shape
+    device = device_of(name)
+    x = torch.randn(2, 9, 3, head_dim).to(dtype).to(device).requires_grad_()
+    rows = LAYOUTS[layout](x.detach()).shape[1]
+    positions = torch.randint(0, 500, (2, rows, axes), dtype=torch.int32)
+    tables = [t.to(device) for t in rope_tables(positions, rotary)]
+    upstream = torch.randn(2, rows, 3, head_dim).to(dtype).to(device)
+    results = []
+    for in_place in (False, True):
+        x.grad = None
+        y = LAYOUTS[layout](x.clone())
+        with backend(name):
+            turned = rope(y, *tables, interleaved=interleaved, in_place=in_place)
+            assert (turned.data_ptr() == y.data_ptr()) == in_place or turned.numel() == 0
+            turned.backward(upstream)
+        results.append((turned.detach().clone(), x.grad))
+    for apart, over in zip(*results, strict=True):
+        assert torch.equal(apart, over)
+
+
+@on_every_row_backend
+def test_the_operator_refuses_to_write_over_elements_that_share_memory(name: str):
+    x = torch.zeros(1, 2, 1, 4, device=device_of(name))
+    tables = [t.to(x.device) for t in ANGLES]
+    with (
+        backend(name),
+        pytest.raises(RuntimeError, match="memory of its own .* came \\[1, 2, 3, 4"),
+    ):
+        kernels(x).rope_(x.expand(1, 2, 3, 4), *tables, False, False)
+
+
+@on_every_row_backend
+def test_what_is_around_a_view_that_rope_turns_in_place_keeps_its_bits(name: str):
+    x = torch.randn(2, 9, 6, 20, device=device_of(name))
+    before = x.clone()
+    tables = [t.to(x.device) for t in rope_tables(torch.arange(9).expand(2, 9), 12)]
+    with backend(name):
+        rope(x[:, :, 2:4], *tables, in_place=True)
+        expected = rope(before[:, :, 2:4], *tables)
+    before[:, :, 2:4] = expected
+    assert torch.equal(x, before)
+
+
 @on_every_row_backend
 def test_rope_gradient_turns_back(name: str):
     cos, sin = rope_tables(torch.arange(50).expand(1, 50), 32)
@@ -202,6 +264,14 @@ def test_dropout_keeps_exactly_the_reference_mask(name: str, features: int, offs
             "hidden",
         ),
         (lambda: rope(torch.zeros(1, 2, 1, 4), *[torch.zeros(1, 2, 1, 3)] * 2), "must fit a head"),
+        (
+            lambda: rope(torch.zeros(1, 2, 1, 4, requires_grad=True), *ANGLES, in_place=True),
+            "rope x: in place it must be no leaf that requires a gradient",
+        ),
+        (
+            lambda: rope(torch.zeros(1, 2, 1, 4).expand(1, 2, 3, 4), *ANGLES, in_place=True),
+            "rope x: in place each element must have memory of its own",
+        ),
         (lambda: dropout(torch.zeros(2, 3), 0.1, 0, torch.zeros(2)), "must be \\[B, S, D\\]"),
     ],
 )
@@ -224,10 +294,11 @@ def test_registered_operators_pass_opcheck():
     torch.library.opcheck(ops.attention, arguments, test_utils=tests)
     out, lse = ops.attention(*arguments)
     torch.library.opcheck(
-        ops.attention_backward, (q, q, q, q, out, lse, *arguments[3:]), test_utils=tests
+        ops.attention_backward, (q, q, q, q, out, lse, *arguments[3:], False), test_utils=tests
     )
     tables = rope_tables(torch.arange(9).expand(2, 9), 4)
-    torch.library.opcheck(ops.rope, (q, *tables, False, False), test_utils=tests)
+    for op in (ops.rope, ops.rope_):
+        torch.library.opcheck(op, (q, *tables, False, False), test_utils=tests)
     hidden, samples = torch.randn(2, 3, 8), torch.arange(2)
     torch.library.opcheck(ops.dropout, (hidden, 0.1, 5, samples, 0, 0), test_utils=tests)
     logits, labels = torch.randn(6, 11), torch.arange(6)

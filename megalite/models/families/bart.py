@@ -113,7 +113,8 @@ FAMILY = Family(
     once=_once,
     layer=lambda _: _block("decoder"),
     encoder_layer=lambda _: _block("encoder"),
-    ignored=("embed_tokens.weight", "final_logits_bias"),
+    ignored=("embed_tokens.weight",),
+    zero=("final_logits_bias",),
     fixed={
         "add_final_layer_norm": False,
         "normalize_before": False,

@@ -91,7 +91,8 @@ FAMILY = Family(
     to_theirs=_to_theirs,
     once=_once,
     layer=lambda _: [],
-    ignored=("beta", "inv_freq", ".mask", ".pos_emb", ".position"),
+    ignored=("inv_freq", ".mask", ".pos_emb", ".position"),
+    zero=("beta",),
     presets=sizes(
         "arXiv:2204.02311 table 1 and section 2",
         BASE | {"vocab_size": 256000},

@@ -142,6 +142,7 @@ class Family:
         also: more model types that are read alike.
         marker: a key that, of those that share a model type, only this family's configs have.
         ignored: endings of tensors of theirs that are no parameters.
+        zero: endings of tensors of theirs that must be 0, as a model of ours has none.
         presets: its published sizes by name.
     """
 
@@ -157,6 +158,7 @@ class Family:
     also: tuple[str, ...] = ()
     marker: str = ""
     ignored: tuple[str, ...] = ()
+    zero: tuple[str, ...] = ()
     presets: Mapping[str, Preset] = field(default_factory=dict)
 
     def knows(self, theirs: dict[str, Any]) -> bool:
