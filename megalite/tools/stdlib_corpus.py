@@ -76,26 +76,23 @@ def _first_paragraph(docstring: str | None) -> str:
 def rankings(pool: list[Function], seed: int) -> Iterator[dict]:
     """Four docstrings for each signature, best first.
 
-    The true one, then that of another function of its module, then one from another module, then
-    the true one's words shuffled. Functions whose module has no other docstring are left out.
+    The true one, another function's, the true one's words shuffled, the other's words shuffled:
+    what is said, and before it that it is said in English. Functions for which two of the four are
+    equal are left out.
     """
     generator = random.Random(seed)
-    by_module: dict[str, list[Function]] = {}
     for function in pool:
-        by_module.setdefault(function.module, []).append(function)
-    for function in pool:
-        near = [f for f in by_module[function.module] if f.docstring != function.docstring]
-        far = generator.choice(pool)
-        words = function.docstring.split()
-        generator.shuffle(words)
-        shuffled = " ".join(words)
-        different = {function.docstring, far.docstring, shuffled}
-        if near and far.module != function.module and len(different) == 3:
-            close = generator.choice(near).docstring
-            if close in different:
-                continue
-            answers = [function.docstring, close, far.docstring, shuffled]
+        other = generator.choice(pool).docstring
+        fluent = [function.docstring, other]
+        answers = fluent + [_shuffled(docstring, generator) for docstring in fluent]
+        if len(set(answers)) == len(answers):
             yield {"prompt": function.signature, "answers": answers}
+
+
+def _shuffled(text: str, generator: random.Random) -> str:
+    words = text.split()
+    generator.shuffle(words)
+    return " ".join(words)
 
 
 def write_corpus(folder: Path, seed: int, max_bytes: int, root: Path | None = None) -> dict:

@@ -86,7 +86,8 @@ def test_a_run_that_meets_one_fault_after_another_has_the_clean_curve(work, clea
     done = run([*words, *fault("stop", 17, "forward_backward")], restarts=1)
     assert done.returncode == 0, done.stderr[-3000:]
     said = named(done.stderr)
-    assert re.search(r"rank 1 \(\S+, process \d+\) in step 1[67].* has not answered for", said)
+    # A stopped process cannot say where it is: the step is that of its last sign.
+    assert re.search(r"rank 1 \(\S+, process \d+\) in step 1[3-7].* has not answered for", said)
     assert set(stacks(folder)) == {0, 1}
     assert all(text.count("Thread 0x") for text in stacks(folder).values())
     assert losses(folder) == clean

@@ -31,17 +31,17 @@ def test_functions_are_signatures_with_the_first_paragraph():
     assert functions("m.py", "def (") == []
 
 
-def test_rankings_go_from_true_to_near_to_far_to_shuffled():
+def test_rankings_go_from_true_to_another_and_then_to_their_words_shuffled():
     pool = functions("a.py", SOURCE) + functions("b.py", SOURCE.replace("the", "other"))
-    by_text = {(f.module, f.docstring) for f in pool}
+    texts = {f.docstring for f in pool}
     rows = list(rankings(pool * 5, seed=1))
     assert rows
     for row in rows:
-        true, near, far, shuffled = row["answers"]
-        module = next(m for m, text in by_text if text == true)
-        assert (module, near) in by_text
-        assert (module, far) not in by_text
-        assert sorted(shuffled.split()) == sorted(true.split())
+        true, other, true_shuffled, other_shuffled = row["answers"]
+        assert (row["prompt"], true) in {(f.signature, f.docstring) for f in pool}
+        assert other in texts
+        assert sorted(true_shuffled.split()) == sorted(true.split())
+        assert sorted(other_shuffled.split()) == sorted(other.split())
         assert len(set(row["answers"])) == 4
 
 
