@@ -5,7 +5,10 @@ import math
 import resource
 import shutil
 import sys
+import threading
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -174,6 +177,12 @@ def _write(path: Path, text: str, mode: str = "w") -> None:
         file.write(text)
 
 
+def _except(others: Callable[[Any], object], raised: Any) -> None:
+    """A thread's end: TensorBoard's says nothing, as its error is raised by the next write."""
+    if type(raised.thread).__name__ != "_AsyncWriterThread":
+        others(raised)
+
+
 class _Board:
     """TensorBoard's files; those of a run that goes on replace the steps after its start."""
 
@@ -186,6 +195,7 @@ class _Board:
             ) from None
         self._folder, self._make = folder, SummaryWriter
         self._writer: Any = None
+        threading.excepthook = partial(_except, threading.excepthook)
 
     def add(self, step: int, values: dict[str, float]) -> None:
         with naming(self._folder):

@@ -137,7 +137,8 @@ def test_a_checkpoint_of_another_model_is_refused(work, whole):
     assert "checkpoints/step-" in done.stderr
 
 
-def test_a_disk_that_is_full_of_metrics_is_one_line(work, tmp_path):
+@pytest.mark.parametrize("fills", ["run", "run/tensorboard"])
+def test_a_disk_that_is_full_of_metrics_is_one_line(fills, work, tmp_path):
     """On a small file system of its own."""
     disk = tmp_path / "disk"
     disk.mkdir()
@@ -146,11 +147,14 @@ def test_a_disk_that_is_full_of_metrics_is_one_line(work, tmp_path):
         pytest.skip("mounting a small file system needs root")
     try:
         (disk / "ballast").write_bytes(bytes(100_000))
-        words = work.pretrain_words(disk / "run")
-        done = megalite(*words, "--checkpoint.every", "0", "--train.steps", "400")
+        (tmp_path / fills).parent.mkdir(exist_ok=True)
+        (tmp_path / fills).symlink_to(disk)
+        words = work.pretrain_words(tmp_path / "run")
+        more = ["--checkpoint.every", "0", "--train.steps", "400", "--run.tensorboard", "true"]
+        done = megalite(*words, *more)
         assert done.returncode == 2, done.stderr[-2000:]
         assert "No space left on device" in done.stderr
-        assert f"{disk}/run/" in done.stderr
+        assert f"{tmp_path}/{fills}" in done.stderr
         assert "Traceback" not in done.stderr
     finally:
         subprocess.run(["umount", str(disk)], check=True)
