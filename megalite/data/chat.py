@@ -7,6 +7,7 @@ import numpy as np
 
 from megalite.data.example import Example, decoder_example
 from megalite.data.formats import Turn
+from megalite.data.own_template import NAME, OwnTemplate
 from megalite.data.tokenizer import Tokenizer
 from megalite.errors import ConfigError
 from megalite.models.batch import IGNORE
@@ -75,20 +76,25 @@ class Chat:
     """
 
     def __init__(self, template: str, tokenizer: Tokenizer) -> None:
-        """Choose a template by name.
+        """Choose a template by name; ``tokenizer`` is the tokenizer's own.
 
         Raises:
             ConfigError: there is none of this name.
         """
-        if template not in TEMPLATES:
-            raise ConfigError(f"template {template!r}: must be one of {', '.join(TEMPLATES)}")
-        self._template, self.tokenizer = TEMPLATES[template], tokenizer
+        self.tokenizer = tokenizer
+        self._own = OwnTemplate(tokenizer) if template == NAME else None
+        if self._own is None and template not in TEMPLATES:
+            names = ", ".join((*TEMPLATES, NAME))
+            raise ConfigError(f"template {template!r}: must be one of {names}")
+        self._template = TEMPLATES.get(template, TEMPLATES["plain"])
 
     def _end(self) -> list[int]:
         return [] if self.tokenizer.end_id is None else [self.tokenizer.end_id]
 
     def pieces(self, turns: Sequence[Turn]) -> list[Piece]:
         """A conversation as pieces; an assistant's text and its end token are targets."""
+        if self._own is not None:
+            return [Piece(tokens, is_target) for tokens, is_target in self._own.pieces(turns)]
         template, encode = self._template, self.tokenizer.encode
         begin = [] if self.tokenizer.begin_id is None else [self.tokenizer.begin_id]
         has_system = bool(turns) and turns[0].role == "system"
@@ -113,11 +119,15 @@ class Chat:
 
     def prompt(self, turns: Sequence[Turn]) -> list[int]:
         """The tokens an answer follows."""
+        if self._own is not None:
+            return self._own.prompt(turns)
         answered = self.pieces((*turns, Turn("assistant", "")))
         return [token for piece in answered[:-1] for token in piece.tokens]
 
     def answer(self, text: str) -> list[int]:
         """An answer's tokens with its end."""
+        if self._own is not None:
+            return self._own.answer(text)
         return self.tokenizer.encode(text) + self._end()
 
 

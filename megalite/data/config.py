@@ -73,8 +73,8 @@ class ConversationConfig(Section):
 
     train: tuple[str, ...] = Field((), description="JSONL, JSON or Parquet files")
     heldout: tuple[str, ...] = Field((), description="files for evaluation")
-    template: Literal["plain", "alpaca", "vicuna", "chatglm2"] = Field(
-        "plain", description="how a conversation is written"
+    template: Literal["plain", "alpaca", "vicuna", "chatglm2", "tokenizer"] = Field(
+        "plain", description="how a conversation is written; tokenizer: by its own chat template"
     )
     sequence_length: int = Field(512, ge=2, description="most tokens of a row, S")
     packed: bool = Field(True, description="several short conversations share a row (SFT)")

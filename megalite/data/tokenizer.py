@@ -66,6 +66,12 @@ class Tokenizer:
         """The tokenizer's own chat template (Jinja), or None."""
         return self._inner.chat_template
 
+    def render(self, messages: list[dict[str, str]], is_question: bool) -> str:
+        """Messages by the tokenizer's own chat template, up to where an answer begins if asked."""
+        return self._inner.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=is_question
+        )
+
     def save(self, folder: Path | str) -> None:
         """Write the tokenizer as a Hugging Face folder."""
         self._inner.save_pretrained(str(folder))

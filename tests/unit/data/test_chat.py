@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 
 from megalite.data.chat import TEMPLATES, Chat, conversation_example
 from megalite.data.formats import Turn
+from megalite.data.tokenizer import load_tokenizer
+from megalite.errors import ConfigError, DataError
 from megalite.models.batch import IGNORE
 
 TURNS = (Turn("user", "one two"), Turn("assistant", "three"), Turn("user", "red"))
@@ -78,3 +80,56 @@ def test_a_prefix_ends_where_the_first_answer_begins(tokenizer):
     example = conversation_example(pieces, prefix=True)
     rows = np.arange(len(example.tokens)) + 1
     assert example.end.tolist() == np.maximum(rows, prompt).tolist()
+
+
+WRITES = "{% for m in messages %}[{{ m.role }}] {{ m.content | trim }}"
+BEGINS = "{% if add_generation_prompt %}[assistant] {% endif %}"
+OWN = WRITES + "{{ eos_token }}\n{% endfor %}" + BEGINS
+
+
+def with_template(folder, tmp_path, template: str):
+    """A tokenizer folder of Hugging Face with a chat template."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(tmp_path)
+    return load_tokenizer(tmp_path), tokenizer
+
+
+def test_a_tokenizers_own_template_is_written_as_transformers_writes_it(tokenizer_folder, tmp_path):
+    tokenizer, theirs = with_template(tokenizer_folder, tmp_path, OWN)
+    chat = Chat("tokenizer", tokenizer)
+    turns = (Turn("system", "be red"), *TURNS)
+    messages = [{"role": turn.role, "content": turn.text} for turn in turns]
+    pieces = chat.pieces(turns)
+    tokens = [token for piece in pieces for token in piece.tokens]
+    assert theirs.decode(tokens) == theirs.apply_chat_template(messages, tokenize=False)
+    learned = [text_of(tokenizer, piece.tokens) for piece in pieces if piece.is_target]
+    assert learned == ["three{end}\n", "blue dog{end}\n"]
+    prompt = chat.prompt(turns[:-1])
+    asked = theirs.apply_chat_template(messages[:-1], tokenize=False, add_generation_prompt=True)
+    assert theirs.decode(prompt) == asked
+    assert tokens == prompt + chat.answer("blue dog")
+
+
+@pytest.mark.parametrize(
+    ("template", "error", "says"),
+    [
+        ("", ConfigError, "has no chat template"),
+        (WRITES + "<over>\n{% endfor %}" + BEGINS, ConfigError, "must end with the end token"),
+        (OWN + "{{ messages | length }}", DataError, "rewrites earlier turns"),
+        (
+            "{% if messages[0].role == 'system' %}{{ raise_exception('no systems') }}{% endif %}"
+            + OWN,
+            DataError,
+            "refuses turns of system, user: no systems",
+        ),
+    ],
+)
+def test_a_template_that_cannot_be_learned_is_refused(
+    template, error, says, tokenizer_folder, tmp_path
+):
+    tokenizer, _ = with_template(tokenizer_folder, tmp_path, template)
+    with pytest.raises(error, match=says):
+        Chat("tokenizer", tokenizer).pieces((Turn("system", "be red"), *TURNS))

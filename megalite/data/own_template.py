@@ -1,0 +1,81 @@
+"""A tokenizer's own chat template (Jinja): what it writes, and which of that is learned."""
+
+from collections.abc import Iterator, Sequence
+
+import jinja2
+
+from megalite.data.formats import Turn
+from megalite.data.tokenizer import Tokenizer
+from megalite.errors import ConfigError, DataError
+
+NAME = "tokenizer"
+QUESTION = Turn("user", "?")
+
+
+class OwnTemplate:
+    """Writes conversations as the tokenizer's template has them.
+
+    What a turn adds is the difference of two renderings: with it and without it.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        """Take a tokenizer's template.
+
+        Raises:
+            ConfigError: it has none, or one whose answers do not end with the end token.
+        """
+        self._tokenizer = tokenizer
+        if not tokenizer.chat_template:
+            raise ConfigError(
+                f"--data.template {NAME}: {tokenizer.path} has no chat template; choose a "
+                "template by name, or a tokenizer that has one"
+            )
+        if tokenizer.end_id not in self.answer("!"):
+            raise ConfigError(
+                f"--data.template {NAME}: an answer must end with the end token (eos_token) of "
+                f"{tokenizer.path}, and its template writes another: set eos_token to that one"
+            )
+
+    def pieces(self, turns: Sequence[Turn]) -> Iterator[tuple[list[int], bool]]:
+        """Tokens of each turn, and whether they are learned: an answer's, its end included.
+
+        Raises:
+            DataError: the template refuses the turns, or rewrites earlier ones.
+        """
+        written = ""
+        for count, turn in enumerate(turns, 1):
+            if turn.role == "assistant":
+                question = self._render(turns[: count - 1], is_question=True)
+                yield self._added(written, question), False
+                written = question
+            if turn.role == "assistant" or count == len(turns):
+                whole = self._render(turns[:count], is_question=False)
+                yield self._added(written, whole), turn.role == "assistant"
+                written = whole
+
+    def prompt(self, turns: Sequence[Turn]) -> list[int]:
+        """The tokens an answer follows."""
+        *before, _ = self.pieces((*turns, Turn("assistant", "")))
+        return [token for tokens, _ in before for token in tokens]
+
+    def answer(self, text: str) -> list[int]:
+        """An answer's tokens with its end."""
+        return list(self.pieces((QUESTION, Turn("assistant", text))))[-1][0]
+
+    def _render(self, turns: Sequence[Turn], is_question: bool) -> str:
+        messages = [{"role": turn.role, "content": turn.whole} for turn in turns]
+        try:
+            return self._tokenizer.render(messages, is_question)
+        except jinja2.TemplateError as error:
+            raise DataError(
+                f"{self._tokenizer.path}: its chat template refuses turns of "
+                f"{', '.join(turn.role for turn in turns)}: {error}"
+            ) from None
+
+    def _added(self, before: str, after: str) -> list[int]:
+        if not after.startswith(before):
+            raise DataError(
+                f"{self._tokenizer.path}: its chat template rewrites earlier turns, so that "
+                "conversations can't be learned turn by turn; choose a template by name"
+            )
+        return self._tokenizer.encode(after[len(before) :])
