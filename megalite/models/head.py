@@ -1,5 +1,6 @@
 """The head: what a caller asks of the last hidden states."""
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -63,7 +64,8 @@ class Head(Layer):
         labels = batch.labels.flatten()
         options = self._options(logit_scale=self.config.logit_scale / output.temperature)
         results = token_log_probs(hidden, weight, labels, bias, options)
-        return tuple(result.view_as(batch.labels) for result in results)
+        # Nothing else uses the results: no views for autograd, of which FSDP2 would warn.
+        return tuple(torch.ops.aten._unsafe_view(r, batch.labels.shape) for r in results)
 
     def _options(self, **choices: float) -> LossOptions:
         size, tp = self.config.vocab_size, self.mesh.tp
