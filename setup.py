@@ -9,6 +9,7 @@ same CUDA sources, compiled by the host compiler to run on the CPU.
 import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import torch
@@ -34,30 +35,44 @@ def sources(pattern: str) -> list[str]:
     return sorted(str(path) for path in CSRC.glob(pattern))
 
 
-def cuda_architectures() -> str:
+def toolkit() -> tuple[int, int] | None:
+    """The version of nvcc, or None where there is none."""
+    if cpp_extension.CUDA_HOME is None:
+        return None
+    nvcc = [Path(cpp_extension.CUDA_HOME) / "bin/nvcc", "--version"]
+    try:
+        said = subprocess.run(nvcc, capture_output=True, text=True).stdout
+    except OSError:
+        return None
+    found = re.search(r"release (\d+)\.(\d+)", said)
+    return (int(found[1]), int(found[2])) if found else None
+
+
+def cuda_architectures(release: tuple[int, int]) -> str:
     """What the toolkit compiles for, of the GPUs that have kernels: V100, A100, H100, B200."""
-    said = subprocess.run(
-        [Path(cpp_extension.CUDA_HOME) / "bin/nvcc", "--version"], capture_output=True, text=True
-    ).stdout
-    release = tuple(int(n) for n in re.search(r"release (\d+)\.(\d+)", said).groups())
     wanted = {"7.0": release < (13, 0), "8.0": True, "9.0": True, "10.0": release >= (12, 8)}
     return ";".join(name for name, is_known in wanted.items() if is_known)
 
 
-def wants_cuda() -> bool:
-    """Whether to build the CUDA backend.
+def cuda_release() -> tuple[int, int] | None:
+    """The toolkit to build the CUDA backend with, or None to leave it out.
 
     Raises:
         SystemExit: it is demanded and can't be built.
     """
-    found = torch.version.cuda is not None and cpp_extension.CUDA_HOME is not None
-    wish = os.environ.get("MEGALITE_CUDA", "")
-    if wish == "1" and not found:
-        raise SystemExit(
-            f"MEGALITE_CUDA=1: nvcc and a CUDA build of PyTorch must be there, came CUDA_HOME="
-            f"{cpp_extension.CUDA_HOME} and torch {torch.__version__}; install both, or unset it"
-        )
-    return found and wish != "0"
+    wish, nvcc, theirs = os.environ.get("MEGALITE_CUDA", ""), toolkit(), torch.version.cuda
+    if wish == "0" or (wish != "1" and None in (nvcc, theirs)):
+        return None
+    if None not in (nvcc, theirs) and nvcc[0] == int(theirs.split(".")[0]):
+        return nvcc
+    need = (
+        "nvcc and a CUDA build of PyTorch must be there, of one major version of CUDA; came "
+        f"nvcc {'.'.join(map(str, nvcc)) if nvcc else 'none'} and torch {torch.__version__}"
+    )
+    if wish == "1":
+        raise SystemExit(f"MEGALITE_CUDA=1: {need}; install both, or unset it")
+    sys.stderr.write(f"megalite: no CUDA backend: {need}\n")
+    return None
 
 
 def simt_extension(include: list[str]):
@@ -84,8 +99,8 @@ def extensions() -> list:
     """Everything that can be built here."""
     files = ["csrc/schema.cpp", *sources("cpu/*.cpp")]
     include = [str(CSRC.resolve())]
-    if wants_cuda():
-        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", cuda_architectures())
+    if (release := cuda_release()) is not None:
+        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", cuda_architectures(release))
         kernels = cpp_extension.CUDAExtension(
             "megalite._kernels",
             files + sources("cuda/*.cu"),
