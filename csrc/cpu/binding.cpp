@@ -261,7 +261,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> attention_backward(
   g.dbias_reversed = has_dbias ? dbias.data_ptr<float>() : nullptr;
   each_with_scratch(p.batch * p.groups * g.chunks, kernels().backward_scratch(g),
                     [&](int64_t i, float* scratch) { kernels().attention_backward(g, i, scratch); });
-  if (has_dbias) dbias = dbias.sum({0, 1}).slice(1, 0, p.queries + p.num_keys - 1).flip(1);
+  if (has_dbias) dbias = dbias.sum(at::IntArrayRef{0, 1}).slice(1, 0, p.queries + p.num_keys - 1).flip(1);
   const auto type = q.scalar_type();
   dq = g.chunks == 1 ? dq.squeeze(0) : dq.sum(0);
   return {dq.to(type), dk.to(type), dv.to(type), dbias};
