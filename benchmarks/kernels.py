@@ -1,108 +1,51 @@
-"""Every op and mask against PyTorch: forward and backward in turns, in one process.
+"""Every op and mask against PyTorch and flash-attn: both passes in turns, in one process.
 
     python -m benchmarks.kernels [--quick] [--json] [--plot FILE.png] [--case NAME]
 
+On a CPU in fp32 against SDPA, and without ``--quick`` also the forward pass alone against
+FlexAttention, which has no backward pass there. On a GPU in bf16 (fp16 before sm_80) against SDPA,
+FlexAttention and, where it is installed, flash-attn; a peer that is left out is told on stderr.
+
 Useful FLOP/s count allowed query-key pairs only: 4 H a pair and head forward, 3.5 times that with
-the backward pass (two and five products). ``share_of_gemm`` is against a measured fp32 GEMM of
-2048 rows and columns. ``extra_mib`` is the most memory that one call of ours takes beyond its
-inputs and gradients, ``peer_extra_mib`` PyTorch's. FlexAttention is no peer on a CPU, where it has
-no backward pass.
+the backward pass (two and five products). ``share_of_gemm`` is against a measured product of
+matrices of 2048 rows and columns in the same dtype. ``extra_mib`` is the most memory that one call
+of ours takes beyond its inputs and gradients, ``peer_extra_mib`` the peer's.
 """
 
 import argparse
+import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Iterator
+from functools import cache
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from benchmarks.attention_cases import (
+    HEAD_DIM,
+    HEADS,
+    SHAPES,
+    AttentionCase,
+    Contender,
+    Place,
+    Work,
+)
 from benchmarks.duel import held_bytes, peak_bytes, reset_peak
 from benchmarks.result import Result, show
-from megalite.ops import attention, cross_entropy, linear_cross_entropy, rope, rope_tables
-from megalite.ops import mask as masks
-from megalite.ops.mask import RowIntervals
+from megalite.ops import cross_entropy, linear_cross_entropy, rope, rope_tables
 
-HEADS, HEAD_DIM = 8, 64
-Work = Callable[[], None]
-
-
-@dataclass(frozen=True)
-class Shape:
-    """Of an attention case: batch and length, and what PyTorch is given."""
-
-    batch: int
-    length: int
-    peer: str
-
-
-CASES = {
-    "full": Shape(2, 1024, "SDPA"),
-    "causal": Shape(2, 1024, "SDPA is_causal"),
-    "prefix": Shape(2, 1024, "SDPA dense mask"),
-    "packed4": Shape(2, 1024, "SDPA dense mask"),
-    "packed8": Shape(2, 1024, "SDPA dense mask"),
-    "packed16": Shape(1, 4096, "SDPA dense mask"),
-    "window": Shape(1, 4096, "SDPA dense mask"),
-    "t5_bias": Shape(2, 1024, "SDPA dense bias"),
-}
-
-
-def make_mask(name: str, batch: int, length: int) -> RowIntervals:
-    """The row intervals of a case."""
-    if name == "causal":
-        return masks.causal(batch, length)
-    if name == "prefix":
-        return masks.prefix(torch.full((batch,), length // 2), length)
-    if name.startswith("packed"):
-        documents = int(name[6:])
-        return masks.packed([[length // documents] * documents] * batch, length)
-    if name == "window":
-        return masks.window(batch, length, 256)
-    return masks.full(batch, length, length)
-
-
-def attention_sides(name: str) -> tuple[Work, Work, float]:
-    """Ours, PyTorch's and the useful FLOPs of forward and backward."""
-    shape = CASES[name]
-    size = shape.batch, shape.length, HEADS, HEAD_DIM
-    q, k, v = (torch.randn(size, requires_grad=True) for _ in range(3))
-    upstream = torch.randn(size)
-    turned = [x.detach().transpose(1, 2).contiguous().requires_grad_() for x in (q, k, v)]
-    turned_upstream = upstream.transpose(1, 2).contiguous()
-    mask = make_mask(name, shape.batch, shape.length)
-    dense = mask.materialize()[:, None] if "dense mask" in shape.peer else None
-    bias = torch.randn(HEADS, 2 * shape.length - 1, requires_grad=True)
-    row = torch.arange(shape.length)
-    distance = row[None] - row[:, None] + shape.length - 1
-    has_bias = name == "t5_bias"
-
-    def clear() -> None:
-        for x in (q, k, v, bias, *turned):
-            x.grad = None
-
-    def ours() -> None:
-        clear()
-        attention(q, k, v, mask, bias if has_bias else None).backward(upstream)
-
-    def peer() -> None:
-        clear()
-        given = bias[:, distance][None] if has_bias else dense
-        functional.scaled_dot_product_attention(
-            *turned, attn_mask=given, is_causal=name == "causal"
-        ).backward(turned_upstream)
-
-    pairs = float((mask.end - mask.start).sum())
-    return ours, peer, 3.5 * 4 * HEAD_DIM * HEADS * pairs
+HERE = Place.here()
+IS_GPU = HERE.device == "cuda"
 
 
 def rope_sides() -> tuple[Work, Work, float]:
     """RoPE against the usual rotate-half."""
-    x = torch.randn(2, 1024, HEADS, HEAD_DIM, requires_grad=True)
+    x = HERE.normal(2, 1024, HEADS, HEAD_DIM).requires_grad_()
     upstream = torch.randn_like(x)
-    cos, sin = rope_tables(torch.arange(1024).expand(2, 1024), HEAD_DIM)
-    wide_cos, wide_sin = (torch.cat((t, t), -1) for t in (cos, sin))  # [B, S, 1, H]
+    positions = torch.arange(1024, device=HERE.device).expand(2, 1024)
+    cos, sin = rope_tables(positions, HEAD_DIM)
+    wide_cos, wide_sin = (torch.cat((t, t), -1).to(HERE.dtype) for t in (cos, sin))  # [B, S, 1, H]
 
     def rotate_half(y: Tensor) -> Tensor:
         first, second = y.chunk(2, -1)
@@ -121,8 +64,8 @@ def rope_sides() -> tuple[Work, Work, float]:
 
 def cross_entropy_sides() -> tuple[Work, Work, float]:
     """Cross-entropy of logits [2048, 32000]."""
-    logits = torch.randn(2048, 32000, requires_grad=True)
-    labels = torch.randint(0, 32000, (2048,))
+    logits = HERE.normal(2048, 32000).requires_grad_()
+    labels = torch.randint(0, 32000, (2048,)).to(HERE.device)
 
     def ours() -> None:
         logits.grad = None
@@ -137,9 +80,9 @@ def cross_entropy_sides() -> tuple[Work, Work, float]:
 
 def linear_cross_entropy_sides() -> tuple[Work, Work, float]:
     """Head and loss: [2048, 512] by [32000, 512]."""
-    hidden = torch.randn(2048, 512, requires_grad=True)
-    weight = (torch.randn(32000, 512) * 0.02).requires_grad_()
-    labels = torch.randint(0, 32000, (2048,))
+    hidden = HERE.normal(2048, 512).requires_grad_()
+    weight = (HERE.normal(32000, 512) * 0.02).requires_grad_()
+    labels = torch.randint(0, 32000, (2048,)).to(HERE.device)
 
     def clear() -> None:
         hidden.grad = weight.grad = None
@@ -166,34 +109,37 @@ def seconds_of(work: Work) -> float:
     """Time of one call."""
     started = time.perf_counter()
     work()
+    if IS_GPU:
+        torch.cuda.synchronize()
     return time.perf_counter() - started
 
 
 def memory_of(work: Work) -> float:
     """Most memory that one call takes beyond what it leaves, MiB."""
     work()
+    if IS_GPU:
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        work()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
     before = held_bytes()
     reset_peak()
     work()
     return (peak_bytes() - before) / 2**20
 
 
+@cache
 def gemm_rate() -> float:
-    """FLOP/s of a large fp32 product here."""
-    a = torch.randn(2048, 2048)
+    """FLOP/s of a large product here."""
+    a = HERE.normal(2048, 2048)
     return 2 * 2048**3 / min(seconds_of(lambda: a @ a) for _ in range(5))
 
 
-def run_case(name: str, seconds: float, gemm: float) -> Result:
+def compare(case: str, peer_name: str, sides: tuple[Work, Work, float], seconds: float) -> Result:
     """Run both sides in turns for about ``seconds``."""
-    torch.manual_seed(0)
-    sides, peer_name = (
-        (attention_sides(name), CASES[name].peer)
-        if name in CASES
-        else (OTHERS[name][0](), OTHERS[name][1])
-    )
     ours, peer, flops = sides
     times: tuple[list[float], list[float]] = ([], [])
+    peer()  # some compile at first
     until = time.perf_counter() + seconds
     while time.perf_counter() < until or len(times[0]) < 3:
         times[0].append(seconds_of(ours))
@@ -201,8 +147,49 @@ def run_case(name: str, seconds: float, gemm: float) -> Result:
     best, peer_best = min(times[0]), min(times[1])
     more = {"extra_mib": memory_of(ours), "peer_extra_mib": memory_of(peer)}
     if flops:
-        more |= {"useful_gflops": flops / best / 1e9, "share_of_gemm": flops / best / gemm}
-    return Result(name, peer_name, best, peer_best, more)
+        more |= {"useful_gflops": flops / best / 1e9, "share_of_gemm": flops / best / gemm_rate()}
+    return Result(case, peer_name, best, peer_best, more)
+
+
+def peers_of(case: AttentionCase) -> Iterator[Contender]:
+    """Who computes both passes of an attention case here."""
+    yield case.sdpa()
+    if not IS_GPU:
+        return
+    for make in (case.flex, case.flash):
+        try:
+            peer = make()
+        except ImportError as error:
+            print(f"{case.name}: without {make.__name__}: {error}", file=sys.stderr)
+            continue
+        if peer is None:
+            print(f"{case.name}: without {make.__name__}: has no such mask", file=sys.stderr)
+        else:
+            yield peer
+
+
+def run_attention(name: str, seconds: float, has_flex: bool) -> Iterator[Result]:
+    """An attention case against each peer, ``seconds`` for all."""
+    torch.manual_seed(0)
+    case = AttentionCase(name, HERE)
+    ours, flops = case.ours(), case.flops()
+    for peer in peers_of(case):
+        yield compare(name, peer.name, (ours.both_passes, peer.both_passes, flops), seconds)
+    if has_flex and not IS_GPU:
+        peer = case.flex()
+        sides = ours.forward_alone, peer.forward_alone, flops / 3.5
+        yield compare(f"{name} forward", peer.name, sides, seconds / 3)
+
+
+def run_case(name: str, is_quick: bool) -> Iterator[Result]:
+    """A case of any op."""
+    seconds = 1.0 if is_quick else 6.0
+    if name in SHAPES:
+        yield from run_attention(name, seconds, not is_quick)
+        return
+    torch.manual_seed(0)
+    make_sides, peer = OTHERS[name]
+    yield compare(name, peer, make_sides(), seconds)
 
 
 def plot(results: list[Result], path: str) -> None:
@@ -213,12 +200,14 @@ def plot(results: list[Result], path: str) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(7, 4), constrained_layout=True)
-    names = [result.case for result in results][::-1]
+    names = [f"{result.case}, {result.peer}" for result in results][::-1]
     bars = axes.barh(names, [result.ratio for result in results][::-1], color="#3b6ea5")
     axes.bar_label(bars, fmt="%.1fx", padding=3)
     axes.axvline(1.0, color="black", linewidth=1)
     axes.set_xscale("log")
-    axes.set_xlabel("times faster than PyTorch, forward and backward, fp32 CPU")
+    axes.set_xlabel(
+        f"times faster, forward and backward, {str(HERE.dtype)[6:]} on a {HERE.device.upper()}"
+    )
     axes.margins(x=0.15)
     figure.savefig(path, dpi=150)
 
@@ -226,16 +215,17 @@ def plot(results: list[Result], path: str) -> None:
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--case", choices=[*CASES, *OTHERS], help="only this one")
+    parser.add_argument("--case", choices=[*SHAPES, *OTHERS], help="only this one")
     parser.add_argument("--quick", action="store_true", help="under a minute")
     parser.add_argument("--json", action="store_true", help="one object a line")
     parser.add_argument("--plot", metavar="FILE.png", help="draw the ratios")
     options = parser.parse_args()
-    gemm = gemm_rate()
+    gemm_rate()
     results = []
-    for name in [options.case] if options.case else [*CASES, *OTHERS]:
-        results.append(run_case(name, 1.0 if options.quick else 6.0, gemm))
-        show(results[-1], options.json)
+    for name in [options.case] if options.case else [*SHAPES, *OTHERS]:
+        for result in run_case(name, options.quick):
+            results.append(result)
+            show(result, options.json)
     if options.plot:
         plot(results, options.plot)
 

@@ -22,6 +22,7 @@ from megalite.parallel.mesh import Mesh
 from megalite.training.checkpoint import CheckpointManager, load
 from megalite.training.config import OptimizerConfig, ScheduleConfig, TrainConfig
 from megalite.training.flops import step_operations
+from megalite.training.heap import keep_freed_memory
 from megalite.training.heartbeat import Heartbeat
 from megalite.training.optimizer import build_optimizer, named_state, set_rate
 from megalite.training.precision import LossScale
@@ -83,6 +84,8 @@ class Learner:
             name: of this model among a stage's; its tensors are saved under it.
             heart: is told what is being done.
         """
+        if mesh.device.type == "cpu":
+            keep_freed_memory()
         self.heart = heart or Heartbeat()
         self.model, self.mesh, self.learning, self.name = model, mesh, learning, name
         self.optimizer = build_optimizer(model, learning.optimizer)
