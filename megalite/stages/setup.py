@@ -3,6 +3,7 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -13,7 +14,7 @@ from megalite.data.tokenizer import load_tokenizer
 from megalite.errors import CheckpointError, ConfigError
 from megalite.models.build import Model, build_model, recomputed_blocks
 from megalite.models.config import ModelConfig
-from megalite.models.hugging_face import is_hugging_face, load_weights
+from megalite.models.hugging_face import is_hugging_face, load_weights, read_their_config
 from megalite.models.layout import Demand, check_layout
 from megalite.parallel.launch import Launch
 from megalite.parallel.mesh import Mesh, ParallelConfig, build_mesh
@@ -97,7 +98,8 @@ class Stage:
             say=self.log.say,
             saving=Saving(self.heart, LONGER * self.mesh.timeout),
         )
-        return Trainer(learners, self.log, checkpoints, config.checkpoint.every), learners
+        every, origin = config.checkpoint.every, origin_of(config.checkpoint.start)
+        return Trainer(learners, self.log, checkpoints, every, origin), learners
 
 
 def set_up(config: StageConfig, launch: Launch, updates: int = 1) -> Stage:
@@ -172,6 +174,16 @@ def choose_device(run: RunConfig, launch: Launch) -> torch.device:
     cores = os.cpu_count() or 1
     torch.set_num_threads(run.threads or max(cores // launch.local_world_size, 1))
     return torch.device("cpu")
+
+
+def origin_of(start: str) -> dict[str, Any]:
+    """What a run's checkpoints keep of its start: the published config that it came from."""
+    if not start:
+        return {}
+    if is_hugging_face(Path(start)):
+        return {"published": read_their_config(Path(start))}
+    facts = verify(find_checkpoint(start))
+    return {"published": facts["published"]} if "published" in facts else {}
 
 
 def load_start(model: Model, start: str, needs_head: bool = False) -> None:

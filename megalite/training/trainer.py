@@ -3,7 +3,7 @@
 import os
 import signal
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -219,7 +219,12 @@ class Trainer:
     """
 
     def __init__(
-        self, learners: Sequence[Learner], log: RunLog, checkpoints: CheckpointManager, every: int
+        self,
+        learners: Sequence[Learner],
+        log: RunLog,
+        checkpoints: CheckpointManager,
+        every: int,
+        origin: Mapping[str, Any] | None = None,
     ) -> None:
         """Hold the parts of a run.
 
@@ -228,8 +233,9 @@ class Trainer:
             log: of the run's folder.
             checkpoints: of the run's folder.
             every: steps between checkpoints; 0: at the end only.
+            origin: facts of where the weights came from, which every checkpoint keeps.
         """
-        self._learners, self._log = learners, log
+        self._learners, self._log, self._origin = learners, log, origin or {}
         self._checkpoints, self._every = checkpoints, every
         self.progress = Progress()
         self.mesh, self.heart = learners[0].mesh, learners[0].heart
@@ -262,6 +268,7 @@ class Trainer:
         progress = self.progress
         self.heart.enter("save")
         facts = {
+            **self._origin,
             "step": progress.step,
             "consumed_samples": progress.consumed_samples,
             "extra": progress.extra,

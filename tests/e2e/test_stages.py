@@ -20,6 +20,7 @@ def hugging_face(work):
         num_attention_heads=2,
         max_position_embeddings=128,
         tie_word_embeddings=True,
+        bos_token_id=5,
     )
     folder = work.folder / "hf"
     LlamaForCausalLM(config).save_pretrained(folder)
@@ -55,6 +56,12 @@ def rows(run) -> list[dict]:
 def test_sft_starts_where_pretraining_ended(work, whole, sft, hugging_face):
     fresh = stage(work, "sft", hugging_face, "sft")
     assert losses(sft)[0] < losses(fresh)[0]
+    target = work.folder / "trained"
+    done = megalite("convert", "--source", fresh, "--target", target)
+    assert done.returncode == 0, done.stderr
+    trained, began = (json.loads((f / "config.json").read_text()) for f in (target, hugging_face))
+    assert trained["bos_token_id"] == began["bos_token_id"] == 5
+    assert trained["architectures"] == began["architectures"]
 
 
 def test_a_reward_model_reports_held_out_accuracy(rm):
