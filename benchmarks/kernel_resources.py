@@ -1,9 +1,11 @@
 """Registers, shared memory and occupancy of every kernel on every architecture; none may spill.
 
     python -m benchmarks.kernel_resources [--architecture 70] [--json]
+    python -m benchmarks.kernel_resources --binding
 
 Threads and shared memory are those of a launch, as the emulator saw it; registers and spills are
 ptxas's. A GPU's blocks share its registers and shared memory: what fits is the occupancy.
+--binding compiles csrc/cuda/binding*.cu instead, host and device code, against PyTorch's headers.
 """
 
 import argparse
@@ -13,7 +15,16 @@ from dataclasses import dataclass
 
 import torch
 
-from benchmarks.toolchain import ARCHITECTURES, Kernel, compile_source, kernels_of, sources
+from benchmarks.toolchain import (
+    ARCHITECTURES,
+    ROOT,
+    SOURCES,
+    Kernel,
+    compile_against_torch,
+    compile_source,
+    kernels_of,
+    sources,
+)
 from megalite.ops import (
     AttentionOptions,
     attention,
@@ -25,6 +36,7 @@ from megalite.ops import (
 )
 from megalite.ops import mask as masks
 
+EXTENSION = ("-DTORCH_API_INCLUDE_EXTENSION_H", "-DTORCH_EXTENSION_NAME=_kernels")
 HEAD_DIMS = (32, 64, 96, 128, 192, 256)
 
 
@@ -144,7 +156,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--architecture", type=int, choices=ARCHITECTURES, help="only this one")
     parser.add_argument("--json", action="store_true", help="one object a line")
+    parser.add_argument("--binding", action="store_true", help="only compile what includes PyTorch")
     options = parser.parse_args()
+    if options.binding:
+        for source in sorted(SOURCES.glob("binding*.cu")):
+            print(compile_against_torch(source, ["-c", f"-I{ROOT / 'csrc'}", *EXTENSION]))
+        return
     chosen = [options.architecture] if options.architecture else list(ARCHITECTURES)
     entries = table(chosen)
     if options.json:

@@ -11,9 +11,12 @@ import importlib.util
 import re
 import shutil
 import subprocess
+import sysconfig
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+
+from torch.utils import cpp_extension
 
 ROOT = Path(__file__).parents[1]
 SOURCES = ROOT / "csrc/cuda"
@@ -168,6 +171,63 @@ def compile_source(source: Path, architecture: int) -> Path:
     said = run([tool, "-v", f"-arch=sm_{architecture}", str(ptx), "-o", str(cubin)])
     log.write_text(said)
     return cubin
+
+
+@cache
+def torch_includes() -> list[str]:
+    """Flags for PyTorch's headers, and for the one that only its CUDA builds come with."""
+    made = CACHE / "include/c10/cuda/impl/cuda_cmake_macros.h"
+    made.parent.mkdir(parents=True, exist_ok=True)
+    made.write_text("#pragma once\n#define C10_CUDA_BUILD_SHARED_LIBS\n")
+    folders = [*cpp_extension.include_paths(), sysconfig.get_path("include")]
+    return [f"-I{folder}" for folder in folders] + [f"-I{CACHE / 'include'}"]
+
+
+def compile_against_torch(source: Path, flags: list[str]) -> Path:
+    """A file that includes PyTorch's headers, compiled for sm_80.
+
+    Args:
+        source: a CUDA file.
+        flags: nvcc's; ``-cubin`` for device code only, ``-c`` for an object with host code.
+
+    Raises:
+        ToolMissing: nvcc is not installed.
+        RuntimeError: the source does not compile.
+    """
+    if nvcc() is None:
+        raise ToolMissing("nvcc is not here: install the CUDA toolkit")
+    every = ["-arch=sm_80", "-O3", "-std=c++17", *torch_includes(), *flags]
+    made_of = hashlib.sha256((source.read_text() + " ".join(every)).encode())
+    result = CACHE / f"{source.stem}.{made_of.hexdigest()[:16]}.{'o' if '-c' in flags else 'cubin'}"
+    # Of our own files the headers may have changed.
+    if not result.exists() or source.is_relative_to(ROOT):
+        run([str(nvcc()), *every, str(source), "-o", str(result)])
+    return result
+
+
+def nvdisasm(architecture: int) -> Path:
+    """The disassembler for an architecture; PyPI's own releases don't know sm_70 any more.
+
+    Raises:
+        ToolMissing: it is not installed.
+    """
+    if architecture >= 75:
+        return pypi_file("nvidia-cuda-nvdisasm==13.5.37", "cu13/bin/nvdisasm")
+    triton = importlib.util.find_spec("triton")
+    for folder in triton.submodule_search_locations if triton else ():
+        found = Path(folder) / "backends/nvidia/bin/nvdisasm"
+        if found.exists():
+            return found
+    raise ToolMissing("nvdisasm for sm_70 is not here: pip install triton==3.3.1")
+
+
+def disassembled(cubin: Path, architecture: int) -> str:
+    """The text of ``nvdisasm -c``.
+
+    Raises:
+        ToolMissing: the disassembler is not installed.
+    """
+    return run([str(nvdisasm(architecture)), "-c", str(cubin)])
 
 
 def kernels_of(cubin: Path) -> list[Kernel]:

@@ -73,7 +73,7 @@ struct BackwardBlock {
   MEGALITE_DEVICE Squares<C> ds_tile() const {
     return tile_at<Squares<C>>(C::kDsAt, C::kSquareBytes);
   }
-  /// Of each row: log2(e) lse, delta, start, end.
+  /// [4, kRows]: log2(e) lse, delta, start and end of each row.
   MEGALITE_DEVICE static Shared<int32_t> states() {
     return shared_view<int32_t>(C::kStatesAt, C::kRows * 4);
   }

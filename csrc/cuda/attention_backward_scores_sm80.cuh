@@ -18,19 +18,22 @@ MEGALITE_DEVICE void multiply(const BackwardBlock<C>& block, Square<C>& s, const
     MEGALITE_UNROLL
     for (int n = 0; n < C::kNTiles; ++n) s[m][n][0] = s[m][n][1] = s[m][n][2] = s[m][n][3] = 0;
   }
-  MEGALITE_UNROLL
-  for (int piece = 0; piece < C::kDim / 8; piece += 2) {
-    uint32_t a[C::kMTiles][4];
+  MEGALITE_ROLLED
+  for (int first = 0; first < C::kDim / 8; first += C::kPieces) {
     MEGALITE_UNROLL
-    for (int m = 0; m < C::kMTiles; ++m) left.load_a(a[m], block.warp_key() + m * 16, piece);
-    MEGALITE_UNROLL
-    for (int n = 0; n < C::kNTiles; n += 2) {
-      uint32_t b[2][2];
-      right.load_b(b, query + n * 8, piece);
+    for (int piece = first; piece < first + C::kPieces; piece += 2) {
+      uint32_t a[C::kMTiles][4];
       MEGALITE_UNROLL
-      for (int m = 0; m < C::kMTiles; ++m) {
-        mma_m16n8k16<typename C::T>(s[m][n], a[m], b[0]);
-        mma_m16n8k16<typename C::T>(s[m][n + 1], a[m], b[1]);
+      for (int m = 0; m < C::kMTiles; ++m) left.load_a(a[m], block.warp_key() + m * 16, piece);
+      MEGALITE_UNROLL
+      for (int n = 0; n < C::kNTiles; n += 2) {
+        uint32_t b[2][2];
+        right.load_b(b, query + n * 8, piece);
+        MEGALITE_UNROLL
+        for (int m = 0; m < C::kMTiles; ++m) {
+          mma_m16n8k16<typename C::T>(s[m][n], a[m], b[0]);
+          mma_m16n8k16<typename C::T>(s[m][n + 1], a[m], b[1]);
+        }
       }
     }
   }
@@ -64,10 +67,10 @@ MEGALITE_DEVICE void exponentiate(const BackwardBlock<C>& block, Square<C>& s, i
   const float scale = C::kExtended && block.p.bias ? 1.0f : block.p.scale * kLog2E;
   MEGALITE_UNROLL
   for (int n = 0; n < C::kNTiles; ++n) {
+    const auto of_rows = load_vec<2>(block.states(), block.query(chunk, n, 0));
     MEGALITE_UNROLL
     for (int e = 0; e < 2; ++e) {
-      const int state = block.query(chunk, n, e) * 4;
-      const float lse = as_float(static_cast<uint32_t>(block.states().load(state)));
+      const float lse = as_float(static_cast<uint32_t>(of_rows.v[e]));
       MEGALITE_UNROLL
       for (int i = 0; i < 2 * C::kMTiles; ++i) {
         float& x = s[i / 2][n][i % 2 * 2 + e];
@@ -82,10 +85,12 @@ template <class C>
 MEGALITE_DEVICE void mask(const BackwardBlock<C>& block, Square<C>& s, int chunk) {
   MEGALITE_UNROLL
   for (int n = 0; n < C::kNTiles; ++n) {
+    const int query = block.query(chunk, n, 0);
+    const auto starts = load_vec<2>(block.states(), 2 * C::kRows + query);
+    const auto ends = load_vec<2>(block.states(), 3 * C::kRows + query);
     MEGALITE_UNROLL
     for (int e = 0; e < 2; ++e) {
-      const auto bounds = load_vec<2>(block.states(), block.query(chunk, n, e) * 4 + 2);
-      const Interval allowed = {bounds.v[0], bounds.v[1]};
+      const Interval allowed = {starts.v[e], ends.v[e]};
       MEGALITE_UNROLL
       for (int i = 0; i < 2 * C::kMTiles; ++i) {
         float& x = s[i / 2][n][i % 2 * 2 + e];
@@ -97,20 +102,20 @@ MEGALITE_DEVICE void mask(const BackwardBlock<C>& block, Square<C>& s, int chunk
 
 /// Whether dropout keeps value [m][n][e] of a square.
 template <class C>
-MEGALITE_DEVICE bool is_kept(const uint32_t (&kept)[4], int m, int n, int e) {
-  return kept[e] >> 4 * (m * C::kNTiles + n) & 1u;
+MEGALITE_DEVICE bool is_kept(uint32_t kept, int m, int n, int e) {
+  return kept >> (4 * (m * C::kNTiles + n) + e) & 1u;
 }
 
 /// dp = P * (dropped dp - delta): the gradient of the scores.
 template <class C>
 MEGALITE_DEVICE void differentiate(const BackwardBlock<C>& block, Square<C>& dp, const Square<C>& s,
-                                   const uint32_t (&kept)[4], int chunk) {
+                                   uint32_t kept, int chunk) {
   MEGALITE_UNROLL
   for (int n = 0; n < C::kNTiles; ++n) {
+    const auto of_rows = load_vec<2>(block.states(), C::kRows + block.query(chunk, n, 0));
     MEGALITE_UNROLL
     for (int e = 0; e < 2; ++e) {
-      const float delta =
-          as_float(static_cast<uint32_t>(block.states().load(block.query(chunk, n, e) * 4 + 1)));
+      const float delta = as_float(static_cast<uint32_t>(of_rows.v[e]));
       MEGALITE_UNROLL
       for (int m = 0; m < C::kMTiles; ++m) {
         MEGALITE_UNROLL
@@ -131,24 +136,23 @@ MEGALITE_DEVICE void differentiate(const BackwardBlock<C>& block, Square<C>& dp,
 /// Keep bits of a square, for is_kept. Four keys of a row lie in the four lanes that differ in
 /// lane / 4 % 4; each draws for one of the four values [e] of a fragment, and they exchange.
 template <class C>
-MEGALITE_DEVICE void draw(const BackwardBlock<C>& block, uint32_t (&kept)[4], const RowTile& t,
-                          int chunk) {
-  kept[0] = kept[1] = kept[2] = kept[3] = kFullMask;
-  if (!C::kExtended || block.p.dropout.threshold == 0) return;
+MEGALITE_DEVICE uint32_t draw(const BackwardBlock<C>& block, const RowTile& t, int chunk) {
+  if (!C::kExtended || block.p.dropout.threshold == 0) return kFullMask;
+  static_assert(!C::kExtended || C::kMTiles * C::kNTiles <= 8, "four bits a fragment");
   const KeepBits keep = keep_bits(block.p, block.batch(), t.head);
   const int mine = block.lane() / 4 % 4;
   uint32_t bits = 0;
-  MEGALITE_UNROLL
-  for (int m = 0; m < C::kMTiles; ++m) {
-    MEGALITE_UNROLL
-    for (int n = 0; n < C::kNTiles; ++n) {
-      bits |= keep.four_keys(block.first_row(t) + block.query(chunk, n, mine % 2),
-                             block.key(m, mine / 2) / 4)
-              << 4 * (m * C::kNTiles + n);
-    }
+  MEGALITE_ROLLED
+  for (int i = 0; i < C::kMTiles * C::kNTiles; ++i) {
+    bits |= keep.four_keys(block.first_row(t) + block.query(chunk, i % C::kNTiles, mine % 2),
+                           block.key(i / C::kNTiles, mine / 2) / 4)
+            << 4 * i;
   }
+  uint32_t kept = 0;
   MEGALITE_UNROLL
-  for (int e = 0; e < 4; ++e) kept[e] = shfl(bits, (block.lane() & ~12) | e * 4) >> mine;
+  for (int e = 0; e < 4; ++e)
+    kept |= (shfl(bits, (block.lane() & ~12) | e * 4) >> mine & 0x11111111u) << e;
+  return kept;
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -165,7 +169,7 @@ MEGALITE_DEVICE void pack(Packed<C>& packed, const Square<C>& s) {
 }
 
 template <class C>
-MEGALITE_DEVICE void pack_kept(Packed<C>& packed, const Square<C>& s, const uint32_t (&kept)[4]) {
+MEGALITE_DEVICE void pack_kept(Packed<C>& packed, const Square<C>& s, uint32_t kept) {
   if (!C::kExtended) return pack<C>(packed, s);
   Square<C> dropped;
   MEGALITE_UNROLL

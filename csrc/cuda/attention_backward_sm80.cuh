@@ -21,9 +21,9 @@
 //   only, and a tile without keys adds zeros: bits don't depend on the plan or the schedule.
 // Cost: five products, 10 H flops and one exp2 an allowed pair. A second, query-stationary kernel for
 //   dQ would need no partial sums, but make S and dP again: seven products. By the counts of
-//   instructions the five-product loop is bound by the tensor cores: 5120 clocks for 128 x 128 pairs
-//   at H 64, where shared memory takes about 4500 and issue 2000; so two more products would cost
-//   40 %, and the partial sums cost 16 bytes of L2 traffic for 10 * kKeys flops.
+//   instructions (benchmarks/sass.py) the five-product loop is bound by the tensor cores: 2560 clocks
+//   for 64 x 128 pairs at H 64, where shared memory takes 2476 and issue 1855; so two more products
+//   would cost 40 %, and the partial sums cost 16 bytes of L2 traffic for 10 * kKeys flops.
 // Source: Dao 2023, arXiv:2307.08691, algorithm 2, with the partial sums of its deterministic mode.
 // Tested by: tests/kernels/test_attention.py, on the emulator.
 #pragma once
@@ -65,18 +65,22 @@ struct BackwardGradients {
   /// The same with the squares of the other warps that share this one's keys.
   MEGALITE_DEVICE void accumulate_others(Gradient& sum, const Squares<C>& squares,
                                          const Rows<C>& rows) const {
-    MEGALITE_UNROLL
-    for (int i = C::kChunks; i < C::kQueryWarps * C::kChunks; ++i) {
-      const int square = (block.query_warp() * C::kChunks + i) % (C::kQueryWarps * C::kChunks);
-      const int query = square * C::kQueries;
-      Packed<C> packed;
+    constexpr int kSquares = C::kQueryWarps * C::kChunks, kOthers = kSquares - C::kChunks;
+    constexpr int kAtOnce = C::kExtended ? 1 : kOthers;
+    MEGALITE_ROLLED
+    for (int first = 0; first < kOthers; first += kAtOnce) {
       MEGALITE_UNROLL
-      for (int m = 0; m < C::kMTiles; ++m) {
+      for (int i = first; i < first + kAtOnce; ++i) {
+        const int query = ((block.query_warp() + 1) * C::kChunks + i) % kSquares * C::kQueries;
+        Packed<C> packed;
         MEGALITE_UNROLL
-        for (int n = 0; n < C::kNTiles / 2; ++n)
-          squares.load_a(packed[m][n], block.warp_key() + m * 16, query / 8 + n * 2);
+        for (int m = 0; m < C::kMTiles; ++m) {
+          MEGALITE_UNROLL
+          for (int n = 0; n < C::kNTiles / 2; ++n)
+            squares.load_a(packed[m][n], block.warp_key() + m * 16, query / 8 + n * 2);
+        }
+        accumulate(sum, packed, rows, query);
       }
-      accumulate(sum, packed, rows, query);
     }
   }
 
@@ -164,8 +168,8 @@ struct BackwardGradients {
   // ---------------------------------------------------------------------------------------------
 
   /// P of one square of scores, and its part of dV.
-  MEGALITE_DEVICE void add_value_gradient(Square<C>& s, const uint32_t (&kept)[4], const RowTile& t,
-                                          int chunk, Gradient& dv) const {
+  MEGALITE_DEVICE void add_value_gradient(Square<C>& s, uint32_t kept, const RowTile& t, int chunk,
+                                          Gradient& dv) const {
     Packed<C> packed;
     multiply(block, s, block.k_tile(), block.q_tile(t.stage()), block.first_query(chunk));
     if (C::kExtended && block.p.bias) add_bias(block, s, t, chunk);
@@ -177,8 +181,8 @@ struct BackwardGradients {
   }
 
   /// dS of the square, from P, and its part of dK.
-  MEGALITE_DEVICE void add_key_gradient(const Square<C>& s, const uint32_t (&kept)[4],
-                                        const RowTile& t, int chunk, Gradient& dk) const {
+  MEGALITE_DEVICE void add_key_gradient(const Square<C>& s, uint32_t kept, const RowTile& t,
+                                        int chunk, Gradient& dk) const {
     Square<C> ds;
     Packed<C> packed;
     multiply(block, ds, block.v_tile(), block.dout_tile(t.stage()), block.first_query(chunk));
@@ -193,8 +197,7 @@ struct BackwardGradients {
     MEGALITE_ROLLED
     for (int chunk = 0; chunk < C::kChunks; ++chunk) {
       Square<C> s;
-      uint32_t kept[4];
-      draw(block.fresh(), kept, t, chunk);
+      const uint32_t kept = draw(block.fresh(), t, chunk);
       fresh().add_value_gradient(s, kept, t, chunk, dv);
       fresh().add_key_gradient(s, kept, t, chunk, dk);
     }
@@ -224,10 +227,14 @@ struct BackwardGradients {
     while (t.exists()) {
       cp_async_wait<0>();
       syncthreads();  // the rows are there, and nobody uses dS or the other rows any more
-      if (C::kStages == 2) block.fresh().start_rows(block.tile_after(t));
+      if (C::kStages == 2) {
+        const BackwardBlock<C> now = block.fresh();
+        now.start_rows(now.tile_after(t));
+      }
       visit_rows(t, dk, dv);
       syncthreads();  // P and dS are there, and nobody reads the states any more
-      const RowTile next = block.tile_after(t);  // found again: registers are scarce in between
+      // Found again: registers are scarce in between.
+      const RowTile next = block.fresh().tile_after(t);
       block.fresh().start_states(next);
       finish_rows(t, dk, dv);
       if (C::kStages == 1) {

@@ -43,9 +43,11 @@ void row_states(AttentionParams<typename C::T> p, AttentionGradients<typename C:
   if (lane() % kLanesOfRow != 0 || row >= padded) return;
   const int64_t head = int64_t{block_z()} * p.heads + block_y();
   const float lse = keys.is_empty() ? kInfinity : p.lse.load(head * p.queries + row) * kLog2E;
-  const Vec<int32_t, 4> state = {{static_cast<int32_t>(as_uint(lse)),
-                                  static_cast<int32_t>(as_uint(delta)), keys.start, keys.end}};
-  store_vec(g.scratch.template as<int32_t>(), (head * padded + row) * 4, state);
+  const int32_t state[4] = {static_cast<int32_t>(as_uint(lse)),
+                            static_cast<int32_t>(as_uint(delta)), keys.start, keys.end};
+  const int64_t at = (head * padded + row / C::kRows * C::kRows) * 4 + row % C::kRows;
+  MEGALITE_UNROLL
+  for (int i = 0; i < 4; ++i) g.scratch.template as<int32_t>().store(at + i * C::kRows, state[i]);
 }
 
 /// dq = scale * the sum of the splits. Grid: tiles of rows, heads, sequences.

@@ -24,6 +24,8 @@ struct BackwardTraits {
   static constexpr int kQueries = kQueryWarps > 2 || kExtended ? 16 : 32;  // of scores in registers
   static constexpr int kNTiles = kQueries / 8;
   static constexpr int kChunks = kRows / kQueryWarps / kQueries;
+  // How much of a product with bias or dropout is unrolled: loads ahead of use take registers.
+  static constexpr int kPieces = kDim > 192 || (kExtended && kDim % 64 == 0) ? 8 : kDim / 8;
   static constexpr int kStages = kDim > 192 ? 1 : 2;  // buffers of q and dout
 
   // dq [kRows, kDim]: kRowWarps warps down, the others across.
@@ -49,7 +51,7 @@ struct BackwardTraits {
 };
 
 /// The launch's scratch, in fp32 elements.
-///   states  [B, N, padded Sq, 4]: log2(e) lse, delta, and the interval, of each row
+///   states  [B, N, row tiles, 4, kRows]: log2(e) lse, delta, start and end of each row
 ///   dq      [splits, B, N, row tiles, kRows * kDim]: in the order of the threads' fragments
 ///   dbias   [splits, B, N, Sq + Sk - 1]
 template <class C>

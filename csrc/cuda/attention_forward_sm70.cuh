@@ -11,8 +11,8 @@
 // Numerics: products in fp32 from fp16; P in [0, 1] rounded to fp16; the softmax's scale is folded
 //   into exp2. Dropout's 1/(1-p) multiplies the output.
 // Cost: 4 H flops a touched pair; K and V read once a block.
-// Bound, of the tensor pipe, by the instructions of the loop over keys with the code of partial tiles
-//   counted: D = 32 55%, 64 76%, 96 85%, 128 74% by issue slots; 192 74%, 256 62% by shared memory.
+// Bound, of the tensor pipe, by the instructions of the loop over unmasked keys (benchmarks/sass.py):
+//   D = 32 60%, 64 85%, 96 98% by issue slots; 128 89%, 192 76%, 256 64% by shared memory.
 // Source: Dao 2023, arXiv:2307.08691, algorithm 1.
 // Tested by: tests/kernels/test_attention.py on simt.
 #pragma once

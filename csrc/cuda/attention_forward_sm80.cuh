@@ -35,9 +35,9 @@ struct ForwardTraits {
   static constexpr int kWarps = kDim > 128 ? 8 : 4;
   static constexpr int kThreads = kWarps * kWarpSize;
   static constexpr int kBlocksPerSm = kDim > 128 ? 1 : 2;
-  // S is kKeys / 8 * kMTiles fragments: 128 registers a lane at most, half with bias or dropout.
+  // S is kKeys / 8 * kMTiles fragments: 64 registers a lane at most.
   static constexpr int kRows = 128;
-  static constexpr int kKeys = kDim == 128 ? 32 : kDim > 32 || kExtended ? 64 : 128;
+  static constexpr int kKeys = kDim == 128 ? 32 : 64;
   static constexpr int kMTiles = kRows / kWarps / 16;
   static constexpr int kNTiles = kKeys / 8;
   static constexpr int kIntervalsAt = (kRows + 2 * kKeys) * kDim * 2;  // in bytes

@@ -9,7 +9,7 @@
 //   together in registers, so each has its own launch.
 // Numerics: as attention_query_gradient_sm70.cuh.
 // Cost: 8 H flops a touched pair, 10 H from D = 192 on.
-// Bound, of the tensor pipe, as in attention_forward_sm70.cuh: D = 32 75% by issue slots; 64 83%,
+// Bound, of the tensor pipe, with the code of partial tiles counted: D = 32 75% by issue slots; 64 83%,
 //   128 71%, 256 55% by shared memory.
 // Source: Dao 2023, arXiv:2307.08691, algorithm 2, columns outside.
 // Tested by: tests/kernels/test_attention.py on simt.

@@ -8,7 +8,7 @@
 // Numerics: P = exp2(score - lse) in fp32; dS = P (dP - delta) in fp32, rounded to fp16 for dS K.
 //   Rows without keys have lse = inf here, so P = 0.
 // Cost: 6 H flops a touched pair.
-// Bound, of the tensor pipe, as in attention_forward_sm70.cuh: D = 32 78% by issue slots, 64 100%;
+// Bound, of the tensor pipe, with the code of partial tiles counted: D = 32 78% by issue slots, 64 100%;
 //   96 70%, 128 71%, 256 57% by shared memory: Q and dO are read from it, a row of 16 a warp.
 // Source: Dao 2023, arXiv:2307.08691, algorithm 2, rows outside.
 // Tested by: tests/kernels/test_attention.py on simt.

@@ -98,7 +98,7 @@ struct SharedTile {
 /// thread_x(), by way of a shuffle, so that no compiler knows it for the same number as before: the
 /// addresses made from it are made anew where it is called, which costs less than to keep them in
 /// registers across a kernel's loop. All lanes of a warp call it.
-MEGALITE_DEVICE int thread_x_anew() { return shfl(thread_x(), megalite::lane()); }
+MEGALITE_DEVICE int thread_x_anew() { return shfl_xor(thread_x(), 0); }
 
 /// Two neighbouring C fragments [16, 8] as one A fragment [16, 16].
 template <class T>
