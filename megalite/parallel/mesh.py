@@ -1,5 +1,6 @@
 """The processes of a run as a mesh with named axes, and the config that shapes it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Literal
@@ -7,7 +8,7 @@ from typing import Literal
 import torch
 import torch.distributed as dist
 from pydantic import Field
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh
 
 from megalite.config.section import Section
 from megalite.errors import ConfigError
@@ -146,6 +147,10 @@ class Mesh:
         pp, replicate, shard, tp, dp, world = (Axis(name) for name in names)
         return cls(pp, replicate, shard, tp, dp, world, torch.device(device))
 
+    def ranks(self) -> list[int] | None:
+        """Its processes by their ranks in the run; None without a process group."""
+        return None if self.device_mesh is None else self.device_mesh.mesh.flatten().tolist()
+
 
 def start_process_group(launch: Launch, device: torch.device, timeout_s: float) -> None:
     """Join the default process group (NCCL for GPUs, gloo else), unless already joined.
@@ -170,15 +175,51 @@ def build_mesh(launch: Launch, config: ParallelConfig, device: torch.device | st
     Raises:
         ConfigError: the layout doesn't fit the number of processes.
     """
-    device = torch.device(device)
-    sizes = config.sizes(launch.world_size)
-    start_process_group(launch, device, config.timeout_s)
-    device_mesh = init_device_mesh(device.type, sizes, mesh_dim_names=_AXES)
-    axes = {name: _axis(name, device_mesh[name]) for name in _AXES}
-    axes["dp"] = _axis("dp", device_mesh["replicate", "shard"]._flatten("dp"))
-    group = dist.group.WORLD if launch.world_size > 1 else None
-    axes["world"] = Axis("world", launch.world_size, launch.rank, group)
+    return build_meshes(launch, [(launch.world_size, config)], device)
+
+
+def build_meshes(
+    launch: Launch, sides: Sequence[tuple[int, ParallelConfig]], device: torch.device | str
+) -> Mesh:
+    """Start the process group and lay its processes out in meshes side by side.
+
+    Args:
+        launch: which process this is.
+        sides: processes and layout of each mesh, in the order of ranks.
+        device: where this process computes.
+
+    Returns:
+        The mesh that this process is in; its ``world`` are the mesh's processes.
+
+    Comm: every process calls this, with the same sides.
+
+    Raises:
+        ConfigError: a layout doesn't fit its number of processes.
+    """
+    device, first = torch.device(device), 0
+    sizes = [config.sizes(count) for count, config in sides]
+    start_process_group(launch, device, sides[0][1].timeout_s)
+    found = []
+    for (count, config), size in zip(sides, sizes, strict=True):
+        ranks = torch.arange(first, first + count)
+        device_mesh = DeviceMesh(device.type, ranks.view(size), mesh_dim_names=_AXES)
+        if launch.rank in ranks:
+            found.append((device_mesh, config))
+        first += count
+    ((device_mesh, config),) = found
+    return _mesh_of(device_mesh, config, launch, device)
+
+
+def _mesh_of(
+    device_mesh: DeviceMesh, config: ParallelConfig, launch: Launch, device: torch.device
+) -> Mesh:
+    """The mesh of a process in it. Comm: its processes make their groups together."""
     timeout = timedelta(seconds=config.timeout_s)
+    ranks = device_mesh.mesh
+    axes = {name: _axis(name, device_mesh[name]) for name in _AXES}
+    own = ranks[axes["pp"].rank, :, :, axes["tp"].rank]
+    for name, members in (("dp", own), ("world", ranks)):
+        axes[name] = _flat_axis(name, members.flatten().tolist(), launch, timeout)
     for axis in axes.values():
         if axis.group is not None:
             set_timeout(axis.group, timeout)
@@ -194,6 +235,18 @@ def build_mesh(launch: Launch, config: ParallelConfig, device: torch.device | st
 def set_timeout(group: dist.ProcessGroup, timeout: timedelta) -> None:
     """Set how long a group's collectives may take: a mesh's have the backend's default else."""
     dist.distributed_c10d._set_pg_timeout(timeout, group)
+
+
+def _flat_axis(name: str, ranks: list[int], launch: Launch, timeout: timedelta) -> Axis:
+    """An axis over these ranks of the run. Comm: they make its group together."""
+    group = None
+    if len(ranks) == launch.world_size > 1:
+        group = dist.group.WORLD
+    elif len(ranks) > 1:
+        group = dist.new_group(
+            ranks, timeout, use_local_synchronization=True, group_desc=f"mesh_{name}"
+        )
+    return Axis(name, len(ranks), ranks.index(launch.rank), group)
 
 
 def _axis(name: str, mesh: DeviceMesh) -> Axis:

@@ -65,7 +65,7 @@ class Pipeline:
     ) -> None:
         """Hold stages and learn which parameters other processes hold too.
 
-        Comm: all-gather of names over pp; every process of the run makes the same groups.
+        Comm: all-gather of names over pp; the processes that share a parameter make a group.
         """
         self.stages, self.mesh, self.schedule = stages, mesh, schedule
         self.precision = precision
@@ -267,7 +267,8 @@ def _make_groups(holders: dict[str, tuple[int, ...]], mesh: Mesh) -> dict[tuple[
     for ranks in rank_sets:
         for column in columns:
             members = [column[rank] for rank in ranks]
-            group = dist.new_group(members, mesh.timeout) if len(members) > 1 else None
-            if dist.get_rank() in members:
-                groups[ranks] = group
+            if len(members) > 1 and dist.get_rank() in members:
+                groups[ranks] = dist.new_group(
+                    members, mesh.timeout, use_local_synchronization=True
+                )
     return groups

@@ -6,7 +6,7 @@ Source: Ouyang et al. 2022, arXiv:2203.02155; Schulman et al. 2017, arXiv:1707.0
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -22,6 +22,7 @@ from megalite.errors import ConfigError
 from megalite.generation.prompts import Prompt
 from megalite.models.batch import Batch
 from megalite.models.build import Model
+from megalite.models.layout import Demand
 from megalite.models.outputs import LogProbs, Values
 from megalite.ops.random import fold
 from megalite.parallel.data_parallel import gathered
@@ -37,8 +38,23 @@ from megalite.stages.conversation import (
 from megalite.stages.pretrain import rows, samples_of
 from megalite.stages.rlhf.experience import Experience, RewardConfig, gather_experience
 from megalite.stages.rlhf.kl import KLConfig, adapt
+from megalite.stages.rlhf.placement import (
+    Bridge,
+    FrozenConfig,
+    RemoteModels,
+    Side,
+    check_placement,
+    remote_models,
+    serve,
+)
 from megalite.stages.rlhf.responses import Responses
-from megalite.stages.rlhf.rollout import Judges, RolloutConfig, Vocabulary, rollout
+from megalite.stages.rlhf.rollout import (
+    FrozenModels,
+    Judges,
+    RolloutConfig,
+    Vocabulary,
+    rollout,
+)
 from megalite.stages.rlhf.updates import (
     PolicyLoss,
     Pretraining,
@@ -63,16 +79,16 @@ class PPOConfig(StageConfig):
     kl: KLConfig = KLConfig()
     update: UpdateConfig = UpdateConfig()
     pretraining: CorpusConfig = CorpusConfig()
+    frozen: FrozenConfig = FrozenConfig()
 
 
 @dataclass(frozen=True)
 class Models:
-    """The four models of PPO."""
+    """The models of PPO: two that learn, and the way to the two that don't."""
 
     actor: Model
     critic: Model
-    reference: Model
-    reward: Model
+    frozen: FrozenModels | RemoteModels
 
 
 def run(config: PPOConfig, launch: Launch) -> int:
@@ -82,19 +98,42 @@ def run(config: PPOConfig, launch: Launch) -> int:
     chat, structure = open_chat(config.tokenizer, data, config.model)
     prompts = Prompts(data.train, chat, structure, data.sequence_length)
     heldout = Prompts(data.heldout, chat, structure, data.sequence_length) if data.heldout else None
-    stage = set_up(config, launch, config.update.mini_batches)
+    stage, bridge = _place(config, launch)
     with stage.watchdog:
-        return _train(config, stage, (chat, structure), (prompts, heldout))
+        if bridge is None:
+            frozen = _frozen_models(stage, config)
+            _train(config, stage, frozen, (chat, structure), (prompts, heldout))
+        elif launch.rank >= bridge.frozen.first:
+            serve(_frozen_models(stage, config), bridge, stage.heart)
+        else:
+            with remote_models(bridge, stage.heart) as remote:
+                _train(config, stage, remote, (chat, structure), (prompts, heldout))
+    return 0
+
+
+def _place(config: PPOConfig, launch: Launch) -> tuple[Stage, Bridge | None]:
+    """Set up the stage, and the bridge where the frozen models have processes of their own."""
+    train, frozen, updates = config.train, config.frozen, config.update.mini_batches
+    sizes = train.global_batch_size, train.micro_batch_size, updates
+    demand = Demand(config.model, launch.world_size, *sizes)
+    check_placement(demand, config.parallel, frozen)
+    if not frozen.processes:
+        return set_up(config, launch, updates), None
+    layout, first = frozen.layout(config.parallel), launch.world_size - frozen.processes
+    stage = set_up(config, launch, updates, (frozen.processes, layout))
+    sides = Side.of(0, first, config.parallel), Side.of(first, frozen.processes, layout)
+    return stage, Bridge(*sides, stage.mesh)
 
 
 def _train(
     config: PPOConfig,
     stage: Stage,
+    frozen: FrozenModels | RemoteModels,
     language: tuple[Chat, Structure],
     datasets: tuple[Prompts, Prompts | None],
-) -> int:
+) -> None:
     (chat, structure), (prompts, heldout) = language, datasets
-    models = _models(stage, config)
+    models = Models(*_pair(stage, config), frozen)
     trainer, learners = stage.trainer(("actor", models.actor), ("critic", models.critic))
     if config.critic_learning_rate:
         learners[1].set_learning_rate(config.critic_learning_rate)
@@ -115,7 +154,6 @@ def _train(
 
     trainer.fit(loader, loop.step, check)
     write_samples(stage, models.actor, config.samples, chat, structure)
-    return 0
 
 
 def _check(config: PPOConfig) -> None:
@@ -146,21 +184,30 @@ def vocabulary_of(chat: Chat) -> Vocabulary:
     return Vocabulary((end,), pad if pad != end else (0 if end != 0 else 1))
 
 
-def _models(stage: Stage, config: PPOConfig) -> Models:
-    """Build the four; the reference and the reward model stay as they are."""
+def _pair(stage: Stage, config: PPOConfig) -> tuple[Model, Model]:
+    """A policy and a judge without dropout: actor and critic, or reference and reward model."""
     quiet = config.model.model_copy(update={"dropout": 0.0, "attention_dropout": 0.0})
     valued = quiet.model_copy(update={"head": "value"})
-    start, judge = config.checkpoint.start, config.reward_model
-    models = Models(
-        stage.model(quiet, start),
-        stage.model(valued, judge, needs_head=True),
-        stage.model(quiet, start),
-        stage.model(valued, judge, needs_head=True),
-    )
-    for model in (models.reference, models.reward):
+    judge = stage.model(valued, config.reward_model, needs_head=True)
+    return stage.model(quiet, config.checkpoint.start), judge
+
+
+def _frozen_models(stage: Stage, config: PPOConfig) -> FrozenModels:
+    """Build the reference and the reward model, which stay as they are."""
+    reference, reward = _pair(stage, config)
+    for model in (reference, reward):
         for parameter in model.parameters():
             parameter.requires_grad_(False)
-    return models
+    return FrozenModels(_log_probs(reference, config), _values(reward))
+
+
+def _log_probs(model: Model, config: PPOConfig) -> Callable[[Batch], torch.Tensor]:
+    output = LogProbs(config.rollout.temperature)
+    return lambda batch: evaluate(model, [batch], output)[0][0]
+
+
+def _values(model: Model) -> Callable[[Batch], torch.Tensor]:
+    return lambda batch: evaluate(model, [batch], Values())[0]
 
 
 @dataclass(frozen=True)
@@ -175,21 +222,13 @@ class _Loop:
     vocabulary: Vocabulary
 
     def _judges(self) -> Judges:
-        temperature = self.config.rollout.temperature
-
-        def log_probs(model: Model):
-            return lambda batch: evaluate(model, [batch], LogProbs(temperature))[0][0]
-
-        def values(model: Model):
-            return lambda batch: evaluate(model, [batch], Values())[0]
-
         models = self.models
         return Judges(
             decode_with(models.actor),
-            log_probs(models.actor),
-            log_probs(models.reference),
-            values(models.critic),
-            values(models.reward),
+            _log_probs(models.actor, self.config),
+            _values(models.critic),
+            models.frozen,
+            self.stage.mesh.device,
         )
 
     def _roll(self, prompts: Sequence[Prompt], ids: Sequence[int], seed: int):
@@ -205,6 +244,7 @@ class _Loop:
         ids = [number for _, numbers in parts for number in numbers]
         coefficient = progress.extra.setdefault("kl_coefficient", config.kl.coefficient)
         responses, judged = self._roll(prompts, ids, fold(config.run.seed, progress.step))
+        self.trainer.asked_elsewhere = self.models.frozen.asked_to_stop
         experience, means = gather_experience(judged, config.reward, coefficient, mesh.dp.group)
         metrics = {name: float(value) for name, value in means.items()}
         metrics["rollout_s"] = time.perf_counter() - started
@@ -231,7 +271,8 @@ class _Loop:
     def _items(self, responses: Responses, experience: Experience, chosen: torch.Tensor):
         size = self.config.train.micro_batch_size
         return [
-            (responses.batch.select(part), experience.rows(part)) for part in chosen.split(size)
+            (responses.batch.select(part), experience.rows(part))
+            for part in chosen.to(experience.mask.device).split(size)
         ]
 
     def _actor(self, items: list, count: int) -> dict[str, float]:

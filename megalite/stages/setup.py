@@ -17,7 +17,7 @@ from megalite.models.config import ModelConfig
 from megalite.models.hugging_face import is_hugging_face, load_weights, read_their_config
 from megalite.models.layout import Demand, check_layout
 from megalite.parallel.launch import Launch
-from megalite.parallel.mesh import Mesh, ParallelConfig, build_mesh
+from megalite.parallel.mesh import Mesh, ParallelConfig, build_meshes
 from megalite.training.checkpoint import (
     CheckpointManager,
     Saving,
@@ -96,19 +96,28 @@ class Stage:
             keep=config.checkpoint.keep,
             asynchronous=config.checkpoint.asynchronous,
             say=self.log.say,
-            saving=Saving(self.heart, LONGER * self.mesh.timeout),
+            saving=Saving(self.heart, LONGER * self.mesh.timeout, self.mesh.ranks()),
         )
         every, origin = config.checkpoint.every, origin_of(config.checkpoint.start)
         return Trainer(learners, self.log, checkpoints, every, origin), learners
 
 
-def set_up(config: StageConfig, launch: Launch, updates: int = 1) -> Stage:
+def set_up(
+    config: StageConfig,
+    launch: Launch,
+    updates: int = 1,
+    apart: tuple[int, ParallelConfig] | None = None,
+) -> Stage:
     """Start the processes' mesh and open the run's folder.
 
     Args:
         config: of the run.
         launch: this process among the run's.
         updates: optimizer steps that share a step's samples (PPO's mini-batches).
+        apart: how many processes, the last ones, have a mesh of their own, and its layout.
+
+    Returns:
+        The stage of this process; one that stands apart has its own layout in the config.
 
     Raises:
         ConfigError: the layout doesn't fit, or there is no such device.
@@ -116,9 +125,12 @@ def set_up(config: StageConfig, launch: Launch, updates: int = 1) -> Stage:
     device = choose_device(config.run, launch)
     train = config.train
     sizes = train.global_batch_size, train.micro_batch_size, updates
-    check_layout(Demand(config.model, launch.world_size, *sizes), config.parallel)
+    own = launch.world_size - (apart[0] if apart else 0)
+    check_layout(Demand(config.model, own, *sizes), config.parallel)
     check_inputs(config)
-    mesh = build_mesh(launch, config.parallel, device)
+    sides = [(own, config.parallel), *([apart] if apart else [])]
+    mesh = build_meshes(launch, sides, device)
+    config = config.model_copy(update={"parallel": sides[launch.rank >= own][1]})
     log = RunLog(config.run.folder, launch.rank == 0, config.train.steps, config.run.tensorboard)
     log.write("config.toml", dump(config))
     peak = peak_tflops(device, config.train.precision)

@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -34,10 +35,12 @@ class Saving:
     Attributes:
         heart: is told what the writer is at.
         timeout: of the collectives of a save and of the agreement on what to load.
+        ranks: of the processes that save together; None for all of the run.
     """
 
     heart: Heartbeat = field(default_factory=Heartbeat)
     timeout: timedelta = timedelta(minutes=30)
+    ranks: list[int] | None = None
 
 
 class CheckpointManager:
@@ -54,7 +57,7 @@ class CheckpointManager:
     ) -> None:
         """Describe the folder.
 
-        Comm: all processes call this together; it makes a group for saving.
+        Comm: all processes that save call this together; it makes a group for saving.
 
         Args:
             folder: gets ``step-00000100/`` and ``latest``.
@@ -68,7 +71,11 @@ class CheckpointManager:
         self._group = None
         if dist.is_initialized():
             self._group = dist.new_group(
-                timeout=self._saving.timeout, backend="gloo", group_desc="checkpoints"
+                self._saving.ranks,
+                self._saving.timeout,
+                "gloo",
+                use_local_synchronization=self._saving.ranks is not None,
+                group_desc="checkpoints",
             )
         self._rank = dist.get_rank() if dist.is_initialized() else 0
         self._thread: threading.Thread | None = None
@@ -300,7 +307,7 @@ def verify(path: Path) -> dict[str, Any]:
 
 
 def load(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Load tensors in place, whatever layout they were saved from.
+    """Load tensors in place, whatever layout they were saved from; each process reads its own.
 
     Raises:
         CheckpointError: a tensor is missing or has another shape: it is of another model.
@@ -316,7 +323,9 @@ def load(path: Path, tensors: dict[str, Tensor]) -> None:
                 f"{path}: {name} is {list(size)}, this model's is {list(tensor.shape)}; it is of "
                 "another model"
             )
-    dcp.load(tensors, storage_reader=reader, no_dist=not dist.is_initialized())
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")
+        dcp.load(tensors, storage_reader=reader, no_dist=True)
 
 
 def find_checkpoint(path: Path | str) -> Path:

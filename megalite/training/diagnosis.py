@@ -4,7 +4,7 @@ from collections import defaultdict
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from megalite.training.heartbeat import PHASES
+from megalite.training.heartbeat import PHASES, WAIT
 
 
 @dataclass(frozen=True)
@@ -69,9 +69,11 @@ def blame(signs: list[Sign]) -> str:
 
     A process that has begun fewer collectives of a group than the group's others holds them up. If
     each of several is behind in some group, they disagree on what comes next, and the one furthest
-    on in the step left a collective out; so it did if counts are equal and places differ.
+    on in the step left a collective out; so it did if counts are equal and places differ. One that
+    waits for work holds nobody up.
     """
     running = [sign for sign in signs if sign.state == "running"]
+    running = [sign for sign in running if sign.phase != WAIT] or running
     behind = _behind(running)
     if not behind:
         return _apart(running)

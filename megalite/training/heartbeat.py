@@ -3,8 +3,10 @@
 from collections.abc import Callable
 from typing import Any
 
+WAIT = "wait"  # for work from other processes, which may take as long as it likes
 PHASES = (
     "start",
+    WAIT,
     "data",
     "rollout",
     "forward_backward",

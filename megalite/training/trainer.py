@@ -203,9 +203,9 @@ class StopSignal:
         """Ignore SIGTERM from now on: torchrun sends it to all as soon as the first has ended."""
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
-    def anywhere(self) -> bool:
-        """Whether any process was asked to stop. Comm: all-reduce of one number."""
-        flag = torch.tensor(float(self.received > 0), device=self._mesh.device)
+    def anywhere(self, elsewhere: bool = False) -> bool:
+        """Whether any process was asked to stop, or ``elsewhere``. Comm: all-reduce of a number."""
+        flag = torch.tensor(float(self.received > 0 or elsewhere), device=self._mesh.device)
         if self._mesh.world.group is not None:
             dist.all_reduce(flag, group=self._mesh.world.group)
         return bool(flag > 0)
@@ -216,6 +216,7 @@ class Trainer:
 
     Attributes:
         progress: where the run is.
+        asked_elsewhere: a process outside the mesh was asked to stop, as this one knows.
     """
 
     def __init__(
@@ -237,7 +238,7 @@ class Trainer:
         """
         self._learners, self._log, self._origin = learners, log, origin or {}
         self._checkpoints, self._every = checkpoints, every
-        self.progress = Progress()
+        self.progress, self.asked_elsewhere = Progress(), False
         self.mesh, self.heart = learners[0].mesh, learners[0].heart
         self.train = learners[0].learning.train
 
@@ -313,7 +314,7 @@ class Trainer:
                 values |= evaluate()
             show = is_last or progress.step % train.log_every == 0 or progress.step == 1
             self._log.metrics(progress.step, values, show)
-            is_asked = stop.anywhere()
+            is_asked = stop.anywhere(self.asked_elsewhere)
             if is_last or is_asked or (self._every and progress.step % self._every == 0):
                 self.save()
             if is_asked and not is_last:

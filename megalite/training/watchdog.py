@@ -9,6 +9,7 @@ and end. This works while the main thread waits inside a collective, whatever it
 
 import faulthandler
 import json
+import math
 import os
 import signal
 import socket
@@ -28,7 +29,7 @@ from torch.distributed import distributed_c10d as c10d
 from megalite.errors import MegaliteError, RankFailure, Stopped, write_error_file
 from megalite.parallel.launch import Launch
 from megalite.training.diagnosis import Sign, blame
-from megalite.training.heartbeat import Heartbeat
+from megalite.training.heartbeat import WAIT, Heartbeat
 from megalite.training.processes import birth, fingerprint, is_stopped, lives, pid_space, where
 
 FAULT, DUMPED = "fault", "dumped"
@@ -52,6 +53,8 @@ class Watch:
 
     def patience_in(self, phase: str) -> float:
         """Seconds that a main thread may stand still in a phase."""
+        if phase == WAIT:
+            return math.inf
         return self.patience_s * (LONGER if phase in LONG_PHASES else 1.0)
 
     @property

@@ -45,6 +45,12 @@ LAYOUTS = {
     "pp2": (2, {"pp": 2}),
     "fsdp2": (2, {"shard": 2}),
     "tp2 pp2": (4, {"tp": 2, "pp": 2}),
+    "1 + 1": (2, {"frozen.processes": 1}),
+    "dp2 + tp2": (4, {"frozen.processes": 2, "frozen.tp": 2}),
+    "tp2 fsdp2 + pp2 fsdp2": (
+        8,
+        {"tp": 2, "shard": 2, "frozen.processes": 4, "frozen.pp": 2, "frozen.shard": 2},
+    ),
 }
 assert max(processes for processes, _ in LAYOUTS.values()) <= PROCESSES
 
@@ -80,17 +86,22 @@ class Work:
         text = "".join(json.dumps(row) + "\n" for row in rows)
         (self.folder / f"{name}.jsonl").write_text(text)
 
+    def words(self, stage: str, layout: str, folder, *more: str) -> list[str]:
+        """The command line of a stage in a layout."""
+        words = [stage, str(self.folder / "config.toml"), "--run.folder", str(folder)]
+        words += ["--data.train", f'["{self.folder}/{stage}.jsonl"]']
+        words += ["--tokenizer.path", str(self.folder / "tokenizer"), *more]
+        for name, size in LAYOUTS[layout][1].items():
+            words += [f"--{name}" if "." in name else f"--parallel.{name}", str(size)]
+        return words
+
     def run(self, stage: str, layout: str, *more: str, folder=None):
         """Run a stage; its folder, metrics and first gradients."""
         self.runs += 1
         folder = folder or self.folder / f"run{self.runs}"
-        processes, sizes = LAYOUTS[layout]
-        words = [stage, str(self.folder / "config.toml"), "--run.folder", str(folder)]
-        words += ["--data.train", f'["{self.folder}/{stage}.jsonl"]']
-        words += ["--tokenizer.path", str(self.folder / "tokenizer"), *more]
-        for name, size in sizes.items():
-            words += [f"--parallel.{name}", str(size)]
-        results = self.cluster.run(processes, "tests.dist.stage_jobs:run_stage", words=words)
+        words = self.words(stage, layout, folder, *more)
+        job = "tests.dist.stage_jobs:run_stage"
+        results = self.cluster.run(LAYOUTS[layout][0], job, words=words)
         gradients = {name: g for _, kept in results for name, g in kept.items()}
         return folder, results[0][0], gradients
 
@@ -141,12 +152,18 @@ def test_reward_modelling_is_that_of_one_process(work, sft, rm, layout):
 
 
 @pytest.fixture(scope="module")
-def ppo(work, sft, rm):
+def starts(sft, rm):
+    """Options of a small PPO run."""
+    more = ["--checkpoint.start", str(sft[0]), "--reward_model", str(rm[0])]
+    return [*more, "--rollout.max_new_tokens", "12", "--update.epochs", "1"]
+
+
+@pytest.fixture(scope="module")
+def ppo(work, starts):
     """PPO in a layout: one rollout and its updates."""
 
     def run(layout: str):
-        more = ["--checkpoint.start", str(sft[0]), "--reward_model", str(rm[0])]
-        more += ["--train.steps", "1", "--rollout.max_new_tokens", "12", "--update.epochs", "1"]
+        more = [*starts, "--train.steps", "1"]
         more += ["--update.mini_batches", "1", "--rollout.temperature", "0.7"]
         more += ["--reward.whiten_rewards", "true", "--update.pretrain_coefficient", "0.5"]
         more += ["--pretraining.train", f'["{work.folder}/store"]']
@@ -161,13 +178,29 @@ def ppo_alone(ppo):
     return ppo("1")
 
 
-@pytest.mark.parametrize("layout", ["tp2", "pp2", "tp2 pp2"])
+@pytest.mark.parametrize(
+    "layout", ["tp2", "pp2", "tp2 pp2", "1 + 1", "dp2 + tp2", "tp2 fsdp2 + pp2 fsdp2"]
+)
 def test_the_first_update_of_ppo_is_that_of_one_process(ppo, ppo_alone, layout):
     """Rollouts with a KV cache, whitening over the batch, and pretraining text beside answers."""
     alone = ppo_alone
     names = ("loss", "grad_norm", "critic_grad_norm", "value_loss", "reward", "response_tokens")
     assert_same(ppo(layout), alone, 1e-4, names)
     assert alone[1][0]["response_tokens"] > 1
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_stop_of_one_process_ends_both_sides_of_ppo_with_the_state_saved(
+    work, starts, tmp_path, rank
+):
+    """And the saved run goes on where all models share their processes."""
+    words = work.words("ppo", "1 + 1", tmp_path, *starts, "--train.steps", "1000")
+    job = "tests.dist.stage_jobs:run_until_stopped"
+    said = set(work.cluster.run(2, job, words=words, rank=rank))
+    step = int((tmp_path / "checkpoints" / "latest").read_text().split("-")[1])
+    assert said == {f"stopped on request; step {step} is saved"}
+    _, rows, _ = work.run("ppo", "1", *starts, "--train.steps", str(step + 1), folder=tmp_path)
+    assert [row["step"] for row in rows] == list(range(1, step + 2))
 
 
 def test_a_run_that_changes_its_layout_every_few_steps_keeps_its_curve(work, sft, tmp_path):

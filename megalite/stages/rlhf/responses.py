@@ -25,6 +25,10 @@ class Responses:
     batch: Batch
     mask: Tensor
 
+    def to(self, device: torch.device | str) -> "Responses":
+        """The same with every tensor on ``device``."""
+        return Responses(self.batch.to(device), self.mask.to(device))
+
 
 def respond(
     prompts: Sequence[Prompt],

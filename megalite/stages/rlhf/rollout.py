@@ -31,22 +31,54 @@ class RolloutConfig(Section):
 
 
 @dataclass(frozen=True)
+class FrozenModels:
+    """The two models that don't learn, each a function of a batch.
+
+    Attributes:
+        reference: log-probabilities of the labels at the rollout's temperature, [B, S].
+        reward: the reward model's values, [B, S], of which an answer's last counts.
+        asked_to_stop: whether processes of their own were asked to stop; here they have none.
+    """
+
+    reference: Callable[[Batch], Tensor]
+    reward: Callable[[Batch], Tensor]
+    asked_to_stop: bool = False
+
+    def judge(self, responses: Responses, micro_batch_size: int) -> tuple[Tensor, Tensor]:
+        """Log-probabilities [B, S] and scores [B] of answers, both fp32."""
+
+        def ask(batch: Batch, mask: Tensor) -> tuple[Tensor, Tensor]:
+            return self.reference(batch), scores_at_end(self.reward(batch), mask)
+
+        return in_passes(responses, micro_batch_size, ask)
+
+    def __call__(self, responses: Responses, micro_batch_size: int) -> "Pending":
+        """Judge at once; see ``AskFrozen``."""
+        judged = self.judge(responses, micro_batch_size)
+        return lambda: judged
+
+
+Pending = Callable[[], tuple[Tensor, Tensor]]
+AskFrozen = Callable[[Responses, int], Pending]  # hand answers over, and later take what was said
+
+
+@dataclass(frozen=True)
 class Judges:
-    """The four models without dropout, each a function of a batch.
+    """The four models without dropout.
 
     Attributes:
         decode: the actor with a cache: logits [B, S, V].
         actor: log-probabilities of the labels under the actor at the rollout's temperature, [B, S].
-        reference: the same under the frozen reference.
         critic: values, [B, S].
-        reward: the reward model's values, [B, S], of which an answer's last counts.
+        frozen: the reference and the reward model, here or on processes of their own.
+        device: where the models read batches.
     """
 
     decode: Forward
     actor: Callable[[Batch], Tensor]
-    reference: Callable[[Batch], Tensor]
     critic: Callable[[Batch], Tensor]
-    reward: Callable[[Batch], Tensor]
+    frozen: AskFrozen
+    device: torch.device | str = "cpu"
 
 
 @dataclass(frozen=True)
@@ -76,22 +108,29 @@ def answer(
     return generate(decoder, prompts.tokens, prompts.end > 0, prompts.sample_ids, sampling, ending)
 
 
+def in_passes(
+    responses: Responses,
+    micro_batch_size: int,
+    ask: Callable[[Batch, Tensor], tuple[Tensor, Tensor]],
+) -> tuple[Tensor, Tensor]:
+    """Two tensors, [B, ...]: ``ask`` of batch and mask, ``micro_batch_size`` rows a pass."""
+    rows = torch.arange(len(responses.mask), device=responses.mask.device)
+    parts = [
+        ask(responses.batch.select(index), responses.mask[index])
+        for index in rows.split(micro_batch_size)
+    ]
+    first, second = (torch.cat(part) for part in zip(*parts, strict=True))
+    return first, second
+
+
 @torch.no_grad()
 def judge(judges: Judges, responses: Responses, ended: Tensor, micro_batch_size: int) -> Judgement:
     """Ask all models about answers, ``micro_batch_size`` rows a pass."""
-    parts = []
-    rows = torch.arange(len(responses.mask), device=responses.mask.device)
-    for index in rows.split(micro_batch_size):
-        batch, mask = responses.batch.select(index), responses.mask[index]
-        parts.append(
-            (
-                judges.actor(batch),
-                judges.reference(batch),
-                judges.critic(batch),
-                scores_at_end(judges.reward(batch), mask),
-            )
-        )
-    log_probs, reference, values, scores = (torch.cat(part) for part in zip(*parts, strict=True))
+    frozen = judges.frozen(responses, micro_batch_size)
+    log_probs, values = in_passes(
+        responses, micro_batch_size, lambda batch, _: (judges.actor(batch), judges.critic(batch))
+    )
+    reference, scores = frozen()
     return Judgement(responses.mask, log_probs, reference, values, scores, ended)
 
 
@@ -116,5 +155,6 @@ def rollout(
     batch = batch_prompts(prompts, sample_ids, vocabulary.pad_id)
     answers = answer(judges.decode, batch, config, seed, vocabulary)
     rows = [answers.row(number) for number in range(len(prompts))]
-    responses = respond(prompts, rows, sample_ids, vocabulary.pad_id)
-    return responses, judge(judges, responses, answers.ended, config.micro_batch_size)
+    responses = respond(prompts, rows, sample_ids, vocabulary.pad_id).to(judges.device)
+    ended = answers.ended.to(judges.device)
+    return responses, judge(judges, responses, ended, config.micro_batch_size)

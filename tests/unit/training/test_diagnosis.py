@@ -1,6 +1,9 @@
 """Who is named when a run stands still."""
 
+import math
+
 from megalite.training.diagnosis import Sign, blame
+from megalite.training.watchdog import Watch
 
 
 def sign(rank: int, phase: str = "forward_backward", **more) -> Sign:
@@ -36,6 +39,15 @@ def test_a_rank_that_waits_for_no_other_is_stuck():
 
 def test_nobody_is_named_where_all_wait_at_one_place():
     assert blame([sign(0), sign(1)]).startswith("all processes stand still in step 7")
+
+
+def test_a_rank_that_waits_for_work_is_neither_hung_nor_to_blame(tmp_path):
+    signs = [sign(0, calls={"w": 5}), sign(1, calls={"w": 4}), sign(2, "wait", waits=False)]
+    assert "rank 1 (" in blame(signs)
+    assert "rank 2" not in blame(signs)
+    watch = Watch(9.0, tmp_path)
+    assert watch.patience_in("wait") == math.inf
+    assert watch.patience_in("rollout") == 9.0
 
 
 def test_a_rank_that_has_ended_is_not_to_blame():
