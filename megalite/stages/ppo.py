@@ -84,11 +84,12 @@ class PPOConfig(StageConfig):
 
 @dataclass(frozen=True)
 class Models:
-    """The models of PPO: two that learn, and the way to the two that don't."""
+    """The models of PPO; the two that don't learn are None where other processes have them."""
 
     actor: Model
     critic: Model
-    frozen: FrozenModels | RemoteModels
+    reference: Model | None = None
+    reward: Model | None = None
 
 
 def run(config: PPOConfig, launch: Launch) -> int:
@@ -101,13 +102,14 @@ def run(config: PPOConfig, launch: Launch) -> int:
     stage, bridge = _place(config, launch)
     with stage.watchdog:
         if bridge is None:
-            frozen = _frozen_models(stage, config)
-            _train(config, stage, frozen, (chat, structure), (prompts, heldout))
+            models = Models(*_learning(stage, config), *_frozen(stage, config))
+            _train(config, stage, models, (chat, structure), (prompts, heldout))
         elif launch.rank >= bridge.frozen.first:
-            serve(_frozen_models(stage, config), bridge, stage.heart)
+            serve(_judging(*_frozen(stage, config), config), bridge, stage.heart)
         else:
+            models = Models(*_learning(stage, config))
             with remote_models(bridge, stage.heart) as remote:
-                _train(config, stage, remote, (chat, structure), (prompts, heldout))
+                _train(config, stage, models, (chat, structure), (prompts, heldout), remote)
     return 0
 
 
@@ -128,17 +130,17 @@ def _place(config: PPOConfig, launch: Launch) -> tuple[Stage, Bridge | None]:
 def _train(
     config: PPOConfig,
     stage: Stage,
-    frozen: FrozenModels | RemoteModels,
+    models: Models,
     language: tuple[Chat, Structure],
     datasets: tuple[Prompts, Prompts | None],
+    remote: RemoteModels | None = None,
 ) -> None:
     (chat, structure), (prompts, heldout) = language, datasets
-    models = Models(*_pair(stage, config), frozen)
     trainer, learners = stage.trainer(("actor", models.actor), ("critic", models.critic))
     if config.critic_learning_rate:
         learners[1].set_learning_rate(config.critic_learning_rate)
     trainer.resume()
-    loop = _Loop(config, stage, models, learners, trainer, vocabulary_of(chat))
+    loop = _Loop(config, stage, models, learners, trainer, vocabulary_of(chat), remote)
     loader = Loader(
         prompts,
         lambda items, ids: (items, ids),
@@ -184,20 +186,24 @@ def vocabulary_of(chat: Chat) -> Vocabulary:
     return Vocabulary((end,), pad if pad != end else (0 if end != 0 else 1))
 
 
-def _pair(stage: Stage, config: PPOConfig) -> tuple[Model, Model]:
-    """A policy and a judge without dropout: actor and critic, or reference and reward model."""
+def _learning(stage: Stage, config: PPOConfig) -> tuple[Model, Model]:
+    """Build actor and critic, without dropout."""
     quiet = config.model.model_copy(update={"dropout": 0.0, "attention_dropout": 0.0})
     valued = quiet.model_copy(update={"head": "value"})
-    judge = stage.model(valued, config.reward_model, needs_head=True)
-    return stage.model(quiet, config.checkpoint.start), judge
+    actor = stage.model(quiet, config.checkpoint.start)
+    return actor, stage.model(valued, config.reward_model, needs_head=True)
 
 
-def _frozen_models(stage: Stage, config: PPOConfig) -> FrozenModels:
-    """Build the reference and the reward model, which stay as they are."""
-    reference, reward = _pair(stage, config)
-    for model in (reference, reward):
+def _frozen(stage: Stage, config: PPOConfig) -> tuple[Model, Model]:
+    """Build the reference and the reward model: where actor and critic start, and stay so."""
+    frozen = _learning(stage, config)
+    for model in frozen:
         for parameter in model.parameters():
             parameter.requires_grad_(False)
+    return frozen
+
+
+def _judging(reference: Model, reward: Model, config: PPOConfig) -> FrozenModels:
     return FrozenModels(_log_probs(reference, config), _values(reward))
 
 
@@ -220,14 +226,16 @@ class _Loop:
     learners: Sequence[Learner]
     trainer: Trainer
     vocabulary: Vocabulary
+    remote: RemoteModels | None = None
 
     def _judges(self) -> Judges:
-        models = self.models
+        models, config = self.models, self.config
+        frozen = self.remote or _judging(models.reference, models.reward, config)
         return Judges(
             decode_with(models.actor),
-            _log_probs(models.actor, self.config),
+            _log_probs(models.actor, config),
             _values(models.critic),
-            models.frozen,
+            frozen,
             self.stage.mesh.device,
         )
 
@@ -244,7 +252,7 @@ class _Loop:
         ids = [number for _, numbers in parts for number in numbers]
         coefficient = progress.extra.setdefault("kl_coefficient", config.kl.coefficient)
         responses, judged = self._roll(prompts, ids, fold(config.run.seed, progress.step))
-        self.trainer.asked_elsewhere = self.models.frozen.asked_to_stop
+        self.trainer.asked_elsewhere = self.remote is not None and self.remote.asked_to_stop
         experience, means = gather_experience(judged, config.reward, coefficient, mesh.dp.group)
         metrics = {name: float(value) for name, value in means.items()}
         metrics["rollout_s"] = time.perf_counter() - started
@@ -272,7 +280,7 @@ class _Loop:
         size = self.config.train.micro_batch_size
         return [
             (responses.batch.select(part), experience.rows(part))
-            for part in chosen.to(experience.mask.device).split(size)
+            for part in chosen.to(responses.mask.device).split(size)
         ]
 
     def _actor(self, items: list, count: int) -> dict[str, float]:

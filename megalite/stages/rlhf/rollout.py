@@ -37,12 +37,10 @@ class FrozenModels:
     Attributes:
         reference: log-probabilities of the labels at the rollout's temperature, [B, S].
         reward: the reward model's values, [B, S], of which an answer's last counts.
-        asked_to_stop: whether processes of their own were asked to stop; here they have none.
     """
 
     reference: Callable[[Batch], Tensor]
     reward: Callable[[Batch], Tensor]
-    asked_to_stop: bool = False
 
     def judge(self, responses: Responses, micro_batch_size: int) -> tuple[Tensor, Tensor]:
         """Log-probabilities [B, S] and scores [B] of answers, both fp32."""

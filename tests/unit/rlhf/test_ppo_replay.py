@@ -15,7 +15,7 @@ from megalite.ops.random import fold
 from megalite.parallel.engine import evaluate
 from megalite.parallel.launch import Launch
 from megalite.parallel.mesh import ParallelConfig
-from megalite.stages.ppo import PPOConfig, _Loop, _models
+from megalite.stages.ppo import Models, PPOConfig, _frozen, _learning, _Loop
 from megalite.stages.rlhf.kl import KLConfig
 from megalite.stages.rlhf.responses import respond
 from megalite.stages.rlhf.rollout import RolloutConfig, Vocabulary
@@ -64,7 +64,7 @@ def loop(tmp_path_factory):
     started = config(folder / "run", reward_model=str(folder / "reward"))
     start = started.checkpoint.model_copy(update={"start": str(folder / "policy")})
     started = started.model_copy(update={"checkpoint": start})
-    models = _models(stage, started)
+    models = Models(*_learning(stage, started), *_frozen(stage, started))
     with torch.no_grad():
         for parameter in models.reference.parameters():
             parameter.mul_(1.1)
@@ -220,7 +220,7 @@ def test_dropout_is_off_and_the_critic_starts_as_the_reward_model(loop):
     for kind in ("actor", "critic", "reference", "reward"):
         shape = getattr(loop.models, kind).config
         assert shape.dropout == shape.attention_dropout == 0
-    fresh = _models(loop.stage, loop.config)
+    fresh = Models(*_learning(loop.stage, loop.config), *_frozen(loop.stage, loop.config))
     pairs = zip(fresh.critic.parameters(), fresh.reward.parameters(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
     assert not any(p.requires_grad for p in fresh.reward.parameters())
