@@ -6,10 +6,10 @@ The model is train_step's LLaMA. Strong: the same global batch as the peer, one 
 threads as there are processes. Weak: the peer is one process with one thread and its share
 of the batch. Ours are processes with one thread each. ``ratio`` is the share of the peer's
 tokens/s (strong), or of a process's (weak), that is reached. ``fsdp`` keeps its
-parameters gathered within a step, ``resharding`` gathers them for each pass.
-``transport_s`` is what the step's
-collectives take alone, bare: the part of a step that no layout can do without on this transport;
-``without_transport`` is the ratio that is left when it is taken off. Sides take turns.
+parameters gathered within a step, ``resharding`` gathers them for each pass. ``transport_s`` is the
+floor of the transport: what the step's collectives take alone, nothing computed between them.
+``at_floor`` is the ratio of a side that computes as fast as its peer and then waits so long: a
+``ratio`` near it, or above it where they overlap, has nothing else to gain. Sides take turns.
 """
 
 import argparse
@@ -30,14 +30,14 @@ def layouts(count: int) -> dict[str, dict[str, Any]]:
         f"tp{count}": {"tp": count},
         f"tp{count} sequence": {"tp": count, "sequence_parallel": True},
         f"pp{count}": {"pp": count},
-        f"fsdp{count}": {"shard": count, "reshard_after_forward": False},
-        f"fsdp{count} resharding": {"shard": count},
+        f"fsdp{count}": {"shard": count},
+        f"fsdp{count} resharding": {"shard": count, "reshard_after_forward": True},
         f"dp{count}": {"replicate": count},
     }
     if count % 2 == 0 and count > 2:
         half = count // 2
         found[f"tp2 pp{half}"] = {"tp": 2, "pp": half}
-        found[f"tp2 fsdp{half}"] = {"tp": 2, "shard": half, "reshard_after_forward": False}
+        found[f"tp2 fsdp{half}"] = {"tp": 2, "shard": half}
         found[f"pp2 dp{half}"] = {"pp": 2, "replicate": half}
     return found
 
@@ -93,7 +93,7 @@ def compare(case: str, ours: Side, peer: Side, peer_name: str) -> Result:
     more: dict[str, Any] = {
         "tokens_per_s": BATCH * LENGTH / seconds,
         "transport_s": bare,
-        "without_transport": peer_s / max(seconds - bare, 1e-9),
+        "at_floor": peer_s / (peer_s + bare),
     }
     for name in ("bubble", "bubble_theory"):
         if name in ours.rounds[0]:

@@ -25,7 +25,7 @@ class DataParallel:
     """
 
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    reshard_after_forward: bool = True
+    reshard_after_forward: bool = False
 
 
 def shard_model(model: nn.Module, mesh: Mesh, how: DataParallel) -> None:

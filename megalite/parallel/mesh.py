@@ -33,8 +33,9 @@ class ParallelConfig(Section):
         False, description="between matrices, split the sequence over the tp processes"
     )
     reshard_after_forward: bool = Field(
-        True,
-        description="drop gathered parameters after each pass; false keeps them for the whole step",
+        False,
+        description="drop gathered parameters after each pass, for memory; false keeps them for "
+        "the whole step",
     )
     schedule: Literal["1f1b", "interleaved", "gpipe"] = Field(
         "1f1b", description="order of micro-batches in the pipeline"
@@ -238,7 +239,11 @@ def set_timeout(group: dist.ProcessGroup, timeout: timedelta) -> None:
 
 
 def _flat_axis(name: str, ranks: list[int], launch: Launch, timeout: timedelta) -> Axis:
-    """An axis over these ranks of the run. Comm: they make its group together."""
+    """An axis over these ranks of the run.
+
+    Comm: they make its group together. PyTorch names it by the ranks and the number of groups that
+    a process is in, which must be the same on all of them.
+    """
     group = None
     if len(ranks) == launch.world_size > 1:
         group = dist.group.WORLD

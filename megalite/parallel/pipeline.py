@@ -65,13 +65,12 @@ class Pipeline:
     ) -> None:
         """Hold stages and learn which parameters other processes hold too.
 
-        Comm: all-gather of names over pp; the processes that share a parameter make a group.
+        Comm: all-gather of names over pp.
         """
         self.stages, self.mesh, self.schedule = stages, mesh, schedule
         self.precision = precision
         self.config = stages[0].config
         self._holders = self._find_holders()
-        self._groups = _make_groups(self._holders, mesh)
 
     def _find_holders(self) -> dict[str, tuple[int, ...]]:
         """The pp ranks that hold each parameter held by several."""
@@ -134,7 +133,7 @@ class Pipeline:
     def sum_shared_gradients(self) -> None:
         """Sum the gradients of parameters held by several stages, after a step's last backward.
 
-        Comm: all-reduce of each over the pp ranks that hold it.
+        Comm: each to the first pp rank that holds it, and their sum back.
         """
         for name, parameters in sorted(self._copies().items()):
             if name not in self._holders:
@@ -145,10 +144,28 @@ class Pipeline:
             total = sum(local_part(p.grad) for p in parameters)
             ranks = tuple(sorted(set(self._holders[name])))
             if len(ranks) > 1:
-                total = total.contiguous()
-                dist.all_reduce(total, group=self._groups[ranks])
+                total = self._sum_over(ranks, total.contiguous())
             for parameter in parameters:
                 local_part(parameter.grad).copy_(total)
+
+    def _sum_over(self, ranks: tuple[int, ...], own: Tensor) -> Tensor:
+        """The sum over some pp ranks, in their order, so that it is the same on each.
+
+        Comm: point to point, which needs no group for each set of holders.
+        """
+        group, me = self.mesh.pp.group, self.mesh.pp.rank
+        first, *others = (dist.get_global_rank(group, rank) for rank in ranks)
+        if me != ranks[0]:
+            dist.send(own, first, group)
+            dist.recv(own, first, group)
+            return own
+        part = torch.empty_like(own)
+        for other in others:
+            dist.recv(part, other, group)
+            own += part
+        for other in others:
+            dist.send(own, other, group)
+        return own
 
     def zero_grad(self) -> None:
         """Drop all gradients."""
@@ -255,20 +272,3 @@ class Flows:
             return (torch.empty((), device="meta"),)
         encoder = () if self._encoder is None else (self._encoder,)
         return encoder + ((self._decoder,) if part.decoder[1] > 0 else ())
-
-
-def _make_groups(holders: dict[str, tuple[int, ...]], mesh: Mesh) -> dict[tuple[int, ...], Any]:
-    """A process group for each set of pp ranks that hold a parameter together."""
-    if not holders:
-        return {}
-    rank_sets = sorted({tuple(sorted(set(ranks))) for ranks in holders.values()})
-    columns = mesh.device_mesh.mesh.flatten(1).t().tolist()  # one list of pp ranks a column
-    groups = {}
-    for ranks in rank_sets:
-        for column in columns:
-            members = [column[rank] for rank in ranks]
-            if len(members) > 1 and dist.get_rank() in members:
-                groups[ranks] = dist.new_group(
-                    members, mesh.timeout, use_local_synchronization=True
-                )
-    return groups

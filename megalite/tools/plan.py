@@ -95,6 +95,7 @@ def check_memory(config: PlanConfig, stages: list[StageMemory]) -> None:
     if most.total > DEVICE_GIB[config.gpu]:
         raise ConfigError(
             f"--gpu {config.gpu}: stage {stages.index(most)} needs about {most.total:.0f} GiB of "
-            f"{DEVICE_GIB[config.gpu]}: raise --parallel.shard, tp or pp, use --parallel.recompute "
-            "full, or lower --train.micro_batch_size"
+            f"{DEVICE_GIB[config.gpu]}: raise --parallel.shard, tp or pp, set "
+            "--parallel.reshard_after_forward or --parallel.recompute full, or lower "
+            "--train.micro_batch_size"
         )

@@ -114,20 +114,27 @@ def _stage(
 def _gathered(
     work: Work, parallel: ParallelConfig, parameters: int, block: tuple[int, int]
 ) -> float:
-    """Bytes beyond the shards: two blocks and what is no block, and sums over micro-batches.
+    """Bytes beyond the shards: what is whole of parameters and gradients at once.
 
-    Gradients are reduced in the step's last micro-batch only; until then they are whole.
+    Parameters that stay gathered are whole, else two blocks and what is no block (the embedding,
+    the head). Gradients are reduced in the step's last micro-batch; until then they are whole in
+    fp32, and two blocks' come in as they are computed. With one micro-batch, those of two blocks
+    and what is no block wait, and one block's is on its way in fp32.
     """
     train, (size, count) = work.train, block
     dp = parallel.shard * max(parallel.replicate, 1)
     if dp == 1 and train.precision == "fp32":
         return 0.0
-    kept = parallel.reshard_after_forward and parallel.pp == 1
-    held = parameters - size * max(count - 2, 0) if kept else parameters
-    whole = BYTES[train.precision] * held
+    at_once = parameters - size * max(count - 2, 0)
+    is_resharded = parallel.reshard_after_forward and parallel.pp == 1
+    whole = BYTES[train.precision] * (at_once if is_resharded else parameters)
     is_summed = train.global_batch_size > train.micro_batch_size * dp
-    gradients = 4.0 * (parameters if is_summed else 2 * size)
-    return (whole + gradients) / parallel.tp
+    width = BYTES[train.precision]
+    if is_summed:
+        waiting = 4.0 * parameters + (2.0 * width * size if width < 4 else 0.0)
+    else:
+        waiting = width * at_once + 4.0 * size
+    return (whole + waiting) / parallel.tp
 
 
 def _in_flight(work: Work, parallel: ParallelConfig, part: Part) -> float:

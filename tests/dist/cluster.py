@@ -1,5 +1,7 @@
 """Processes that are started once for all distributed tests and run one job after another."""
 
+import functools
+import gc
 import importlib
 import multiprocessing
 import tempfile
@@ -46,6 +48,24 @@ def _run(rank: int, world_size: int, store: str, name: str, arguments: dict[str,
         return getattr(importlib.import_module(module), function)(launch, **arguments)
     finally:
         dist.destroy_process_group()
+        _drop_groups()
+
+
+def _drop_groups() -> None:
+    """End a job's groups: their threads never rest, and PyTorch's caches keep their meshes."""
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.tensor.debug import _clear_sharding_prop_cache
+
+    _clear_sharding_prop_cache()
+    gc.collect()
+    for item in gc.get_objects():
+        if type(item) is functools._lru_cache_wrapper and "torch.distributed" in (
+            item.__module__ or ""
+        ):
+            item.cache_clear()
+        elif type(item) is DeviceMesh:
+            item._pg_registry.clear()
+    gc.collect()
 
 
 class Cluster:

@@ -18,10 +18,10 @@ LAYOUTS = {
     "pp2 interleaved": (2, {"pp": 2, "schedule": "interleaved", "chunks_per_rank": 2}),
     "pp3 uneven": (3, {"pp": 3}),
     "dp2": (2, {"replicate": 2}),
-    "fsdp2": (2, {"shard": 2}),
+    "fsdp2": (2, {"shard": 2, "reshard_after_forward": True}),
     "fsdp4": (4, {"shard": 4}),
     "tp2 pp2": (4, {"tp": 2, "pp": 2}),
-    "tp2 fsdp2": (4, {"tp": 2, "shard": 2}),
+    "tp2 fsdp2": (4, {"tp": 2, "shard": 2, "reshard_after_forward": True}),
     "pp2 dp2": (4, {"pp": 2, "replicate": 2}),
     "tp2 pp2 dp2": (8, {"tp": 2, "pp": 2, "replicate": 2}),
 }
@@ -31,10 +31,7 @@ VARIANTS = {
     "tp3 sequence, selective recompute": (3, {"tp": 3, "recompute": "selective", **SEQUENCE}),
     "tp4 sequence, full recompute": (4, {"tp": 4, "recompute": "full", **SEQUENCE}),
     "pp2 gpipe, one block recomputes": (2, {"pp": 2, "schedule": "gpipe", **ONE_BLOCK}),
-    "fsdp2 kept gathered, selective recompute": (
-        2,
-        {"shard": 2, "reshard_after_forward": False, "recompute": "selective"},
-    ),
+    "fsdp2 kept gathered, selective recompute": (2, {"shard": 2, "recompute": "selective"}),
     "hsdp": (4, {"replicate": 2, "shard": 2}),
     "tp2 pp2 fsdp2 sequence": (8, {"tp": 2, "pp": 2, "shard": 2, **SEQUENCE, **ONE_BLOCK}),
 }
