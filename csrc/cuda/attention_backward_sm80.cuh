@@ -120,32 +120,43 @@ struct BackwardGradients {
 
   /// dQ_i += dS K_j.
   MEGALITE_DEVICE void add_query_gradient(const RowTile& t) const {
-    constexpr int kFragments = C::kRowMTiles * C::kColumnTiles;
     const Global<float> partial = partial_dq(t.head, t.tile());
-    Vec<float, 4> dq[kFragments];
-    MEGALITE_UNROLL
-    for (int f = 0; f < kFragments; ++f) dq[f] = load_vec<4>(partial, f * C::kThreads * 4);
     const int row = block.thread / kWarpSize % C::kRowWarps * C::kRowMTiles * 16;
     const int column = block.thread / kWarpSize / C::kRowWarps * C::kColumnTiles;
-    MEGALITE_UNROLL
-    for (int k = 0; k < C::kKeys; k += 16) {
-      uint32_t a[C::kRowMTiles][4];
+    MEGALITE_ROLLED
+    for (int first = 0; first < C::kColumnTiles; first += C::kColumnsAtOnce) {
+      Vec<float, 4> dq[C::kRowMTiles][C::kColumnsAtOnce];
+      const auto at = [&](int m, int d) {
+        return (m * C::kColumnTiles + first + d) * C::kThreads * 4;
+      };
       MEGALITE_UNROLL
-      for (int m = 0; m < C::kRowMTiles; ++m)
-        block.ds_tile().load_a_transposed(a[m], k, row / 8 + m * 2);
-      MEGALITE_UNROLL
-      for (int d = 0; d < C::kColumnTiles; d += 2) {
-        uint32_t b[2][2];
-        block.k_tile().load_b_transposed(b, k, column + d);
+      for (int m = 0; m < C::kRowMTiles; ++m) {
         MEGALITE_UNROLL
-        for (int m = 0; m < C::kRowMTiles; ++m) {
-          mma_m16n8k16<T>(dq[m * C::kColumnTiles + d].v, a[m], b[0]);
-          mma_m16n8k16<T>(dq[m * C::kColumnTiles + d + 1].v, a[m], b[1]);
+        for (int d = 0; d < C::kColumnsAtOnce; ++d) dq[m][d] = load_vec<4>(partial, at(m, d));
+      }
+      MEGALITE_UNROLL
+      for (int k = 0; k < C::kKeys; k += 16) {
+        uint32_t a[C::kRowMTiles][4];
+        MEGALITE_UNROLL
+        for (int m = 0; m < C::kRowMTiles; ++m)
+          block.ds_tile().load_a_transposed(a[m], k, row / 8 + m * 2);
+        MEGALITE_UNROLL
+        for (int d = 0; d < C::kColumnsAtOnce; d += 2) {
+          uint32_t b[2][2];
+          block.k_tile().load_b_transposed(b, k, column + first + d);
+          MEGALITE_UNROLL
+          for (int m = 0; m < C::kRowMTiles; ++m) {
+            mma_m16n8k16<T>(dq[m][d].v, a[m], b[0]);
+            mma_m16n8k16<T>(dq[m][d + 1].v, a[m], b[1]);
+          }
         }
       }
+      MEGALITE_UNROLL
+      for (int m = 0; m < C::kRowMTiles; ++m) {
+        MEGALITE_UNROLL
+        for (int d = 0; d < C::kColumnsAtOnce; ++d) store_vec(partial, at(m, d), dq[m][d]);
+      }
     }
-    MEGALITE_UNROLL
-    for (int f = 0; f < kFragments; ++f) store_vec(partial, f * C::kThreads * 4, dq[f]);
   }
 
   /// The block's part of the scratch becomes 0, each number by the thread that will add to it.

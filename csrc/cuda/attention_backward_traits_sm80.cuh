@@ -32,6 +32,7 @@ struct BackwardTraits {
   static constexpr int kRowWarps = kDim == 96 ? 4 : 2;
   static constexpr int kRowMTiles = kRows / kRowWarps / 16;
   static constexpr int kColumnTiles = kDim / 8 / (kWarps / kRowWarps);
+  static constexpr int kColumnsAtOnce = kDim > 192 ? kColumnTiles / 2 : kColumnTiles;
 
   // Bias gradient: sums along the diagonals of a warp's 32 keys and share of the rows.
   static constexpr int kDiagonals = 32 + kRows / kQueryWarps;
