@@ -37,6 +37,21 @@ def store_of_this_start(launch: Launch, timeout: timedelta) -> dist.Store:
     return dist.PrefixStore(name, store)
 
 
+def connection_of_its_own(store: dist.Store, rank: int) -> dist.Store:
+    """The processes' store for one thread more: a call here waits for no call on ``store``.
+
+    Comm: rank 0 names the prefix in ``store``, the others read it.
+    """
+    if rank == 0:
+        store.set("connection", uuid.uuid4().hex)
+    name = store.get("connection").decode()
+    while isinstance(store, dist.PrefixStore):
+        store = store.underlying_store
+    if isinstance(store, dist.TCPStore):  # one client is one connection, and a lock around it
+        store = dist.TCPStore(store.host, store.port, is_master=False, wait_for_workers=False)
+    return dist.PrefixStore(name, store)
+
+
 def _pauses(timeout: timedelta) -> Iterator[None]:
     until = time.monotonic() + timeout.total_seconds()
     while time.monotonic() < until:

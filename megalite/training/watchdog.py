@@ -28,6 +28,7 @@ from torch.distributed import distributed_c10d as c10d
 
 from megalite.errors import MegaliteError, RankFailure, Stopped, write_error_file
 from megalite.parallel.launch import Launch
+from megalite.parallel.rendezvous import connection_of_its_own
 from megalite.training.diagnosis import Sign, blame
 from megalite.training.heartbeat import WAIT, Heartbeat
 from megalite.training.processes import birth, fingerprint, is_stopped, lives, pid_space, where
@@ -94,10 +95,7 @@ class Watchdog:
     def __enter__(self) -> "Watchdog":
         """Begin to watch. Comm: none; reads and writes the default store."""
         if self._launch.world_size > 1:
-            store: Any = c10d._get_default_store()
-            self._store = dist.PrefixStore(
-                "watchdog", store.clone()
-            )  # calls here block nobody else's
+            self._store = connection_of_its_own(c10d._get_default_store(), self._launch.rank)
             self._watch.folder.mkdir(parents=True, exist_ok=True)
             self._stacks = open(self._watch.folder / f"rank-{self._launch.rank:05}.txt", "a")
             self._beat()
