@@ -27,7 +27,7 @@ struct QueryGradientShape {
   static constexpr int kBlocks = D <= 64 ? 2 : 1;  // of an SM
   static constexpr int kWarpRows = D <= 64 ? 32 : 16;
   static constexpr int kRows = kWarps * kWarpRows;
-  static constexpr int kKeys = D == 256 ? 16 : 32;
+  static constexpr int kKeys = D >= 192 ? 16 : 32;
   static constexpr int kOutAt = Tile<D>::bytes(kRows);  // bytes
   static constexpr int kKeysAt = 2 * kOutAt;
   static constexpr int kValuesAt = kKeysAt + Tile<D>::bytes(kKeys);
