@@ -18,8 +18,8 @@ def faults():
 faults()
 before = faults()
 keep_freed_memory()
-faults()
-print(before, faults())
+after = [faults() for _ in range(24)]  # the first ones find a place
+print(before, max(after[-4:]))
 """
 
 
