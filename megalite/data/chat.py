@@ -81,21 +81,20 @@ class Chat:
         Raises:
             ConfigError: there is none of this name.
         """
+        names = (*TEMPLATES, NAME)
+        if template not in names:
+            raise ConfigError(f"template {template!r}: must be one of {', '.join(names)}")
         self.tokenizer = tokenizer
-        self._own = OwnTemplate(tokenizer) if template == NAME else None
-        if self._own is None and template not in TEMPLATES:
-            names = ", ".join((*TEMPLATES, NAME))
-            raise ConfigError(f"template {template!r}: must be one of {names}")
-        self._template = TEMPLATES.get(template, TEMPLATES["plain"])
+        self._template = OwnTemplate(tokenizer) if template == NAME else TEMPLATES[template]
 
     def _end(self) -> list[int]:
         return [] if self.tokenizer.end_id is None else [self.tokenizer.end_id]
 
     def pieces(self, turns: Sequence[Turn]) -> list[Piece]:
         """A conversation as pieces; an assistant's text and its end token are targets."""
-        if self._own is not None:
-            return [Piece(tokens, is_target) for tokens, is_target in self._own.pieces(turns)]
         template, encode = self._template, self.tokenizer.encode
+        if isinstance(template, OwnTemplate):
+            return [Piece(tokens, is_target) for tokens, is_target in template.pieces(turns)]
         begin = [] if self.tokenizer.begin_id is None else [self.tokenizer.begin_id]
         has_system = bool(turns) and turns[0].role == "system"
         system = turns[0].text if has_system else template.system
@@ -119,15 +118,13 @@ class Chat:
 
     def prompt(self, turns: Sequence[Turn]) -> list[int]:
         """The tokens an answer follows."""
-        if self._own is not None:
-            return self._own.prompt(turns)
         answered = self.pieces((*turns, Turn("assistant", "")))
         return [token for piece in answered[:-1] for token in piece.tokens]
 
     def answer(self, text: str) -> list[int]:
         """An answer's tokens with its end."""
-        if self._own is not None:
-            return self._own.answer(text)
+        if isinstance(self._template, OwnTemplate):
+            return self._template.answer(text)
         return self.tokenizer.encode(text) + self._end()
 
 

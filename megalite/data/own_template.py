@@ -53,11 +53,6 @@ class OwnTemplate:
                 yield self._added(written, whole), turn.role == "assistant"
                 written = whole
 
-    def prompt(self, turns: Sequence[Turn]) -> list[int]:
-        """The tokens an answer follows."""
-        *before, _ = self.pieces((*turns, Turn("assistant", "")))
-        return [token for tokens, _ in before for token in tokens]
-
     def answer(self, text: str) -> list[int]:
         """An answer's tokens with its end."""
         return list(self.pieces((QUESTION, Turn("assistant", text))))[-1][0]

@@ -23,6 +23,7 @@ from megalite.training.checkpoint import (
     Saving,
     find_checkpoint,
     load,
+    read_manifest,
     verify,
 )
 from megalite.training.config import (
@@ -194,7 +195,7 @@ def origin_of(start: str) -> dict[str, Any]:
         return {}
     if is_hugging_face(Path(start)):
         return {"published": read_their_config(Path(start))}
-    facts = verify(find_checkpoint(start))
+    facts, _ = read_manifest(find_checkpoint(start))
     return {"published": facts["published"]} if "published" in facts else {}
 
 

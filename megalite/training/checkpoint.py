@@ -276,11 +276,11 @@ def sync_folder(path: Path) -> None:
         os.close(number)
 
 
-def verify(path: Path) -> dict[str, Any]:
-    """Check a checkpoint's files against its manifest; give its facts.
+def read_manifest(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A checkpoint's facts, and the sizes and checksums of its files, which are not read.
 
     Raises:
-        CheckpointError: a file is missing, cut short or changed.
+        CheckpointError: there is no manifest, or it is damaged.
     """
     manifest = path / MANIFEST
     try:
@@ -293,6 +293,16 @@ def verify(path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{manifest}: its checksum is not that of its content: it was damaged"
         )
+    return facts, files
+
+
+def verify(path: Path) -> dict[str, Any]:
+    """Check a checkpoint's files against its manifest; give its facts.
+
+    Raises:
+        CheckpointError: a file is missing, cut short or changed.
+    """
+    facts, files = read_manifest(path)
     for name, wanted in files.items():
         file = path / name
         if not file.is_file():
