@@ -39,10 +39,23 @@ HERE = Place.here()
 IS_GPU = HERE.device == "cuda"
 
 
+class Projected(torch.autograd.Function):
+    """``values`` as if a projection had just made them of ``source``: no leaf, free to overwrite."""
+
+    @staticmethod
+    def forward(ctx, source: Tensor, values: Tensor) -> Tensor:
+        return values.detach()
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        return gradient, None
+
+
 def rope_sides() -> tuple[Work, Work, float]:
-    """RoPE against the usual rotate-half."""
-    x = HERE.normal(2, 1024, HEADS, HEAD_DIM).requires_grad_()
-    upstream = torch.randn_like(x)
+    """RoPE over a projection's output, in place, against the usual rotate-half of it."""
+    values = HERE.normal(2, 1024, HEADS, HEAD_DIM)
+    source = torch.empty_like(values, requires_grad=True)
+    upstream = torch.randn_like(values)
     positions = torch.arange(1024, device=HERE.device).expand(2, 1024)
     cos, sin = rope_tables(positions, HEAD_DIM)
     wide_cos, wide_sin = (torch.cat((t, t), -1).to(HERE.dtype) for t in (cos, sin))  # [B, S, 1, H]
@@ -52,11 +65,12 @@ def rope_sides() -> tuple[Work, Work, float]:
         return torch.cat((-second, first), -1)
 
     def ours() -> None:
-        x.grad = None
-        rope(x, cos, sin).backward(upstream)
+        source.grad = None
+        rope(Projected.apply(source, values), cos, sin, in_place=True).backward(upstream)
 
     def peer() -> None:
-        x.grad = None
+        source.grad = None
+        x = Projected.apply(source, values)
         (x * wide_cos + rotate_half(x) * wide_sin).backward(upstream)
 
     return ours, peer, 0.0
