@@ -39,8 +39,8 @@ HERE = Place.here()
 IS_GPU = HERE.device == "cuda"
 
 
-class Projected(torch.autograd.Function):
-    """``values`` as if a projection had just made them of ``source``: no leaf, free to overwrite."""
+class _Projected(torch.autograd.Function):
+    """``values`` as if a projection had just made them of ``source``: no leaf, so free for use."""
 
     @staticmethod
     def forward(ctx, source: Tensor, values: Tensor) -> Tensor:
@@ -66,11 +66,11 @@ def rope_sides() -> tuple[Work, Work, float]:
 
     def ours() -> None:
         source.grad = None
-        rope(Projected.apply(source, values), cos, sin, in_place=True).backward(upstream)
+        rope(_Projected.apply(source, values), cos, sin, in_place=True).backward(upstream)
 
     def peer() -> None:
         source.grad = None
-        x = Projected.apply(source, values)
+        x = _Projected.apply(source, values)
         (x * wide_cos + rotate_half(x) * wide_sin).backward(upstream)
 
     return ours, peer, 0.0

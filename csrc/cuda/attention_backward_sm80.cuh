@@ -301,13 +301,15 @@ void launch_attention_backward(const AttentionParams<typename C::T>& p,
                         stream},
            sum_query_gradient<C>, p, g);
   }
-  if (g.dbias) {
-    launch(LaunchConfig{"attention_sum_bias_gradient_sm80",
-                        grid(divide_up(p.queries + p.keys - 1, kStateThreads), p.heads, 1),
-                        {kStateThreads},
-                        0,
-                        stream},
-           sum_bias_gradient<C>, p, g);
+  if constexpr (C::kExtended) {
+    if (g.dbias) {
+      launch(LaunchConfig{"attention_sum_bias_gradient_sm80",
+                          grid(divide_up(p.queries + p.keys - 1, kStateThreads), p.heads, 1),
+                          {kStateThreads},
+                          0,
+                          stream},
+             sum_bias_gradient<C>, p, g);
+    }
   }
 }
 

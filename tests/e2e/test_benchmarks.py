@@ -41,3 +41,22 @@ def test_mfu_says_all_its_figures(layout, calls):
     if "bubble" in row:
         assert row["bubble_theory"] == pytest.approx(1 / 5)
         assert 0 < row["bubble"] < 1
+
+
+def test_random_faults_leave_the_curve_as_it_is():
+    """Seeds 71 and 72: a stopped rank of a pipeline, and one that raises where all is sharded."""
+    words = ["benchmarks.fault_trials", "--seed", "71", "--trials", "2", "--timeout_s", "10"]
+    done = subprocess.run(
+        [sys.executable, "-m", *words, "--json"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env=environment(),
+        timeout=400,
+        check=False,
+    )
+    *trials, summary = map(json.loads, done.stdout.splitlines())
+    assert [(t["layout"], t["kind"]) for t in trials] == [("pp2", "stop"), ("fsdp2", "raise")]
+    assert [t["faults"] for t in trials] == [[], []], done.stderr[-3000:]
+    assert summary == {"trials": 2, "happened": 2, "failed": 0}
+    assert done.returncode == 0
