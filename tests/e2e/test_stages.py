@@ -95,7 +95,11 @@ def curves(run) -> dict[str, list[float]]:
     return {name: [row[name] for row in rows(run) if name in row] for name in COMPARED}
 
 
-@pytest.mark.parametrize(("processes", "layout"), [(1, []), (2, ["--parallel.tp", "2"])])
+@pytest.mark.parametrize(
+    ("processes", "layout"),
+    [(1, []), (2, ["--parallel.tp", "2"]), (3, ["--frozen.processes", "1"])],
+    ids=["one", "tp2", "frozen models on a process of their own"],
+)
 def test_ppo_starts_the_same_in_another_layout(work, sft, rm, ppo, processes, layout):
     """Its first rollout and update; Adam's first steps at this rate then magnify rounding."""
     words = ("--reward_model", rm, *PPO, *layout)
