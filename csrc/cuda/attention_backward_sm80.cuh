@@ -301,7 +301,7 @@ void launch_attention_backward(const AttentionParams<typename C::T>& p,
                         stream},
            sum_query_gradient<C>, p, g);
   }
-  if constexpr (C::kExtended) {
+  if constexpr (C::kExtended) {  // the plain kernel's case has no bias: nothing to compile
     if (g.dbias) {
       launch(LaunchConfig{"attention_sum_bias_gradient_sm80",
                           grid(divide_up(p.queries + p.keys - 1, kStateThreads), p.heads, 1),

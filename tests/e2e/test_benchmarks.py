@@ -13,6 +13,21 @@ TINY += ["--model.num_kv_heads", "4", "--model.ffn_size", "48", "--data.sequence
 TINY += ["--train.global_batch_size", "8", "--train.micro_batch_size", "2", "--run.device", "cpu"]
 
 
+def results(*words: str, timeout_s: float) -> list[dict]:
+    """What a benchmark that succeeds prints with ``--json``, a result a line."""
+    done = subprocess.run(
+        [sys.executable, "-m", *words],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env=environment(),
+        timeout=timeout_s,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
 @pytest.mark.parametrize(
     ("layout", "calls"),
     [(["--parallel.pp", "2"], "send"), (["--parallel.shard", "2"], "_reduce_scatter_base_")],
@@ -20,16 +35,7 @@ TINY += ["--train.global_batch_size", "8", "--train.micro_batch_size", "2", "--r
 def test_mfu_says_all_its_figures(layout, calls):
     launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
     words = ["benchmarks.mfu", *TINY, *layout, "--steps", "2", "--json"]
-    done = subprocess.run(
-        [sys.executable, "-m", *launcher, *words],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        env=environment(),
-        timeout=200,
-        check=True,
-    )
-    row = json.loads(done.stdout.strip().splitlines()[-1])
+    *_, row = results(*launcher, *words, timeout_s=200)
     assert row["case"] == "mfu configs/small.toml"
     assert 0 < row["mfu"] < row["hfu"] < 1
     assert row["tokens_per_s"] == pytest.approx(8 * 16 / row["ours_s"])
@@ -46,17 +52,7 @@ def test_mfu_says_all_its_figures(layout, calls):
 def test_random_faults_leave_the_curve_as_it_is():
     """Seeds 71 and 72: a stopped rank of a pipeline, and one that raises where all is sharded."""
     words = ["benchmarks.fault_trials", "--seed", "71", "--trials", "2", "--timeout_s", "10"]
-    done = subprocess.run(
-        [sys.executable, "-m", *words, "--json"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        env=environment(),
-        timeout=400,
-        check=False,
-    )
-    *trials, summary = map(json.loads, done.stdout.splitlines())
+    *trials, summary = results(*words, "--json", timeout_s=400)
     assert [(t["layout"], t["kind"]) for t in trials] == [("pp2", "stop"), ("fsdp2", "raise")]
-    assert [t["faults"] for t in trials] == [[], []], done.stderr[-3000:]
+    assert [t["faults"] for t in trials] == [[], []]
     assert summary == {"trials": 2, "happened": 2, "failed": 0}
-    assert done.returncode == 0

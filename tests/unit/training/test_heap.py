@@ -27,4 +27,4 @@ print(before, max(after[-4:]))
 def test_memory_that_was_freed_is_used_again_without_faults():
     done = subprocess.run([sys.executable, "-c", STEPS], capture_output=True, text=True, check=True)
     before, after = map(int, done.stdout.split())
-    assert 10 * after < before
+    assert after < 100 < before
