@@ -23,7 +23,7 @@ def reset_peak() -> None:
 
 
 def held_bytes() -> int:
-    """Memory this process has now, what the allocator keeps for later not counted."""
+    """Memory this process has now; what the allocator keeps for later is given back first."""
     ctypes.CDLL(None).malloc_trim(0)
     return _status("VmRSS")
 
@@ -36,7 +36,10 @@ def _status(key: str) -> int:
 
 
 def serve(make: Callable[[], tuple[Callable[[], None], dict]]) -> None:
-    """Be one side: make the work, then do a round for each line on standard input."""
+    """Be one side: make the work, do a round for each line on standard input, then weigh it.
+
+    It is weighed last, as that takes the memory from which the next round would be served.
+    """
     before = held_bytes()
     work, facts = make()
     work()
@@ -45,8 +48,9 @@ def serve(make: Callable[[], tuple[Callable[[], None], dict]]) -> None:
         started = time.perf_counter()
         work()
         seconds = time.perf_counter() - started
-        memory = {"peak_bytes": peak_bytes() - before, "held_bytes": held_bytes() - before}
-        print(json.dumps({"seconds": seconds, **memory}), flush=True)
+        print(json.dumps({"seconds": seconds}), flush=True)
+    peak = peak_bytes()
+    print(json.dumps({"peak_bytes": peak - before, "held_bytes": held_bytes() - before}))
 
 
 class Side:
@@ -79,13 +83,10 @@ class Side:
         """The least of a figure over all rounds."""
         return min(played[key] for played in self.rounds)
 
-    def most(self, key: str) -> float:
-        """The most of a figure over all rounds."""
-        return max(played[key] for played in self.rounds)
-
     def end(self) -> None:
-        """Let it finish."""
+        """Let it finish, and take its last facts if it has some."""
         self._process.stdin.close()
+        self.facts |= json.loads(self._process.stdout.read() or "{}")
         self._process.wait()
 
 

@@ -101,8 +101,8 @@ def compare(family: str, ours: Side, peer: Side) -> Result:
     for name, side in (("ours", ours), ("peer", peer)):
         parameters = side.facts["parameters"]
         more[f"{name}_rows"] = side.facts["tokens"]  # padding among them
-        more[f"{name}_peak_gib"] = side.most("peak_bytes") / 2**30
-        more[f"{name}_held_bytes_per_parameter"] = side.most("held_bytes") / parameters
+        more[f"{name}_peak_gib"] = side.facts["peak_bytes"] / 2**30
+        more[f"{name}_held_bytes_per_parameter"] = side.facts["held_bytes"] / parameters
     seconds = ours.best("seconds"), peer.best("seconds")
     return Result(f"train_step {family}", "transformers", *seconds, more)
 
