@@ -1,8 +1,6 @@
 """Kernels compile for real GPUs without spilling.
 
-Attention, which is the longest to compile, is here for sm_70 and sm_80; for sm_90 and sm_100, which
-take the source of sm_80, ``python -m benchmarks.kernel_resources`` compiles and reports it.
-With --binding it compiles what includes PyTorch's headers.
+What includes PyTorch's headers is compiled by ``python -m benchmarks.kernel_resources --binding``.
 """
 
 from collections.abc import Iterator
@@ -23,7 +21,6 @@ EVERY = [
     pytest.param(source, architecture, id=f"{source.stem}-sm_{architecture}")
     for architecture in ARCHITECTURES
     for source in sources(architecture)
-    if architecture <= 80 or not source.stem.startswith("attention")
 ]
 
 
