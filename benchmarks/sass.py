@@ -15,10 +15,10 @@ loop, so an iteration's clocks by resource, a warp:
 ``bound`` is the share of the tensor cores' peak that is left by the busiest of them, ``limit``:
 tensor clocks over its clocks. Latency, global memory and what is outside the loop are not in it.
 
-``--peer`` is the source of FlashAttention-2 with its CUTLASS (``FLASH_ATTENTION_SKIP_CUDA_BUILD=TRUE
-pip download --no-deps --no-build-isolation --no-binary :all: flash-attn==2.8.3``, unpacked): its
-kernels for sm_80, compiled here with its own flags, without dropout, ALiBi and windows, join the
-table; that takes minutes a file.
+``--peer`` is the source of FlashAttention-2 with its CUTLASS, unpacked (with
+``FLASH_ATTENTION_SKIP_CUDA_BUILD=TRUE``, ``pip download --no-deps --no-build-isolation
+--no-binary :all: flash-attn==2.8.3``): its kernels for sm_80, compiled here with its own flags,
+without dropout, ALiBi and windows, join the table; that takes minutes a file.
 """
 
 import argparse
