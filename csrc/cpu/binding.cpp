@@ -50,6 +50,8 @@ void prefer_huge_pages(const Tensor& x) {
 #endif
 }
 
+constexpr size_t kStreamBytes = size_t{64} << 20;
+
 // Uninitialised fp32 memory.
 Tensor new_floats(at::IntArrayRef sizes) {
   Tensor x = at::empty(sizes, at::kFloat);
@@ -290,6 +292,8 @@ void logit_gradient(const Tensor& gradient, const Tensor& logits, const Tensor& 
                     int64_t vocabulary, double label_smoothing, double z_loss) {
   Rows p = rows_of(logits, labels, offset);
   check_gradient(gradient, logits, lse, upstream);
+  // Memory that no cache would hold until it is read is not read before it is written.
+  p.streams = gradient.data_ptr() != logits.data_ptr() && gradient.nbytes() >= kStreamBytes;
   if (gradient.data_ptr() != logits.data_ptr()) prefer_huge_pages(gradient);
   const Tensor lse_c = lse.to(at::kFloat).contiguous();
   const Tensor upstream_c = upstream.to(at::kFloat).contiguous();

@@ -53,6 +53,7 @@ struct Rows {
   float* statistics;       // [5, T]
   int64_t num_rows, width, offset, vocabulary;
   float label_smoothing, z_loss;
+  bool streams;            // the gradient is written past the caches
 };
 
 struct Rope {

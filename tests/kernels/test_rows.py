@@ -1,6 +1,7 @@
 """Cross-entropy, head with loss, log-probabilities, RoPE and dropout on every backend."""
 
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from megalite.ops import (
     token_log_probs,
 )
 from megalite.ops.backends import kernels
+from megalite.ops.cross_entropy import logit_gradient
 from tests.kernels.backends import (
     NAMES,
     SIMT_NAMES,
@@ -69,6 +71,21 @@ def test_cross_entropy_is_as_exact_as_pytorch(name: str, options: LossOptions, v
     labels = labels_for(37, vocabulary)
     logits = torch.randn(37, vocabulary, generator=torch.Generator().manual_seed(3)) * 4
     check(name, lambda x: cross_entropy(x, labels.to(x.device), options), logits)
+
+
+@pytest.mark.parametrize("width", [32000, 32003])
+def test_a_gradient_beyond_the_caches_is_that_of_its_parts(width: int):
+    """On a CPU it is written past the caches, where a row begins at a vector."""
+    rows, part = 600, 200
+    assert part * width * 4 < 64 << 20 < rows * width * 4
+    generator = torch.Generator().manual_seed(6)
+    logits, labels = torch.randn(rows, width, generator=generator), labels_for(rows, width)
+    lse, upstream = torch.logsumexp(logits, -1), torch.rand(rows, generator=generator)
+    options = LossOptions(label_smoothing=0.1, z_loss=1e-3)
+    options = replace(options, vocabulary=options.slice(width))
+    whole = logit_gradient(logits, lse, labels, upstream, options)
+    inputs = zip(*(x.split(part) for x in (logits, lse, labels, upstream)), strict=True)
+    assert torch.equal(whole, torch.cat([logit_gradient(*each, options) for each in inputs]))
 
 
 @pytest.mark.parametrize("name", SIMT_NAMES[:1])
