@@ -165,3 +165,13 @@ def test_tracked_files_are_small():
     paths = [ROOT / name for name in listed.stdout.decode().split("\0") if name]
     large = [str(path) for path in paths if path.exists() and path.stat().st_size > 500_000]
     assert not large, large
+
+
+def test_the_table_of_operators_is_the_schema():
+    """Every operator is there, rope_ beside rope, and nothing else."""
+    text = (ROOT / "docs/design.md").read_text(encoding="utf-8")
+    table = text.partition("| op | arguments")[2].partition("\n\n")[0]
+    told = set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) | {"rope_"}
+    assert "`rope_`" in table
+    schema = (ROOT / "csrc/schema.h").read_text(encoding="utf-8")
+    assert told == set(re.findall(r'"(\w+)\(Tensor', schema))
