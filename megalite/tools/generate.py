@@ -27,7 +27,7 @@ from megalite.parallel.launch import Launch
 from megalite.parallel.mesh import ParallelConfig, build_mesh
 from megalite.stages.conversation import check_vocabulary, decode_with, structure_of
 from megalite.stages.setup import check_positions, choose_device, load_start
-from megalite.training.checkpoint import find_checkpoint, verify
+from megalite.training.checkpoint import find_checkpoint, read_manifest
 from megalite.training.config import RunConfig
 
 
@@ -85,7 +85,8 @@ def stored_config(path: str) -> ModelConfig:
     """
     if is_hugging_face(Path(path)):
         return read_config(Path(path))[0]
-    return ModelConfig(**verify(find_checkpoint(path))["model"])
+    facts, _ = read_manifest(find_checkpoint(path))  # the files are checked when they are loaded
+    return ModelConfig(**facts["model"])
 
 
 def _tokenizer(config: GenerateConfig):

@@ -69,6 +69,29 @@ class Watch:
         return min(max(self.silence_s / 20, 0.05), 3.0)
 
 
+class FirstFault:
+    """The place in the store for the fault that is found first."""
+
+    def __init__(self, store: Any, rank: int) -> None:
+        """Look at it as process ``rank``."""
+        self._store, self._rank = store, rank
+
+    def read(self) -> str | None:
+        """What was found, if something was."""
+        if not self._store.check([FAULT]):
+            return None
+        return self._store.get(FAULT).decode().partition(" ")[2]
+
+    def write(self, text: str) -> str | None:
+        """Write a fault; None if this process's is the first, else the first.
+
+        The rank goes with it: two processes may find the same fault in the same words.
+        """
+        mine = f"{self._rank} {text}"
+        first = self._store.compare_set(FAULT, "", mine).decode()
+        return None if first == mine else first.partition(" ")[2]
+
+
 class Watchdog:
     """Watches over the processes while its ``with`` block runs; a process alone needs none."""
 
@@ -96,6 +119,7 @@ class Watchdog:
         """Begin to watch. Comm: none; reads and writes the default store."""
         if self._launch.world_size > 1:
             self._store = connection_of_its_own(c10d._get_default_store(), self._launch.rank)
+            self._fault = FirstFault(self._store, self._launch.rank)
             self._watch.folder.mkdir(parents=True, exist_ok=True)
             self._stacks = open(self._watch.folder / f"rank-{self._launch.rank:05}.txt", "a")
             self._beat()
@@ -128,7 +152,7 @@ class Watchdog:
         if _is_lost_connection(error):
             raise self._find_culprit() from error
         text = f"{self._current().name()}: {type(error).__name__}: {error}"
-        is_first = self._post(text) is None
+        is_first = self._fault.write(text) is None
         if isinstance(error, MegaliteError):
             error.speaks = is_first
         if is_first:
@@ -161,10 +185,10 @@ class Watchdog:
         until = time.monotonic() + max(3 * interval_s, 3.0)
         found: str | None = None
         while found is None and time.monotonic() < until:
-            found = self._posted() or self._missing(self._signs(), max(3 * interval_s, 2.0))
+            found = self._fault.read() or self._missing(self._signs(), max(3 * interval_s, 2.0))
             time.sleep(interval_s / 4)
         mine = found or blame(self._signs())
-        other = self._post(mine)
+        other = self._fault.write(mine)
         failure = RankFailure(f"{other or mine}; stacks are in {self._watch.folder}")
         failure.speaks = other is None
         if other is None:
@@ -213,7 +237,7 @@ class Watchdog:
         )
 
     def _look(self) -> None:
-        posted = self._posted()
+        posted = self._fault.read()
         if posted is not None:
             self._leave(posted, False)
         missing = self._missing(self._next(), self._watch.silence_s)
@@ -271,16 +295,8 @@ class Watchdog:
     def _is_here(self, sign: Sign) -> bool:
         return bool(sign.born) and (sign.host, sign.space) == (self._sign.host, self._sign.space)
 
-    def _posted(self) -> str | None:
-        return self._store.get(FAULT).decode() if self._store.check([FAULT]) else None
-
-    def _post(self, text: str) -> str | None:
-        """Write a fault into the store; None if this process's is the first, else the first."""
-        first = self._store.compare_set(FAULT, "", text).decode()
-        return None if first == text else first
-
     def _accuse(self, text: str) -> None:
-        other = self._post(text)
+        other = self._fault.write(text)
         self._leave(other or text, other is None)
 
     def _leave(self, text: str, speaks: bool) -> None:
