@@ -17,9 +17,6 @@ from megalite.ops.precision import wide
 from megalite.ops.vocabulary import IGNORE, LossOptions, check_labels, row_statistics
 
 CHUNK_ELEMENTS = 7 << 21  # logits at a time: 56 MiB in fp32; few chunks, as each reads all of dW
-CPU_ROWS = (
-    1 << 11
-)  # of W in a product of logits on a CPU: it packs them, and then finds them cached
 
 
 def linear_cross_entropy(
@@ -119,14 +116,9 @@ def _logits(x: Tensor, weight: Tensor, bias: Tensor | None, memory: Tensor) -> T
     """``x W^T + b`` in ``memory``, at least fp32, [rows, V]; from a product in W's dtype."""
     if memory.dtype != weight.dtype:
         return memory.copy_(torch.nn.functional.linear(x, weight, bias))
-    height = CPU_ROWS if x.device.type == "cpu" else max(weight.shape[0], 1)
-    for first in range(0, weight.shape[0], height):
-        part = slice(first, first + height)
-        if bias is None:
-            torch.mm(x, weight[part].t(), out=memory[:, part])
-        else:
-            torch.addmm(bias[part], x, weight[part].t(), out=memory[:, part])
-    return memory
+    if bias is None:
+        return torch.mm(x, weight.t(), out=memory)
+    return torch.addmm(bias, x, weight.t(), out=memory)
 
 
 def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
