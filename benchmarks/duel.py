@@ -49,8 +49,7 @@ def serve(make: Callable[[], tuple[Callable[[], None], dict]]) -> None:
         work()
         seconds = time.perf_counter() - started
         print(json.dumps({"seconds": seconds}), flush=True)
-    peak = peak_bytes()
-    print(json.dumps({"peak_bytes": peak - before, "held_bytes": held_bytes() - before}))
+    print(json.dumps({"peak_bytes": peak_bytes() - before, "held_bytes": held_bytes() - before}))
 
 
 class Side:

@@ -293,8 +293,9 @@ void logit_gradient(const Tensor& gradient, const Tensor& logits, const Tensor& 
   Rows p = rows_of(logits, labels, offset);
   check_gradient(gradient, logits, lse, upstream);
   // Memory that no cache would hold until it is read is not read before it is written.
-  p.streams = gradient.data_ptr() != logits.data_ptr() && gradient.nbytes() >= kStreamBytes;
-  if (gradient.data_ptr() != logits.data_ptr()) prefer_huge_pages(gradient);
+  const bool is_apart = gradient.data_ptr() != logits.data_ptr();
+  p.streams = is_apart && gradient.nbytes() >= kStreamBytes;
+  if (is_apart) prefer_huge_pages(gradient);
   const Tensor lse_c = lse.to(at::kFloat).contiguous();
   const Tensor upstream_c = upstream.to(at::kFloat).contiguous();
   p.gradient = gradient.data_ptr<float>(), p.lse = lse_c.data_ptr<float>();

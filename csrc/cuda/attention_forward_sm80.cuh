@@ -61,7 +61,9 @@ struct ForwardBlock {
   Range full;  // tiles of keys
 
   // The last rows, the longest under a causal mask, come first.
-  MEGALITE_DEVICE static int first_row() { return (opaque(grid_x()) - 1 - opaque(block_x())) * C::kRows; }
+  MEGALITE_DEVICE static int first_row() {
+    return (opaque(grid_x()) - 1 - opaque(block_x())) * C::kRows;
+  }
   MEGALITE_DEVICE static int head() { return opaque(block_y()); }
   MEGALITE_DEVICE static int batch() { return opaque(block_z()); }
 

@@ -47,8 +47,8 @@ def fitted(name: str, case: Case) -> Case:
     return replace(case, head_dim=-(-case.head_dim // 8) * 8, dtype=dtype)
 
 
-def inputs_of(case: Case, batch: int) -> tuple[torch.Tensor, ...]:
-    """q, k, v, the upstream gradient and the bias."""
+def inputs_of(case: Case, batch: int) -> tuple:
+    """q, k, v, the upstream gradient and the bias, None without one."""
     generator = torch.Generator().manual_seed(0)
 
     def normal(*shape: int) -> torch.Tensor:
@@ -57,7 +57,9 @@ def inputs_of(case: Case, batch: int) -> tuple[torch.Tensor, ...]:
     q = normal(batch, case.queries, case.heads, case.head_dim) * case.scale_up
     k = normal(batch, case.keys, case.groups, case.head_dim) * case.scale_up
     v = normal(batch, case.keys, case.groups, case.head_dim)
-    return q, k, v, normal(*q.shape), normal(case.heads, case.queries + case.keys - 1)
+    upstream = normal(*q.shape)
+    bias = normal(case.heads, case.queries + case.keys - 1) if case.has_bias else None
+    return q, k, v, upstream, bias
 
 
 def size_of_terms(case: Case, mask: RowIntervals) -> float:
@@ -74,8 +76,6 @@ def run(name: str, case: Case, mask: RowIntervals, dtype: torch.dtype | None = N
     dtype = dtype or case.dtype
     batch = mask.start.shape[0]
     q, k, v, upstream, bias = inputs_of(case, batch)
-    if not case.has_bias:
-        bias = None
     if fill:
         fill(q, k, v, upstream)
     device = device_of(name)
