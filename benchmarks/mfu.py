@@ -16,8 +16,8 @@ from typing import Any
 
 from benchmarks.workload import Workload, make_workload
 from megalite.cli import find_command, load_config
+from megalite.distributed.launch import Launch
 from megalite.errors import MegaliteError
-from megalite.parallel.launch import Launch
 
 CONFIG, STEPS = "configs/small.toml", 5
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from megalite.models.batch import Batch
+from megalite.models.batch import Batch, Stream
 from megalite.models.config import ModelConfig
 from megalite.ops.mask import causal, full
 
@@ -32,25 +32,12 @@ class Case:
         tokens = random_tokens(size, length + 1, 1)
         mask = causal(size, length)
         positions = torch.arange(length, dtype=torch.int32).expand(size, length)
-        batch: dict[str, Any] = {
-            "tokens": tokens[:, :-1],
-            "labels": tokens[:, 1:],
-            "positions": positions,
-            "start": mask.start,
-            "end": mask.end,
-            "sample_ids": torch.arange(size),
-        }
+        encoder = cross = None
         if self.is_encoder_decoder:
-            whole = full(size, length, length)
-            batch |= {
-                "encoder_tokens": random_tokens(size, length, 2),
-                "encoder_positions": positions,
-                "encoder_start": whole.start,
-                "encoder_end": whole.end,
-                "cross_start": whole.start,
-                "cross_end": whole.end,
-            }
-        return [Batch(**batch)]
+            cross = full(size, length, length)
+            encoder = Stream(random_tokens(size, length, 2), positions, cross)
+        decoder = Stream(tokens[:, :-1], positions, mask)
+        return [Batch(decoder, tokens[:, 1:], torch.arange(size), encoder=encoder, cross=cross)]
 
     def peer_batches(self, size: int, length: int) -> list[dict[str, torch.Tensor]]:
         """The same amount of work for transformers."""

@@ -48,7 +48,7 @@ def serve_layout(parallel: dict[str, Any], batch: int, threads: int) -> None:
 
     from benchmarks.models import CASES
     from benchmarks.workload import make_workload
-    from megalite.parallel.launch import Launch
+    from megalite.distributed.launch import Launch
     from megalite.stages.pretrain import PretrainConfig
 
     launch = Launch.from_environment(os.environ)

@@ -25,12 +25,12 @@ from megalite.data.store import TokenStore
 from megalite.data.structure import Structure
 from megalite.data.tokenizer import load_tokenizer
 from megalite.data.windows import Windows
+from megalite.distributed.mesh import Mesh, ParallelConfig
+from megalite.engine.build import build_model
+from megalite.engine.model import Task
 from megalite.models.batch import Batch
-from megalite.models.build import build_model
 from megalite.models.config import ModelConfig
 from megalite.models.outputs import Loss
-from megalite.parallel.engine import Task, evaluate
-from megalite.parallel.mesh import Mesh, ParallelConfig
 from megalite.tools.stdlib_corpus import write_corpus
 from megalite.training.config import OptimizerConfig, ScheduleConfig, TrainConfig
 from megalite.training.flops import step_operations
@@ -151,15 +151,15 @@ class Run:
         return {"parameters": parameters, "heldout_outputs": outputs, "points": points}
 
     def _heldout_loss(self) -> float:
-        total = torch.stack(evaluate(self._model, self._heldout, Loss())).sum()
+        total = torch.stack(self._model.evaluate(self._heldout, Loss())).sum()
         return float(total) / sum(batch.num_targets for batch in self._heldout)
 
 
 def num_tokens(batch: Batch) -> int:
     """Rows of both streams that aren't padding."""
-    count = (batch.end > batch.start).sum()
-    if batch.encoder_end is not None:
-        count = count + (batch.encoder_end > batch.encoder_start).sum()
+    count = (~batch.decoder.mask.is_empty).sum()
+    if batch.encoder is not None:
+        count = count + (~batch.encoder.mask.is_empty).sum()
     return int(count)
 
 

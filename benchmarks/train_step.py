@@ -30,10 +30,10 @@ def cases() -> dict:
 
 def make_ours(family: str):
     """Our step: the trainer's own learner."""
-    from megalite.models.build import build_model
+    from megalite.distributed.mesh import Mesh, ParallelConfig
+    from megalite.engine.build import build_model
+    from megalite.engine.model import Task
     from megalite.models.outputs import Loss
-    from megalite.parallel.engine import Task
-    from megalite.parallel.mesh import Mesh, ParallelConfig
     from megalite.training.config import OptimizerConfig, ScheduleConfig, TrainConfig
     from megalite.training.trainer import Learner, Learning
 
@@ -50,7 +50,10 @@ def make_ours(family: str):
         learner.step(work, lambda scale: Task(Loss(scale)), targets, 0)
 
     parameters = sum(p.numel() for p in model.parameters())
-    return step, {"parameters": parameters, "tokens": sum(b.tokens.numel() for b in batches)}
+    return step, {
+        "parameters": parameters,
+        "tokens": sum(b.decoder.tokens.numel() for b in batches),
+    }
 
 
 def make_peer(family: str):

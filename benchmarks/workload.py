@@ -9,15 +9,15 @@ import torch
 import torch.distributed as dist
 
 from benchmarks.traffic import Traffic, bare_seconds
-from megalite.models.batch import Batch
-from megalite.models.build import build_model, recomputed_blocks
+from megalite.distributed.launch import Launch
+from megalite.distributed.mesh import Mesh, build_mesh
+from megalite.engine.build import build_model, recomputed_blocks
+from megalite.engine.layout import Demand, check_layout
+from megalite.engine.model import Task
+from megalite.models.batch import Batch, Stream
 from megalite.models.config import ModelConfig
-from megalite.models.layout import Demand, check_layout
 from megalite.models.outputs import Loss
 from megalite.ops.mask import causal, full
-from megalite.parallel.engine import Task
-from megalite.parallel.launch import Launch
-from megalite.parallel.mesh import Mesh, build_mesh
 from megalite.stages.pretrain import PretrainConfig
 from megalite.stages.setup import choose_device
 from megalite.training.flops import peak_tflops
@@ -30,22 +30,14 @@ def batch_of(config: ModelConfig, size: int, length: int, first: int = 0) -> Bat
     generator = torch.Generator().manual_seed(first)
     tokens = torch.randint(0, config.vocab_size, (size, length + 1), generator=generator)
     positions = torch.arange(length, dtype=torch.int32).expand(size, length)
-    mask, more = causal(size, length), {}
+    encoder = cross = None
     if config.is_encoder_decoder:
-        whole = full(size, length, length)
-        more = {
-            "encoder_tokens": torch.randint(
-                0, config.vocab_size, (size, length), generator=generator
-            ),
-            "encoder_positions": positions,
-            "encoder_start": whole.start,
-            "encoder_end": whole.end,
-            "cross_start": whole.start,
-            "cross_end": whole.end,
-        }
+        source = torch.randint(0, config.vocab_size, (size, length), generator=generator)
+        cross = full(size, length, length)
+        encoder = Stream(source, positions, cross)
     ids = torch.arange(first, first + size)
-    labels, tokens = tokens[:, 1:], tokens[:, :-1]
-    return Batch(tokens, labels, positions, mask.start, mask.end, ids, **more)
+    decoder = Stream(tokens[:, :-1], positions, causal(size, length))
+    return Batch(decoder, tokens[:, 1:], ids, encoder=encoder, cross=cross)
 
 
 @dataclass(frozen=True)

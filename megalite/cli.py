@@ -75,7 +75,7 @@ def _dispatch(words: list[str]) -> int:
     if "--help" in rest or "-h" in rest:
         _print(_command_help(command))
         return 0
-    from megalite.parallel.launch import Launch
+    from megalite.distributed.launch import Launch
 
     launch = Launch.from_environment(os.environ)
     config, module = load_config(command, rest)

@@ -1,56 +1,102 @@
-"""One sample as numpy arrays, how several share a row, and how rows become a Batch."""
+"""One sample as numpy arrays, how several share a sequence, and how sequences become a Batch.
+
+What is here mirrors ``models/batch.py`` without B, in numpy: workers make samples without PyTorch.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from megalite.errors import DataError
-from megalite.models.batch import IGNORE, Batch
+from megalite.models.batch import IGNORE, Batch, Stream
+from megalite.ops import RowIntervals
 
-Array = np.ndarray
+Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)
-class Example:
-    """The fields of a Batch for one row, without B; see ``models/batch.py``.
+class Intervals:
+    """Row intervals: row i may attend to keys [start_i, end_i).
+
+    Attributes:
+        start: int32 [S].
+        end: int32 [S].
+    """
+
+    start: Array
+    end: Array
+
+    def shifted(self, keys: int) -> "Intervals":
+        """The same intervals over keys that stand ``keys`` further on."""
+        return Intervals(self.start + np.int32(keys), self.end + np.int32(keys))
+
+    @classmethod
+    def full(cls, rows: int, keys: int) -> "Intervals":
+        """Every row sees every key."""
+        return cls(np.zeros(rows, dtype=np.int32), np.full(rows, keys, dtype=np.int32))
+
+    @classmethod
+    def causal(cls, rows: int, prefix: int = 0) -> "Intervals":
+        """A row sees those up to its own, the first ``prefix`` rows each other both ways."""
+        end = np.maximum(np.arange(1, rows + 1, dtype=np.int32), np.int32(prefix))
+        return cls(np.zeros(rows, dtype=np.int32), end)
+
+    @classmethod
+    def joined(cls, parts: Sequence["Intervals"]) -> "Intervals":
+        """Rows one after another."""
+        return cls(
+            np.concatenate([part.start for part in parts]),
+            np.concatenate([part.end for part in parts]),
+        )
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """What an encoder or a decoder reads of a sample.
 
     Attributes:
         tokens: int64 [S].
-        labels: int64 [S], ``IGNORE`` where a row has no target.
-        start: int32 [S] row intervals.
-        end: int32 [S].
         positions: int32 [S] or [S, 2].
-        weights: fp32 [S] of each target, or None for 1.
-        encoder_tokens: int64 [Se], or None for a decoder alone.
-        encoder_start: int32 [Se].
-        encoder_end: int32 [Se].
-        encoder_positions: int32 [Se].
-        cross_start: int32 [S] row intervals over the encoder's rows.
-        cross_end: int32 [S].
+        mask: row intervals over these rows.
     """
 
     tokens: Array
-    labels: Array
-    start: Array
-    end: Array
     positions: Array
-    weights: Array | None = None
-    encoder_tokens: Array | None = None
-    encoder_start: Array | None = None
-    encoder_end: Array | None = None
-    encoder_positions: Array | None = None
-    cross_start: Array | None = None
-    cross_end: Array | None = None
+    mask: Intervals
 
     def __len__(self) -> int:
         return len(self.tokens)
 
+
+@dataclass(frozen=True)
+class Example:
+    """A sample, or several that share a sequence.
+
+    Attributes:
+        decoder: what the decoder reads.
+        labels: int64 [S], ``IGNORE`` where a row has no target.
+        weights: fp32 [S] of each target, or None for 1.
+        encoder: what the encoder reads, or None for a decoder alone.
+        cross: row intervals of the decoder's rows over the encoder's, or None.
+    """
+
+    decoder: Tokens
+    labels: Array
+    weights: Array | None = None
+    encoder: Tokens | None = None
+    cross: Intervals | None = None
+
+    def __len__(self) -> int:
+        return len(self.decoder)
+
     @property
     def encoder_length(self) -> int:
-        """Rows of the encoder stream."""
-        return 0 if self.encoder_tokens is None else len(self.encoder_tokens)
+        """Rows of the encoder's stream."""
+        return 0 if self.encoder is None else len(self.encoder)
 
 
 def decoder_example(
@@ -65,56 +111,58 @@ def decoder_example(
         positions: int32 [S] or [S, 2]; None counts from 0.
     """
     count = len(tokens)
-    rows = np.arange(count, dtype=np.int32)
-    return Example(
-        tokens=np.asarray(tokens, dtype=np.int64),
-        labels=np.asarray(labels, dtype=np.int64),
-        start=np.zeros(count, dtype=np.int32),
-        end=np.maximum(rows + 1, np.int32(prefix)),
-        positions=rows if positions is None else positions,
-    )
+    if positions is None:
+        positions = np.arange(count, dtype=np.int32)
+    decoder = Tokens(np.asarray(tokens, dtype=np.int64), positions, Intervals.causal(count, prefix))
+    return Example(decoder, np.asarray(labels, dtype=np.int64))
 
 
 def encoder_decoder_example(source: Array, tokens: Array, labels: Array) -> Example:
     """An example of an encoder that reads ``source`` and a causal decoder that reads all of it."""
-    decoder = decoder_example(tokens, labels)
-    count, rows = len(source), len(tokens)
+    alone, count = decoder_example(tokens, labels), len(source)
+    rows = np.arange(count, dtype=np.int32)
+    encoder = Tokens(np.asarray(source, dtype=np.int64), rows, Intervals.full(count, count))
     return Example(
-        **{name: getattr(decoder, name) for name in _DECODER[:5]},
-        encoder_tokens=np.asarray(source, dtype=np.int64),
-        encoder_start=np.zeros(count, dtype=np.int32),
-        encoder_end=np.full(count, count, dtype=np.int32),
-        encoder_positions=np.arange(count, dtype=np.int32),
-        cross_start=np.zeros(rows, dtype=np.int32),
-        cross_end=np.full(rows, count, dtype=np.int32),
+        alone.decoder, alone.labels, encoder=encoder, cross=Intervals.full(len(tokens), count)
     )
 
 
-_DECODER = ("tokens", "labels", "start", "end", "positions", "weights", "cross_start", "cross_end")
-_ENCODER = ("encoder_tokens", "encoder_start", "encoder_end", "encoder_positions")
-_FILL = {"labels": IGNORE}
-
-
 def pack(examples: Sequence[Example]) -> Example:
-    """Put examples side by side in one row; none sees another."""
+    """Put examples side by side in one sequence; none sees another."""
     if len(examples) == 1:
         return examples[0]
-    at, encoder_at = 0, 0
-    columns: dict[str, list[Array]] = {name: [] for name in (*_DECODER, *_ENCODER)}
-    weighted = any(example.weights is not None for example in examples)
-    for example in examples:
-        shifts = {"start": at, "end": at, "encoder_start": encoder_at, "encoder_end": encoder_at}
-        shifts |= {"cross_start": encoder_at, "cross_end": encoder_at}
-        for name, column in columns.items():
-            value = getattr(example, name)
-            if name == "weights" and weighted and value is None:
-                value = np.ones(len(example), dtype=np.float32)
-            if value is not None:
-                column.append(value + np.asarray(shifts.get(name, 0), dtype=value.dtype))
-        at += len(example)
-        encoder_at += example.encoder_length
-    joined = {name: np.concatenate(parts) for name, parts in columns.items() if parts}
-    return Example(**joined)
+    ends = np.cumsum([[len(example), example.encoder_length] for example in examples], axis=0)
+    places = [(0, 0), *((int(at), int(encoder_at)) for at, encoder_at in ends[:-1])]
+    weights = None
+    if any(example.weights is not None for example in examples):
+        weights = np.concatenate([_weights(example) for example in examples])
+    encoders, crosses = [example.encoder for example in examples], []
+    for example, (_, at) in zip(examples, places, strict=True):
+        crosses += [] if example.cross is None else [example.cross.shifted(at)]
+    return Example(
+        _joined([example.decoder for example in examples], [at for at, _ in places]),
+        np.concatenate([example.labels for example in examples]),
+        weights,
+        _joined([e for e in encoders if e is not None], [at for _, at in places])
+        if crosses
+        else None,
+        Intervals.joined(crosses) if crosses else None,
+    )
+
+
+def _joined(parts: Sequence[Tokens], places: Sequence[int]) -> Tokens:
+    """Streams one after another, each of them seeing its own rows only."""
+    return Tokens(
+        np.concatenate([part.tokens for part in parts]),
+        np.concatenate([part.positions for part in parts]),
+        Intervals.joined([p.mask.shifted(at) for p, at in zip(parts, places, strict=True)]),
+    )
+
+
+def _weights(example: Example) -> Array:
+    if example.weights is None:
+        return np.ones(len(example), dtype=np.float32)
+    return example.weights
 
 
 def collate(
@@ -124,10 +172,10 @@ def collate(
     encoder_length: int = 0,
     pad_id: int = 0,
 ) -> Batch:
-    """Pad rows on the right and stack them.
+    """Pad sequences on the right and stack them.
 
     Args:
-        examples: B of them, all with or all without an encoder stream.
+        examples: B of them, all with or all without an encoder's stream, and weights.
         sample_ids: their numbers in the run's order.
         length: S; 0 is the longest example.
         encoder_length: Se; 0 is the longest.
@@ -138,20 +186,42 @@ def collate(
     """
     length = length or max(len(example) for example in examples)
     encoder_length = encoder_length or max(example.encoder_length for example in examples)
-    fields: dict[str, torch.Tensor] = {}
-    for names, size in ((_DECODER, length), (_ENCODER, encoder_length)):
-        for name in names:
-            rows = [getattr(example, name) for example in examples]
-            if rows[0] is None:
-                continue
-            fill = pad_id if name.endswith("tokens") else _FILL.get(name, 0)
-            fields[name] = torch.from_numpy(np.stack([_padded(row, size, fill) for row in rows]))
-    return Batch(sample_ids=torch.tensor(list(sample_ids), dtype=torch.int64), **fields)
+    encoders = [example.encoder for example in examples if example.encoder is not None]
+    crosses = [example.cross for example in examples if example.cross is not None]
+    weights = [example.weights for example in examples if example.weights is not None]
+    return Batch(
+        _stream([example.decoder for example in examples], length, pad_id),
+        _stacked([example.labels for example in examples], length, IGNORE),
+        torch.tensor(list(sample_ids), dtype=torch.int64),
+        _stacked(weights, length) if weights else None,
+        _stream(encoders, encoder_length, pad_id) if encoders else None,
+        _mask(crosses, length, encoder_length) if crosses else None,
+    )
+
+
+def _stream(parts: Sequence[Tokens], length: int, pad_id: int) -> Stream:
+    return Stream(
+        _stacked([part.tokens for part in parts], length, pad_id),
+        _stacked([part.positions for part in parts], length),
+        _mask([part.mask for part in parts], length, length),
+    )
+
+
+def _mask(parts: Sequence[Intervals], length: int, keys: int) -> RowIntervals:
+    start = _stacked([part.start for part in parts], length)
+    return RowIntervals(start, _stacked([part.end for part in parts], length), keys)
+
+
+def _stacked(rows: Sequence[Array], length: int, fill: int = 0) -> Tensor:
+    """[B, length, ...] of rows that are filled up behind."""
+    return torch.from_numpy(np.stack([_padded(row, length, fill) for row in rows]))
 
 
 def _padded(row: Array, size: int, fill: int) -> Array:
     if len(row) > size:
-        raise DataError(f"a sample has {len(row)} tokens, a row at most {size}: cut or raise it")
+        raise DataError(
+            f"a sample has {len(row)} tokens, a sequence at most {size}: cut or raise it"
+        )
     out = np.full((size, *row.shape[1:]), fill, dtype=row.dtype)
     out[: len(row)] = row
     return out

@@ -27,8 +27,8 @@ from megalite.config.section import Section
 from megalite.data.documents import Span, files, span_documents, spans, stop
 from megalite.data.store import StoreWriter, TokenStore, smallest_dtype
 from megalite.data.tokenizer import Tokenizer, load_tokenizer
+from megalite.distributed.launch import Launch
 from megalite.errors import DataError, MegaliteError, naming
-from megalite.parallel.launch import Launch
 
 BATCH_DOCUMENTS = 64
 BATCH_CHARACTERS = 1 << 18

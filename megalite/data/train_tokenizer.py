@@ -7,8 +7,8 @@ from pydantic import Field, model_validator
 
 from megalite.config.section import Section
 from megalite.data.documents import documents
+from megalite.distributed.launch import Launch
 from megalite.errors import ConfigError, DataError
-from megalite.parallel.launch import Launch
 
 
 class TokenizerTrainConfig(Section):

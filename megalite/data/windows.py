@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from megalite.data import index
-from megalite.data.example import Example
+from megalite.data.example import Example, Intervals, Tokens
 from megalite.data.store import TokenStore
 from megalite.errors import DataError
 from megalite.models.batch import IGNORE
@@ -48,7 +48,8 @@ class Windows:
             inside = inside[inside < self._length]
             start[inside] = inside
             start = np.maximum.accumulate(start)
-        return Example(tokens[:-1], labels, start, rows + 1, rows - start)
+        mask = Intervals(start, rows + 1)
+        return Example(Tokens(tokens[:-1], rows - start, mask), labels)
 
     def _read(self, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
         """Tokens [first, last), int64, and where in them documents start."""

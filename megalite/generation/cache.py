@@ -17,14 +17,12 @@ class Cache:
     Attributes:
         length: rows that are complete in every layer; new rows are written behind them.
         capacity: most rows.
-        memory_length: rows of the encoder, which the model notes when it runs it.
     """
 
     def __init__(self, capacity: int) -> None:
         """Make an empty cache; buffers are allocated when a layer first writes."""
         self.capacity = capacity
         self.length = 0
-        self.memory_length = 0
         self._layers: dict[str, KeysValues] = {}
         self._fixed: dict[str, KeysValues] = {}
 

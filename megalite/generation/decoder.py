@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from megalite.generation.cache import Cache
-from megalite.models.batch import IGNORE, Batch
+from megalite.models.batch import IGNORE, Batch, Stream
+from megalite.ops import RowIntervals
 
 Forward = Callable[[Batch, Cache], Tensor]
 
@@ -30,7 +31,7 @@ class CachedDecoder:
     """Decodes with a KV cache: the prompts in one pass, then a row a pass.
 
     The encoder, where there is one, runs with the prompts only: later batches have no encoder
-    tokens, and cross-attention finds its keys and values in the cache.
+    stream, and cross-attention finds its keys and values in the cache.
     """
 
     def __init__(self, forward: Forward, prompts: Batch, max_new_tokens: int) -> None:
@@ -43,7 +44,7 @@ class CachedDecoder:
         """
         self._forward = forward
         self._batch = prompts
-        self._cache = Cache(prompts.tokens.shape[1] + max_new_tokens)
+        self._cache = Cache(prompts.decoder.length + max_new_tokens)
 
     @torch.inference_mode()
     def start(self) -> Tensor:
@@ -54,25 +55,19 @@ class CachedDecoder:
     def advance(self, tokens: Tensor) -> Tensor:
         """Read one more token a row, [B] int64; give the next logits, [B, V] fp32."""
         last = self._batch
-        positions = last.positions[:, -1:]
+        positions = last.decoder.positions[:, -1:]
         # of two position axes the first stays at the masked place, the second counts
         step = torch.ones_like(positions)
         if positions.dim() == 3:
             step[..., 0] = 0
-        cross_start, cross_end = last.cross_start, last.cross_end
+        start, keys = last.decoder.mask.start[:, -1:], self._cache.length + 1
+        mask = RowIntervals(start, torch.full_like(start, keys), keys)
         self._batch = replace(
             last,
-            tokens=tokens[:, None],
+            decoder=Stream(tokens[:, None], positions + step, mask),
             labels=torch.full_like(tokens[:, None], IGNORE),
-            positions=positions + step,
-            start=last.start[:, -1:],
-            end=torch.full_like(last.end[:, -1:], self._cache.length + 1),
-            encoder_tokens=None,
-            encoder_positions=None,
-            encoder_start=None,
-            encoder_end=None,
-            cross_start=None if cross_start is None else cross_start[:, -1:],
-            cross_end=None if cross_end is None else cross_end[:, -1:],
+            encoder=None,
+            cross=None if last.cross is None else last.cross.last_row(),
         )
         return self._run()
 
@@ -83,5 +78,5 @@ class CachedDecoder:
 
     def _run(self) -> Tensor:
         logits = self._forward(self._batch, self._cache)
-        self._cache.advance(self._batch.tokens.shape[1])
+        self._cache.advance(self._batch.decoder.length)
         return logits[:, -1].float()

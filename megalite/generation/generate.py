@@ -9,6 +9,7 @@ from torch import Tensor
 from megalite.generation.decoder import Decoder
 from megalite.generation.sampling import SamplingConfig, choose, penalise_repetition
 from megalite.generation.text import TextStream
+from megalite.models.batch import Batch, Stream
 
 OnText = Callable[[int, str], None]
 
@@ -79,30 +80,23 @@ class _Texts:
             self._ending.on_text(row, piece)
 
 
-def generate(
-    decoder: Decoder,
-    prompts: Tensor,
-    real: Tensor,
-    sample_ids: Tensor,
-    config: SamplingConfig,
-    ending: Ending,
-) -> Answers:
+def generate(decoder: Decoder, prompts: Batch, config: SamplingConfig, ending: Ending) -> Answers:
     """Answer every prompt until all ended or reached ``config.max_new_tokens``.
 
     Args:
         decoder: holds the prompts.
-        prompts: [B, S] int64, which the repetition penalty counts.
-        real: [B, S] bool, False in padding.
-        sample_ids: [B] int64; with the seed and a token's number they make its random number.
+        prompts: the same, whose tokens the repetition penalty counts; a prompt's sample id, the
+            seed and a token's number make its random number.
         config: how tokens are chosen.
         ending: what ends an answer.
     """
     logits = decoder.start()
-    seen = _seen(prompts, real, logits.shape[-1]) if config.repetition_penalty != 1 else None
-    open_rows = torch.ones(len(prompts), dtype=torch.bool, device=logits.device)
+    sample_ids, count = prompts.sample_ids, len(prompts.sample_ids)
+    seen = _seen(prompts.decoder, logits.shape[-1]) if config.repetition_penalty != 1 else None
+    open_rows = torch.ones(count, dtype=torch.bool, device=logits.device)
     ends = torch.tensor(sorted(ending.end_ids), dtype=torch.int64, device=logits.device)
     lengths = torch.zeros_like(sample_ids)
-    texts, columns = _Texts(len(prompts), ending), []
+    texts, columns = _Texts(count, ending), []
     for index in range(config.max_new_tokens):
         if seen is not None:
             logits = penalise_repetition(logits, seen, config.repetition_penalty)
@@ -120,7 +114,8 @@ def generate(
     return Answers(torch.stack(columns, 1), lengths, ~open_rows)
 
 
-def _seen(prompts: Tensor, real: Tensor, vocabulary: int) -> Tensor:
-    """Which tokens each row holds: bool [B, V]."""
-    counts = torch.zeros(len(prompts), vocabulary, dtype=torch.int32, device=prompts.device)
-    return counts.scatter_add_(1, prompts, real.int()).bool()
+def _seen(prompts: Stream, vocabulary: int) -> Tensor:
+    """Which tokens each prompt holds, padding left out: bool [B, V]."""
+    tokens, real = prompts.tokens, ~prompts.mask.is_empty
+    counts = torch.zeros(len(tokens), vocabulary, dtype=torch.int32, device=tokens.device)
+    return counts.scatter_add_(1, tokens, real.int()).bool()

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from megalite.errors import DataError
-from megalite.models.batch import IGNORE, Batch
+from megalite.models.batch import IGNORE, Batch, Stream
+from megalite.ops import RowIntervals
 
 
 @dataclass(frozen=True)
@@ -47,14 +48,19 @@ def batch_prompts(prompts: Sequence[Prompt], sample_ids: Sequence[int], pad_id: 
     prefix_end = pads + torch.tensor([prompt.prefix for prompt in prompts])[:, None]
     real = column >= pads
     tokens = [[pad_id] * (longest - len(p.tokens)) + list(p.tokens) for p in prompts]
+    start = torch.where(real, pads, 0).int()
+    end = torch.where(real, torch.maximum(column + 1, prefix_end), 0).int()
+    encoder, cross = _encoder(prompts, real, pad_id)
     return Batch(
-        tokens=torch.tensor(tokens, dtype=torch.int64),
-        labels=torch.full((len(prompts), longest), IGNORE),
-        positions=_positions(prompts, longest),
-        start=torch.where(real, pads, 0).int(),
-        end=torch.where(real, torch.maximum(column + 1, prefix_end), 0).int(),
-        sample_ids=torch.tensor(list(sample_ids), dtype=torch.int64),
-        **_encoder_fields(prompts, real, pad_id),
+        Stream(
+            torch.tensor(tokens, dtype=torch.int64),
+            _positions(prompts, longest),
+            RowIntervals(start, end, longest),
+        ),
+        torch.full((len(prompts), longest), IGNORE),
+        torch.tensor(list(sample_ids), dtype=torch.int64),
+        encoder=encoder,
+        cross=cross,
     )
 
 
@@ -68,23 +74,21 @@ def _positions(prompts: Sequence[Prompt], longest: int) -> Tensor:
     return torch.stack(rows).int()
 
 
-def _encoder_fields(prompts: Sequence[Prompt], real: Tensor, pad_id: int) -> dict[str, Tensor]:
-    """The encoder stream, padded on the right, and what each decoder row reads of it."""
+def _encoder(
+    prompts: Sequence[Prompt], real: Tensor, pad_id: int
+) -> tuple[Stream, RowIntervals] | tuple[None, None]:
+    """The encoder's stream, padded on the right, and what each decoder row reads of it."""
     lengths = torch.tensor([len(prompt.encoder_tokens) for prompt in prompts])[:, None]
     if not lengths.any():
-        return {}
+        return None, None
     if not lengths.all():
         number = int((lengths == 0).flatten().nonzero()[0])
         raise DataError(f"prompt {number}: has nothing for the encoder to read, others do")
     longest = int(lengths.max())
     column = torch.arange(longest)[None, :].expand(len(prompts), -1)
     rows = [[*p.encoder_tokens, *[pad_id] * (longest - len(p.encoder_tokens))] for p in prompts]
-    inside = column < lengths
-    return {
-        "encoder_tokens": torch.tensor(rows, dtype=torch.int64),
-        "encoder_positions": column.int().contiguous(),
-        "encoder_start": torch.zeros_like(column).int(),
-        "encoder_end": torch.where(inside, lengths, 0).int(),
-        "cross_start": torch.zeros_like(real).int(),
-        "cross_end": torch.where(real, lengths, 0).int(),
-    }
+    end = torch.where(column < lengths, lengths, 0).int()
+    mask = RowIntervals(torch.zeros_like(end), end, longest)
+    stream = Stream(torch.tensor(rows, dtype=torch.int64), column.int().contiguous(), mask)
+    read = torch.where(real, lengths, 0).int()
+    return stream, RowIntervals(torch.zeros_like(read), read, longest)

@@ -6,18 +6,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from megalite.distributed.collectives import shard_bounds
+from megalite.distributed.mesh import Axis, Mesh
+from megalite.layers.layer import Initial
+from megalite.layers.linear import ColumnParallelLinear, RowParallelLinear, SelectedLinear
+from megalite.layers.products import Matrix, column_products
 from megalite.models.config import ModelConfig
-from megalite.models.stream import Stream
+from megalite.models.context import Context
 from megalite.ops import AttentionOptions, RowIntervals, attention
-from megalite.parallel.collectives import shard_bounds
-from megalite.parallel.layers import (
-    ColumnParallelLinear,
-    Initial,
-    RowParallelLinear,
-    SelectedLinear,
-)
-from megalite.parallel.mesh import Axis, Mesh
-from megalite.parallel.products import Matrix
 
 
 @dataclass(frozen=True)
@@ -53,7 +49,7 @@ class HeadLayout:
 
 
 class Attention(nn.Module):
-    """Query, key, value, output; products of the input to [B, S, D]{tp}."""
+    """Attention of a stream to itself: query, key, value, output."""
 
     def __init__(self, config: ModelConfig, mesh: Mesh, name: str, output_std: float) -> None:
         """Declare the weights.
@@ -68,7 +64,7 @@ class Attention(nn.Module):
         heads, groups, width = config.num_heads, config.kv_heads, config.head_dim
         size, bias = config.hidden_size, config.qkv_bias
         std = Initial(config.init_std)
-        self.config, self.name = config, name
+        self.config, self.mesh, self.name = config, mesh, name
         self.layout = HeadLayout.of(heads, groups, mesh.tp)
         self.query = ColumnParallelLinear(mesh, (heads, width), size, std, bias)
         self.key = self._key_value(mesh, (groups, width), std)
@@ -77,7 +73,9 @@ class Attention(nn.Module):
             mesh, (heads, width), size, Initial(output_std), config.attention_bias
         )
 
-    def _key_value(self, mesh: Mesh, out: tuple[int, int], std: Initial) -> nn.Module:
+    def _key_value(
+        self, mesh: Mesh, out: tuple[int, int], std: Initial
+    ) -> ColumnParallelLinear | SelectedLinear:
         size, bias = self.config.hidden_size, self.config.qkv_bias
         if self.layout.split:
             return ColumnParallelLinear(mesh, out, size, std, bias)
@@ -86,58 +84,87 @@ class Attention(nn.Module):
         return linear
 
     def matrices(self) -> list[Matrix]:
-        """What multiplies this layer's input where it attends to itself: query, key, value."""
+        """What multiplies the input: query, key, value.
+
+        A block may multiply them together with another sub-layer's that reads the same input, so
+        that both enter the region that is split over tp by one collective.
+        """
         return [self.query.matrix(), self.key.matrix(), self.value.matrix()]
 
-    def to_itself(self, products: Sequence[Tensor], stream: Stream) -> Tensor:
-        """Attend to the stream's own rows; gives [B, S, D]{tp} without the output's bias.
+    def forward(
+        self, x: Tensor, context: Context, shared: Sequence[Tensor] | None = None
+    ) -> Tensor:
+        """Attend to the stream's own rows.
 
         Args:
-            products: the input times :meth:`matrices`: [B, S, N/tp, H], twice [B, S, G/tp, H].
-            stream: masks, tables, bias, dropout and cache of the batch.
+            x: [B, S, D], or [B, S/tp, D] under sequence parallelism.
+            context: masks, tables, bias, dropout and cache of the batch.
+            shared: ``x`` times :meth:`matrices`, [B, S, N/tp, H] and twice [B, S, G/tp, H], where
+                the block has made them together with another sub-layer's; it then sums up both.
+
+        Returns:
+            The shape of ``x``; with ``shared`` this process's part of a sum, [B, S, D]{tp}, and
+            without the output's bias.
         """
+        if shared is not None:
+            return self._to_itself(shared, context)
+        products = column_products(x, self.matrices(), self.mesh, context.length)
+        return self.output.finish(self._to_itself(products, context))
+
+    def _to_itself(self, products: Sequence[Tensor], context: Context) -> Tensor:
         interleaved = self.config.rope_interleaved
         query, key, v = products
-        q, k = stream.rotate(query, interleaved), stream.rotate(key, interleaved)
-        if stream.cache is not None:
-            k, v = stream.cache.extend(self.name, k, v)
-        return self._attend(q, k, v, stream, stream.mask, stream.bias)
-
-    def to_encoder(self, q: Tensor, memory: Tensor | None, stream: Stream) -> Tensor:
-        """Attend to the encoder's rows ``memory`` [B, Se, D], which the cache may know already.
-
-        ``q`` [B, S, N/tp, H] is the input times the query's matrix.
-        """
-
-        def make() -> tuple[Tensor, Tensor]:
-            return self.key(memory), self.value(memory)
-
-        k, v = make() if stream.cache is None else stream.cache.once(self.name, make)
-        return self._attend(q, k, v, stream, stream.cross, None)
+        q, k = context.rotate(query, interleaved), context.rotate(key, interleaved)
+        if context.cache is not None:
+            k, v = context.cache.extend(self.name, k, v)
+        return self._attend((q, k, v), context, context.mask, context.bias)
 
     def _attend(
-        self, q: Tensor, k: Tensor, v: Tensor, stream: Stream, mask: RowIntervals, bias
+        self,
+        qkv: tuple[Tensor, Tensor, Tensor],
+        context: Context,
+        mask: RowIntervals,
+        bias: Tensor | None,
     ) -> Tensor:
+        """The output's part of a sum, [B, S, D]{tp}, of [B, S, N/tp, H] and [B, K, G/tp, H]."""
+        q, k, v = qkv
         if q.shape[2] == 0:
             unused = k.sum() + v.sum() + (0.0 if bias is None else bias.sum())
             return self.output.partial(q) + 0.0 * unused
         if self.layout.expand is not None:
             places = torch.tensor(self.layout.expand, device=k.device)
             k, v = k.index_select(2, places), v.index_select(2, places)
-        random = stream.dropout
-        p = self.config.attention_dropout if random is not None else 0.0
-        out = attention(
-            q,
-            k,
-            v,
-            mask,
-            bias,
-            AttentionOptions(
-                self.config.scale,
-                dropout_p=p,
-                dropout_seed=random.site_seed(self.name) if p else 0,
-                sample_ids=random.sample_ids if p else None,
-                head_offset=self.layout.queries[0],
-            ),
-        )
-        return self.output.partial(out)
+        return self.output.partial(attention(q, k, v, mask, bias, self._options(context)))
+
+    def _options(self, context: Context) -> AttentionOptions:
+        scale, p, head = self.config.scale, self.config.attention_dropout, self.layout.queries[0]
+        random = context.dropout
+        if random is None or p == 0.0:
+            return AttentionOptions(scale, head_offset=head)
+        return AttentionOptions(scale, p, random.site_seed(self.name), random.sample_ids, head)
+
+
+class CrossAttention(Attention):
+    """Attention of the decoder's rows to the encoder's."""
+
+    def forward(  # type: ignore[override]  # reads two streams
+        self, x: Tensor, context: Context, memory: Tensor | None
+    ) -> Tensor:
+        """Attend to the encoder's rows.
+
+        Args:
+            x: [B, S, D], or [B, S/tp, D] under sequence parallelism.
+            context: masks, dropout and cache of the batch.
+            memory: [B, Se, D] on all of tp; None where the cache knows its keys and values.
+
+        Returns:
+            The shape of ``x``.
+        """
+        assert context.cross is not None
+        (q,) = column_products(x, [self.query.matrix()], self.mesh, context.length)
+
+        def make() -> tuple[Tensor, Tensor]:
+            return self.key(memory), self.value(memory)
+
+        k, v = make() if context.cache is None else context.cache.once(self.name, make)
+        return self.output.finish(self._attend((q, k, v), context, context.cross, None))

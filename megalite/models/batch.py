@@ -1,81 +1,119 @@
-"""What flows from data to a model: token streams, row intervals and targets."""
+"""What flows from data to a model: streams of tokens, row intervals and targets."""
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-IGNORE = -100
-_FILL = {"labels": IGNORE}
+from megalite.ops import RowIntervals
+from megalite.ops.vocabulary import IGNORE
+
+
+def _longer(x: Tensor, length: int, fill: int = 0) -> Tensor:
+    """[B, S, ...] with rows of ``fill`` behind, up to ``length``."""
+    block = x.new_full((x.shape[0], length - x.shape[1], *x.shape[2:]), fill)
+    return torch.cat((x, block), 1)
+
+
+@dataclass(frozen=True)
+class Stream:
+    """The tokens that an encoder or a decoder reads, and what each row may attend to.
+
+    Attributes:
+        tokens: [B, S] int64.
+        positions: [B, S] int32, or [B, S, 2] for two position axes (ChatGLM).
+        mask: row intervals over the stream's own keys: its S rows or, where it goes on from a
+            cache, the cache's rows and these. Padding rows have start = end.
+    """
+
+    tokens: Tensor
+    positions: Tensor
+    mask: RowIntervals
+
+    @property
+    def length(self) -> int:
+        """Rows, S."""
+        return self.tokens.shape[1]
+
+    def to(self, device: torch.device | str) -> "Stream":
+        """This stream on ``device``."""
+        return Stream(
+            self.tokens.to(device, non_blocking=True),
+            self.positions.to(device, non_blocking=True),
+            self.mask.to(device),
+        )
+
+    def select(self, rows: Tensor) -> "Stream":
+        """The stream of these sequences, [B'] int64."""
+        return Stream(
+            self.tokens.index_select(0, rows),
+            self.positions.index_select(0, rows),
+            self.mask.select(rows),
+        )
+
+    def padded(self, length: int) -> "Stream":
+        """This stream with padding behind, up to ``length`` rows."""
+        return Stream(
+            _longer(self.tokens, length),
+            _longer(self.positions, length),
+            self.mask.padded(length, length),
+        )
 
 
 @dataclass(frozen=True)
 class Batch:
-    """A micro-batch of rows; a row is one sample or several packed ones.
-
-    ``tokens`` is the decoder's input and ``labels`` the target of each row, already shifted. Row
-    i of the decoder attends to its own rows ``[start_i, end_i)`` and, with an encoder, to its rows
-    ``[cross_start_i, cross_end_i)``. Padding rows have start = end and label ``IGNORE``.
+    """A micro-batch of sequences; a sequence is one sample or several packed ones.
 
     Attributes:
-        tokens: [B, S] int64.
-        labels: [B, S] int64, ``IGNORE`` where a row has no target.
-        positions: [B, S] int32, or [B, S, 2] for two position axes (ChatGLM).
-        start: [B, S] int32.
-        end: [B, S] int32.
-        sample_ids: [B] int64, index of each row in the order of samples; dropout depends on it.
+        decoder: what the decoder reads.
+        labels: [B, S] int64 target of each decoder row, already shifted; ``IGNORE`` where it has
+            none.
+        sample_ids: [B] int64, number of each sequence in the order of samples; dropout depends on
+            it.
         weights: [B, S] fp32 weight of each target, or None for 1.
-        encoder_tokens: [B, Se] int64, or None for a decoder alone.
-        encoder_positions: [B, Se] int32.
-        encoder_start: [B, Se] int32.
-        encoder_end: [B, Se] int32.
-        cross_start: [B, S] int32.
-        cross_end: [B, S] int32.
+        encoder: what the encoder reads; None for a decoder alone, or where a cache has it.
+        cross: row intervals of the decoder's rows over the encoder's, or None.
     """
 
-    tokens: Tensor
+    decoder: Stream
     labels: Tensor
-    positions: Tensor
-    start: Tensor
-    end: Tensor
     sample_ids: Tensor
     weights: Tensor | None = None
-    encoder_tokens: Tensor | None = None
-    encoder_positions: Tensor | None = None
-    encoder_start: Tensor | None = None
-    encoder_end: Tensor | None = None
-    cross_start: Tensor | None = None
-    cross_end: Tensor | None = None
+    encoder: Stream | None = None
+    cross: RowIntervals | None = None
 
     def to(self, device: torch.device | str) -> "Batch":
         """This batch with every tensor on ``device``."""
-        moved = {
-            f.name: value.to(device, non_blocking=True)
-            for f in fields(self)
-            if (value := getattr(self, f.name)) is not None
-        }
-        return replace(self, **moved)
+        return Batch(
+            self.decoder.to(device),
+            self.labels.to(device, non_blocking=True),
+            self.sample_ids.to(device, non_blocking=True),
+            None if self.weights is None else self.weights.to(device, non_blocking=True),
+            None if self.encoder is None else self.encoder.to(device),
+            None if self.cross is None else self.cross.to(device),
+        )
 
     def select(self, rows: Tensor) -> "Batch":
-        """The batch of these rows, [B'] int64, some perhaps several times."""
-        chosen = {
-            f.name: value.index_select(0, rows)
-            for f in fields(self)
-            if (value := getattr(self, f.name)) is not None
-        }
-        return replace(self, **chosen)
+        """The batch of these sequences, [B'] int64, some perhaps several times."""
+        return Batch(
+            self.decoder.select(rows),
+            self.labels.index_select(0, rows),
+            self.sample_ids.index_select(0, rows),
+            None if self.weights is None else self.weights.index_select(0, rows),
+            None if self.encoder is None else self.encoder.select(rows),
+            None if self.cross is None else self.cross.select(rows),
+        )
 
     def padded(self, length: int, encoder_length: int) -> "Batch":
-        """The batch with rows of padding behind each stream, up to these lengths."""
-        longer = {}
-        for f in fields(self):
-            value = getattr(self, f.name)
-            if value is None or f.name == "sample_ids":
-                continue
-            spare = (encoder_length if f.name.startswith("encoder") else length) - value.shape[1]
-            block = value.new_full((value.shape[0], spare, *value.shape[2:]), _FILL.get(f.name, 0))
-            longer[f.name] = torch.cat((value, block), 1)
-        return replace(self, **longer)
+        """The batch with padding behind each stream, up to these lengths."""
+        return replace(
+            self,
+            decoder=self.decoder.padded(length),
+            labels=_longer(self.labels, length, IGNORE),
+            weights=None if self.weights is None else _longer(self.weights, length),
+            encoder=None if self.encoder is None else self.encoder.padded(encoder_length),
+            cross=None if self.cross is None else self.cross.padded(length, encoder_length),
+        )
 
     @property
     def num_targets(self) -> int:

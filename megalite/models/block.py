@@ -1,19 +1,17 @@
 """A Transformer block: attention, cross-attention where there is an encoder, feed-forward."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from megalite.models.attention import Attention
+from megalite.distributed.mesh import Mesh
+from megalite.layers.products import column_products
+from megalite.models.attention import Attention, CrossAttention
 from megalite.models.config import ModelConfig
+from megalite.models.context import Context
 from megalite.models.feed_forward import FeedForward
 from megalite.models.norm import Norm
-from megalite.models.stream import Stream
-from megalite.parallel.mesh import Mesh
-from megalite.parallel.products import Matrix, column_products
-
-Sublayer = Callable[[Sequence[Tensor], Stream], Tensor]
 
 
 def output_std(config: ModelConfig) -> float:
@@ -37,58 +35,59 @@ class Block(nn.Module):
         self.config, self.mesh, self.name = config, mesh, name
         self.attention_norm = Norm(config, mesh)
         self.attention = Attention(config, mesh, f"{name}.attention", std)
+        self.cross: CrossAttention | None = None
         if has_cross:
             self.cross_norm = Norm(config, mesh)
-            self.cross = Attention(config, mesh, f"{name}.cross", std)
-        if config.parallel_block != "one_norm":
-            self.ffn_norm = Norm(config, mesh)
+            self.cross = CrossAttention(config, mesh, f"{name}.cross", std)
+        self.ffn_norm = None if config.parallel_block == "one_norm" else Norm(config, mesh)
         self.ffn = FeedForward(config, mesh, std)
 
-    def forward(self, x: Tensor, stream: Stream, memory: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, context: Context, memory: Tensor | None = None) -> Tensor:
         """Map the residual stream.
 
         Args:
             x: [B, S, D], or [B, S/tp, D] under sequence parallelism.
-            stream: masks, tables, bias, dropout and cache of the batch.
+            context: masks, tables, bias, dropout and cache of the batch.
             memory: the encoder's rows [B, Se, D], on all of tp.
         """
         if self.config.parallel_block != "no":
-            return self._parallel(x, stream)
-        attention, ffn, cross = self.attention, self.ffn, getattr(self, "cross", None)
-        x = self._add(x, "attention", attention.matrices(), stream, attention.to_itself)
-        if cross is not None:
-            query = [cross.query.matrix()]
-            x = self._add(x, "cross", query, stream, lambda q, s: cross.to_encoder(*q, memory, s))
-        return self._add(x, "ffn", ffn.matrices(), stream, lambda products, _: ffn(products))
+            return self._parallel(x, context)
+        x = self._add(x, "attention", lambda y: self.attention(y, context), context)
+        if self.cross is not None:
+            cross = self.cross
+            x = self._add(x, "cross", lambda y: cross(y, context, memory), context)
+        return self._add(x, "ffn", lambda y: self.ffn(y, context.length), context)
 
     def _add(
-        self, x: Tensor, name: str, matrices: list[Matrix], stream: Stream, sublayer: Sublayer
+        self, x: Tensor, name: str, sublayer: Callable[[Tensor], Tensor], context: Context
     ) -> Tensor:
-        """Add one sub-layer, which maps the input times ``matrices`` to [B, S, D]{tp}."""
-        config = self.config
-        norm, output = getattr(self, f"{name}_norm"), getattr(self, name).output
+        """Add one sub-layer, before or behind its norm."""
+        config, norm = self.config, getattr(self, f"{name}_norm")
         is_pre = config.norm_position == "pre"
-        products = column_products(norm(x) if is_pre else x, matrices, self.mesh, stream.length)
-        y = self._drop(output.finish(sublayer(products, stream)), name, stream)
+        y = self._drop(sublayer(norm(x) if is_pre else x), name, context)
         residual = x if config.residual_scale == 1.0 else x * config.residual_scale
         return residual + y if is_pre else norm(residual + y)
 
-    def _parallel(self, x: Tensor, stream: Stream) -> Tensor:
-        """Attention and feed-forward beside each other; with one norm they share an input too."""
-        mesh, length = self.mesh, stream.length
+    def _parallel(self, x: Tensor, context: Context) -> Tensor:
+        """Attention and feed-forward beside each other: both leave the tp region by one collective.
+
+        With one norm they read the same input, and enter it by one too.
+        """
+        mesh, length = self.mesh, context.length
         columns, ffn_columns = self.attention.matrices(), self.ffn.matrices()
-        y = self.attention_norm(x)
-        if self.config.parallel_block == "two_norms":
+        y = z = self.attention_norm(x)
+        if self.ffn_norm is not None:
+            z = self.ffn_norm(x)
             products = column_products(y, columns, mesh, length)
-            products += column_products(self.ffn_norm(x), ffn_columns, mesh, length)
+            products += column_products(z, ffn_columns, mesh, length)
         else:
             products = column_products(y, columns + ffn_columns, mesh, length)
-        partial = self.attention.to_itself(products[:3], stream) + self.ffn(products[3:])
-        out = self.attention.output.finish(partial)
+        attended = self.attention(y, context, shared=products[:3])
+        out = self.attention.output.finish(attended + self.ffn(z, length, shared=products[3:]))
         if self.ffn.output.has_bias:
             out = out + self.ffn.output.local("bias", self.mesh.sequence_parallel)
-        return x + self._drop(out, "ffn", stream)
+        return x + self._drop(out, "ffn", context)
 
-    def _drop(self, y: Tensor, sublayer: str, stream: Stream) -> Tensor:
+    def _drop(self, y: Tensor, sublayer: str, context: Context) -> Tensor:
         site = f"{self.name}.{sublayer}.output"
-        return stream.drop(y, self.config.dropout, site, self.mesh)
+        return context.drop(y, self.config.dropout, site, self.mesh)

@@ -6,10 +6,11 @@ from functools import partial
 from torch import Tensor, nn
 from torch.nn import functional
 
+from megalite.distributed.mesh import Mesh
+from megalite.layers.layer import Initial
+from megalite.layers.linear import ColumnParallelLinear, RowParallelLinear
+from megalite.layers.products import Matrix, column_products
 from megalite.models.config import ModelConfig
-from megalite.parallel.layers import ColumnParallelLinear, Initial, RowParallelLinear
-from megalite.parallel.mesh import Mesh
-from megalite.parallel.products import Matrix
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": functional.relu,
@@ -20,11 +21,12 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class FeedForward(nn.Module):
-    """[B, S, D] to [B, S, D]{tp} through F."""
+    """[B, S', D] to [B, S', D] through F."""
 
     def __init__(self, config: ModelConfig, mesh: Mesh, output_std: float) -> None:
         """Declare the weights; ``output_std`` is of the last one's initial values."""
         super().__init__()
+        self.mesh = mesh
         size, inner, bias = config.hidden_size, (config.ffn_size,), config.ffn_bias
         std = Initial(config.init_std)
         self.activation = ACTIVATIONS[config.activation]
@@ -33,12 +35,33 @@ class FeedForward(nn.Module):
         self.output = RowParallelLinear(mesh, inner, size, Initial(output_std), bias)
 
     def matrices(self) -> list[Matrix]:
-        """What multiplies the input: up, and gate where there is one."""
+        """What multiplies the input: up, and gate where there is one.
+
+        A block may multiply them together with another sub-layer's that reads the same input, so
+        that both enter the region that is split over tp by one collective.
+        """
         layers = [self.up] if self.gate is None else [self.up, self.gate]
         return [layer.matrix() for layer in layers]
 
-    def forward(self, products: Sequence[Tensor]) -> Tensor:
-        """Map the input times :meth:`matrices`, each [B, S, F/tp]; the output's bias is not in."""
+    def forward(self, x: Tensor, length: int, shared: Sequence[Tensor] | None = None) -> Tensor:
+        """Map the normalised residual stream.
+
+        Args:
+            x: [B, S, D], or [B, S/tp, D] under sequence parallelism.
+            length: S.
+            shared: ``x`` times :meth:`matrices`, each [B, S, F/tp], where the block has made them
+                together with another sub-layer's; it then sums up both.
+
+        Returns:
+            The shape of ``x``; with ``shared`` this process's part of a sum, [B, S, D]{tp}, and
+            without the output's bias.
+        """
+        if shared is not None:
+            return self._inner(shared)
+        products = column_products(x, self.matrices(), self.mesh, length)
+        return self.output.finish(self._inner(products))
+
+    def _inner(self, products: Sequence[Tensor]) -> Tensor:
         up, *gate = products
         inner = self.activation(gate[0]) * up if gate else self.activation(up)
         return self.output.partial(inner)

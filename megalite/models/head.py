@@ -4,13 +4,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from megalite.distributed.collectives import gather_copies, shard_bounds
+from megalite.distributed.mesh import Mesh
+from megalite.layers.layer import Initial, Layer
+from megalite.layers.linear import Projection
+from megalite.layers.region import enter
 from megalite.models.batch import IGNORE, Batch
 from megalite.models.config import ModelConfig
 from megalite.models.outputs import Hidden, Logits, LogProbs, Loss, Output, Values
-from megalite.ops import LossOptions, Vocabulary, linear_cross_entropy, token_log_probs
-from megalite.parallel.collectives import gather_copies, shard_bounds
-from megalite.parallel.layers import Initial, Layer, Projection, enter
-from megalite.parallel.mesh import Mesh
+from megalite.ops import LossOptions, VocabularySlice, linear_cross_entropy, token_log_probs
 
 
 class Head(Layer):
@@ -43,7 +45,7 @@ class Head(Layer):
             output: what is asked.
             tied: the embedding's local matrix [V/tp, E], for a tied head.
         """
-        length = batch.tokens.shape[1]
+        length = batch.decoder.length
         if isinstance(output, Hidden):
             return self._all_rows(hidden, length)
         if isinstance(output, Values):
@@ -69,7 +71,7 @@ class Head(Layer):
 
     def _options(self, **choices: float) -> LossOptions:
         size, tp = self.config.vocab_size, self.mesh.tp
-        vocabulary = Vocabulary(tp.group, shard_bounds(size, tp)[0], size)
+        vocabulary = VocabularySlice(tp, shard_bounds(size, tp)[0], size)
         return LossOptions(**choices, vocabulary=vocabulary)
 
     def _all_rows(self, x: Tensor, length: int) -> Tensor:

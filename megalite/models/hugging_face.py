@@ -14,12 +14,9 @@ from torch import Tensor
 
 from megalite.config.explain import explain
 from megalite.errors import CheckpointError, ConfigError
-from megalite.models.build import Model
 from megalite.models.config import ModelConfig
 from megalite.models.families import FAMILIES
 from megalite.models.families.table import Family
-from megalite.models.initial import local_box
-from megalite.parallel.gradients import local_part
 
 CARRIED = (  # beginnings of the names of files that go along with weights
     "tokenizer",
@@ -226,27 +223,6 @@ def _list(names: set[str]) -> str:
     shown = sorted(names)[:10]
     more = f" and {len(names) - 10} more" if len(names) > 10 else ""
     return (", ".join(shown) or "nothing") + more
-
-
-@torch.no_grad()
-def load_weights(model: Model, path: Path) -> None:
-    """Load a Hugging Face folder into a model, each process what it holds.
-
-    Raises:
-        CheckpointError: the folder is of another model or damaged.
-    """
-    config, family = read_config(path)
-    parameters = dict(model.named_parameters())
-    for name, piece in our_tensors(path, config, family):
-        if name not in parameters:
-            continue
-        parameter = parameters[name]
-        shape, offset = local_box(parameter)
-        whole = fitted(name, piece, parameter.shape, path)
-        part = whole[tuple(slice(at, at + n) for at, n in zip(offset, shape, strict=True))]
-        local_part(parameter).copy_(part)
-    if hasattr(model, "copy_duplicates"):
-        model.copy_duplicates()
 
 
 def family_of(config: ModelConfig, name: str = "") -> Family:

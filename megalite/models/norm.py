@@ -3,10 +3,10 @@
 from torch import Tensor
 from torch.nn import functional
 
+from megalite.distributed.mesh import Mesh
+from megalite.layers.layer import Initial, Layer
 from megalite.models.config import ModelConfig
 from megalite.ops import rms_norm
-from megalite.parallel.layers import Initial, Layer
-from megalite.parallel.mesh import Mesh
 
 
 class Norm(Layer):

@@ -1,26 +1,30 @@
 """A stack of blocks with what surrounds it: the encoder, or the decoder."""
 
+from collections.abc import Callable, Iterator
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 
+from megalite.distributed.collectives import shard_bounds
+from megalite.distributed.mesh import Mesh
+from megalite.layers.embedding import VocabParallelEmbedding
+from megalite.layers.layer import Initial, Layer
+from megalite.layers.linear import Projection
+from megalite.layers.region import own_rows
+from megalite.models.batch import Stream
 from megalite.models.block import Block
 from megalite.models.config import ModelConfig
-from megalite.models.norm import Norm
-from megalite.models.recompute import Recompute
-from megalite.models.stream import (
+from megalite.models.context import (
+    Context,
     Dropout,
     KeyValueCache,
-    Stream,
     alibi_slopes,
     relative_bucket,
     rotation,
 )
+from megalite.models.norm import Norm
 from megalite.ops import RowIntervals
-from megalite.parallel.collectives import shard_bounds
-from megalite.parallel.layers import Initial, Layer, Projection, VocabParallelEmbedding, own_rows
-from megalite.parallel.mesh import Mesh
 
 
 class Table(Layer):
@@ -56,8 +60,25 @@ class RelativeBias(Layer):
         return self.local("weight").float()[:, bucket]
 
 
+RunBlock = Callable[[int, Block, Tensor, Context, Tensor | None], Tensor]
+
+
+def run_block(
+    _number: int, block: Block, x: Tensor, context: Context, memory: Tensor | None
+) -> Tensor:
+    """Run a block as it is."""
+    return block(x, context, memory)
+
+
 class Stack(nn.Module):
-    """The blocks [first, last) of an encoder or a decoder, keyed by their number in the model."""
+    """The blocks [first, last) of an encoder or a decoder, keyed by their number in the model.
+
+    Attributes:
+        run_block: runs a block of a given number, counted from the first one here; whoever trains
+            may put another in its place, such as one that makes activations again.
+        keeps_products: matrix products are kept for the backward pass as they are, so nothing is
+            written over them.
+    """
 
     def __init__(
         self, config: ModelConfig, mesh: Mesh, name: str, blocks: tuple[int, int], is_last: bool
@@ -73,16 +94,22 @@ class Stack(nn.Module):
         """
         super().__init__()
         self.config, self.mesh, self.name = config, mesh, name
-        self.recompute = Recompute()
+        self.run_block: RunBlock = run_block
+        self.keeps_products = False
         is_decoder = name == "decoder"
         has_cross = is_decoder and config.is_encoder_decoder
-        width = config.embedding_width
-        if blocks[0] == 0 and config.position == "learned":
+        width, std, is_first = config.embedding_width, config.init_std, blocks[0] == 0
+        self.positions: Table | None = None
+        self.project: Projection | None = None
+        self.embedding_norm: Norm | None = None
+        self.relative: RelativeBias | None = None
+        self.norm: Norm | None = None
+        if is_first and config.position == "learned":
             rows = config.max_positions + config.position_offset
-            self.positions = Table(mesh, rows, config.hidden_size, config.init_std)
-        if blocks[0] == 0 and width != config.hidden_size:
-            self.project = Projection(mesh, config.hidden_size, width, Initial(config.init_std))
-        if blocks[0] == 0 and config.embedding_norm:
+            self.positions = Table(mesh, rows, config.hidden_size, std)
+        if is_first and width != config.hidden_size:
+            self.project = Projection(mesh, config.hidden_size, width, Initial(std))
+        if is_first and config.embedding_norm:
             self.embedding_norm = Norm(config, mesh)
         if config.position == "relative":
             self.relative = RelativeBias(config, mesh, both_ways=not is_decoder)
@@ -95,61 +122,61 @@ class Stack(nn.Module):
         if is_last and config.final_norm:
             self.norm = Norm(config, mesh)
 
-    def embed(self, embedding: VocabParallelEmbedding, tokens: Tensor, stream: Stream, positions):
+    def blocks(self) -> Iterator[Block]:
+        """The blocks, in order."""
+        for block in self.layers.values():
+            assert isinstance(block, Block)
+            yield block
+
+    def embed(self, embedding: VocabParallelEmbedding, stream: Stream, context: Context) -> Tensor:
         """Embed tokens [B, S]: [B, S, D], or [B, S/tp, D] under sequence parallelism."""
         config = self.config
-        x = embedding(tokens)
+        x = embedding(stream.tokens)
         if config.embedding_scale != 1.0:
             x = x * config.embedding_scale
-        if hasattr(self, "project"):
+        if self.project is not None:
             x = self.project(x)
-        if hasattr(self, "positions"):
-            rows = own_rows(positions, self.mesh) + config.position_offset
+        if self.positions is not None:
+            rows = own_rows(stream.positions, self.mesh) + config.position_offset
             x = x + self.positions(rows)
-        if hasattr(self, "embedding_norm"):
+        if self.embedding_norm is not None:
             x = self.embedding_norm(x)
-        return stream.drop(x, config.dropout, f"{self.name}.embedding", self.mesh)
+        return context.drop(x, config.dropout, f"{self.name}.embedding", self.mesh)
 
-    def forward(self, x: Tensor, stream: Stream, memory: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, context: Context, memory: Tensor | None = None) -> Tensor:
         """Run this stack's blocks, and the final norm where it is here."""
-        for number, block in enumerate(self.layers.values()):
-            if self.recompute.covers(number) and torch.is_grad_enabled():
-                x = checkpoint(block, x, stream, memory, **self.recompute.options())
-            else:
-                x = block(x, stream, memory)
-        return self.norm(x) if hasattr(self, "norm") else x
+        for number, block in enumerate(self.blocks()):
+            x = self.run_block(number, block, x, context, memory)
+        return x if self.norm is None else self.norm(x)
 
-    def stream(
+    def context(
         self,
-        intervals: tuple[Tensor, Tensor],
-        positions: Tensor,
+        stream: Stream,
         random: Dropout | None,
         cache: KeyValueCache | None = None,
         cross: RowIntervals | None = None,
-    ) -> Stream:
+    ) -> Context:
         """Make what the blocks share, once a batch.
 
         Args:
-            intervals: start and end, int32 [B, S].
-            positions: [B, S] or [B, S, 2].
+            stream: what this stack reads.
             random: dropout, or None.
             cache: of earlier rows, or None.
             cross: the mask over the encoder's rows.
         """
-        length = positions.shape[1]
-        past = cache.length if cache is not None else 0
-        mask = RowIntervals(*intervals, length + past)
-        tables = rotation(self.config, positions)
-        bias = self._bias(length, past, positions.device)
-        keeps_products = self.recompute.kind == "selective"
-        return Stream(length, mask, cross, tables, bias, random, cache, keeps_products)
+        tables = rotation(self.config, stream.positions)
+        past = stream.mask.num_keys - stream.length
+        bias = self._bias(stream.length, past, stream.positions.device)
+        return Context(
+            stream.length, stream.mask, cross, tables, bias, random, cache, self.keeps_products
+        )
 
     def _bias(self, length: int, past: int, device: torch.device) -> Tensor | None:
         """The bias of each distance: index key - query + length - 1, query counted without past."""
         if self.config.position not in ("relative", "alibi"):
             return None
         distance = torch.arange(2 * length + past - 1, device=device) - (length - 1 + past)
-        if self.config.position == "relative":
+        if self.relative is not None:
             return self.relative(distance)
         first, last = shard_bounds(self.config.num_heads, self.mesh.tp)
         slopes = torch.tensor(alibi_slopes(self.config.num_heads)[first:last], device=device)

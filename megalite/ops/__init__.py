@@ -9,13 +9,13 @@ from megalite.ops.mask import RowIntervals
 from megalite.ops.rms_norm import rms_norm
 from megalite.ops.rope import rope, rope_tables
 from megalite.ops.token_log_probs import token_log_probs
-from megalite.ops.vocabulary import LossOptions, Vocabulary
+from megalite.ops.vocabulary import LossOptions, VocabularySlice
 
 __all__ = [
     "AttentionOptions",
     "LossOptions",
     "RowIntervals",
-    "Vocabulary",
+    "VocabularySlice",
     "attention",
     "backend",
     "cross_entropy",

@@ -122,9 +122,32 @@ class RowIntervals:
         key = torch.arange(self.num_keys, device=self.start.device)
         return (key >= self.start[..., None]) & (key < self.end[..., None])
 
+    @property
+    def is_empty(self) -> Tensor:
+        """Rows that attend to nothing, such as padding: bool [B, Sq]."""
+        return self.start >= self.end
+
     def to(self, device: torch.device | str) -> "RowIntervals":
         """The same mask on another device."""
-        return RowIntervals(self.start.to(device), self.end.to(device), self.num_keys)
+        if self.start.device == torch.device(device):
+            return self
+        start, end = (x.to(device, non_blocking=True) for x in (self.start, self.end))
+        return RowIntervals(start, end, self.num_keys)
+
+    def select(self, sequences: Tensor) -> "RowIntervals":
+        """The mask of these sequences, [B'] int64, some perhaps several times."""
+        start, end = (x.index_select(0, sequences) for x in (self.start, self.end))
+        return RowIntervals(start, end, self.num_keys)
+
+    def last_row(self) -> "RowIntervals":
+        """The mask of each sequence's last row alone."""
+        return RowIntervals(self.start[:, -1:], self.end[:, -1:], self.num_keys)
+
+    def padded(self, queries: int, num_keys: int) -> "RowIntervals":
+        """The mask with empty rows behind, up to ``queries``, over ``num_keys`` keys."""
+        spare = queries - self.start.shape[1]
+        start, end = (torch.nn.functional.pad(x, (0, spare)) for x in (self.start, self.end))
+        return RowIntervals(start, end, num_keys)
 
 
 def _rows(batch: int, queries: int) -> Tensor:

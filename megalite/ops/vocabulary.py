@@ -4,9 +4,10 @@ import math
 from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
+from megalite.distributed.collectives import gather_stacked
+from megalite.distributed.mesh import Axis
 from megalite.errors import ShapeError
 from megalite.ops.backends import kernels
 
@@ -14,16 +15,16 @@ IGNORE = -100
 
 
 @dataclass(frozen=True)
-class Vocabulary:
+class VocabularySlice:
     """Which slice of the vocabulary this process has.
 
     Attributes:
-        group: processes that have the other slices; None when this one has all.
+        axis: processes that have the other slices.
         offset: number of the first token here.
         size: tokens in the whole vocabulary.
     """
 
-    group: dist.ProcessGroup | None
+    axis: Axis
     offset: int
     size: int
 
@@ -42,11 +43,11 @@ class LossOptions:
     label_smoothing: float = 0.0
     z_loss: float = 0.0
     logit_scale: float = 1.0
-    vocabulary: Vocabulary | None = None
+    vocabulary: VocabularySlice | None = None
 
-    def slice(self, width: int) -> Vocabulary:
+    def slice(self, width: int) -> VocabularySlice:
         """The vocabulary's slice, ``width`` tokens being here."""
-        return self.vocabulary or Vocabulary(None, 0, width)
+        return self.vocabulary or VocabularySlice(Axis("tp"), 0, width)
 
 
 @dataclass(frozen=True)
@@ -66,17 +67,13 @@ class RowStatistics:
     weighted: Tensor
 
 
-def row_statistics(logits: Tensor, labels: Tensor, vocabulary: Vocabulary) -> RowStatistics:
+def row_statistics(logits: Tensor, labels: Tensor, vocabulary: VocabularySlice) -> RowStatistics:
     """Statistics of local logits [T, V/tp] fp32 for labels int64 [T] (global numbers).
 
-    Comm: one all-gather of [5, T] fp32 over the group.
+    Comm: one all-gather of [5, T] fp32 over the slice's axis.
     """
     local = _local_statistics(logits, labels, vocabulary.offset)
-    if vocabulary.group is None:
-        return _combine([local], vocabulary.size)
-    parts = [torch.empty_like(local) for _ in range(dist.get_world_size(vocabulary.group))]
-    dist.all_gather(parts, local, group=vocabulary.group)
-    return _combine(parts, vocabulary.size)
+    return _combine(gather_stacked(local, vocabulary.axis), vocabulary.size)
 
 
 def _local_statistics(logits: Tensor, labels: Tensor, offset: int) -> Tensor:
@@ -98,9 +95,9 @@ def _local_statistics(logits: Tensor, labels: Tensor, offset: int) -> Tensor:
     )
 
 
-def _combine(parts: list[Tensor], size: int) -> RowStatistics:
-    """Statistics of whole rows from those of the slices, each [5, T]."""
-    tops, sums, targets, totals, weighted = torch.stack(parts, 1)  # each [tp, T]
+def _combine(parts: Tensor, size: int) -> RowStatistics:
+    """Statistics of whole rows from those of the slices, [5, tp, T]."""
+    tops, sums, targets, totals, weighted = parts  # each [tp, T]
     top = tops.amax(0)
     share = torch.exp(tops - top)
     sum_exponentials = (sums * share).sum(0)

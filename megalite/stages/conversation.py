@@ -12,17 +12,15 @@ from megalite.data.conversations import Prompts
 from megalite.data.loader import Share
 from megalite.data.structure import Structure
 from megalite.data.tokenizer import Tokenizer, load_tokenizer
+from megalite.distributed.mesh import Mesh
+from megalite.engine.model import Model
 from megalite.errors import ConfigError
 from megalite.generation.decoder import CachedDecoder, Forward
 from megalite.generation.generate import Ending, generate
 from megalite.generation.prompts import Prompt, batch_prompts
 from megalite.generation.sampling import SamplingConfig
-from megalite.models.build import Model
 from megalite.models.config import ModelConfig
 from megalite.models.outputs import Logits
-from megalite.parallel.data_parallel import gathered
-from megalite.parallel.engine import evaluate
-from megalite.parallel.mesh import Mesh
 from megalite.stages.setup import Stage
 from megalite.training.config import TrainConfig
 
@@ -93,7 +91,7 @@ def decode_with(model: Model) -> Forward:
     device = model.mesh.device
 
     def forward(batch, cache) -> torch.Tensor:
-        return evaluate(model, [batch.to(device)], Logits(), cache=cache)[0].cpu()
+        return model.evaluate([batch.to(device)], Logits(), cache)[0].cpu()
 
     return forward
 
@@ -107,10 +105,10 @@ def answer_prompts(
     """
     ends = [] if tokenizer.end_id is None else [tokenizer.end_id]
     batch = batch_prompts(prompts, range(len(prompts)), tokenizer.pad_id)
-    with gathered(model):
+    with model.gathered():
         decoder = CachedDecoder(decode_with(model), batch, sampling.max_new_tokens)
         ending = Ending(ends, tokenizer.pad_id)
-        answers = generate(decoder, batch.tokens, batch.end > 0, batch.sample_ids, sampling, ending)
+        answers = generate(decoder, batch, sampling, ending)
     rows = [answers.row(number) for number in range(len(prompts))]
     return [[token for token in row if token not in ends] for row in rows]
 

@@ -18,16 +18,15 @@ from megalite.data.config import ConversationConfig, CorpusConfig, TokenizerConf
 from megalite.data.conversations import Prompts
 from megalite.data.loader import Loader
 from megalite.data.structure import Structure
+from megalite.distributed.launch import Launch
+from megalite.distributed.sums import sum_count, sum_metrics
+from megalite.engine.layout import Demand
+from megalite.engine.model import Model, Task
 from megalite.errors import ConfigError
 from megalite.generation.prompts import Prompt
 from megalite.models.batch import Batch
-from megalite.models.build import Model
-from megalite.models.layout import Demand
 from megalite.models.outputs import LogProbs, Values
 from megalite.ops.random import fold
-from megalite.parallel.data_parallel import gathered
-from megalite.parallel.engine import Task, evaluate
-from megalite.parallel.launch import Launch
 from megalite.stages.conversation import (
     SamplesConfig,
     decode_with,
@@ -63,7 +62,7 @@ from megalite.stages.rlhf.updates import (
     mini_batches,
 )
 from megalite.stages.setup import Stage, StageConfig, set_up
-from megalite.training.trainer import Learner, Trainer, global_sum, reduce_metrics
+from megalite.training.trainer import Learner, Trainer
 
 
 class PPOConfig(StageConfig):
@@ -209,11 +208,11 @@ def _judging(reference: Model, reward: Model, config: PPOConfig) -> FrozenModels
 
 def _log_probs(model: Model, config: PPOConfig) -> Callable[[Batch], torch.Tensor]:
     output = LogProbs(config.rollout.temperature)
-    return lambda batch: evaluate(model, [batch], output)[0][0]
+    return lambda batch: model.evaluate([batch], output)[0][0]
 
 
 def _values(model: Model) -> Callable[[Batch], torch.Tensor]:
-    return lambda batch: evaluate(model, [batch], Values())[0]
+    return lambda batch: model.evaluate([batch], Values())[0]
 
 
 @dataclass(frozen=True)
@@ -240,7 +239,7 @@ class _Loop:
         )
 
     def _roll(self, prompts: Sequence[Prompt], ids: Sequence[int], seed: int):
-        with gathered(self.models.actor):
+        with self.models.actor.gathered():
             return rollout(self._judges(), prompts, ids, self.config.rollout, seed, self.vocabulary)
 
     def step(self, parts: list[tuple[Sequence[Prompt], Sequence[int]]]) -> dict[str, float]:
@@ -253,7 +252,7 @@ class _Loop:
         coefficient = progress.extra.setdefault("kl_coefficient", config.kl.coefficient)
         responses, judged = self._roll(prompts, ids, fold(config.run.seed, progress.step))
         self.trainer.asked_elsewhere = self.remote is not None and self.remote.asked_to_stop
-        experience, means = gather_experience(judged, config.reward, coefficient, mesh.dp.group)
+        experience, means = gather_experience(judged, config.reward, coefficient, mesh.dp)
         metrics = {name: float(value) for name, value in means.items()}
         metrics["rollout_s"] = time.perf_counter() - started
         metrics |= self._update(responses, experience)
@@ -313,7 +312,7 @@ class _Loop:
         make = partial(rows, data=text, model=config.model)
         loader = Loader(data, make, share_of(config.train, mesh), seed=seed)
         batches = loader.read(self.trainer.progress.consumed_samples)
-        targets = global_sum(torch.tensor(float(sum(b.num_targets for b in batches))), mesh)
+        targets = sum_count(sum(b.num_targets for b in batches), mesh.dp, mesh.device)
         scale = config.update.pretrain_coefficient / max(targets, 1.0)
         return [(batch, Pretraining(scale)) for batch in batches]
 
@@ -331,7 +330,7 @@ class _Loop:
             "kl": kl.sum(),
             "count": torch.tensor(float(len(chosen))),
         }
-        total = reduce_metrics({n: v.double().to(mesh.device) for n, v in sums.items()}, mesh)
+        total = sum_metrics({n: v.to(mesh.device) for n, v in sums.items()}, mesh.dp)
         mean = total["reward"] / total["count"]
         variance = max(total["square"] / total["count"] - mean * mean, 0.0)
         return {

@@ -15,15 +15,15 @@ from megalite.data.rows import DocumentRows, Room
 from megalite.data.store import TokenStore
 from megalite.data.tokenizer import load_tokenizer
 from megalite.data.windows import Blend, Windows
+from megalite.distributed.launch import Launch
+from megalite.distributed.mesh import Mesh
+from megalite.distributed.sums import sum_metrics
+from megalite.engine.model import Model, Task
 from megalite.errors import ConfigError, DataError
 from megalite.models.batch import Batch
-from megalite.models.build import Model
 from megalite.models.config import ModelConfig
 from megalite.models.outputs import Loss
 from megalite.ops.random import fold
-from megalite.parallel.engine import Task, evaluate
-from megalite.parallel.launch import Launch
-from megalite.parallel.mesh import Mesh
 from megalite.stages.conversation import (
     SamplesConfig,
     check_vocabulary,
@@ -32,7 +32,7 @@ from megalite.stages.conversation import (
     write_samples,
 )
 from megalite.stages.setup import Stage, StageConfig, set_up
-from megalite.training.trainer import Learner, reduce_metrics
+from megalite.training.trainer import Learner
 
 
 class PretrainConfig(StageConfig):
@@ -139,8 +139,8 @@ def rows(
     """
     encoder = data.encoder_rows if model.is_encoder_decoder else 0
     batch = collate(examples, sample_ids, data.sequence_length, encoder)
-    streams = (batch.tokens, batch.encoder_tokens)
-    largest = max(int(stream.max()) for stream in streams if stream is not None)
+    streams = (batch.decoder, batch.encoder)
+    largest = max(int(stream.tokens.max()) for stream in streams if stream is not None)
     if largest >= model.vocab_size:
         raise DataError(
             f"--data: a store holds token {largest}, --model.vocab_size is {model.vocab_size}: "
@@ -184,10 +184,10 @@ def heldout_batches(dataset, stage: Stage, make: Callable[..., Batch]) -> list[B
 
 def heldout_loss(model: Model, batches: Sequence[Batch], mesh: Mesh) -> float:
     """Mean loss a target over held-out batches, in nats. Comm: all-reduce over dp."""
-    losses = evaluate(model, batches, Loss())
+    losses = model.evaluate(batches, Loss())
     sums = {
         "loss": torch.stack(losses).sum(),
         "targets": torch.tensor(float(sum(b.num_targets for b in batches)), device=mesh.device),
     }
-    total = reduce_metrics(sums, mesh)
+    total = sum_metrics(sums, mesh.dp)
     return total["loss"] / max(total["targets"], 1.0)

@@ -8,17 +8,17 @@ import torch
 from megalite.data.config import ConversationConfig, TokenizerConfig
 from megalite.data.conversations import RankedAnswers, ranking_batch
 from megalite.data.loader import Loader
+from megalite.distributed.launch import Launch
+from megalite.distributed.sums import sum_metrics
+from megalite.engine.model import Model, Task
 from megalite.errors import ConfigError
 from megalite.models.batch import Batch
-from megalite.models.build import Model
 from megalite.models.outputs import Values
-from megalite.parallel.engine import Task, evaluate
-from megalite.parallel.launch import Launch
 from megalite.stages.conversation import open_chat, share_of
 from megalite.stages.rlhf.losses import ranking_pairs
 from megalite.stages.rlhf.updates import RankingLoss, Rankings
 from megalite.stages.setup import Stage, StageConfig, set_up
-from megalite.training.trainer import Learner, Trainer, reduce_metrics
+from megalite.training.trainer import Learner, Trainer
 
 
 class RMConfig(StageConfig):
@@ -104,12 +104,12 @@ def heldout_accuracy(model: Model, dataset: RankedAnswers, stage: Stage) -> dict
     for number in range(passes):
         part = own[number * size : (number + 1) * size]
         batch, rankings = _make([dataset[i] for i in part or [0]], part or [0])
-        (values,) = evaluate(model, [batch.to(mesh.device)], Values())
+        (values,) = model.evaluate([batch.to(mesh.device)], Values())
         scores = values.cpu()[rankings.rows, rankings.ends]
         difference, kept = ranking_pairs(scores, rankings.valid)
         if part:
             correct += ((difference > 0) & kept).sum()
             pairs += kept.sum()
     sums = {"correct": correct.to(mesh.device), "pairs": pairs.to(mesh.device)}
-    total = reduce_metrics(sums, mesh)
+    total = sum_metrics(sums, mesh.dp)
     return {"heldout_accuracy": total["correct"] / max(total["pairs"], 1.0)}

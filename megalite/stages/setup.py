@@ -11,13 +11,16 @@ from megalite.config import dump
 from megalite.config.section import Section
 from megalite.data.formats import parse_prompt, read_rows
 from megalite.data.tokenizer import load_tokenizer
+from megalite.distributed.launch import Launch
+from megalite.distributed.mesh import Mesh, ParallelConfig, build_meshes
+from megalite.engine.build import build_model
+from megalite.engine.layout import Demand, check_layout
+from megalite.engine.model import Model
+from megalite.engine.recompute import recomputed_blocks
+from megalite.engine.weights import load_weights
 from megalite.errors import CheckpointError, ConfigError
-from megalite.models.build import Model, build_model, recomputed_blocks
 from megalite.models.config import ModelConfig
-from megalite.models.hugging_face import is_hugging_face, load_weights, read_their_config
-from megalite.models.layout import Demand, check_layout
-from megalite.parallel.launch import Launch
-from megalite.parallel.mesh import Mesh, ParallelConfig, build_meshes
+from megalite.models.hugging_face import is_hugging_face, read_their_config
 from megalite.training.checkpoint import (
     CheckpointManager,
     Saving,
@@ -229,5 +232,4 @@ def load_start(model: Model, start: str, needs_head: bool = False) -> None:
             raise CheckpointError(f"{path}: has a {was} head; this stage needs a {now} head")
         tensors = {n: p for n, p in tensors.items() if ".head." not in n}
     load(path, tensors)
-    if hasattr(model, "copy_duplicates"):
-        model.copy_duplicates()
+    model.copy_duplicates()

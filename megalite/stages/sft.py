@@ -8,8 +8,8 @@ from megalite.data.conversations import Conversations
 from megalite.data.example import collate
 from megalite.data.loader import Loader
 from megalite.data.structure import Structure
+from megalite.distributed.launch import Launch
 from megalite.errors import ConfigError
-from megalite.parallel.launch import Launch
 from megalite.stages.conversation import SamplesConfig, open_chat, share_of, write_samples
 from megalite.stages.pretrain import heldout_batches, heldout_loss, language_step
 from megalite.stages.setup import Stage, StageConfig, set_up

@@ -15,6 +15,8 @@ from pydantic import Field
 from torch import Tensor
 
 from megalite.config.section import Section
+from megalite.distributed.launch import Launch
+from megalite.distributed.mesh import Mesh
 from megalite.errors import ConfigError
 from megalite.models.config import ModelConfig
 from megalite.models.families import FAMILIES
@@ -29,8 +31,6 @@ from megalite.models.hugging_face import (
     write_folder,
 )
 from megalite.models.transformer import Transformer
-from megalite.parallel.launch import Launch
-from megalite.parallel.mesh import Mesh
 from megalite.training.checkpoint import CheckpointManager, find_checkpoint, load, verify
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -103,7 +103,7 @@ def _to_checkpoint(_config: ConvertConfig, source: Path, target: Path) -> None:
 
 def parameter_shapes(config: ModelConfig) -> dict[str, torch.Size]:
     """Shape of every parameter by name; nothing is allocated."""
-    model = Transformer(config, Mesh.single(), seed=None)
+    model = Transformer(config, Mesh.single())
     return {name: parameter.shape for name, parameter in model.named_parameters()}
 
 

@@ -18,8 +18,8 @@ from pydantic import Field
 
 from megalite.config import Section
 from megalite.config.load import read_toml
+from megalite.distributed.launch import Launch
 from megalite.errors import ConfigError, MegaliteError
-from megalite.parallel.launch import Launch
 from megalite.tools.report import read_rows, series
 from megalite.tools.stdlib_corpus import write_corpus
 

@@ -12,19 +12,19 @@ from megalite.data.chat import Chat
 from megalite.data.config import ConversationConfig, TokenizerConfig
 from megalite.data.formats import Turn, parse_prompt, read_rows
 from megalite.data.layout import as_prompt
+from megalite.distributed.launch import Launch
+from megalite.distributed.mesh import ParallelConfig, build_mesh
+from megalite.engine.build import build_model
+from megalite.engine.layout import Demand, check_layout
+from megalite.engine.model import Model
 from megalite.errors import ConfigError, DataError
 from megalite.generation.beam import BeamConfig, BeamSearch
 from megalite.generation.decoder import CachedDecoder
 from megalite.generation.generate import Ending, generate
 from megalite.generation.prompts import Prompt, batch_prompts
 from megalite.generation.sampling import SamplingConfig
-from megalite.models.build import Model, build_model
 from megalite.models.config import ModelConfig
 from megalite.models.hugging_face import is_hugging_face, read_config
-from megalite.models.layout import Demand, check_layout
-from megalite.parallel.data_parallel import gathered
-from megalite.parallel.launch import Launch
-from megalite.parallel.mesh import ParallelConfig, build_mesh
 from megalite.stages.conversation import check_vocabulary, decode_with, structure_of
 from megalite.stages.setup import check_positions, choose_device, load_start
 from megalite.training.checkpoint import find_checkpoint, read_manifest
@@ -124,8 +124,8 @@ def _answer(
     tokenizer = chat.tokenizer
     ends = [] if tokenizer.end_id is None else [tokenizer.end_id]
     batch = batch_prompts(prompts, range(first, first + len(prompts)), tokenizer.pad_id)
-    rows = batch.tokens.shape[1] + config.sampling.max_new_tokens
-    check_positions(model.config, rows, "sampling.max_new_tokens")  # type: ignore[arg-type]
+    rows = batch.decoder.length + config.sampling.max_new_tokens
+    check_positions(model.config, rows, "sampling.max_new_tokens")
     texts = [""] * len(prompts)
     streams = is_writer and len(prompts) == 1
 
@@ -136,7 +136,7 @@ def _answer(
             sys.stdout.flush()
 
     ending = Ending(ends, tokenizer.pad_id, config.stop, tokenizer.decode, on_text)
-    with gathered(model):
+    with model.gathered():
         decoder = CachedDecoder(decode_with(model), batch, config.sampling.max_new_tokens)
         if config.beam.num_beams > 1:
             limit = config.sampling.max_new_tokens
@@ -145,8 +145,7 @@ def _answer(
                 kept = [token for token in answers.row(row) if token not in ends]
                 on_text(row, tokenizer.decode(kept))
         else:
-            real = batch.end > 0
-            generate(decoder, batch.tokens, real, batch.sample_ids, config.sampling, ending)
+            generate(decoder, batch, config.sampling, ending)
     if streams:
         sys.stdout.write("\n")
     elif is_writer:

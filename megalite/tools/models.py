@@ -3,12 +3,12 @@
 from pydantic import Field
 
 from megalite.config.section import Section
+from megalite.distributed.launch import Launch
+from megalite.distributed.mesh import Mesh
 from megalite.errors import ConfigError
 from megalite.models.config import ModelConfig
 from megalite.models.families import FAMILIES
 from megalite.models.transformer import Transformer
-from megalite.parallel.launch import Launch
-from megalite.parallel.mesh import Mesh
 
 
 class ModelsConfig(Section):
@@ -41,7 +41,7 @@ def num_parameters(config: ModelConfig) -> int:
 
     def count(layers: int, encoder_layers: int) -> int:
         sizes = {"num_layers": layers, "num_encoder_layers": encoder_layers}
-        model = Transformer(config.model_copy(update=sizes), Mesh.single(), seed=None)
+        model = Transformer(config.model_copy(update=sizes), Mesh.single())
         return sum(parameter.numel() for parameter in model.parameters())
 
     first = min(encoder, 1)

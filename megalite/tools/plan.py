@@ -8,9 +8,9 @@ from typing import Literal
 
 from pydantic import Field
 
+from megalite.distributed.launch import Launch
+from megalite.engine.layout import Demand, check_layout
 from megalite.errors import ConfigError
-from megalite.models.layout import Demand, check_layout
-from megalite.parallel.launch import Launch
 from megalite.stages.pretrain import PretrainConfig
 from megalite.training.memory import StageMemory, Work, estimate
 

@@ -8,8 +8,8 @@ from typing import Any
 from pydantic import Field
 
 from megalite.config import Section
+from megalite.distributed.launch import Launch
 from megalite.errors import DataError
-from megalite.parallel.launch import Launch
 from megalite.tools.chart import line_chart
 
 CHARTS = {  # title: (unit, keys of metrics.jsonl drawn in it)

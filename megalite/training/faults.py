@@ -17,9 +17,9 @@ import torch.distributed as dist
 from pydantic import Field, model_validator
 
 from megalite.config.section import Section
+from megalite.distributed.launch import Launch
 from megalite.errors import ConfigError
-from megalite.parallel.gradients import local_part
-from megalite.parallel.launch import Launch
+from megalite.layers.shards import gradient_of, local_part
 from megalite.training.heartbeat import PHASES, WRITE_POINTS
 
 POINTS = PHASES + WRITE_POINTS
@@ -100,8 +100,8 @@ def _signal_self(kind: str) -> None:
 def _poison(model: Any) -> None:
     """One element of one gradient becomes NaN."""
     for parameter in model.parameters():
-        if parameter.grad is not None and local_part(parameter.grad).numel():
-            local_part(parameter.grad).view(-1)[0] = torch.nan
+        if parameter.grad is not None and local_part(gradient_of(parameter)).numel():
+            local_part(gradient_of(parameter)).view(-1)[0] = torch.nan
             return
 
 

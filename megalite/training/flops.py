@@ -15,6 +15,7 @@ import torch
 
 from megalite.models.batch import Batch
 from megalite.models.config import ModelConfig
+from megalite.ops import RowIntervals
 
 PEAK_TFLOPS = {  # words of a device's name: (half precision on tensor cores, fp32), dense
     "H100 PCIe": (756.0, 51.2),
@@ -66,14 +67,14 @@ def step_operations(
         batch: the head computes its rows with a target only.
         recomputed: encoder and decoder blocks whose whole forward pass is made again.
     """
-    rows, pairs = _rows_pairs(batch.start, batch.end)
+    rows, pairs = _rows_pairs(batch.decoder.mask)
     per_row, per_pair = _block_costs(config)
     decoder, scores = rows * per_row + pairs * per_pair, config.num_layers * pairs
     encoder = encoder_rows = 0.0
-    if config.is_encoder_decoder and batch.encoder_tokens is not None:
-        encoder_rows, encoder_pairs = _rows_pairs(batch.encoder_start, batch.encoder_end)
+    if batch.encoder is not None and batch.cross is not None:
+        encoder_rows, encoder_pairs = _rows_pairs(batch.encoder.mask)
         encoder = encoder_rows * per_row + encoder_pairs * per_pair
-        _, cross_pairs = _rows_pairs(batch.cross_start, batch.cross_end)
+        _, cross_pairs = _rows_pairs(batch.cross)
         decoder += _cross_costs(config, rows, encoder_rows, cross_pairs)
         scores += config.num_encoder_layers * encoder_pairs + config.num_layers * cross_pairs
     head = 0.0
@@ -93,8 +94,8 @@ def _skipped_in_recompute(config: ModelConfig) -> float:
     return 2.0 * config.ffn_size * config.hidden_size
 
 
-def _rows_pairs(start: torch.Tensor, end: torch.Tensor) -> tuple[float, float]:
-    widths = (end - start).clamp(min=0)
+def _rows_pairs(mask: RowIntervals) -> tuple[float, float]:
+    widths = (mask.end - mask.start).clamp(min=0)
     return float((widths > 0).sum()), float(widths.sum())
 
 

@@ -9,10 +9,11 @@ arXiv:2205.05198, section 4.
 
 from dataclasses import dataclass
 
+from megalite.distributed.mesh import Mesh, ParallelConfig
+from megalite.engine.cut import parts_of
 from megalite.models.config import ModelConfig
-from megalite.models.part import Part, parts_of
+from megalite.models.part import Part
 from megalite.models.transformer import Transformer
-from megalite.parallel.mesh import Mesh, ParallelConfig
 from megalite.training.config import TrainConfig
 
 GIB = 2.0**30
@@ -86,9 +87,8 @@ def _sum(stages: list[tuple[int, int, float, float, float]]) -> StageMemory:
 
 def _parameters(model: ModelConfig, part: Part) -> tuple[int, int]:
     """Parameters of a part, and of its largest block; nothing is allocated."""
-    built = Transformer(model, Mesh.single(), part=part, seed=None)
-    blocks = [block for stack in built.stacks() for block in stack.layers.values()]
-    largest = max(sum(p.numel() for p in block.parameters()) for block in blocks)
+    built = Transformer(model, Mesh.single(), part)
+    largest = max(sum(p.numel() for p in block.parameters()) for block in built.blocks())
     return sum(p.numel() for p in built.parameters()), largest
 
 

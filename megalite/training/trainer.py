@@ -8,17 +8,16 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
+from megalite.distributed.mesh import Mesh
+from megalite.distributed.sums import is_true_anywhere, sum_count, sum_metrics
+from megalite.engine.gradients import clip_grad_norm
+from megalite.engine.model import Item, Model, Task
 from megalite.errors import Stopped
 from megalite.models.batch import Batch
-from megalite.models.build import Model
 from megalite.models.config import ModelConfig
 from megalite.ops.random import fold
-from megalite.parallel.engine import Item, Task, forward_backward
-from megalite.parallel.gradients import clip_grad_norm
-from megalite.parallel.mesh import Mesh
 from megalite.training.checkpoint import CheckpointManager, load
 from megalite.training.config import OptimizerConfig, ScheduleConfig, TrainConfig
 from megalite.training.flops import step_operations
@@ -116,21 +115,20 @@ class Learner:
         Comm: all-reduce of a count over dp, of two numbers and of the metrics over the world.
         """
         train, mesh = self.learning.train, self.mesh
-        total = global_sum(torch.tensor(float(count), dtype=torch.float64), mesh)
+        total = sum_count(count, mesh.dp, mesh.device)
         learning_rate = self.learning.optimizer.learning_rate * rate(
             self.learning.schedule, consumed_samples, self.total_samples
         )
         set_rate(self.optimizer, learning_rate)
         self.heart.enter("forward_backward", self.model)
-        sums = forward_backward(
-            self.model,
+        sums = self.model.forward_backward(
             [(batch.to(mesh.device), extra) for batch, extra in items],
             make_task(1.0 / max(total, 1.0)),
             dropout_seed=fold(self.learning.seed, self.updates) if self._drops() else None,
             loss_scale=self.scale.value,
         )
         self.heart.enter("reduce", self.model)
-        norm, bad = clip_grad_norm(self.model, mesh, train.max_grad_norm, self.scale.value)
+        norm, bad = clip_grad_norm(self.model, train.max_grad_norm, self.scale.value)
         is_finite = int(bad) == 0
         self.heart.enter("optimizer", self.model)
         if is_finite:
@@ -138,7 +136,7 @@ class Learner:
         for parameter in self.model.parameters():
             parameter.grad = None
         self.updates += 1
-        metrics = reduce_metrics(sums, mesh)
+        metrics = sum_metrics(sums, mesh.dp)
         metrics |= {"grad_norm": float(norm), "learning_rate": learning_rate}
         if train.precision == "fp16":
             metrics["loss_scale"] = self.scale.value
@@ -163,25 +161,7 @@ class Learner:
         """Take :meth:`facts` back, after the tensors were loaded in place."""
         self.scale.restore(facts)
         self.updates = int(facts["updates"])
-        if hasattr(self.model, "copy_duplicates"):
-            self.model.copy_duplicates()
-
-
-def global_sum(value: Tensor, mesh: Mesh) -> float:
-    """Sum a scalar over data-parallel ranks. Comm: all-reduce over dp."""
-    value = value.detach().to(mesh.device)
-    if mesh.dp.group is not None:
-        dist.all_reduce(value, group=mesh.dp.group)
-    return float(value)
-
-
-def reduce_metrics(sums: dict[str, Tensor], mesh: Mesh) -> dict[str, float]:
-    """Sum metrics over data-parallel ranks. Comm: one all-reduce over dp."""
-    names = sorted(sums)
-    values = torch.stack([sums[name].double() for name in names])
-    if mesh.dp.group is not None:
-        dist.all_reduce(values, group=mesh.dp.group)
-    return dict(zip(names, values.tolist(), strict=True))
+        self.model.copy_duplicates()
 
 
 class StopSignal:
@@ -205,10 +185,8 @@ class StopSignal:
 
     def anywhere(self, elsewhere: bool = False) -> bool:
         """Whether any process was asked to stop, or ``elsewhere``. Comm: all-reduce of a number."""
-        flag = torch.tensor(float(self.received > 0 or elsewhere), device=self._mesh.device)
-        if self._mesh.world.group is not None:
-            dist.all_reduce(flag, group=self._mesh.world.group)
-        return bool(flag > 0)
+        is_asked = self.received > 0 or elsewhere
+        return is_true_anywhere(is_asked, self._mesh.world, self._mesh.device)
 
 
 class Trainer:
@@ -363,7 +341,7 @@ class Speed:
 
         Comm: all-reduce of three numbers over dp.
         """
-        tokens = sum(int((batch.end > batch.start).sum()) for batch in batches)
+        tokens = sum(int((~batch.decoder.mask.is_empty).sum()) for batch in batches)
         done = [step_operations(self._config, batch, self._recomputed) for batch in batches]
         sums = {
             "tokens": float(tokens),
@@ -372,7 +350,7 @@ class Speed:
         }
         device = self._mesh.device
         moved = {n: torch.tensor(v, dtype=torch.float64, device=device) for n, v in sums.items()}
-        total = reduce_metrics(moved, self._mesh)
+        total = sum_metrics(moved, self._mesh.dp)
         per_rank = seconds * self._mesh.world.size * 1e12
         tflops = total["model"] / per_rank
         return {

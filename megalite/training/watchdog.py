@@ -26,9 +26,9 @@ from typing import Any
 import torch.distributed as dist
 from torch.distributed import distributed_c10d as c10d
 
+from megalite.distributed.launch import Launch
+from megalite.distributed.rendezvous import connection_of_its_own
 from megalite.errors import MegaliteError, RankFailure, Stopped, write_error_file
-from megalite.parallel.launch import Launch
-from megalite.parallel.rendezvous import connection_of_its_own
 from megalite.training.diagnosis import Sign, blame
 from megalite.training.heartbeat import WAIT, Heartbeat
 from megalite.training.processes import birth, fingerprint, is_stopped, lives, pid_space, where

@@ -37,7 +37,7 @@ def _work(rank: int, pipe: Connection) -> None:
 def _run(rank: int, world_size: int, store: str, name: str, arguments: dict[str, Any]) -> Any:
     import torch.distributed as dist
 
-    from megalite.parallel.launch import Launch
+    from megalite.distributed.launch import Launch
 
     module, _, function = name.partition(":")
     launch = Launch(rank, world_size, rank, world_size)

@@ -5,8 +5,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from megalite.parallel.launch import Launch
-from megalite.parallel.mesh import ParallelConfig, build_mesh
+from megalite.distributed.launch import Launch
+from megalite.distributed.mesh import ParallelConfig, build_mesh
 from megalite.training.checkpoint import CheckpointManager, Saving
 from megalite.training.faults import Fault, FaultConfig
 from megalite.training.heartbeat import Heartbeat

@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
-from megalite.parallel.launch import Launch
+from megalite.distributed.launch import Launch
 from tests.dist import jobs
 
 
@@ -19,7 +19,7 @@ def gathered(launch: Launch, model: str, layout: dict[str, Any], precision: str)
     learner = jobs.make_learner(launch, model, layout, precision)
     groups = [
         module._get_fsdp_state()._fsdp_param_group
-        for module in learner.model.modules()
+        for module in learner.model.parts[0].modules()
         if isinstance(module, FSDPModule)
     ]
     held = [parameter for group in groups for parameter in group.fsdp_params]
@@ -33,9 +33,8 @@ def gathered(launch: Launch, model: str, layout: dict[str, Any], precision: str)
         most = max(most, _weigh(whole) + _weigh(grown))
 
     jobs.step(learner, model, 0)
-    for stack in learner.model.stacks():
-        for block in stack.layers.values():
-            block.register_forward_hook(weigh)
-            block.register_full_backward_hook(weigh)
+    for block in learner.model.parts[0].blocks():
+        block.register_forward_hook(weigh)
+        block.register_full_backward_hook(weigh)
     jobs.step(learner, model, 1)
     return most

@@ -2,7 +2,7 @@
 
 import torch
 
-from megalite.models.batch import Batch
+from megalite.models.batch import Batch, Stream
 from megalite.models.config import ModelConfig
 from megalite.ops import mask as masks
 
@@ -67,24 +67,22 @@ def batch(name: str, step: int) -> Batch:
     labels = tokens[:, 1:].clone()
     labels[torch.rand(labels.shape, generator=generator) < 0.2] = -100
     rows = torch.arange(LENGTH, dtype=torch.int32).expand(SAMPLES, LENGTH)
-    fields = {"positions": rows}
+    positions = rows
     if name == "glm":
         mask = masks.prefix(torch.randint(0, LENGTH, (SAMPLES,), generator=generator), LENGTH)
-        fields["positions"] = torch.stack((rows, rows // 2), -1)
+        positions = torch.stack((rows, rows // 2), -1)
     else:
         documents = [[4, 5] if name == "llama" else [LENGTH]] * SAMPLES
         mask = masks.packed(documents, LENGTH)
+    encoder = cross = None
     if name in ("t5", "bart"):
         shape = SAMPLES, ENCODER_LENGTH
-        whole = masks.full(*shape, ENCODER_LENGTH)
+        encoder = Stream(
+            torch.randint(0, VOCABULARY, shape, generator=generator),
+            torch.arange(ENCODER_LENGTH, dtype=torch.int32).expand(shape),
+            masks.full(*shape, ENCODER_LENGTH),
+        )
         cross = masks.cross(torch.full((SAMPLES,), 5), LENGTH, ENCODER_LENGTH)
-        fields |= {
-            "encoder_tokens": torch.randint(0, VOCABULARY, shape, generator=generator),
-            "encoder_positions": torch.arange(ENCODER_LENGTH, dtype=torch.int32).expand(shape),
-            "encoder_start": whole.start,
-            "encoder_end": whole.end,
-            "cross_start": cross.start,
-            "cross_end": cross.end,
-        }
     ids = torch.arange(SAMPLES) + SAMPLES * step
-    return Batch(tokens[:, :-1], labels, start=mask.start, end=mask.end, sample_ids=ids, **fields)
+    decoder = Stream(tokens[:, :-1], positions, mask)
+    return Batch(decoder, labels, ids, encoder=encoder, cross=cross)

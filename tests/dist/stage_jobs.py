@@ -11,8 +11,8 @@ from typing import Any
 from torch import Tensor
 
 from megalite.cli import find_command, load_config
+from megalite.distributed.launch import Launch
 from megalite.errors import Stopped
-from megalite.parallel.launch import Launch
 from megalite.stages import setup
 from megalite.training.trainer import Learner
 from tests.dist.jobs import GradientsOfFirstStep

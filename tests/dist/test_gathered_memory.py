@@ -2,7 +2,7 @@
 
 import pytest
 
-from megalite.parallel.mesh import ParallelConfig
+from megalite.distributed.mesh import ParallelConfig
 from megalite.training.config import TrainConfig
 from megalite.training.memory import GIB, Work, estimate
 from tests.dist import models

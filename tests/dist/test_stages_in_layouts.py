@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from megalite.parallel.launch import Launch
+from megalite.distributed.launch import Launch
 from tests.dist.cluster import PROCESSES
 
 WORDS = ["red", "green", "blue", "one", "two", "three", "cat", "dog", "sees", "likes", "and", "the"]

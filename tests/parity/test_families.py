@@ -11,17 +11,20 @@ import torch
 
 from megalite.data.example import (
     Example,
+    Intervals,
+    Tokens,
     collate,
     decoder_example,
     encoder_decoder_example,
     pack,
 )
+from megalite.distributed.mesh import Mesh, ParallelConfig
+from megalite.engine.build import build_model
+from megalite.engine.weights import load_weights
 from megalite.errors import CheckpointError
-from megalite.models.batch import Batch
-from megalite.models.build import build_model
+from megalite.models.batch import Batch, Stream
 from megalite.models.hugging_face import (
     _flat,
-    load_weights,
     our_tensors,
     read_config,
     read_their_config,
@@ -29,7 +32,6 @@ from megalite.models.hugging_face import (
 )
 from megalite.models.outputs import Logits
 from megalite.ops import mask as masks
-from megalite.parallel.mesh import Mesh, ParallelConfig
 from tests.parity.families import PEERS, VOCABULARY, randomise
 
 BATCH, LENGTH, ENCODER_LENGTH = 2, 13, 9
@@ -55,7 +57,7 @@ def ours_from(path: Path):
     config, family = read_config(path)
     model = build_model(config, Mesh.single(), ParallelConfig(), seed=0)
     load_weights(model, path)
-    return model, config, family
+    return model.parts[0], config, family
 
 
 def tokens_of(rows: int, length: int, seed: int) -> torch.Tensor:
@@ -67,21 +69,15 @@ def make_batch(tokens: torch.Tensor, mask, positions=None, source=None, used=Non
     rows, length = tokens.shape
     if positions is None:
         positions = torch.arange(length, dtype=torch.int32).expand(rows, length)
-    fields = {}
+    encoder = cross = None
     if source is not None:
-        encoder = masks.padding(used, source.shape[1])
-        cross = masks.cross(used, length, source.shape[1])
-        fields = {
-            "encoder_tokens": source,
-            "encoder_positions": torch.arange(source.shape[1], dtype=torch.int32).expand(rows, -1),
-            "encoder_start": encoder.start,
-            "encoder_end": encoder.end,
-            "cross_start": cross.start,
-            "cross_end": cross.end,
-        }
+        keys = source.shape[1]
+        own = torch.arange(keys, dtype=torch.int32).expand(rows, -1)
+        encoder = Stream(source, own, masks.padding(used, keys))
+        cross = masks.cross(used, length, keys)
     labels = torch.full_like(tokens, -100)
-    ids = torch.arange(rows)
-    return Batch(tokens, labels, positions, mask.start, mask.end, ids, **fields)
+    ids, decoder = torch.arange(rows), Stream(tokens, positions, mask)
+    return Batch(decoder, labels, ids, encoder=encoder, cross=cross)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +96,8 @@ class Document:
         example = decoder_example(tokens, tokens, self.prefix)
         if self.positions is None:
             return example
-        return dataclasses.replace(example, positions=self.positions.int().numpy())
+        decoder = dataclasses.replace(example.decoder, positions=self.positions.int().numpy())
+        return dataclasses.replace(example, decoder=decoder)
 
     def inputs(self) -> dict:
         """What the peer is given; only a reference has prefixes."""
@@ -135,18 +132,13 @@ def empty(length: int, axes: int, has_encoder: bool) -> Example:
     """Rows of padding, which belong in front of others."""
     zeros = np.zeros(length, dtype=np.int32)
     positions = zeros if axes == 1 else np.zeros((length, axes), dtype=np.int32)
-    streams = {}
+    mask, tokens = Intervals(zeros, zeros), zeros.astype(np.int64)
+    encoder = None
     if has_encoder:
         none = np.zeros(0, dtype=np.int32)
-        streams = {
-            "cross_start": zeros,
-            "cross_end": zeros,
-            "encoder_tokens": none.astype(np.int64),
-        }
-        streams |= dict.fromkeys(("encoder_start", "encoder_end", "encoder_positions"), none)
-    return Example(
-        zeros.astype(np.int64), zeros.astype(np.int64), zeros, zeros, positions, **streams
-    )
+        encoder = Tokens(none.astype(np.int64), none, Intervals(none, none))
+    decoder = Tokens(tokens, positions, mask)
+    return Example(decoder, tokens, encoder=encoder, cross=mask if has_encoder else None)
 
 
 def packed_and_padded(name: str, documents: list[Document]) -> tuple[Batch, list]:

@@ -49,9 +49,8 @@ def answers(decoder, batch, search) -> list[list[int]]:
     beams, penalty, early = search
     if beams == 1:
         config = SamplingConfig(max_new_tokens=LIMIT, temperature=0.0)
-        real = batch.end > 0
         ending = Ending({END}, PAD)
-        found = generate(decoder, batch.tokens, real, batch.sample_ids, config, ending)
+        found = generate(decoder, batch, config, ending)
     else:
         config = BeamConfig(num_beams=beams, length_penalty=penalty, early_stopping=early)
         found = BeamSearch(decoder, config, [END], LIMIT, PAD).run()

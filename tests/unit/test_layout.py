@@ -2,11 +2,11 @@
 
 import pytest
 
+from megalite.distributed.mesh import ParallelConfig, factorisations
+from megalite.engine.cut import cut
+from megalite.engine.layout import Demand, check_layout, faults, nearest
 from megalite.errors import ConfigError
 from megalite.models.config import ModelConfig
-from megalite.models.layout import Demand, check_layout, faults, nearest
-from megalite.models.part import cut
-from megalite.parallel.mesh import ParallelConfig, factorisations
 
 MODEL = ModelConfig(num_layers=4, num_heads=6, hidden_size=48)
 SIZES = {"num_heads": 6, "hidden_size": 48, "ffn_size": 96, "vocab_size": 48}

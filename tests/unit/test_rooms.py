@@ -13,9 +13,11 @@ ROOT = Path(__file__).parents[2]
 ROOMS = (  # a room imports only from those before it
     "errors",
     "config",
+    "distributed",
     "ops",
-    "parallel",
+    "layers",
     "models",
+    "engine",
     "generation",
     "data",
     "training",

@@ -5,11 +5,12 @@ from dataclasses import dataclass
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.distributed import ProcessGroup
 
 from megalite.config import Section
+from megalite.distributed.mesh import Axis
+from megalite.distributed.sums import all_reduce_sum
 from megalite.stages.rlhf.rewards import advantages_and_returns, clip_scores, token_rewards
-from megalite.stages.rlhf.whiten import global_sum, whiten
+from megalite.stages.rlhf.whiten import ALONE, whiten
 
 
 class RewardConfig(Section):
@@ -75,7 +76,7 @@ def gather_experience(
     judged: Judgement,
     config: RewardConfig,
     kl_coefficient: float,
-    group: ProcessGroup | None = None,
+    axis: Axis = ALONE,
 ) -> tuple[Experience, dict[str, Tensor]]:
     """Make rewards, advantages and returns.
 
@@ -83,13 +84,13 @@ def gather_experience(
         judged: this rank's answers.
         config: how scores become advantages.
         kl_coefficient: penalty a nat.
-        group: the data-parallel ranks that hold the rest of the batch.
+        axis: the data-parallel ranks that hold the rest of the batch.
 
     Returns:
         The experience, and means over the global batch: ``reward`` (score a response), ``kl``
         (nats a response), ``response_tokens`` and ``ended`` (share).
 
-    Comm: all-reduces of a few numbers over ``group``.
+    Comm: all-reduces of a few numbers over ``axis``.
     """
     mask = judged.mask
     kl = torch.where(mask, judged.log_probs - judged.reference_log_probs, 0.0)
@@ -99,7 +100,7 @@ def gather_experience(
     scores = clip_scores(scores, config.score_limit)
     rewards = token_rewards(kl, scores, mask, kl_coefficient)
     if config.whiten_rewards:
-        rewards = whiten(rewards, mask, group, shift_mean=False)
+        rewards = whiten(rewards, mask, axis, shift_mean=False)
     advantages, returns = advantages_and_returns(
         rewards, judged.values, mask, config.discount, config.decay
     )
@@ -107,7 +108,7 @@ def gather_experience(
         mask,
         judged.log_probs.masked_fill(~mask, 0.0),
         judged.values.masked_fill(~mask, 0.0),
-        whiten(advantages, mask, group),
+        whiten(advantages, mask, axis),
         returns,
     )
     sums = (
@@ -117,6 +118,6 @@ def gather_experience(
         judged.ended.sum(),
         mask.new_tensor(len(mask), dtype=torch.int64),
     )
-    totals = global_sum(torch.stack([part.double() for part in sums]), group)
+    totals = all_reduce_sum(torch.stack([part.double() for part in sums]), axis)
     names = ("reward", "kl", "response_tokens", "ended")
     return experience, dict(zip(names, totals[:4] / totals[4], strict=True))

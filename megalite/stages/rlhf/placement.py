@@ -25,9 +25,9 @@ from torch import Tensor
 from torch.distributed import distributed_c10d as c10d
 
 from megalite.config import Section
+from megalite.distributed.mesh import Mesh, ParallelConfig
+from megalite.engine.layout import Demand, faults, nearest
 from megalite.errors import ConfigError, Stopped
-from megalite.models.layout import Demand, faults, nearest
-from megalite.parallel.mesh import Mesh, ParallelConfig
 from megalite.stages.rlhf.responses import Responses
 from megalite.stages.rlhf.rollout import FrozenModels, Pending
 from megalite.training.heartbeat import WAIT, Heartbeat
@@ -121,7 +121,7 @@ def _part(demand: Demand, world_size: int) -> Demand:
 
 @dataclass(frozen=True)
 class Side:
-    """The processes of one mesh, in the order of :data:`megalite.parallel.mesh._AXES`.
+    """The processes of one mesh, in the order of :data:`megalite.distributed.mesh._AXES`.
 
     Attributes:
         first: its first rank in the run.

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from megalite.errors import DataError
 from megalite.generation.prompts import Prompt, batch_prompts
-from megalite.models.batch import IGNORE, Batch
+from megalite.models.batch import IGNORE, Batch, Stream
+from megalite.ops import RowIntervals
 from megalite.stages.rlhf.rewards import last_index
 
 
@@ -52,11 +53,11 @@ def respond(
             raise DataError(f"answer {number}: has no tokens; it needs one to be scored")
     rows = [_answered(*pair) for pair in zip(prompts, answers, strict=True)]
     batch = _to_right(batch_prompts(rows, sample_ids, pad_id))
-    column = torch.arange(batch.tokens.shape[1])[None, :]
+    column = torch.arange(batch.decoder.length)[None, :]
     prompt_rows = torch.tensor([len(prompt.tokens) for prompt in prompts])[:, None]
     answer_rows = torch.tensor([len(answer) for answer in answers])[:, None]
     mask = (column >= prompt_rows - 1) & (column < prompt_rows + answer_rows - 1)
-    following = torch.nn.functional.pad(batch.tokens[:, 1:], (0, 1))
+    following = torch.nn.functional.pad(batch.decoder.tokens[:, 1:], (0, 1))
     return Responses(replace(batch, labels=following.masked_fill(~mask, IGNORE)), mask)
 
 
@@ -76,24 +77,19 @@ def _answered(prompt: Prompt, answer: Sequence[int]) -> Prompt:
 
 def _to_right(batch: Batch) -> Batch:
     """Move the padding of the decoder's rows from the left to the right."""
-    pads = batch.start.amax(1)
-    length = batch.tokens.shape[1]
+    stream, mask = batch.decoder, batch.decoder.mask
+    pads, length = mask.start.amax(1), stream.length
     source = (torch.arange(length)[None, :] + pads[:, None]) % length
 
     def moved(rows: Tensor) -> Tensor:
         index = source if rows.dim() == 2 else source[..., None].expand_as(rows)
         return rows.gather(1, index)
 
-    real = moved(batch.end) > 0
+    real = moved(mask.end) > 0
     shift = pads[:, None].int()
-    cross = {}
-    if batch.cross_start is not None and batch.cross_end is not None:
-        cross = {"cross_start": moved(batch.cross_start), "cross_end": moved(batch.cross_end)}
-    return replace(
-        batch,
-        tokens=moved(batch.tokens),
-        positions=moved(batch.positions),
-        start=torch.where(real, moved(batch.start) - shift, 0),
-        end=torch.where(real, moved(batch.end) - shift, 0),
-        **cross,
-    )
+    start, end = (torch.where(real, moved(x) - shift, 0) for x in (mask.start, mask.end))
+    right = Stream(moved(stream.tokens), moved(stream.positions), RowIntervals(start, end, length))
+    cross = batch.cross
+    if cross is not None:
+        cross = RowIntervals(moved(cross.start), moved(cross.end), cross.num_keys)
+    return replace(batch, decoder=right, cross=cross)

@@ -103,7 +103,7 @@ def answer(
     )
     decoder = CachedDecoder(decode, prompts, config.max_new_tokens)
     ending = Ending(vocabulary.end_ids, vocabulary.pad_id)
-    return generate(decoder, prompts.tokens, prompts.end > 0, prompts.sample_ids, sampling, ending)
+    return generate(decoder, prompts, sampling, ending)
 
 
 def in_passes(

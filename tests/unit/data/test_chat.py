@@ -52,7 +52,7 @@ def test_only_answers_and_their_ends_are_learned(tokenizer, template):
     learned = example.labels[example.labels != IGNORE]
     assert text_of(tokenizer, learned) == "three{end}blue dog{end}"
     at = np.flatnonzero(example.labels != IGNORE)
-    following = np.append(example.tokens[1:], learned[-1])
+    following = np.append(example.decoder.tokens[1:], learned[-1])
     assert (following[at] == example.labels[at]).all()
 
 
@@ -78,8 +78,8 @@ def test_a_prefix_ends_where_the_first_answer_begins(tokenizer):
     pieces = Chat("plain", tokenizer).pieces(TURNS[:2])
     prompt = sum(len(piece.tokens) for piece in pieces[:-1])
     example = conversation_example(pieces, prefix=True)
-    rows = np.arange(len(example.tokens)) + 1
-    assert example.end.tolist() == np.maximum(rows, prompt).tolist()
+    rows = np.arange(len(example.decoder.tokens)) + 1
+    assert example.decoder.mask.end.tolist() == np.maximum(rows, prompt).tolist()
 
 
 WRITES = "{% for m in messages %}[{{ m.role }}] {{ m.content | trim }}"

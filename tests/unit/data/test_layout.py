@@ -7,10 +7,11 @@ import torch
 from megalite.data.conversations import ranking_batch
 from megalite.data.example import collate, pack
 from megalite.data.layout import as_prompt, paired_example, scored_example
+from megalite.distributed.mesh import Mesh
+from megalite.engine.initial import initialise
 from megalite.models.config import ModelConfig
 from megalite.models.outputs import Values
 from megalite.models.transformer import Transformer
-from megalite.parallel.mesh import Mesh
 from megalite.stages.rlhf.responses import respond
 from tests.unit.data.objectives.cases import BLANKS, STRUCTURES, VOCABULARY
 
@@ -27,15 +28,16 @@ def test_a_rollouts_rows_are_those_that_a_reward_model_learned(kind):
     for number, pair in enumerate(zip(PROMPTS, ANSWERS, strict=True)):
         example = scored_example(*map(np.array, pair), structure)
         rows = len(example)
-        assert batch.tokens[number, :rows].tolist() == example.tokens.tolist()
-        for name in ("start", "end", "positions"):
-            mine = getattr(batch, name)[number, :rows]
-            assert mine.tolist() == getattr(example, name).tolist(), name
-        assert (batch.end[number, rows:] == 0).all()
+        assert batch.decoder.tokens[number, :rows].tolist() == example.decoder.tokens.tolist()
+        mine, its = batch.decoder, example.decoder
+        assert mine.positions[number, :rows].tolist() == its.positions.tolist()
+        assert mine.mask.start[number, :rows].tolist() == its.mask.start.tolist()
+        assert mine.mask.end[number, :rows].tolist() == its.mask.end.tolist()
+        assert (batch.decoder.mask.end[number, rows:] == 0).all()
         if structure.is_encoder_decoder:
             count = example.encoder_length
-            assert batch.encoder_tokens[number, :count].tolist() == example.encoder_tokens.tolist()
-            assert (batch.cross_end[number, :rows] == count).all()
+            assert batch.encoder.tokens[number, :count].tolist() == example.encoder.tokens.tolist()
+            assert (batch.cross.end[number, :rows] == count).all()
 
 
 @by_structure
@@ -52,11 +54,11 @@ def test_a_rollouts_labels_are_those_of_fine_tuning(kind):
 def test_chatglm_puts_the_answer_at_its_mask():
     example = paired_example(np.array([20, 21, 22]), np.array([40, 41, 1]), STRUCTURES["glm"])
     mask, start = BLANKS.masks[2], BLANKS.start
-    assert example.tokens.tolist() == [20, 21, 22, mask, start, 40, 41]
+    assert example.decoder.tokens.tolist() == [20, 21, 22, mask, start, 40, 41]
     assert example.labels.tolist() == [-100, -100, -100, -100, 40, 41, 1]
-    assert example.positions[:, 0].tolist() == [0, 1, 2, 3, 3, 3, 3]
-    assert example.positions[:, 1].tolist() == [0, 0, 0, 0, 1, 2, 3]
-    assert example.end.tolist() == [4, 4, 4, 4, 5, 6, 7]
+    assert example.decoder.positions[:, 0].tolist() == [0, 1, 2, 3, 3, 3, 3]
+    assert example.decoder.positions[:, 1].tolist() == [0, 0, 0, 0, 1, 2, 3]
+    assert example.decoder.mask.end.tolist() == [4, 4, 4, 4, 5, 6, 7]
 
 
 MODELS = {
@@ -72,11 +74,12 @@ def test_a_reward_is_the_value_at_the_decoders_last_token(kind):
     structure = STRUCTURES[kind]
     sizes = {"hidden_size": 32, "num_heads": 2, "ffn_size": 40, "num_layers": 2, "head": "value"}
     config = ModelConfig(vocab_size=VOCABULARY, init_std=0.3, **sizes, **MODELS[kind])
-    model = Transformer(config, Mesh.single(), seed=3)
+    model = Transformer(config, Mesh.single())
+    initialise(model, 3)
     answers = [*ANSWERS, [60, 1]]
     ranking = [scored_example(np.array(PROMPTS[0]), np.array(a), structure) for a in answers]
     batch, rows, ends, valid = ranking_batch([ranking, ranking[:2]], [0, 1])
-    assert batch.tokens[rows, ends][valid].tolist() == [1] * 5
+    assert batch.decoder.tokens[rows, ends][valid].tolist() == [1] * 5
     scores = model(batch, Values())[rows, ends]
     for number, example in enumerate(ranking):
         alone = model(collate([example], [0]), Values())[0, len(example) - 1]

@@ -31,30 +31,33 @@ def test_a_token_sees_its_own_document_from_its_start(store, length):
     assert len(windows) == (len(tokens) - 1) // length
     for number in range(len(windows)):
         example, own = windows[number], tokens[number * length : number * length + length + 1]
-        assert example.tokens.tolist() == [100 * (d + 1) + place for d, place in own[:-1]]
+        assert example.decoder.tokens.tolist() == [100 * (d + 1) + place for d, place in own[:-1]]
         for row, (document, place) in enumerate(own[:-1]):
             following, next_place = own[row + 1]
             target = 100 * (following + 1) + next_place if following == document else IGNORE
             assert example.labels[row] == target
             seen = [i for i, (d, _) in enumerate(own[:-1]) if d == document and i <= row]
-            assert (example.start[row], example.end[row]) == (seen[0], row + 1)
-            assert example.positions[row] == row - seen[0], place
+            assert (example.decoder.mask.start[row], example.decoder.mask.end[row]) == (
+                seen[0],
+                row + 1,
+            )
+            assert example.decoder.positions[row] == row - seen[0], place
 
 
 def test_documents_that_are_not_separate_are_one_text(store):
     example, tokens = Windows(store, 7, separate=False)[1], stream()[7:15]
     assert example.labels.tolist() == [100 * (d + 1) + place for d, place in tokens[1:]]
-    assert example.start.tolist() == [0] * 7
-    assert example.end.tolist() == list(range(1, 8))
+    assert example.decoder.mask.start.tolist() == [0] * 7
+    assert example.decoder.mask.end.tolist() == list(range(1, 8))
 
 
 def test_a_blend_reads_each_dataset_in_its_share(store):
     windows = Windows(store, 4)
     blend = Blend([windows, windows], [3, 1])
-    firsts = [int(blend[number].tokens[0]) for number in range(len(blend))]
+    firsts = [int(blend[number].decoder.tokens[0]) for number in range(len(blend))]
     assert len(blend) == 2 * len(windows)
-    most = [int(windows[number % len(windows)].tokens[0]) for number in range(14)]
-    least = [int(windows[number].tokens[0]) for number in range(4)]
+    most = [int(windows[number % len(windows)].decoder.tokens[0]) for number in range(14)]
+    least = [int(windows[number].decoder.tokens[0]) for number in range(4)]
     assert sorted(firsts) == sorted(most + least)
 
 

@@ -17,6 +17,8 @@ from transformers.modeling_outputs import BaseModelOutput
 from megalite.generation.beam import BeamConfig, BeamSearch
 from megalite.generation.generate import Ending, generate
 from megalite.generation.sampling import SamplingConfig
+from megalite.models.batch import Batch, Stream
+from megalite.ops import RowIntervals
 
 VOCABULARY, END, PAD, LIMIT = 61, 2, 0, 12
 TOKENS = {"vocab_size": VOCABULARY, "eos_token_id": END, "pad_token_id": PAD, "bos_token_id": 1}
@@ -100,6 +102,14 @@ def _case(name: str):
     return model, tokens, mask, WholeDecoder(model, first, mask, encoder), 1
 
 
+def prompts(tokens, mask, first: int = 0) -> Batch:
+    """What ``generate`` reads of prompts: their tokens, and which are padding."""
+    end = mask.int() * tokens.shape[1]
+    intervals = RowIntervals(torch.zeros_like(end), end, tokens.shape[1])
+    ids = torch.arange(first, first + len(tokens))
+    return Batch(Stream(tokens, end, intervals), torch.full_like(tokens, -100), ids)
+
+
 def _same(answers, theirs, skipped: int) -> None:
     for row, expected in enumerate(theirs[:, skipped:].tolist()):
         if END in expected:
@@ -115,7 +125,7 @@ def test_greedy_answers_equal_transformers(name):
         tokens, attention_mask=mask, max_new_tokens=LIMIT, do_sample=False, num_beams=1
     )
     config = SamplingConfig(max_new_tokens=LIMIT, temperature=0.0)
-    ours = generate(decoder, tokens, mask.bool(), torch.arange(4), config, Ending({END}, PAD))
+    ours = generate(decoder, prompts(tokens, mask), config, Ending({END}, PAD))
     _same(ours, theirs, skipped)
 
 
@@ -144,8 +154,8 @@ def test_beam_search_equals_transformers(name, beams, penalty, early):
 def test_a_stop_string_ends_a_row_and_streams_what_came_before():
     _, tokens, mask, decoder, _ = _case("llama")
     config = SamplingConfig(max_new_tokens=LIMIT, temperature=0.0)
-    prompts = (tokens, mask.bool(), torch.arange(4), config)
-    plain = generate(decoder, *prompts, Ending(set(), PAD))
+    batch = prompts(tokens, mask)
+    plain = generate(decoder, batch, config, Ending(set(), PAD))
     letters = "".join(chr(0x4E00 + token) for token in plain.row(0))
     pieces = {row: "" for row in range(4)}
 
@@ -157,7 +167,7 @@ def test_a_stop_string_ends_a_row_and_streams_what_came_before():
 
     stop = letters[4:6]
     ending = Ending(set(), PAD, (stop,), decode, collect)
-    stopped = generate(_case("llama")[3], *prompts, ending)
+    stopped = generate(_case("llama")[3], batch, config, ending)
     first = letters.index(stop)
     assert pieces[0] == letters[:first]
     assert stopped.lengths[0] == first + 2
@@ -168,8 +178,8 @@ def test_a_stop_string_ends_a_row_and_streams_what_came_before():
 def test_sampled_answers_do_not_depend_on_what_else_is_in_the_batch():
     model, tokens, mask, decoder, _ = _case("gpt2")
     config = SamplingConfig(max_new_tokens=LIMIT, top_p=0.9, repetition_penalty=1.2, seed=4)
-    ending, ids = Ending({END}, PAD), torch.tensor([10, 11, 12, 13])
-    whole = generate(decoder, tokens, mask.bool(), ids, config, ending)
+    ending = Ending({END}, PAD)
+    whole = generate(decoder, prompts(tokens, mask, 10), config, ending)
     alone = WholeDecoder(model, tokens[2:3, 2:], mask[2:3, 2:])
-    single = generate(alone, tokens[2:3, 2:], mask[2:3, 2:].bool(), ids[2:3], config, ending)
+    single = generate(alone, prompts(tokens[2:3, 2:], mask[2:3, 2:], 12), config, ending)
     assert single.row(0) == whole.row(2)

@@ -40,11 +40,13 @@ def norm(x, module):
 def gpt2_forward(model):
     def forward(batch, cache: Cache):
         body = model.transformer
-        x = body.wte.weight[batch.tokens] + body.wpe.weight[batch.positions.long()]
+        x = body.wte.weight[batch.decoder.tokens] + body.wpe.weight[batch.decoder.positions.long()]
         for number, block in enumerate(body.h):
             q, k, v = block.attn.c_attn(norm(x, block.ln_1)).chunk(3, -1)
             k, v = cache.extend(f"decoder.{number}", heads(k), heads(v))
-            x = x + block.attn.c_proj(attend(q, k, v, batch.start, batch.end))
+            x = x + block.attn.c_proj(
+                attend(q, k, v, batch.decoder.mask.start, batch.decoder.mask.end)
+            )
             x = x + block.mlp(norm(x, block.ln_2))
         return linear(norm(x, body.ln_f), body.wte.weight)
 
@@ -56,23 +58,24 @@ def bart_forward(model):
         return heads(attention.k_proj(states)), heads(attention.v_proj(states))
 
     def encode(batch):
-        mask = (batch.encoder_end > 0).long()
-        return model.get_encoder()(batch.encoder_tokens, attention_mask=mask).last_hidden_state
+        mask = (batch.encoder.mask.end > 0).long()
+        return model.get_encoder()(batch.encoder.tokens, attention_mask=mask).last_hidden_state
 
     def forward(batch, cache: Cache):
         body = model.model.decoder
-        states = encode(batch) if batch.encoder_tokens is not None else None
-        x = model.model.shared.weight[batch.tokens]
+        states = encode(batch) if batch.encoder is not None else None
+        x = model.model.shared.weight[batch.decoder.tokens]
         x = norm(
-            x + body.embed_positions.weight[batch.positions.long() + 2], body.layernorm_embedding
+            x + body.embed_positions.weight[batch.decoder.positions.long() + 2],
+            body.layernorm_embedding,
         )
         for number, block in enumerate(body.layers):
             own, other = block.self_attn, block.encoder_attn
             k, v = cache.extend(f"decoder.{number}", heads(own.k_proj(x)), heads(own.v_proj(x)))
-            seen = attend(own.q_proj(x), k, v, batch.start, batch.end)
+            seen = attend(own.q_proj(x), k, v, batch.decoder.mask.start, batch.decoder.mask.end)
             x = norm(x + own.out_proj(seen), block.self_attn_layer_norm)
             k, v = cache.once(f"decoder.{number}", lambda other=other: cross(other, states))
-            read = attend(other.q_proj(x), k, v, batch.cross_start, batch.cross_end)
+            read = attend(other.q_proj(x), k, v, batch.cross.start, batch.cross.end)
             x = norm(x + other.out_proj(read), block.encoder_attn_layer_norm)
             x = norm(x + block.fc2(gelu(block.fc1(x))), block.final_layer_norm)
         return linear(x, model.model.shared.weight)
@@ -114,10 +117,17 @@ def _case(name):
     rows = [tokens[row, :length].tolist() for row, length in enumerate(LENGTHS)]
     if name == "gpt2":
         batch = batch_prompts([Prompt(row) for row in rows], range(4), PAD)
-        return model, gpt2_forward(model), batch, batch.tokens, (batch.end > 0).long(), 7
+        return (
+            model,
+            gpt2_forward(model),
+            batch,
+            batch.decoder.tokens,
+            (batch.decoder.mask.end > 0).long(),
+            7,
+        )
     batch = batch_prompts([Prompt([END], encoder_tokens=row) for row in rows], range(4), PAD)
-    mask = (batch.encoder_end > 0).long()
-    return model, bart_forward(model), batch, batch.encoder_tokens, mask, 1
+    mask = (batch.encoder.mask.end > 0).long()
+    return model, bart_forward(model), batch, batch.encoder.tokens, mask, 1
 
 
 def _expected(row):
@@ -132,8 +142,7 @@ def test_greedy_decoding_with_a_cache_equals_transformers_on_ragged_prompts(name
     )
     decoder = CachedDecoder(forward, batch, LIMIT)
     config = SamplingConfig(max_new_tokens=LIMIT, temperature=0.0)
-    real = batch.end > 0
-    ours = generate(decoder, batch.tokens, real, batch.sample_ids, config, Ending({END}, PAD))
+    ours = generate(decoder, batch, config, Ending({END}, PAD))
     for row, expected in enumerate(theirs[:, given:].tolist()):
         assert ours.row(row) == _expected(expected)
 
@@ -157,10 +166,12 @@ def test_logits_with_a_cache_equal_those_of_the_whole_rows(name):
     decoder.start()
     following = torch.tensor([[4, 5, 6, 7], [8, 9, 10, 11]])
     cached = [decoder.advance(column) for column in following]
-    rows = [batch.tokens[i, batch.end[i] > 0].tolist() for i in range(4)]
+    rows = [batch.decoder.tokens[i, batch.decoder.mask.end[i] > 0].tolist() for i in range(4)]
     sources = [[]] * 4
-    if batch.encoder_tokens is not None:
-        sources = [batch.encoder_tokens[i, batch.encoder_end[i] > 0].tolist() for i in range(4)]
+    if batch.encoder is not None:
+        sources = [
+            batch.encoder.tokens[i, batch.encoder.mask.end[i] > 0].tolist() for i in range(4)
+        ]
     for step in (1, 2):
         longer = [
             Prompt([*row, *following[:step, i].tolist()], encoder_tokens=sources[i])

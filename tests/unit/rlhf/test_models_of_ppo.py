@@ -8,12 +8,11 @@ from megalite.data.conversations import ranking_batch, scored_example
 from megalite.data.example import collate
 from megalite.data.structure import Structure
 from megalite.data.tokenizer import Tokenizer
+from megalite.distributed.mesh import Mesh, ParallelConfig
+from megalite.engine.build import build_model
 from megalite.generation.prompts import Prompt, batch_prompts
-from megalite.models.build import build_model
 from megalite.models.config import ModelConfig
 from megalite.models.outputs import Logits, LogProbs, Values
-from megalite.parallel.engine import evaluate
-from megalite.parallel.mesh import Mesh, ParallelConfig
 from megalite.stages.ppo import vocabulary_of
 from megalite.stages.rlhf.responses import respond
 
@@ -29,11 +28,14 @@ def model(**more):
 def test_a_reward_heads_first_weights_are_normal_with_their_own_deviation():
     """1 / sqrt(D + 1), and a bias of 0 where it has one."""
     large = model(hidden_size=1024, num_layers=1, head="value", head_bias=True)
-    weight, bias = large.head.value.weight, large.head.value.bias
+    head = large.parts[0].head.value
+    weight, bias = head.weight, head.bias
     assert float(weight.std()) == pytest.approx(1025**-0.5, rel=0.1)
     assert abs(float(weight.mean())) < 0.003
     assert float(bias) == 0
-    assert float(model(head="value").head.value.weight.std()) == pytest.approx(25**-0.5, rel=0.4)
+    assert float(model(head="value").parts[0].head.value.weight.std()) == pytest.approx(
+        25**-0.5, rel=0.4
+    )
 
 
 @pytest.mark.parametrize("family", [{}, GPT, {"position": "alibi"}])
@@ -41,9 +43,9 @@ def test_a_reward_heads_first_weights_are_normal_with_their_own_deviation():
 def test_padding_on_the_left_changes_no_logit(family, padding):
     actor = model(**family)
     prompt = Prompt([4, 9, 2, 7, 7])
-    (alone,) = evaluate(actor, [batch_prompts([prompt], [0])], Logits())
+    (alone,) = actor.evaluate([batch_prompts([prompt], [0])], Logits())
     longer = Prompt(list(range(1, 6 + padding)))
-    (both,) = evaluate(actor, [batch_prompts([prompt, longer], [0, 1], pad_id=13)], Logits())
+    (both,) = actor.evaluate([batch_prompts([prompt, longer], [0, 1], pad_id=13)], Logits())
     assert torch.allclose(both[0, padding:], alone[0], atol=1e-5)
 
 
@@ -53,10 +55,10 @@ def test_padding_on_the_right_changes_nothing_an_update_reads(head):
     output = Values() if head == "value" else LogProbs(0.7)
     prompts, answers = [Prompt([4, 9, 2]), Prompt([5])], [[1, 2], [3, 4, 5, 6, 7, 8]]
     both = respond(prompts, answers, [0, 1], pad_id=13)
-    (whole,) = evaluate(judge, [both.batch], output)
+    (whole,) = judge.evaluate([both.batch], output)
     for row in range(2):
         alone = respond(prompts[row : row + 1], answers[row : row + 1], [row])
-        (single,) = evaluate(judge, [alone.batch], output)
+        (single,) = judge.evaluate([alone.batch], output)
         a, b = (whole, single) if head == "value" else (whole[0], single[0])
         count = len(prompts[row].tokens) + len(answers[row])
         assert torch.allclose(a[row, :count], b[0, :count], atol=1e-5)
@@ -74,11 +76,11 @@ def test_answers_that_share_a_row_are_scored_as_if_each_stood_alone(prefix):
         for prompt, count in ((draw(5), 4), (draw(2), 2))
     ]
     batch, rows, ends, valid = ranking_batch(rankings, [0, 1])
-    (values,) = evaluate(judge, [batch], Values())
+    (values,) = judge.evaluate([batch], Values())
     for number, ranking in enumerate(rankings):
         assert valid[number].sum() == len(ranking)
         for k, example in enumerate(ranking):
-            (alone,) = evaluate(judge, [collate([example], [0])], Values())
+            (alone,) = judge.evaluate([collate([example], [0])], Values())
             score = values[rows[number, k], ends[number, k]]
             assert float(score) == pytest.approx(float(alone[0, -1]), abs=1e-5)
 
@@ -86,8 +88,8 @@ def test_answers_that_share_a_row_are_scored_as_if_each_stood_alone(prefix):
 def test_log_probs_are_those_of_the_logits_divided_by_the_temperature():
     actor, temperature = model(), 0.7
     answered = respond([Prompt([4, 9, 2])], [[1, 2, 3]], [0])
-    ((log_probs, entropy),) = evaluate(actor, [answered.batch], LogProbs(temperature))
-    (logits,) = evaluate(actor, [answered.batch], Logits())
+    ((log_probs, entropy),) = actor.evaluate([answered.batch], LogProbs(temperature))
+    (logits,) = actor.evaluate([answered.batch], Logits())
     expected = (logits / temperature).log_softmax(-1)
     taken = expected.gather(-1, answered.batch.labels.clamp(min=0)[..., None]).squeeze(-1)
     assert torch.allclose(log_probs[answered.mask], taken[answered.mask], atol=1e-5)

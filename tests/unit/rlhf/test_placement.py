@@ -2,10 +2,10 @@
 
 import pytest
 
+from megalite.distributed.mesh import ParallelConfig
+from megalite.engine.layout import Demand
 from megalite.errors import ConfigError
 from megalite.models.config import ModelConfig
-from megalite.models.layout import Demand
-from megalite.parallel.mesh import ParallelConfig
 from megalite.stages.rlhf.placement import FrozenConfig, Side, check_placement
 
 MODEL = ModelConfig(num_layers=4, num_heads=6, hidden_size=48)

@@ -23,7 +23,7 @@ def _actor():
 
 
 def _log_probs(model, batch):
-    log_probs = model(batch.tokens).logits.log_softmax(-1)
+    log_probs = model(batch.decoder.tokens).logits.log_softmax(-1)
     labels = batch.labels.clamp(min=0)[..., None]
     entropy = -(log_probs.exp() * log_probs).sum(-1).detach()
     return log_probs.gather(-1, labels).squeeze(-1), entropy
@@ -31,8 +31,8 @@ def _log_probs(model, batch):
 
 def _count_targets(batch):
     """A reward model's values: targets of the answer up to and with each row."""
-    answered = torch.arange(batch.tokens.shape[1]) >= 2
-    return ((batch.tokens == TARGET) & answered).cumsum(1).float()
+    answered = torch.arange(batch.decoder.tokens.shape[1]) >= 2
+    return ((batch.decoder.tokens == TARGET) & answered).cumsum(1).float()
 
 
 class Run:
@@ -48,12 +48,16 @@ class Run:
         self.updates, self.kl, self.coefficient, self.step = updates, kl, kl.coefficient, 0
 
     def values(self, batch):
-        hidden = self.reference.transformer(batch.tokens).last_hidden_state.detach()
+        hidden = self.reference.transformer(batch.decoder.tokens).last_hidden_state.detach()
         return self.critic(hidden).squeeze(-1)
 
     def decode(self, batch, cache):
         """Logits of the newest row; every prompt is equally long, so no padding is seen."""
-        self.seen = batch.tokens if cache.length == 0 else torch.cat((self.seen, batch.tokens), 1)
+        self.seen = (
+            batch.decoder.tokens
+            if cache.length == 0
+            else torch.cat((self.seen, batch.decoder.tokens), 1)
+        )
         return self.actor(self.seen).logits
 
     def rollout(self):
@@ -149,6 +153,6 @@ def test_a_rollout_is_the_same_however_its_prompts_are_divided_and_judged():
     responses, whole = judged(range(6), 6)
     for ids in ([0, 2, 4], [1, 3, 5]):
         part, half = judged(ids, 2)
-        assert torch.equal(part.batch.tokens, responses.batch.tokens[ids])
+        assert torch.equal(part.batch.decoder.tokens, responses.batch.decoder.tokens[ids])
         assert torch.allclose(half.log_probs, whole.log_probs[ids], atol=1e-6)
         assert torch.equal(half.scores, whole.scores[ids])

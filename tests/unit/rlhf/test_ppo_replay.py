@@ -7,14 +7,13 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from megalite.distributed.launch import Launch
+from megalite.distributed.mesh import ParallelConfig
+from megalite.engine.build import build_model
 from megalite.generation.prompts import Prompt
-from megalite.models.build import build_model
 from megalite.models.config import ModelConfig
 from megalite.models.outputs import Logits, Values
 from megalite.ops.random import fold
-from megalite.parallel.engine import evaluate
-from megalite.parallel.launch import Launch
-from megalite.parallel.mesh import ParallelConfig
 from megalite.stages.ppo import Models, PPOConfig, _frozen, _learning, _Loop
 from megalite.stages.rlhf.kl import KLConfig
 from megalite.stages.rlhf.responses import respond
@@ -90,7 +89,7 @@ class Reference:
 
     def __init__(self, loop: _Loop) -> None:
         kinds = ("actor", "critic", "reference", "reward")
-        self.models = {kind: copy.deepcopy(getattr(loop.models, kind)) for kind in kinds}
+        self.models = {kind: copy.deepcopy(getattr(loop.models, kind).parts[0]) for kind in kinds}
         settings = {"lr": RATE, "betas": (0.9, 0.95), "eps": 1e-5, "weight_decay": 0.0}
         self.optimizers = [
             torch.optim.AdamW(list(self.models[kind].parameters()), **settings)
@@ -213,7 +212,7 @@ def test_a_pass_of_eight_answers_is_two_updates_of_two_micro_batches(loop):
     assert [len(epoch) for epoch in order] == [2, 2]
     for rows in order[0]:
         items = loop._items(responses, experience, rows)
-        assert [len(batch.tokens) for batch, _ in items] == [2, 2]
+        assert [len(batch.decoder.tokens) for batch, _ in items] == [2, 2]
 
 
 def test_dropout_is_off_and_the_critic_starts_as_the_reward_model(loop):
@@ -225,5 +224,5 @@ def test_dropout_is_off_and_the_critic_starts_as_the_reward_model(loop):
     assert all(torch.equal(a, b) for a, b in pairs)
     assert not any(p.requires_grad for p in fresh.reward.parameters())
     assert not any(p.requires_grad for p in fresh.reference.parameters())
-    again = [evaluate(fresh.actor, [respond(PROMPTS[:1], [[1]], [0]).batch], Logits())[0]] * 2
+    again = [fresh.actor.evaluate([respond(PROMPTS[:1], [[1]], [0]).batch], Logits())[0]] * 2
     assert torch.equal(*again)

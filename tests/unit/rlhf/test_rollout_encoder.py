@@ -6,26 +6,30 @@ import torch
 
 from megalite.data.layout import as_prompt
 from megalite.data.structure import Structure
+from megalite.distributed.mesh import Mesh, ParallelConfig
+from megalite.engine.build import build_model
+from megalite.engine.model import Model
 from megalite.generation.prompts import batch_prompts
+from megalite.models.batch import Batch, Stream
 from megalite.models.config import ModelConfig
 from megalite.models.outputs import Logits
-from megalite.models.transformer import Transformer
-from megalite.parallel.mesh import Mesh
+from megalite.ops.mask import causal, full
 from megalite.stages.conversation import decode_with
 from megalite.stages.rlhf.rollout import RolloutConfig, Vocabulary, answer
 
 TOKENS = 7
 
 
-def make_model() -> Transformer:
+def make_model() -> Model:
     sizes = {"hidden_size": 32, "num_heads": 2, "ffn_size": 40}
     layers = {"num_layers": 3, "num_encoder_layers": 2}
-    return Transformer(ModelConfig(vocab_size=131, init_std=0.3, **sizes, **layers), Mesh.single())
+    config = ModelConfig(vocab_size=131, init_std=0.3, **sizes, **layers)
+    return build_model(config, Mesh.single(), ParallelConfig(), seed=0)
 
 
 def test_the_encoder_and_its_keys_are_computed_once():
     model, calls = make_model(), Counter()
-    for name, module in model.named_modules():
+    for name, module in model.parts[0].named_modules():
         if name == "encoder" or name.endswith(("cross.key", "cross.value", "cross_norm")):
             key = name.split(".", 3)[-1] if "cross" in name else name
             module.register_forward_hook(lambda *_, key=key: calls.update([key]))
@@ -52,16 +56,14 @@ def test_what_the_cache_answers_is_what_reading_all_again_answers():
             again = batch_prompts(
                 [as_prompt(list(prompt.encoder_tokens), Structure(True, start_id=3))], [0]
             )
-            rows = torch.arange(len(tokens))[None].int()
-            longer = {
-                "tokens": torch.tensor([tokens]),
-                "labels": torch.full((1, len(tokens)), -100),
-                "positions": rows,
-                "start": torch.zeros_like(rows),
-                "end": rows + 1,
-                "cross_start": torch.zeros_like(rows),
-                "cross_end": torch.full_like(rows, len(prompt.encoder_tokens)),
-            }
-            logits = model(type(again)(**(vars(again) | longer)), Logits())
+            count, rows = len(tokens), torch.arange(len(tokens))[None].int()
+            longer = Batch(
+                Stream(torch.tensor([tokens]), rows, causal(1, count)),
+                torch.full((1, count), -100),
+                again.sample_ids,
+                encoder=again.encoder,
+                cross=full(1, count, len(prompt.encoder_tokens)),
+            )
+            (logits,) = model.evaluate([longer], Logits())
             tokens.append(int(logits[0, -1].argmax()))
         assert tokens[1:] == answers.row(number)

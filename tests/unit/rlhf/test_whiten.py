@@ -2,6 +2,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from megalite.distributed.mesh import Axis
 from megalite.stages.rlhf.whiten import moments, whiten
 
 GOLDEN = torch.tensor([[0.0508, 0.4381, 0.8254], [1.2127, 1.6, 1.9873], [2.3746, 2.7619, 3.1492]])
@@ -40,7 +41,9 @@ def _whiten_rank(rank: int, path: str, results) -> None:
     rows = slice(0, 1) if rank == 0 else slice(1, 3)
     mask = torch.ones(3, 3, dtype=torch.bool)
     mask[0, 2] = False
-    white = whiten(VALUES[rows], mask[rows], dist.group.WORLD, shift_mean=False)
+    white = whiten(
+        VALUES[rows], mask[rows], Axis("dp", 2, rank, dist.group.WORLD), shift_mean=False
+    )
     results.put((rank, white.tolist()))
     dist.destroy_process_group()
 

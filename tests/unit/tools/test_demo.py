@@ -2,8 +2,8 @@ import sys
 
 import pytest
 
+from megalite.distributed.launch import Launch
 from megalite.errors import ConfigError, MegaliteError
-from megalite.parallel.launch import Launch
 from megalite.tools.demo import DemoConfig, Step, broken_promises, run, run_steps, steps
 
 

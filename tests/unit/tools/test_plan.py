@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from megalite.cli import find_command, load_config, main
+from megalite.distributed.mesh import ParallelConfig
 from megalite.models.config import ModelConfig
-from megalite.parallel.mesh import ParallelConfig
 from megalite.tools.models import num_parameters
 from megalite.tools.plan import DEVICE_GIB, plan, processes
 from megalite.training.config import TrainConfig

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from megalite.distributed.launch import Launch
 from megalite.errors import DataError
-from megalite.parallel.launch import Launch
 from megalite.tools.chart import line_chart, tick_text
 from megalite.tools.report import ReportConfig, page, run
 

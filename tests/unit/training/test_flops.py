@@ -5,7 +5,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from megalite.models.batch import IGNORE, Batch
+from megalite.models.batch import IGNORE, Batch, Stream
 from megalite.models.config import ModelConfig
 from megalite.ops.mask import causal, full
 from megalite.training.flops import (
@@ -20,7 +20,7 @@ B, S, V = 2, 7, 50
 def batch(mask) -> Batch:
     tokens = torch.zeros(B, S, dtype=torch.int64)
     rows = torch.arange(S, dtype=torch.int32).expand(B, S)
-    return Batch(tokens, tokens, rows, mask.start, mask.end, torch.arange(B))
+    return Batch(Stream(tokens, rows, mask), tokens, torch.arange(B))
 
 
 def counted(model) -> int:

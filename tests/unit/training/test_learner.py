@@ -10,11 +10,11 @@ import torch
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
-from megalite.models.build import build_model
+from megalite.distributed.launch import Launch
+from megalite.distributed.mesh import Mesh, ParallelConfig, build_mesh
+from megalite.engine.build import build_model
+from megalite.engine.model import Task
 from megalite.models.outputs import Loss
-from megalite.parallel.engine import Task
-from megalite.parallel.launch import Launch
-from megalite.parallel.mesh import Mesh, ParallelConfig, build_mesh
 from megalite.training.config import OptimizerConfig, ScheduleConfig, TrainConfig
 from megalite.training.trainer import Learner, Learning
 from tests.dist import models

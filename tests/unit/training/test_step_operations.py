@@ -4,15 +4,16 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from megalite.models.batch import Batch
-from megalite.models.build import build_model, recomputed_blocks
+from megalite.distributed.mesh import Mesh, ParallelConfig
+from megalite.engine.bubble import bubble_in_theory
+from megalite.engine.build import build_model
+from megalite.engine.cut import cut
+from megalite.engine.recompute import recomputed_blocks
+from megalite.models.batch import Batch, Stream
 from megalite.models.config import ModelConfig
 from megalite.models.outputs import Loss
-from megalite.models.part import cut
 from megalite.ops import mask as masks
 from megalite.ops.backends import kernels
-from megalite.parallel.bubble import bubble_in_theory
-from megalite.parallel.mesh import Mesh, ParallelConfig
 from megalite.training.flops import step_operations
 
 B, S, S_ENCODER, V = 2, 9, 5, 50
@@ -32,19 +33,13 @@ def batch(config: ModelConfig) -> Batch:
     labels[:, :2] = -100
     whole = masks.full(B, S, S)
     rows = torch.arange(S, dtype=torch.int32).expand(B, S)
-    fields = {"positions": rows, "start": whole.start, "end": whole.end}
+    encoder = cross = None
     if config.is_encoder_decoder:
-        encoder = masks.full(B, S_ENCODER, S_ENCODER)
+        mask = masks.full(B, S_ENCODER, S_ENCODER)
+        encoder = Stream(tokens[:, :S_ENCODER], rows[:, :S_ENCODER], mask)
         cross = masks.full(B, S, S_ENCODER)
-        fields |= {
-            "encoder_tokens": tokens[:, :S_ENCODER],
-            "encoder_positions": rows[:, :S_ENCODER],
-            "encoder_start": encoder.start,
-            "encoder_end": encoder.end,
-            "cross_start": cross.start,
-            "cross_end": cross.end,
-        }
-    return Batch(tokens, labels, sample_ids=torch.arange(B), **fields)
+    decoder = Stream(tokens, rows, whole)
+    return Batch(decoder, labels, torch.arange(B), encoder=encoder, cross=cross)
 
 
 def counter(products: int):
@@ -76,7 +71,7 @@ def test_reported_operations_are_those_that_run(name, parallel):
     more = {ops.attention: counter(2), ops.attention_backward: counter(5)}
     more[torch.ops.aten.addmm_] = in_place_product
     with FlopCounterMode(display=False, custom_mapping=more) as counted:
-        model(data, Loss(1.0)).backward()
+        model.parts[0](data, Loss(1.0)).backward()
     expected = step_operations(config, data, recomputed_blocks(config, parallel))
     assert counted.get_total_flops() == expected.hardware
     assert expected.model < expected.hardware

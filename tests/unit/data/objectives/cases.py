@@ -113,12 +113,12 @@ def source_and_target(example, structure: Structure) -> tuple[list[int], list[in
     learned = example.labels != -100
     target = example.labels[learned].tolist()
     assert learned[int(learned.argmax()) :].all()
-    assert example.tokens[1:][learned[:-1]].tolist() == target[:-1]
+    assert example.decoder.tokens[1:][learned[:-1]].tolist() == target[:-1]
     if structure.is_encoder_decoder:
         assert learned.all()
-        assert example.tokens[0] == structure.start_id
-        return example.encoder_tokens.tolist(), target
-    lead = example.tokens[: int(learned.argmax()) + 1].tolist()
+        assert example.decoder.tokens[0] == structure.start_id
+        return example.encoder.tokens.tolist(), target
+    lead = example.decoder.tokens[: int(learned.argmax()) + 1].tolist()
     if structure.blank is None:
         return lead, target
     assert tuple(lead[-2:]) == structure.blank

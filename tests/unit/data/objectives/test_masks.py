@@ -8,11 +8,12 @@ from hypothesis import strategies as st
 
 from megalite.data.example import Example, collate, pack
 from megalite.data.structure import Structure
+from megalite.distributed.mesh import Mesh
+from megalite.engine.initial import initialise
 from megalite.models.config import ModelConfig
 from megalite.models.outputs import Logits
 from megalite.models.transformer import Transformer
 from megalite.ops import RowIntervals
-from megalite.parallel.mesh import Mesh
 from tests.unit.data.objectives.cases import (
     DOCUMENTS,
     FULL_STOP,
@@ -41,7 +42,7 @@ def source_rows(name: str, example: Example, structure: Structure) -> int:
     first = int((example.labels != -100).argmax())
     if "blanks" in name or structure.blank is not None:
         return first
-    return 0 if "split" in name and example.tokens[first] != FULL_STOP else first + 1
+    return 0 if "split" in name and example.decoder.tokens[first] != FULL_STOP else first + 1
 
 
 def from_definition(name: str, example: Example, structure: Structure) -> np.ndarray:
@@ -70,17 +71,19 @@ def test_a_packed_row_sees_what_the_definition_says(name, many):
     examples = [objective(document, generator(seed)) for document, seed in many]
     row = pack(examples)
     own = [from_definition(name, example, structure) for example in examples]
-    assert (dense(row.start, row.end, len(row)) == block_diagonal(own)).all()
+    assert (
+        dense(row.decoder.mask.start, row.decoder.mask.end, len(row)) == block_diagonal(own)
+    ).all()
     if structure.is_encoder_decoder:
         sources = [example.encoder_length for example in examples]
         both = [np.ones((n, n), dtype=bool) for n in sources]
-        seen = dense(row.encoder_start, row.encoder_end, row.encoder_length)
+        seen = dense(row.encoder.mask.start, row.encoder.mask.end, row.encoder_length)
         assert (seen == block_diagonal(both)).all()
         cross = [np.ones((len(e), n), dtype=bool) for e, n in zip(examples, sources, strict=True)]
-        seen = dense(row.cross_start, row.cross_end, row.encoder_length)
+        seen = dense(row.cross.start, row.cross.end, row.encoder_length)
         assert (seen == block_diagonal(cross)).all()
-    restarts = np.concatenate([example.positions for example in examples])
-    assert (row.positions == restarts).all()
+    restarts = np.concatenate([example.decoder.positions for example in examples])
+    assert (row.decoder.positions == restarts).all()
 
 
 MODELS = {
@@ -95,7 +98,8 @@ MODELS = {
 def test_a_documents_logits_are_the_same_alone_and_packed(kind):
     sizes = {"hidden_size": 32, "num_heads": 2, "head_size": 20, "ffn_size": 40, "num_layers": 2}
     config = ModelConfig(vocab_size=VOCABULARY, init_std=0.2, **sizes, **MODELS[kind])
-    model = Transformer(config, Mesh.single(), seed=3)
+    model = Transformer(config, Mesh.single())
+    initialise(model, 3)
     random = np.random.default_rng(7)
     names = [name for name, case in OBJECTIVES.items() if case[1] == STRUCTURES[kind]]
     for name in names:

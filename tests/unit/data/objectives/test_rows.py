@@ -37,12 +37,12 @@ def store(tmp_path_factory):
 
 def samples_of(row, structure) -> list:
     """The examples that were packed into a row, cut where positions begin again."""
-    bounds = [*np.flatnonzero(row.positions == 0).tolist(), len(row)]
-    encoder = [*np.flatnonzero(row.encoder_positions == 0).tolist(), row.encoder_length]
+    bounds = [*np.flatnonzero(row.decoder.positions == 0).tolist(), len(row)]
+    encoder = [*np.flatnonzero(row.encoder.positions == 0).tolist(), row.encoder_length]
     assert len(bounds) == len(encoder)
     for place in range(len(bounds) - 1):
         rows = slice(bounds[place], bounds[place + 1])
-        source = row.encoder_tokens[encoder[place] : encoder[place + 1]].tolist()
+        source = row.encoder.tokens[encoder[place] : encoder[place + 1]].tolist()
         yield source, row.labels[rows].tolist()
 
 
@@ -89,7 +89,9 @@ def test_a_row_is_a_function_of_seed_and_number(store):
 def test_an_epoch_has_its_own_draws_of_the_same_documents(store):
     structure = STRUCTURES["prefix"]
     rows = DocumentRows(store, PrefixLM(structure), ROOM, seed=5)
-    alone = [number for number in range(len(rows)) if (rows[number].positions == 0).sum() == 1][:6]
+    alone = [
+        number for number in range(len(rows)) if (rows[number].decoder.positions == 0).sum() == 1
+    ][:6]
     splits = []
     for number in alone:
         first = source_and_target(rows[number], structure)

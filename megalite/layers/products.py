@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from megalite.parallel.collectives import start_all_reduce, start_gather, start_reduce_scatter
-from megalite.parallel.mesh import Mesh
+from megalite.distributed.collectives import start_all_reduce, start_gather, start_reduce_scatter
+from megalite.distributed.mesh import Mesh
 
 
 class Matrix(NamedTuple):

@@ -14,7 +14,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional
 
-from megalite.parallel.mesh import Axis
+from megalite.distributed.mesh import Axis
+from megalite.distributed.sums import all_reduce_sum
 
 
 def shard_bounds(size: int, axis: Axis) -> tuple[int, int]:
@@ -25,15 +26,6 @@ def shard_bounds(size: int, axis: Axis) -> tuple[int, int]:
     """
     each = -(-size // axis.size)
     return min(axis.rank * each, size), min((axis.rank + 1) * each, size)
-
-
-def all_reduce_sum(x: Tensor, axis: Axis) -> Tensor:
-    """The sum over ``axis``, without autograd; ``x`` itself is left as it is."""
-    if axis.group is None:
-        return x
-    total = x.detach().clone(memory_format=torch.contiguous_format)
-    dist.all_reduce(total, group=axis.group)
-    return total
 
 
 @dataclass(frozen=True)
@@ -75,6 +67,18 @@ def start_reduce_scatter(x: Tensor, axis: Axis, dim: int) -> Pending:
     part = whole.new_empty(each, *whole.shape[1:])
     work = dist.reduce_scatter_tensor(part, whole, group=axis.group, async_op=True)
     return Pending(work, lambda: part.movedim(0, dim))
+
+
+def gather_stacked(x: Tensor, axis: Axis) -> Tensor:
+    """What each process of ``axis`` has, side by side in a new dimension 1; no autograd.
+
+    Comm: all-gather of ``x`` over ``axis``.
+    """
+    parts = [x]
+    if axis.group is not None:
+        parts = [torch.empty_like(x) for _ in range(axis.size)]
+        dist.all_gather(parts, x, group=axis.group)
+    return torch.stack(parts, 1)
 
 
 def _gather_parts(x: Tensor, axis: Axis, dim: int, size: int) -> Tensor:

@@ -1,6 +1,6 @@
 """Data parallelism: FSDP2 over the mesh's replicate and shard axes, gradients summed."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -10,7 +10,8 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard
 
-from megalite.parallel.mesh import Mesh
+from megalite.distributed.mesh import Mesh
+from megalite.models.transformer import Transformer
 
 COMPUTE_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -28,8 +29,8 @@ class DataParallel:
     reshard_after_forward: bool = False
 
 
-def shard_model(model: nn.Module, mesh: Mesh, how: DataParallel) -> None:
-    """Shard a Transformer's parameters over dp, a group for each block and one for the rest.
+def shard_model(part: Transformer, mesh: Mesh, how: DataParallel) -> None:
+    """Shard the parameters of a part over dp, a group for each block and one for the rest.
 
     A process alone in fp32 keeps plain parameters. Gradients are summed over dp, not averaged: the
     loss is already divided by the global number of targets.
@@ -39,8 +40,9 @@ def shard_model(model: nn.Module, mesh: Mesh, how: DataParallel) -> None:
     """
     if mesh.dp.size == 1 and how.precision == "fp32":
         return
+    assert mesh.device_mesh is not None
     dtype = COMPUTE_DTYPES[how.precision]
-    options = {
+    options: dict[str, Any] = {
         "mesh": mesh.device_mesh["replicate", "shard"],
         "mp_policy": MixedPrecisionPolicy(
             param_dtype=None if how.precision == "fp32" else dtype,
@@ -49,19 +51,17 @@ def shard_model(model: nn.Module, mesh: Mesh, how: DataParallel) -> None:
         ),
         "shard_placement_fn": _placement(mesh.shard.size),
     }
-    for stack in model.stacks():
-        for block in stack.layers.values():
-            fully_shard(block, reshard_after_forward=how.reshard_after_forward, **options)
-    fully_shard(model, reshard_after_forward=False, **options)
-    model.reshard_after_forward = how.reshard_after_forward
-    for module in model.modules():
+    for block in part.blocks():
+        fully_shard(block, reshard_after_forward=how.reshard_after_forward, **options)
+    fully_shard(part, reshard_after_forward=False, **options)
+    for module in part.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
             if mesh.device.type == "cpu":
                 module.set_force_sum_reduction_for_comms(True)
 
 
-def _placement(num_shards: int):
+def _placement(num_shards: int) -> Callable[[nn.Parameter], Shard | None]:
     """Choose the dimension FSDP2 splits: one that tp has not split already, where there is one."""
 
     def place(parameter: nn.Parameter) -> Shard | None:
@@ -80,27 +80,26 @@ def _placement(num_shards: int):
     return place
 
 
-def set_gradient_sync(model: nn.Module, is_last: bool) -> None:
+def set_gradient_sync(part: Transformer, how: DataParallel, is_last: bool) -> None:
     """Reduce gradients in the backward pass of a step's last micro-batch only.
 
     Where parameters stay gathered from forward to backward they stay for the whole step.
     """
-    if isinstance(model, FSDPModule):
-        model.set_requires_gradient_sync(is_last)
-        model.set_is_last_backward(is_last)
-        model.set_reshard_after_backward(is_last or model.reshard_after_forward)
+    if isinstance(part, FSDPModule):
+        part.set_requires_gradient_sync(is_last)
+        part.set_is_last_backward(is_last)
+        part.set_reshard_after_backward(is_last or how.reshard_after_forward)
 
 
 @contextmanager
-def gathered(model: Any) -> Iterator[None]:
-    """Keep all parameters of a Transformer or Pipeline gathered, for many forward passes.
+def gathered(parts: Sequence[Transformer], how: DataParallel) -> Iterator[None]:
+    """Keep all parameters of some parts gathered, for many forward passes.
 
     Inside, a forward pass communicates nothing over dp, so ranks may run different numbers of them.
 
     Comm: all-gather of the parameters over shard on entry.
     """
-    stages = model.stages_here()
-    modules = [m for stage in stages for m in stage.modules() if isinstance(m, FSDPModule)]
+    modules = [m for part in parts for m in part.modules() if isinstance(m, FSDPModule)]
     for module in modules:
         module.set_reshard_after_forward(False, recurse=False)
         module.unshard()
@@ -109,8 +108,6 @@ def gathered(model: Any) -> Iterator[None]:
     finally:
         for module in modules:
             module.reshard()
-        for stage in stages:
-            if isinstance(stage, FSDPModule):
-                for stack in stage.stacks():
-                    for block in stack.layers.values():
-                        block.set_reshard_after_forward(stage.reshard_after_forward, recurse=False)
+        for block in (block for part in parts for block in part.blocks()):
+            if isinstance(block, FSDPModule):
+                block.set_reshard_after_forward(how.reshard_after_forward, recurse=False)

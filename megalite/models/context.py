@@ -1,28 +1,28 @@
 """What every block of a stack reads besides its input: made once a batch."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from megalite.distributed.mesh import Mesh
 from megalite.models.config import ModelConfig
 from megalite.ops import RowIntervals, dropout, rope, rope_tables
 from megalite.ops.random import fold, hash64
-from megalite.parallel.mesh import Mesh
 
 
 class KeyValueCache(Protocol):
     """What a model knows of decoding; see ``generation/cache.py``."""
 
     length: int
-    memory_length: int
 
     def extend(self, layer: str, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Append new rows; give all rows so far."""
 
-    def once(self, layer: str, make) -> tuple[Tensor, Tensor]:
+    def once(self, layer: str, make: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         """Keys and values made at the first call."""
 
 
@@ -44,13 +44,13 @@ class Dropout:
 
 
 @dataclass(frozen=True)
-class Stream:
-    """One token stream, the encoder's or the decoder's, as its blocks see it.
+class Context:
+    """What the blocks of the encoder, or of the decoder, share in one pass.
 
     Attributes:
         length: S, rows of the stream in this pass.
-        mask: row intervals over this stream's keys.
-        cross: row intervals over the encoder's keys, or None.
+        mask: the batch's row intervals over this stream's keys.
+        cross: the batch's row intervals over the encoder's rows, or None.
         tables: RoPE's (cos, sin), or None.
         bias: [N/tp, Sq + Sk - 1] fp32 a head and distance, or None.
         dropout: None turns it off.

@@ -3,21 +3,18 @@
 from collections.abc import Iterable
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from megalite.parallel.mesh import Mesh
+from megalite.distributed.mesh import Mesh
+from megalite.distributed.sums import all_reduce_sum
+from megalite.engine.model import Model
+from megalite.layers.shards import gradient_of, local_part
 
 
-def local_part(tensor: Tensor) -> Tensor:
-    """What this process holds of a tensor."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
-def _is_counted(name: str, parameter: Tensor, mesh: Mesh, owned: set[str] | None) -> bool:
+def _is_counted(name: str, parameter: Tensor, mesh: Mesh, owned: set[str]) -> bool:
     """Whether this process is the one that counts its piece of a parameter in a global sum."""
-    if owned is not None and name not in owned:
+    if name not in owned:
         return False
     axes = {"replicate": mesh.replicate, "shard": mesh.shard, "tp": mesh.tp}
     if isinstance(parameter, DTensor):
@@ -28,12 +25,11 @@ def _is_counted(name: str, parameter: Tensor, mesh: Mesh, owned: set[str] | None
     return all(axis.rank == 0 for axis in axes.values())
 
 
-def clip_grad_norm(model, mesh: Mesh, max_norm: float, scale: float = 1.0) -> tuple[Tensor, Tensor]:
+def clip_grad_norm(model: Model, max_norm: float, scale: float = 1.0) -> tuple[Tensor, Tensor]:
     """Divide gradients by ``scale``, measure their global norm, and clip them to ``max_norm``.
 
     Args:
-        model: a Transformer or a Pipeline: ``named_parameters()``, ``owned_names()``.
-        mesh: the mesh.
+        model: whose gradients.
         max_norm: largest norm left; 0 doesn't clip.
         scale: what the loss was multiplied by (fp16).
 
@@ -45,18 +41,17 @@ def clip_grad_norm(model, mesh: Mesh, max_norm: float, scale: float = 1.0) -> tu
     Comm: one all-reduce of two numbers over the world. The flag is a count: a maximum loses NaN
     on some backends.
     """
-    owned = model.owned_names()
-    gradients = [local_part(p.grad) for p in model.parameters() if p.grad is not None]
+    mesh, owned = model.mesh, model.owned_names()
+    gradients = [local_part(gradient_of(p)) for p in model.parameters() if p.grad is not None]
     counted = [
-        local_part(parameter.grad)
+        local_part(gradient_of(parameter))
         for name, parameter in model.named_parameters()
         if parameter.grad is not None and _is_counted(name, parameter, mesh, owned)
     ]
     total = _sum_of_squares(counted, mesh.device)
     bad = (~torch.isfinite(_sum_of_squares(gradients, mesh.device))).double()
     both = torch.stack((torch.where(torch.isfinite(total), total, 0.0), bad))
-    if mesh.world.group is not None:
-        dist.all_reduce(both, group=mesh.world.group)
+    both = all_reduce_sum(both, mesh.world)
     norm = both[0].sqrt() / scale
     factor = torch.full_like(norm, 1.0 / scale)
     if max_norm > 0:

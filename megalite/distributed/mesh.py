@@ -11,9 +11,9 @@ from pydantic import Field
 from torch.distributed.device_mesh import DeviceMesh
 
 from megalite.config.section import Section
+from megalite.distributed.launch import Launch
+from megalite.distributed.rendezvous import store_of_this_start
 from megalite.errors import ConfigError
-from megalite.parallel.launch import Launch
-from megalite.parallel.rendezvous import store_of_this_start
 
 _AXES = ("pp", "replicate", "shard", "tp")
 
@@ -110,6 +110,11 @@ class Axis:
     size: int = 1
     rank: int = 0
     group: dist.ProcessGroup | None = None
+
+    def global_rank(self, rank: int) -> int:
+        """The rank in the run of the process at place ``rank`` of an axis of several."""
+        assert self.group is not None
+        return dist.get_global_rank(self.group, rank)
 
 
 @dataclass(frozen=True)

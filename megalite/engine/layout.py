@@ -4,9 +4,9 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from megalite.distributed.mesh import ParallelConfig, factorisations
 from megalite.errors import ConfigError
 from megalite.models.config import ModelConfig
-from megalite.parallel.mesh import ParallelConfig, factorisations
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from datetime import timedelta
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
+from megalite.distributed.launch import Launch
 from megalite.errors import RankFailure
-from megalite.parallel.launch import Launch
 
 PAUSE_S = 0.02
 

@@ -1,0 +1,55 @@
+"""What the last process of an axis has, given to all of them."""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from megalite.distributed.mesh import Axis
+
+
+def share_from_last(
+    result: Tensor | tuple[Tensor, ...] | None, axis: Axis, device: torch.device
+) -> Tensor | tuple[Tensor, ...]:
+    """Give every process of ``axis`` the last one's tensor or tuple of tensors.
+
+    Comm: broadcast of shapes and of the tensors over ``axis``.
+
+    Args:
+        result: of the last process; others' is not read.
+        axis: with a group.
+        device: of the tensors that are made here.
+    """
+    source = axis.global_rank(axis.size - 1)
+    is_last = axis.rank == axis.size - 1
+    tensors: list[Tensor] = []
+    metas: list[Any] = [None]
+    if is_last and result is not None:
+        tensors = list(result) if isinstance(result, tuple) else [result]
+        metas = [(isinstance(result, tuple), [(t.shape, t.dtype) for t in tensors])]
+    dist.broadcast_object_list(metas, src=source, group=axis.group)
+    is_tuple, shapes = metas[0]
+    if not is_last:
+        tensors = [torch.empty(shape, dtype=dtype, device=device) for shape, dtype in shapes]
+    tensors = [tensor.contiguous() for tensor in tensors]
+    for tensor in tensors:
+        dist.broadcast(tensor, src=source, group=axis.group)
+    return tuple(tensors) if is_tuple else tensors[0]
+
+
+def share_scalars_from_last(
+    scalars: dict[str, Tensor], axis: Axis, device: torch.device
+) -> dict[str, Tensor]:
+    """Give every process of ``axis`` the last one's scalars by name, in fp32.
+
+    Comm: broadcast of names and of the scalars over ``axis``.
+    """
+    source = axis.global_rank(axis.size - 1)
+    names = [list(scalars)]
+    dist.broadcast_object_list(names, src=source, group=axis.group)
+    values = torch.zeros(len(names[0]), device=device)
+    if axis.rank == axis.size - 1:
+        values = torch.stack([scalars[name] for name in names[0]])
+    dist.broadcast(values, src=source, group=axis.group)
+    return dict(zip(names[0], values.unbind(), strict=True))

@@ -1,0 +1,1 @@
+"""What runs a model over processes: cut, sharded, pipelined, forward and backward."""

@@ -1,0 +1,50 @@
+"""Build a model for a layout: cut, sharded, recomputing, then filled."""
+
+from typing import Literal
+
+from megalite.distributed.mesh import Mesh, ParallelConfig
+from megalite.engine.cut import parts_of
+from megalite.engine.data_parallel import DataParallel, shard_model
+from megalite.engine.initial import initialise
+from megalite.engine.layout import Demand, check_layout
+from megalite.engine.model import Model
+from megalite.engine.pipeline import Pipeline
+from megalite.engine.recompute import Recompute
+from megalite.engine.whole import Whole
+from megalite.models.config import ModelConfig
+from megalite.models.transformer import Transformer
+
+
+def build_model(
+    config: ModelConfig,
+    mesh: Mesh,
+    parallel: ParallelConfig,
+    *,
+    seed: int,
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32",
+) -> Model:
+    """Build this process's share of a model, with its initial values.
+
+    Args:
+        config: shape of the model.
+        mesh: from :func:`megalite.distributed.mesh.build_mesh`.
+        parallel: the layout.
+        seed: of the initial values.
+        precision: of compute; parameters are fp32.
+
+    Raises:
+        ConfigError: the layout doesn't fit the model.
+    """
+    check_layout(Demand(config), parallel)
+    how = DataParallel(precision, parallel.reshard_after_forward)
+    recompute = Recompute(parallel.recompute, parallel.recompute_blocks)
+    parts = []
+    for share in parts_of(config, parallel)[mesh.pp.rank :: mesh.pp.size]:
+        part = Transformer(config, mesh, share)
+        recompute.apply_to(part)
+        shard_model(part, mesh, how)
+        initialise(part, seed)
+        parts.append(part)
+    if mesh.pp.size == 1:
+        return Whole(parts, mesh, how)
+    return Pipeline(parts, mesh, how, parallel.schedule)

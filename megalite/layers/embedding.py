@@ -1,0 +1,39 @@
+"""The embedding of tokens, split over tensor-parallel processes by vocabulary."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from megalite.distributed.collectives import shard_bounds
+from megalite.distributed.mesh import Mesh
+from megalite.layers.layer import Initial, Layer
+from megalite.layers.region import leave
+
+
+class VocabParallelEmbedding(Layer):
+    """Rows of W [V, E], split over tp along V; also the matrix of a tied head."""
+
+    def __init__(self, mesh: Mesh, vocab_size: int, width: int, initial: Initial) -> None:
+        """Declare the table."""
+        super().__init__(mesh)
+        self.vocab_size = vocab_size
+        self.add("weight", (vocab_size, width), initial, shard=0)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Look up tokens [B, S] int64: [B, S, E], or [B, S/tp, E] under sequence parallelism.
+
+        Comm: see :func:`leave`.
+        """
+        weight = self.local("weight")
+        if self.mesh.tp.size == 1:
+            return functional.embedding(tokens, weight)
+        first, last = shard_bounds(self.vocab_size, self.mesh.tp)
+        here = (tokens >= first) & (tokens < last)
+        if last == first:
+            rows = weight.sum() * torch.zeros(
+                *tokens.shape, weight.shape[1], dtype=weight.dtype, device=tokens.device
+            )
+        else:
+            rows = functional.embedding((tokens - first).clamp(0, last - first - 1), weight)
+            rows = rows * here[..., None]
+        return leave(rows, self.mesh)

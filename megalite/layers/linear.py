@@ -1,0 +1,125 @@
+"""Linear layers whose matrices are split over tensor-parallel processes, or copied to all of them.
+
+Source: Shoeybi et al. 2019, arXiv:1909.08053, section 3.
+"""
+
+from torch import Tensor
+from torch.nn import functional
+
+from megalite.distributed.mesh import Mesh
+from megalite.layers.layer import Initial, Layer
+from megalite.layers.products import Matrix
+from megalite.layers.region import leave
+
+
+class ColumnParallelLinear(Layer):
+    """y = x W^T + b with W [*out, D] and b [*out] split over tp along their first dimension."""
+
+    def __init__(
+        self, mesh: Mesh, out: tuple[int, ...], width: int, initial: Initial, bias: bool
+    ) -> None:
+        """Declare the weight.
+
+        Args:
+            mesh: the mesh.
+            out: output dimensions, such as (N, H) or (F,).
+            width: D.
+            initial: of the weight; the bias starts as 0.
+            bias: whether there is one.
+        """
+        super().__init__(mesh)
+        self.add("weight", (*out, width), initial, shard=0)
+        if bias:
+            self.add("bias", out, Initial(), shard=0)
+        self.has_bias = bias
+
+    def matrix(self) -> Matrix:
+        """What this process multiplies with: rows out[0]/tp x out[1:]."""
+        weight = self.local("weight")
+        bias = self.local("bias").flatten() if self.has_bias else None
+        return Matrix(weight.flatten(0, -2), bias, weight.shape[:-1])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map x [B, S, D], the same on all of tp, to [B, S, out[0]/tp, *out[1:]]."""
+        return self.matrix().times(x)
+
+
+class SelectedLinear(Layer):
+    """A linear layer [G, H, D] copied to every tp process, of which each computes a range of G.
+
+    Key and value heads are so when they can't be split together with the query heads.
+    """
+
+    def __init__(
+        self, mesh: Mesh, out: tuple[int, int], width: int, initial: Initial, bias: bool
+    ) -> None:
+        """Declare the weight [*out, width]."""
+        super().__init__(mesh)
+        self.add("weight", (*out, width), initial)
+        if bias:
+            self.add("bias", out, Initial())
+        self.has_bias = bias
+        self.bounds = (0, out[0])
+
+    def matrix(self) -> Matrix:
+        """What this process multiplies with: rows count x H, of the range ``bounds`` of G.
+
+        Comm: all-reduce of the weight's gradient over tp, backward only.
+        """
+        first, last = self.bounds
+        weight = self.local("weight", partial=True)[first:last]
+        bias = self.local("bias", partial=True)[first:last].flatten() if self.has_bias else None
+        return Matrix(weight.flatten(0, 1), bias, weight.shape[:2])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map x [B, S, D] to [B, S, count, H]."""
+        return self.matrix().times(x)
+
+
+class RowParallelLinear(Layer):
+    """y = x W^T + b with W [D, *inputs] split over tp along its second dimension."""
+
+    def __init__(
+        self, mesh: Mesh, inputs: tuple[int, ...], width: int, initial: Initial, bias: bool
+    ) -> None:
+        """Declare the weight [width, *inputs] and the bias [width]."""
+        super().__init__(mesh)
+        self.add("weight", (width, *inputs), initial, shard=1)
+        if bias:
+            self.add("bias", (width,), Initial())
+        self.has_bias = bias
+
+    def partial(self, x: Tensor) -> Tensor:
+        """Map x [B, S, inputs[0]/tp, *inputs[1:]] to [B, S, D]{tp}, without the bias."""
+        weight = self.local("weight").flatten(1)
+        return functional.linear(x.flatten(2), weight)
+
+    def finish(self, partial: Tensor) -> Tensor:
+        """Sum [B, S, D]{tp} over tp and add the bias.
+
+        Comm: see :func:`leave`.
+        """
+        y = leave(partial, self.mesh)
+        if self.has_bias:
+            y = y + self.local("bias", partial=self.mesh.sequence_parallel)
+        return y
+
+
+class Projection(Layer):
+    """A linear layer copied to every tp process, working on the rows between matrices."""
+
+    def __init__(
+        self, mesh: Mesh, out: int, width: int, initial: Initial, bias: bool = False
+    ) -> None:
+        """Declare the weight [out, width]."""
+        super().__init__(mesh)
+        self.add("weight", (out, width), initial)
+        if bias:
+            self.add("bias", (out,), Initial())
+        self.has_bias = bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [B, S', width] to [B, S', out]."""
+        partial = self.mesh.sequence_parallel
+        bias = self.local("bias", partial) if self.has_bias else None
+        return functional.linear(x, self.local("weight", partial), bias)

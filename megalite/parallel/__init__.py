@@ -1,1 +1,0 @@
-"""Meshes, collectives and the layers that are sharded over them."""
