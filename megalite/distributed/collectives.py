@@ -8,6 +8,7 @@ Source: Shoeybi et al. 2019, arXiv:1909.08053, section 3; Korthikanti et al. 202
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -97,56 +98,56 @@ def _pad(x: Tensor, dim: int, count: int) -> Tensor:
 
 class _Copy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, axis: Axis) -> Tensor:
+    def forward(ctx: Any, x: Tensor, axis: Axis) -> Tensor:
         ctx.axis = axis
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return all_reduce_sum(gradient, ctx.axis), None
 
 
 class _Reduce(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, axis: Axis) -> Tensor:
+    def forward(ctx: Any, x: Tensor, axis: Axis) -> Tensor:
         return all_reduce_sum(x, axis)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return gradient, None
 
 
 class _GatherSequence(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, axis: Axis, length: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, axis: Axis, length: int) -> Tensor:
         ctx.axis = axis
         return _gather_parts(x, axis, 1, x.shape[1] * axis.size)[:, :length]
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         return _reduce_scatter_parts(gradient, ctx.axis, 1), None, None
 
 
 class _ScatterSum(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, axis: Axis) -> Tensor:
+    def forward(ctx: Any, x: Tensor, axis: Axis) -> Tensor:
         ctx.axis, ctx.length = axis, x.shape[1]
         return _reduce_scatter_parts(x, axis, 1)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         whole = _gather_parts(gradient, ctx.axis, 1, gradient.shape[1] * ctx.axis.size)
         return whole[:, : ctx.length], None
 
 
 class _GatherCopies(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, axis: Axis, dim: int, size: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, axis: Axis, dim: int, size: int) -> Tensor:
         ctx.axis, ctx.dim, ctx.shape = axis, dim, x.shape
         return _gather_parts(x, axis, dim, size)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         first, last = shard_bounds(gradient.shape[ctx.dim], ctx.axis)
         part = gradient.narrow(ctx.dim, first, last - first)
         return _pad(part, ctx.dim, ctx.shape[ctx.dim] - (last - first)), None, None, None

@@ -5,7 +5,7 @@ Source: Shoeybi et al. 2019, arXiv:1909.08053, section 3; the overlap is that of
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -66,7 +66,9 @@ def column_products(x: Tensor, matrices: Sequence[Matrix], mesh: Mesh, length: i
 
 class _ColumnProducts(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, mesh: Mesh, length: int, *weights_biases):
+    def forward(
+        ctx: Any, x: Tensor, mesh: Mesh, length: int, *weights_biases: Any
+    ) -> tuple[Tensor, ...]:
         count = len(weights_biases) // 2
         weights, biases = weights_biases[:count], weights_biases[count:]
         ctx.save_for_backward(x, *weights)
@@ -76,7 +78,7 @@ class _ColumnProducts(torch.autograd.Function):
         return tuple(functional.linear(whole, weight, bias) for weight, bias in pairs)
 
     @staticmethod
-    def backward(ctx, *gradients: Tensor):
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, *weights = ctx.saved_tensors
         mesh, count = ctx.mesh, len(weights)
         gather = start_gather(x, mesh.tp, 1, ctx.length) if mesh.sequence_parallel else None

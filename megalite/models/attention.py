@@ -48,8 +48,8 @@ class HeadLayout:
         return cls((first, last), groups, False, None if even else places)
 
 
-class Attention(nn.Module):
-    """Attention of a stream to itself: query, key, value, output."""
+class _Heads(nn.Module):
+    """The weights of attention: query, key, value, output; and attending with them."""
 
     def __init__(self, config: ModelConfig, mesh: Mesh, name: str, output_std: float) -> None:
         """Declare the weights.
@@ -82,6 +82,34 @@ class Attention(nn.Module):
         linear = SelectedLinear(mesh, out, size, std, bias)
         linear.bounds = self.layout.groups
         return linear
+
+    def _attend(
+        self,
+        qkv: tuple[Tensor, Tensor, Tensor],
+        context: Context,
+        mask: RowIntervals,
+        bias: Tensor | None,
+    ) -> Tensor:
+        """The output's part of a sum, [B, S, D]{tp}, of [B, S, N/tp, H] and [B, K, G/tp, H]."""
+        q, k, v = qkv
+        if q.shape[2] == 0:
+            unused = k.sum() + v.sum() + (0.0 if bias is None else bias.sum())
+            return self.output.partial(q) + 0.0 * unused
+        if self.layout.expand is not None:
+            places = torch.tensor(self.layout.expand, device=k.device)
+            k, v = k.index_select(2, places), v.index_select(2, places)
+        return self.output.partial(attention(q, k, v, mask, bias, self._options(context)))
+
+    def _options(self, context: Context) -> AttentionOptions:
+        scale, p, head = self.config.scale, self.config.attention_dropout, self.layout.queries[0]
+        random = context.dropout
+        if random is None or p == 0.0:
+            return AttentionOptions(scale, head_offset=head)
+        return AttentionOptions(scale, p, random.site_seed(self.name), random.sample_ids, head)
+
+
+class Attention(_Heads):
+    """Attention of a stream to itself."""
 
     def matrices(self) -> list[Matrix]:
         """What multiplies the input: query, key, value.
@@ -119,37 +147,11 @@ class Attention(nn.Module):
             k, v = context.cache.extend(self.name, k, v)
         return self._attend((q, k, v), context, context.mask, context.bias)
 
-    def _attend(
-        self,
-        qkv: tuple[Tensor, Tensor, Tensor],
-        context: Context,
-        mask: RowIntervals,
-        bias: Tensor | None,
-    ) -> Tensor:
-        """The output's part of a sum, [B, S, D]{tp}, of [B, S, N/tp, H] and [B, K, G/tp, H]."""
-        q, k, v = qkv
-        if q.shape[2] == 0:
-            unused = k.sum() + v.sum() + (0.0 if bias is None else bias.sum())
-            return self.output.partial(q) + 0.0 * unused
-        if self.layout.expand is not None:
-            places = torch.tensor(self.layout.expand, device=k.device)
-            k, v = k.index_select(2, places), v.index_select(2, places)
-        return self.output.partial(attention(q, k, v, mask, bias, self._options(context)))
 
-    def _options(self, context: Context) -> AttentionOptions:
-        scale, p, head = self.config.scale, self.config.attention_dropout, self.layout.queries[0]
-        random = context.dropout
-        if random is None or p == 0.0:
-            return AttentionOptions(scale, head_offset=head)
-        return AttentionOptions(scale, p, random.site_seed(self.name), random.sample_ids, head)
-
-
-class CrossAttention(Attention):
+class CrossAttention(_Heads):
     """Attention of the decoder's rows to the encoder's."""
 
-    def forward(  # type: ignore[override]  # reads two streams
-        self, x: Tensor, context: Context, memory: Tensor | None
-    ) -> Tensor:
+    def forward(self, x: Tensor, context: Context, memory: Tensor | None) -> Tensor:
         """Attend to the encoder's rows.
 
         Args:

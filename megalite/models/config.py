@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 
 from megalite.config.section import Section
 from megalite.errors import ConfigError
+from megalite.models.presets import PRESETS
 
 
 class ModelConfig(Section):
@@ -88,8 +89,6 @@ class ModelConfig(Section):
         name = values.get("preset") if isinstance(values, dict) else None
         if not name or not isinstance(name, str):
             return values
-        from megalite.models.families import PRESETS  # families are written in terms of this class
-
         if name not in PRESETS:
             close = difflib.get_close_matches(name, PRESETS, n=1, cutoff=0.0)[0]
             raise ConfigError(

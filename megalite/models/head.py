@@ -36,7 +36,9 @@ class Head(Layer):
         if width != config.hidden_size:
             self.project = Projection(mesh, width, config.hidden_size, std)
 
-    def forward(self, hidden: Tensor, batch: Batch, output: Output, tied: Tensor | None):
+    def forward(
+        self, hidden: Tensor, batch: Batch, output: Output, tied: Tensor | None
+    ) -> Tensor | tuple[Tensor, ...]:
         """Give what ``output`` asks.
 
         Args:

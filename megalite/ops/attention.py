@@ -4,7 +4,8 @@ Source: Vaswani et al. 2017, arXiv:1706.03762; the tiled form Dao 2023, arXiv:23
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,11 +35,17 @@ class AttentionOptions:
     sample_ids: Tensor | None = None
     head_offset: int = 0
 
+    def scale_of(self, q: Tensor) -> float:
+        """The scale for queries [..., H]."""
+        return q.shape[-1] ** -0.5 if self.scale is None else self.scale
 
-def _arguments(mask: RowIntervals, bias: Tensor | None, options: AttentionOptions) -> tuple:
+
+def _arguments(
+    q: Tensor, mask: RowIntervals, bias: Tensor | None, options: AttentionOptions
+) -> tuple[Any, ...]:
     """The trailing arguments of the registered operators."""
     random = options.dropout_p, options.dropout_seed, options.sample_ids, options.head_offset
-    return (mask.start, mask.end, *mask.plan, bias, options.scale, *random)
+    return (mask.start, mask.end, *mask.plan, bias, options.scale_of(q), *random)
 
 
 def attention(
@@ -68,8 +75,6 @@ def attention(
     _check(q, k, v, mask, bias)
     if options.dropout_p > 0 and options.sample_ids is None:
         raise ShapeError("attention sample_ids: int64 [B] must come with dropout_p > 0, came None")
-    if options.scale is None:
-        options = replace(options, scale=q.shape[-1] ** -0.5)
     return _Attention.apply(q, k, v, bias, mask, options)
 
 
@@ -103,19 +108,19 @@ def _check(q: Tensor, k: Tensor, v: Tensor, mask: RowIntervals, bias: Tensor | N
 
 class _Attention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, *inputs):
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
         q, k, v, bias, mask, options = inputs
         ops = kernels(q)
         if ops is None:
             out, lse = forward_reference((q, k, v), bias, mask, options)
         else:
-            out, lse = ops.attention(q, k, v, *_arguments(mask, bias, options))
+            out, lse = ops.attention(q, k, v, *_arguments(q, mask, bias, options))
         ctx.save_for_backward(q, k, v, bias, out, lse)
         ctx.mask, ctx.options, ctx.ops = mask, options, ops
         return out
 
     @staticmethod
-    def backward(ctx, dout: Tensor):
+    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, bias, out, lse = ctx.saved_tensors
         needs_bias = bias is not None and ctx.needs_input_grad[3]
         if ctx.ops is None:
@@ -123,7 +128,7 @@ class _Attention(torch.autograd.Function):
                 dout, (q, k, v), bias, lse, ctx.mask, ctx.options
             )
         else:
-            arguments = _arguments(ctx.mask, bias, ctx.options)
+            arguments = _arguments(q, ctx.mask, bias, ctx.options)
             dq, dk, dv, dbias = ctx.ops.attention_backward(
                 dout, q, k, v, out, lse, *arguments, needs_bias
             )
@@ -154,6 +159,7 @@ def _keep(shape: torch.Size, options: AttentionOptions) -> Tensor | None:
     if options.dropout_p == 0.0:
         return None
     batch, groups, ratio, queries, keys = shape
+    assert options.sample_ids is not None
     heads = options.head_offset + torch.arange(groups * ratio)
     keep = attention_keep(
         options.dropout_seed, options.dropout_p, options.sample_ids, heads, queries, keys
@@ -169,7 +175,7 @@ def forward_reference(
 ) -> tuple[Tensor, Tensor]:
     """Attention in plain PyTorch: (out, lse fp32 [B, N, Sq]); -inf in rows without keys."""
     q, k, v = qkv
-    scores = _scores(q, k, bias, mask, options.scale)
+    scores = _scores(q, k, bias, mask, options.scale_of(q))
     lse = torch.logsumexp(scores, -1)
     probabilities = torch.exp(scores - _finite(lse)[..., None])
     keep = _keep(probabilities.shape, options)
@@ -194,8 +200,8 @@ def backward_reference(
     """Gradients (dq, dk, dv, dbias fp32 or empty) in plain PyTorch."""
     q, k, v = qkv
     heads, groups = q.shape[2], k.shape[2]
-    split = (groups, heads // groups)
-    scores = _scores(q, k, bias, mask, options.scale)
+    split, scale = (groups, heads // groups), options.scale_of(q)
+    scores = _scores(q, k, bias, mask, scale)
     p = torch.exp(scores - _finite(lse).unflatten(1, split)[..., None])
     keep = _keep(p.shape, options)
     d_out = wide(dout).unflatten(2, split)  # [B, Sq, G, N/G, H]
@@ -205,8 +211,8 @@ def backward_reference(
         dropped, d_p = p * keep, d_p * keep
     dv = torch.einsum("bgrqk,bqgrh->bkgh", dropped, d_out)
     ds = p * (d_p - (p * d_p).sum(-1, keepdim=True))
-    dq = torch.einsum("bgrqk,bkgh->bqgrh", ds, wide(k)).flatten(2, 3) * options.scale
-    dk = torch.einsum("bgrqk,bqgrh->bkgh", ds, wide(q).unflatten(2, split)) * options.scale
+    dq = torch.einsum("bgrqk,bkgh->bqgrh", ds, wide(k)).flatten(2, 3) * scale
+    dk = torch.einsum("bgrqk,bqgrh->bkgh", ds, wide(q).unflatten(2, split)) * scale
     dbias = ds.new_empty(0)
     if bias is not None:
         index = _distance_index(q.shape[1], k.shape[1], q.device).flatten()

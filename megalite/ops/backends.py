@@ -10,11 +10,13 @@ import importlib.util
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from megalite.errors import KernelUnavailable
+from megalite.ops.fake import register
 
 BACKENDS = ("reference", "cpu", "cuda", "simt")
 _LIBRARIES = {"cpu": "_kernels", "cuda": "_kernels", "simt": "_simt"}
@@ -62,8 +64,6 @@ def chosen(tensor: Tensor) -> str:
 def _load(library: str) -> None:
     torch.ops.load_library(library)
     if Path(library).name.startswith("_kernels"):
-        from megalite.ops.fake import register
-
         register()
 
 
@@ -81,7 +81,7 @@ def available(name: str) -> bool:
     return torch._C._dispatch_has_kernel_for_dispatch_key(f"{space}::attention_backward", key)
 
 
-def kernels(tensor: Tensor):
+def kernels(tensor: Tensor) -> Any:
     """The operators of the backend for ``tensor``, or None for the reference.
 
     Raises:

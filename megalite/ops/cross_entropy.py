@@ -1,6 +1,7 @@
 """Cross-entropy of logits, with label smoothing and z-loss, also over a split vocabulary."""
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,7 +42,7 @@ def cross_entropy(
     if logits.dim() != 2:
         raise ShapeError(f"cross_entropy logits: must be [T, V], came {list(logits.shape)}")
     options = replace(options, vocabulary=options.slice(logits.shape[1]))
-    check_labels(labels, logits.shape[0], options.vocabulary.size, "cross_entropy")
+    check_labels(labels, logits.shape[0], options.own_slice.size, "cross_entropy")
     return _CrossEntropy.apply(logits, labels, options)
 
 
@@ -65,7 +66,7 @@ def logit_gradient(
 
     It is written over ``logits`` where those are fp32 and ``in_place``.
     """
-    smoothing, vocabulary = options.label_smoothing, options.vocabulary
+    smoothing, vocabulary = options.label_smoothing, options.own_slice
     upstream = torch.where(labels == IGNORE, 0.0, upstream)
     ops = kernels(logits)
     if ops is not None and logits.shape[1]:
@@ -84,15 +85,15 @@ def logit_gradient(
 
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, logits: Tensor, labels: Tensor, options: LossOptions) -> Tensor:
+    def forward(ctx: Any, logits: Tensor, labels: Tensor, options: LossOptions) -> Tensor:
         scaled = logits if options.logit_scale == 1.0 else logits * options.logit_scale
-        statistics = row_statistics(wide(scaled), labels, options.vocabulary)
+        statistics = row_statistics(wide(scaled), labels, options.own_slice)
         ctx.save_for_backward(scaled, labels, statistics.lse)
         ctx.options = options
         return row_loss(statistics, labels, options)
 
     @staticmethod
-    def backward(ctx, upstream: Tensor):
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         logits, labels, lse = ctx.saved_tensors
         upstream = upstream * ctx.options.logit_scale
         gradient = logit_gradient(logits, lse, labels, upstream, ctx.options)

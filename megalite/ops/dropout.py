@@ -1,11 +1,16 @@
 """Dropout of hidden states whose pattern depends on what is dropped, never on where it runs."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from megalite.errors import ShapeError
 from megalite.ops.backends import kernels
 from megalite.ops.random import element_keep
+
+# p, seed, sample ids, position and feature offset: see :func:`dropout`.
+_Arguments = tuple[float, int, Tensor, int, int]
 
 
 def dropout(
@@ -44,19 +49,20 @@ def dropout(
 
 class _Dropout(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, arguments: tuple) -> Tensor:
+    def forward(ctx: Any, x: Tensor, arguments: _Arguments) -> Tensor:
         ctx.arguments, ctx.ops = arguments, kernels(x)
         return _drop(ctx.ops, x, arguments)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor):
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return _drop(ctx.ops, gradient, ctx.arguments), None
 
 
-def _drop(ops, x: Tensor, arguments: tuple) -> Tensor:
+def _drop(ops: Any, x: Tensor, arguments: _Arguments) -> Tensor:
     if ops is None:
         return dropout_reference(x, *arguments)
-    return ops.dropout(x, *arguments)
+    dropped: Tensor = ops.dropout(x, *arguments)
+    return dropped
 
 
 def dropout_reference(

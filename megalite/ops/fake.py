@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from megalite.ops.mask import TILE
+from megalite.ops.mask_plan import TILE
 
 
 def register() -> None:
@@ -30,7 +30,9 @@ def _attention(q: Tensor, *_: object) -> tuple[Tensor, Tensor]:
     return q.new_empty(q.shape), q.new_empty(batch, heads, queries, dtype=torch.float32)
 
 
-def _attention_backward(_dout: Tensor, q: Tensor, k: Tensor, v: Tensor, *rest: object):
+def _attention_backward(
+    _dout: Tensor, q: Tensor, k: Tensor, v: Tensor, *rest: object
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     bias, needs_dbias = rest[6], rest[-1]
     shape = bias.shape if needs_dbias and isinstance(bias, Tensor) else torch.Size([0])
     dbias = q.new_empty(shape, dtype=torch.float32)

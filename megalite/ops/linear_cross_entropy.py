@@ -7,6 +7,7 @@ Source: the chunking of Hsu et al. 2024, arXiv:2410.10989, section 3.
 """
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,7 +53,7 @@ def linear_cross_entropy(
             f"{list(hidden.shape)} and {list(weight.shape)}"
         )
     options = replace(options, vocabulary=options.slice(weight.shape[0]))
-    check_labels(labels, hidden.shape[0], options.vocabulary.size, "linear_cross_entropy")
+    check_labels(labels, hidden.shape[0], options.own_slice.size, "linear_cross_entropy")
     if token_weights is None:
         token_weights = torch.ones(labels.shape, device=hidden.device)
     return _LinearCrossEntropy.apply(hidden, weight, bias, (labels, token_weights), options)
@@ -60,7 +61,7 @@ def linear_cross_entropy(
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, *inputs):
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
         hidden, weight, bias, targets, options = inputs
         needs = tuple(ctx.needs_input_grad[:3])
         loss, gradients = _forward_backward((hidden, weight, bias), targets, options, needs)
@@ -69,7 +70,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return loss
 
     @staticmethod
-    def backward(ctx, upstream: Tensor):
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.gradients is None:
             raise RuntimeError(
                 "linear_cross_entropy: its gradients are scaled in place, so backward runs once"
@@ -80,7 +81,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return (*gradients, None, None)
 
 
-def _forward_backward(inputs, targets, options: LossOptions, needs: tuple[bool, ...]):
+def _forward_backward(
+    inputs: tuple[Tensor, Tensor, Tensor | None],
+    targets: tuple[Tensor, Tensor],
+    options: LossOptions,
+    needs: tuple[bool, ...],
+) -> tuple[Tensor, tuple[Tensor | None, ...]]:
     """Loss and gradients (None where not needed), a chunk of the rows with labels at a time."""
     hidden, weight, bias = inputs
     labels, token_weights = targets
@@ -96,7 +102,7 @@ def _forward_backward(inputs, targets, options: LossOptions, needs: tuple[bool, 
         logits = _logits(x, weight, bias, memory[: len(part)])
         if options.logit_scale != 1.0:
             logits *= options.logit_scale
-        statistics = row_statistics(logits, label, options.vocabulary)
+        statistics = row_statistics(logits, label, options.own_slice)
         loss += (row_loss(statistics, label, options) * share).sum()
         if not any(needs):
             continue

@@ -8,10 +8,12 @@ Source: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3".
 
 import hashlib
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+_Block = Callable[[int, int, int], Tensor]  # of a key: elements first to first + count
 _MASK32 = 0xFFFFFFFF
 _MASK64 = 0xFFFFFFFFFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -132,7 +134,7 @@ def _normal_block(key: int, first: int, count: int) -> Tensor:
     return normal[first % 4 : first % 4 + count]
 
 
-def _fill(block, key: int, first: int, out: Tensor) -> None:
+def _fill(block: _Block, key: int, first: int, out: Tensor) -> None:
     """Write elements first, first + 1, ... of a parameter into the flat tensor ``out``."""
     step = 4 * _BLOCK_COUNTERS
     for at in range(0, out.numel(), step):
@@ -140,7 +142,9 @@ def _fill(block, key: int, first: int, out: Tensor) -> None:
         out[at : at + count] = block(key, first + at, count)
 
 
-def _slice(block, key: int, shape: tuple[int, ...], dim: int, bounds: tuple[int, int]) -> Tensor:
+def _slice(
+    block: _Block, key: int, shape: tuple[int, ...], dim: int, bounds: tuple[int, int]
+) -> Tensor:
     """Elements [bounds) of dimension ``dim`` of a whole parameter of ``shape``, fp32."""
     start, stop = bounds
     outer, inner = math.prod(shape[:dim]), math.prod(shape[dim + 1 :])
@@ -176,7 +180,7 @@ def initial_normal(
 
 
 def _initial(
-    block, key: int, shape: tuple[int, ...], dim: int, bounds: tuple[int, int] | None
+    block: _Block, key: int, shape: tuple[int, ...], dim: int, bounds: tuple[int, int] | None
 ) -> Tensor:
     shape = tuple(shape) or (1,)
     bounds = bounds or (0, shape[dim])

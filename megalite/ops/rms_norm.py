@@ -3,6 +3,8 @@
 Source: Zhang & Sennrich 2019, arXiv:1910.07467, eq. 4.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -36,14 +38,14 @@ class _RmsNorm(torch.autograd.Function):
     """With n = x r and r = 1 / sqrt(mean x^2 + eps): y = w n, dx = r (w dy - n mean(w dy n))."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         square = torch.linalg.vector_norm(wide(x), dim=-1, keepdim=True).square_()
         inverse = square.div_(x.shape[-1]).add_(eps).rsqrt_()  # r, [..., 1]
         ctx.save_for_backward(x, weight, inverse)
         return (wide(x) * inverse).mul_(wide(weight)).to(x.dtype)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor):
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
         x, weight, inverse = ctx.saved_tensors
         gradient, scale = wide(gradient), wide(weight)
         normal = wide(x) * inverse

@@ -3,6 +3,8 @@
 Source: Su et al. 2021, arXiv:2104.09864; two position axes as ChatGLM-6B has them.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -79,7 +81,9 @@ def _check_in_place(x: Tensor) -> None:
 
 class _Rope(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, in_place: bool):
+    def forward(
+        ctx: Any, x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, in_place: bool
+    ) -> Tensor:
         ctx.save_for_backward(cos, sin)
         ctx.interleaved, ctx.ops = interleaved, kernels(x)
         if not in_place:
@@ -91,16 +95,19 @@ class _Rope(torch.autograd.Function):
         return x
 
     @staticmethod
-    def backward(ctx, gradient: Tensor):
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         cos, sin = ctx.saved_tensors
         turned = _turn(ctx.ops, gradient, cos, sin, ctx.interleaved, inverse=True)
         return turned, None, None, None, None
 
 
-def _turn(ops, x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, inverse: bool) -> Tensor:
+def _turn(
+    ops: Any, x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, inverse: bool
+) -> Tensor:
     if ops is None:
         return rope_reference(x, cos, sin, interleaved, inverse)
-    return ops.rope(x, cos, sin, interleaved, inverse)
+    turned: Tensor = ops.rope(x, cos, sin, interleaved, inverse)
+    return turned
 
 
 def rope_reference(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, inverse: bool) -> Tensor:

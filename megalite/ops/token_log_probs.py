@@ -4,6 +4,8 @@ Unlike the loss, what comes back is a number a row with an unknown upstream grad
 pass makes the logits of a chunk again.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -46,7 +48,7 @@ def token_log_probs(
     options = LossOptions(
         logit_scale=options.logit_scale, vocabulary=options.slice(weight.shape[0])
     )
-    check_labels(labels, hidden.shape[0], options.vocabulary.size, "token_log_probs")
+    check_labels(labels, hidden.shape[0], options.own_slice.size, "token_log_probs")
     return _TokenLogProbs.apply(hidden, weight, bias, labels, options)
 
 
@@ -56,13 +58,13 @@ def _logits(x: Tensor, weight: Tensor, bias: Tensor | None, scale: float) -> Ten
 
 class _TokenLogProbs(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, *inputs):
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
         hidden, weight, bias, labels, options = inputs
         shape = labels.shape
         log_probs, entropy, lse = (wide(hidden.new_zeros(shape)) for _ in range(3))
         for part in labelled_chunks(labels, weight.shape[0]):
             logits = _logits(hidden[part], weight, bias, options.logit_scale)
-            statistics = row_statistics(logits, labels[part], options.vocabulary)
+            statistics = row_statistics(logits, labels[part], options.own_slice)
             log_probs[part] = statistics.target - statistics.lse
             entropy[part] = statistics.lse - statistics.weighted
             lse[part] = statistics.lse
@@ -72,11 +74,11 @@ class _TokenLogProbs(torch.autograd.Function):
         return log_probs, entropy
 
     @staticmethod
-    def backward(ctx, upstream: Tensor, _entropy):
+    def backward(ctx: Any, upstream: Tensor, _entropy: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, labels, lse = ctx.saved_tensors
         options = ctx.options
-        inputs = hidden, weight, bias
-        dhidden, dweight, dbias = (None if x is None else wide(torch.zeros_like(x)) for x in inputs)
+        dhidden, dweight = wide(torch.zeros_like(hidden)), wide(torch.zeros_like(weight))
+        dbias = None if bias is None else wide(torch.zeros_like(bias))
         for part in labelled_chunks(labels, weight.shape[0]):
             x = hidden[part]
             logits = _logits(x, weight, bias, options.logit_scale)
@@ -89,8 +91,6 @@ class _TokenLogProbs(torch.autograd.Function):
             add_product(dweight, narrow.t(), x)
             if dbias is not None:
                 dbias += gradient.sum(0)
-        gradients = (dhidden, dweight, dbias)
-        cast = (
-            None if g is None else g.to(x.dtype) for g, x in zip(gradients, inputs, strict=True)
-        )
-        return (*cast, None, None)
+        if dbias is not None:
+            dbias = dbias.to(bias.dtype)
+        return dhidden.to(hidden.dtype), dweight.to(weight.dtype), dbias, None, None

@@ -45,6 +45,12 @@ class LossOptions:
     logit_scale: float = 1.0
     vocabulary: VocabularySlice | None = None
 
+    @property
+    def own_slice(self) -> VocabularySlice:
+        """The vocabulary's slice that is here, once it is known."""
+        assert self.vocabulary is not None
+        return self.vocabulary
+
     def slice(self, width: int) -> VocabularySlice:
         """The vocabulary's slice, ``width`` tokens being here."""
         return self.vocabulary or VocabularySlice(Axis("tp"), 0, width)
@@ -80,7 +86,8 @@ def _local_statistics(logits: Tensor, labels: Tensor, offset: int) -> Tensor:
     """Largest, sum of exponentials, target, sum and weighted sum of each row: fp32 [5, T]."""
     ops = kernels(logits)
     if ops is not None and logits.shape[1]:
-        return ops.logit_statistics(logits.contiguous(), labels.contiguous(), offset)
+        found: Tensor = ops.logit_statistics(logits.contiguous(), labels.contiguous(), offset)
+        return found
     top = logits.amax(-1) if logits.shape[1] else logits.new_full(logits.shape[:1], -math.inf)
     finite = torch.where(torch.isneginf(top), 0.0, top)
     exponentials = torch.exp(logits - finite[:, None])

@@ -10,12 +10,15 @@ from megalite.models.families import FAMILIES
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "megalite" / "models" / "families"
+SIZES = ROOT / "megalite" / "models" / "presets"
 FILES = sorted(path for path in FOLDER.glob("*.py") if path.stem not in ("__init__", "table"))
 NAMES = {*FAMILIES, *(family.model_type for family in FAMILIES.values()), "glm130b"} - {""}
 
 
-def test_each_family_is_one_file():
+def test_each_family_is_a_table_and_its_sizes():
     assert len(FILES) == len(FAMILIES) == 13
+    sizes = {path.name for path in SIZES.glob("*.py")} - {"__init__.py", "preset.py"}
+    assert sizes == {path.name for path in FILES}
 
 
 @pytest.mark.parametrize("path", FILES, ids=[path.stem for path in FILES])
@@ -46,5 +49,6 @@ def test_no_code_asks_for_a_family():
 
 def test_the_document_shows_the_whole_of_one():
     text = (ROOT / "docs" / "adding-a-model.md").read_text(encoding="utf-8")
-    (shown,) = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-    assert shown == (FOLDER / "baichuan.py").read_text(encoding="utf-8")
+    shown = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    files = (SIZES / "baichuan.py", FOLDER / "baichuan.py")
+    assert shown == [path.read_text(encoding="utf-8") for path in files]

@@ -6,8 +6,9 @@ from megalite.cli import main
 from megalite.config import load
 from megalite.errors import CheckpointError, ConfigError
 from megalite.models.config import ModelConfig
-from megalite.models.families import FAMILIES, PRESETS
+from megalite.models.families import FAMILIES
 from megalite.models.hugging_face import family_of
+from megalite.models.presets import PRESETS
 from megalite.stages.pretrain import PretrainConfig
 from megalite.tools.models import num_parameters
 

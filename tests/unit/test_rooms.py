@@ -96,6 +96,40 @@ def test_imports_go_one_way():
     assert not wrong, "\n".join(wrong)
 
 
+def modules_imported() -> dict[str, set[str]]:
+    """The modules of megalite that each of them imports, at its top or in a function."""
+    paths = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+        for path in python_files("megalite")
+    }
+    found: dict[str, set[str]] = {}
+    for name, path in paths.items():
+        names = set()
+        for node in ast.walk(parsed(path)):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+            elif isinstance(node, ast.Import):
+                names |= {alias.name for alias in node.names}
+        found[name] = names & set(paths) - {name}
+    return found
+
+
+def test_no_module_imports_itself_through_others():
+    graph, done = modules_imported(), set()
+
+    def walk(name: str, path: tuple[str, ...]) -> list[str]:
+        if name in path:
+            return [" -> ".join((*path[path.index(name) :], name))]
+        if name in done:
+            return []
+        circles = [c for other in sorted(graph[name]) for c in walk(other, (*path, name))]
+        done.add(name)
+        return circles
+
+    circles = [circle for name in sorted(graph) for circle in walk(name, ())]
+    assert not circles, "\n".join(circles)
+
+
 def test_the_command_line_imports_nothing_heavy():
     code = "import sys, megalite.cli; print(*{'torch', 'numpy', 'pydantic'} & set(sys.modules))"
     answer = subprocess.run(

@@ -1,4 +1,4 @@
-"""Families of published models: presets, and tables of their names for our parameters."""
+"""Families of published models: tables of their names for our parameters, and their configs."""
 
 from megalite.models.families import (
     baichuan,
@@ -15,7 +15,7 @@ from megalite.models.families import (
     palm,
     t5,
 )
-from megalite.models.families.table import Family, Preset
+from megalite.models.families.table import Family
 
 FAMILIES: dict[str, Family] = {
     module.FAMILY.name: module.FAMILY
@@ -34,7 +34,4 @@ FAMILIES: dict[str, Family] = {
         glm130b,
         palm,
     )
-}
-PRESETS: dict[str, Preset] = {
-    name: preset for family in FAMILIES.values() for name, preset in family.presets.items()
 }

@@ -14,12 +14,9 @@ from megalite.models.families.table import (
     qkv,
     qkv_rows,
     same,
-    sizes,
     stacked,
 )
-
-BASE: dict[str, Any] = {"norm_eps": 1e-6, "tie_embeddings": False, "max_positions": 4096}
-SECOND = 125696  # Baichuan 2's vocabulary
+from megalite.models.presets.baichuan import PRESETS, SECOND
 
 
 def _from_theirs(theirs: dict[str, Any]) -> ModelConfig:
@@ -77,18 +74,6 @@ def _layer(_config: ModelConfig) -> list[Entry]:
     return [packed, *pairs(theirs, ours, names, "weight")]
 
 
-_KEYS = "vocab_size hidden_size num_layers num_heads ffn_size position normalised_head"
-_PUBLISHED = {
-    "baichuan-7b": (64000, 4096, 32, 32, 11008, "rope", False),
-    "baichuan-13b": (64000, 5120, 40, 40, 13696, "alibi", False),
-    "baichuan2-7b": (SECOND, 4096, 32, 32, 11008, "rope", True),
-    "baichuan2-13b": (SECOND, 5120, 40, 40, 13696, "alibi", True),
-}
-_TINY = {
-    "baichuan-tiny": (512, 64, 2, 4, 96, "alibi", False),
-    "baichuan2-tiny": (512, 64, 2, 4, 96, "alibi", True),
-}
-
 FAMILY = Family(
     name="baichuan",
     architecture="BaichuanForCausalLM",
@@ -98,6 +83,5 @@ FAMILY = Family(
     layer=_layer,
     fixed={"hidden_act": "silu", "tie_word_embeddings": False},
     ignored=("rotary_emb.inv_freq",),
-    presets=sizes("config.json of baichuan-inc's models", BASE, _KEYS, _PUBLISHED)
-    | sizes("for tests", BASE, _KEYS, _TINY),
+    presets=PRESETS,
 )

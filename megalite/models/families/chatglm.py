@@ -10,20 +10,8 @@ from typing import Any
 
 from megalite.models.config import ModelConfig
 from megalite.models.families.bloom import join_heads, split_heads
-from megalite.models.families.table import Entry, Family, pairs, qkv, same, sizes
-
-BASE: dict[str, Any] = {
-    "norm": "layer_norm",
-    "norm_position": "post",
-    "embedding_norm": True,
-    "final_norm": False,
-    "activation": "gelu_tanh",
-    "gated": False,
-    "qkv_bias": True,
-    "attention_bias": True,
-    "ffn_bias": True,
-    "rope_axes": 2,
-}
+from megalite.models.families.table import Entry, Family, pairs, qkv, same
+from megalite.models.presets.chatglm import BASE, PRESETS
 
 
 def _from_theirs(theirs: dict[str, Any]) -> ModelConfig:
@@ -86,8 +74,6 @@ def _layer(_config: ModelConfig) -> list[Entry]:
     return entries
 
 
-_KEYS = "vocab_size hidden_size num_layers num_heads ffn_size residual_scale"
-
 FAMILY = Family(
     name="chatglm",
     architecture="ChatGLMModel",
@@ -97,11 +83,5 @@ FAMILY = Family(
     layer=_layer,
     marker="inner_hidden_size",
     ignored=("rotary_emb.inv_freq",),
-    presets=sizes(
-        "config.json of THUDM/chatglm-6b",
-        BASE,
-        _KEYS,
-        {"chatglm-6b": (130528, 4096, 28, 32, 16384, math.sqrt(56))},
-    )
-    | sizes("for tests", BASE, _KEYS, {"chatglm-tiny": (512, 64, 2, 4, 96, 2.0)}),
+    presets=PRESETS,
 )

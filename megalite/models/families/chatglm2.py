@@ -13,16 +13,9 @@ from megalite.models.families.table import (
     qkv,
     qkv_rows,
     same,
-    sizes,
     stacked,
 )
-
-BASE: dict[str, Any] = {
-    "qkv_bias": True,
-    "rope_interleaved": True,
-    "tie_embeddings": False,
-    "vocab_size": 65024,
-}
+from megalite.models.presets.chatglm2 import BASE, PRESETS
 
 
 def _from_theirs(theirs: dict[str, Any]) -> ModelConfig:
@@ -108,12 +101,6 @@ def _layer(config: ModelConfig) -> list[Entry]:
     return entries
 
 
-_KEYS = "hidden_size num_layers num_heads num_kv_heads head_size rotary_size ffn_size"
-_PUBLISHED = {
-    "chatglm2-6b": (4096, 28, 32, 2, 128, 64, 13696),
-    "chatglm3-6b": (4096, 28, 32, 2, 128, 64, 13696),
-}
-
 FAMILY = Family(
     name="chatglm2",
     architecture="ChatGLMModel",
@@ -125,11 +112,5 @@ FAMILY = Family(
     marker="ffn_hidden_size",
     fixed={"apply_residual_connection_post_layernorm": False, "rope_ratio": 1},
     ignored=("rotary_pos_emb.inv_freq",),
-    presets=sizes(
-        "config.json of THUDM/chatglm2-6b and THUDM/chatglm3-6b",
-        BASE | {"max_positions": 32768},
-        _KEYS,
-        _PUBLISHED,
-    )
-    | sizes("for tests", BASE, _KEYS, {"chatglm2-tiny": (64, 2, 4, 2, 16, 8, 96)}),
+    presets=PRESETS,
 )

@@ -8,10 +8,10 @@ import math
 from typing import Any
 
 from megalite.models.config import ModelConfig
-from megalite.models.families import chatglm
-from megalite.models.families.table import Entry, Family, pairs, same, sizes, stacked
-
-BASE: dict[str, Any] = chatglm.BASE | {"activation": "gelu", "gated": True, "rope_axes": 1}
+from megalite.models.families.chatglm import FAMILY as CHATGLM
+from megalite.models.families.chatglm import shifted_norms
+from megalite.models.families.table import Entry, Family, pairs, same, stacked
+from megalite.models.presets.glm130b import BASE, PRESETS
 
 
 def _from_theirs(theirs: dict[str, Any]) -> ModelConfig:
@@ -49,12 +49,12 @@ def _to_theirs(config: ModelConfig) -> dict[str, Any]:
 
 def _once(config: ModelConfig) -> list[Entry]:
     embedding = same("transformer.word_embeddings.weight", "embedding.weight")
-    return [embedding, *chatglm.shifted_norms(config)]
+    return [embedding, *shifted_norms(config)]
 
 
 def _layer(config: ModelConfig) -> list[Entry]:
     theirs, ours = "transformer.layers.{i}.mlp.", "decoder.layers.{i}.ffn."
-    rest = [e for e in chatglm.FAMILY.layer(config) if ".mlp." not in e.theirs]
+    rest = [e for e in CHATGLM.layer(config) if ".mlp." not in e.theirs]
     for kind in ("weight", "bias"):
         rest += pairs(theirs, ours, {"dense_4h_to_h": "output"}, kind)
         inner = f"{ours}up.{kind}", f"{ours}gate.{kind}"
@@ -62,8 +62,6 @@ def _layer(config: ModelConfig) -> list[Entry]:
         rest.append(stacked(name, *inner, sizes=lambda config: [config.ffn_size] * 2))
     return rest
 
-
-_KEYS = "vocab_size hidden_size num_layers num_heads ffn_size residual_scale"
 
 FAMILY = Family(
     name="glm-130b",
@@ -73,11 +71,5 @@ FAMILY = Family(
     once=_once,
     layer=_layer,
     fixed={"no_glu": False},
-    presets=sizes(
-        "configs/model_glm_130b.sh of THUDM/GLM-130B",
-        BASE,
-        _KEYS,
-        {"glm-130b": (150528, 12288, 70, 96, 32768, math.sqrt(140))},
-    )
-    | sizes("for tests", BASE, _KEYS, {"glm-130b-tiny": (512, 64, 2, 4, 96, 2.0)}),
+    presets=PRESETS,
 )

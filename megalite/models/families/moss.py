@@ -12,20 +12,10 @@ from torch import Tensor
 
 from megalite.models.config import ModelConfig
 from megalite.models.families.gpt2 import ACTIVATIONS
-from megalite.models.families.table import Entry, Family, pairs, qkv, same, sizes
+from megalite.models.families.table import Entry, Family, pairs, qkv, same
+from megalite.models.presets.moss import BASE, PRESETS
 
 CORES = 4
-
-BASE: dict[str, Any] = {
-    "norm": "layer_norm",
-    "parallel_block": "one_norm",
-    "activation": "gelu_tanh",
-    "gated": False,
-    "ffn_bias": True,
-    "rope_interleaved": True,
-    "tie_embeddings": False,
-    "head_bias": True,
-}
 
 
 def _from_theirs(theirs: dict[str, Any]) -> ModelConfig:
@@ -95,15 +85,6 @@ def _layer(_config: ModelConfig) -> list[Entry]:
     ]
 
 
-_KEYS = "vocab_size hidden_size num_layers num_heads rotary_size ffn_size"
-_PUBLISHED = {"moss-moon-003": (107008, 6144, 34, 24, 64, 24576)}
-_CODEGEN = {
-    "codegen-350m": (51200, 1024, 20, 16, 32, 4096),
-    "codegen-2b": (51200, 2560, 32, 32, 64, 10240),
-    "codegen-6b": (51200, 4096, 33, 16, 64, 16384),
-    "codegen-16b": (51200, 6144, 34, 24, 64, 24576),
-}
-
 FAMILY = Family(
     name="moss",
     architecture="MossForCausalLM",
@@ -114,7 +95,5 @@ FAMILY = Family(
     also=("codegen",),
     fixed={"tie_word_embeddings": False},
     ignored=("attn.causal_mask", "attn.masked_bias", "attn.bias"),
-    presets=sizes("config.json of OpenMOSS-Team/moss-moon-003-base", BASE, _KEYS, _PUBLISHED)
-    | sizes("config.json of Salesforce's models", BASE, _KEYS, _CODEGEN)
-    | sizes("for tests", BASE, _KEYS, {"moss-tiny": (512, 64, 2, 4, 8, 96)}),
+    presets=PRESETS,
 )

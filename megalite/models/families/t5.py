@@ -6,7 +6,8 @@ Raffel et al. 2019, arXiv:1910.10683; Chung et al. 2022, arXiv:2210.11416.
 from typing import Any
 
 from megalite.models.config import ModelConfig
-from megalite.models.families.table import Entry, Family, Preset, same, sizes, transposed
+from megalite.models.families.table import Entry, Family, same, transposed
+from megalite.models.presets.t5 import PRESETS
 
 ACTIVATIONS: dict[str, tuple[Any, bool]] = {  # their name: ours, and whether it is gated
     "relu": ("relu", False),
@@ -97,40 +98,6 @@ def _block(config: ModelConfig, stack: str) -> list[Entry]:
     return [*entries, same(f"{theirs}.{last}.layer_norm.weight", f"{ours}.ffn_norm.weight")]
 
 
-BASE: dict[str, Any] = {"norm_eps": 1e-6, "attention_scale": 1.0, "position": "relative"}
-_KEYS = "hidden_size num_encoder_layers num_layers num_heads head_size ffn_size"
-_FIRST = {
-    "small": (512, 6, 6, 8, 64, 2048),
-    "base": (768, 12, 12, 12, 64, 3072),
-    "large": (1024, 24, 24, 16, 64, 4096),
-    "3b": (1024, 24, 24, 32, 128, 16384),
-    "11b": (1024, 24, 24, 128, 128, 65536),
-}
-_SECOND = {
-    "small": (512, 8, 8, 6, 64, 1024),
-    "base": (768, 12, 12, 12, 64, 2048),
-    "large": (1024, 24, 24, 16, 64, 2816),
-    "xl": (2048, 24, 24, 32, 64, 5120),
-    "xxl": (4096, 24, 24, 64, 64, 10240),
-}
-
-
-def _presets() -> dict[str, Preset]:
-    relu = BASE | {"vocab_size": 32128, "activation": "relu", "gated": False}
-    gelu = BASE | {"vocab_size": 32128, "activation": "gelu_tanh", "tie_embeddings": False}
-    found = sizes("for tests", gelu, _KEYS, {"t5-tiny": (64, 2, 2, 4, 16, 96)})
-    for size, row in _FIRST.items():
-        tied = relu | {"logit_scale": row[0] ** -0.5}
-        found |= sizes("arXiv:1910.10683 section 3.7", tied, _KEYS, {f"t5-{size}": row})
-    for name, source in (
-        ("t5-v1.1", "google-research/text-to-text-transfer-transformer released_checkpoints.md"),
-        ("flan-t5", "arXiv:2210.11416, config.json of google/flan-t5-*"),
-    ):
-        rows = {f"{name}-{size}": row for size, row in _SECOND.items()}
-        found |= sizes(source, gelu, _KEYS, rows)
-    return found
-
-
 FAMILY = Family(
     name="t5",
     architecture="T5ForConditionalGeneration",
@@ -140,5 +107,5 @@ FAMILY = Family(
     layer=lambda config: _block(config, "decoder"),
     encoder_layer=lambda config: _block(config, "encoder"),
     ignored=("embed_tokens.weight",),
-    presets=_presets(),
+    presets=PRESETS,
 )

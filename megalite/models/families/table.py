@@ -1,7 +1,7 @@
 """How a family's published files relate to our parameters: a table of names and shapes."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from megalite.errors import ConfigError
 from megalite.models.config import ModelConfig
+from megalite.models.presets.preset import Preset
 
 Split = Callable[[Tensor, ModelConfig], list[Tensor]]
 Join = Callable[[list[Tensor], ModelConfig], Tensor]
@@ -76,30 +77,6 @@ def qkv_rows(config: ModelConfig) -> list[int]:
     """Rows of query, key and value."""
     keys = config.kv_heads * config.head_dim
     return [config.num_heads * config.head_dim, keys, keys]
-
-
-@dataclass(frozen=True)
-class Preset:
-    """A published size.
-
-    Attributes:
-        values: of a ModelConfig.
-        source: where they are published.
-    """
-
-    values: Mapping[str, Any]
-    source: str
-
-
-def sizes(
-    source: str, base: Mapping[str, Any], keys: str, rows: Mapping[str, Sequence[Any]]
-) -> dict[str, Preset]:
-    """Presets from a table: what all share, the columns' keys, and a row for each name."""
-    columns = keys.split()
-    return {
-        name: Preset({**base, **dict(zip(columns, row, strict=True))}, source)
-        for name, row in rows.items()
-    }
 
 
 def decisive(config: ModelConfig) -> dict[str, Any]:
