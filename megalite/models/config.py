@@ -61,10 +61,37 @@ class ModelConfig(Section):
         0, ge=0, description="unused rows at the start of a learned table (OPT, BART: 2)"
     )
     rope_base: float = Field(10000.0, gt=0, description="base of the angles")
-    rope_scale: float = Field(1.0, gt=0, description="positions are divided by it")
+    rope_scaling: Literal["linear", "dynamic", "llama3", "yarn"] = Field(
+        "linear",
+        description="how rope_scale stretches the angles: linear divides positions by it; dynamic "
+        "(NTK), llama3 and yarn change the frequencies",
+    )
+    rope_scale: float = Field(1.0, gt=0, description="factor of rope_scaling; 1 with linear: none")
+    rope_original_positions: int = Field(
+        0, ge=0, description="longest sequence before stretching (llama3, yarn); 0: max_positions"
+    )
+    rope_low_factor: float = Field(
+        1.0, gt=0, description="waves longer than the original length / it are stretched (llama3)"
+    )
+    rope_high_factor: float = Field(
+        4.0, gt=0, description="waves shorter than the original length / it stay (llama3)"
+    )
+    rope_beta_fast: float = Field(
+        32.0, gt=0, description="turns over the original length from which angles stay (yarn)"
+    )
+    rope_beta_slow: float = Field(
+        1.0, gt=0, description="turns over the original length below which they stretch (yarn)"
+    )
+    rope_truncate: bool = Field(
+        True, description="whole dimensions as bounds of the stretching (yarn)"
+    )
+    rope_attention_factor: float = Field(
+        0.0, ge=0, description="factor of queries and keys (yarn); 0: 0.1 ln(rope_scale) + 1"
+    )
     rotary_size: int = Field(0, ge=0, description="dimensions of a head that turn; 0: all")
     rope_interleaved: bool = Field(False, description="pairs are (2i, 2i+1), not (i, i + R/2)")
     rope_axes: Literal[1, 2] = Field(1, description="position axes (ChatGLM-6B: 2)")
+    alibi_scale: float = Field(1.0, gt=0, description="slopes of alibi are multiplied by it")
     relative_buckets: int = Field(32, ge=2, description="buckets of T5's relative bias")
     relative_max_distance: int = Field(128, ge=2, description="distance of the last bucket")
 
@@ -108,6 +135,13 @@ class ModelConfig(Section):
             raise ConfigError(
                 f"--model.num_kv_heads {self.num_kv_heads}: must divide num_heads {self.num_heads}"
             )
+        if self.rope_scaling == "dynamic" and self.rope_axes == 2:
+            raise ConfigError("--model.rope_scaling dynamic: needs rope_axes 1, came 2")
+        if self.rope_scaling == "llama3" and self.rope_low_factor >= self.rope_high_factor:
+            raise ConfigError(
+                f"--model.rope_low_factor {self.rope_low_factor:g}: must be below rope_high_factor "
+                f"{self.rope_high_factor:g}"
+            )
         if self.position == "rope" and self.rotary % (2 * self.rope_axes):
             raise ConfigError(
                 f"--model.rotary_size {self.rotary}: must be a multiple of {2 * self.rope_axes}"
@@ -128,6 +162,11 @@ class ModelConfig(Section):
     def rotary(self) -> int:
         """Dimensions of a head that turn, R."""
         return self.rotary_size or self.head_dim
+
+    @property
+    def rope_trained_positions(self) -> int:
+        """Longest sequence that the angles were trained on before they were stretched."""
+        return self.rope_original_positions or self.max_positions
 
     @property
     def embedding_width(self) -> int:

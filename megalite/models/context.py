@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from megalite.distributed.mesh import Mesh
-from megalite.models.config import ModelConfig
-from megalite.ops import RowIntervals, dropout, rope, rope_tables
+from megalite.ops import RowIntervals, dropout, rope
 from megalite.ops.random import fold, hash64
 
 
@@ -82,15 +81,6 @@ class Context:
         offset = x.shape[1] * mesh.tp.rank if mesh.sequence_parallel else 0
         seed = self.dropout.site_seed(site)
         return dropout(x, p, seed, self.dropout.sample_ids, position_offset=offset)
-
-
-def rotation(config: ModelConfig, positions: Tensor) -> tuple[Tensor, Tensor] | None:
-    """RoPE's tables for positions [B, S] or [B, S, 2], or None."""
-    if config.position != "rope":
-        return None
-    if config.rope_axes == 2 and positions.dim() == 2:
-        positions = torch.stack((positions, torch.zeros_like(positions)), -1)
-    return rope_tables(positions, config.rotary, config.rope_base, config.rope_scale)
 
 
 def alibi_slopes(num_heads: int) -> list[float]:

@@ -1,6 +1,7 @@
 """Hugging Face folders in and out: config.json, sharded safetensors or .bin, tensor by tensor."""
 
 import json
+import pickle
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,7 +17,7 @@ from megalite.config.explain import explain
 from megalite.errors import CheckpointError, ConfigError
 from megalite.models.config import ModelConfig
 from megalite.models.families import FAMILIES
-from megalite.models.families.table import Family
+from megalite.models.families.table import Family, decisive
 
 CARRIED = (  # beginnings of the names of files that go along with weights
     "tokenizer",
@@ -117,6 +118,11 @@ class TensorFiles:
                     self._open[path] = safe_open(str(path), framework="pt")
                 else:
                     self._open[path] = _load_pickle(path)
+            except pickle.UnpicklingError:
+                raise CheckpointError(
+                    f"{path}: holds more than tensors, and opening it could run code: convert it "
+                    "to safetensors where you trust it"
+                ) from None
             except Exception as error:  # of several libraries, all meaning a damaged file
                 raise CheckpointError(f"{path}: can't be read: {_line(error)}") from None
         return self._open[path]
@@ -169,9 +175,10 @@ def our_tensors(path: Path, config: ModelConfig, family: Family) -> Iterator[tup
     names, entries = set(files.names()), list(family.entries(config))
     prefix = _missing_prefix(names, {entry.theirs for entry in entries})
     wanted = {entry.theirs.removeprefix(prefix) for entry in entries}
-    tied = {"lm_head.weight"} if config.tie_embeddings else set()
     zero = {name for name in names if name.endswith(family.zero)}
-    unknown = {name for name in names - wanted - tied - zero if not name.endswith(family.ignored)}
+    unknown = {name for name in names - wanted - zero if not name.endswith(family.ignored)}
+    embedding = next(e.theirs for e in entries if "embedding.weight" in e.ours)
+    unknown -= _copies(files, unknown, embedding.removeprefix(prefix), path)
     if wanted - names or unknown:
         raise CheckpointError(
             f"{path}: is not a whole {family.name}: missing {_list(wanted - names)}; "
@@ -188,6 +195,26 @@ def our_tensors(path: Path, config: ModelConfig, family: Family) -> Iterator[tup
                 f"{path}: {entry.theirs} is {list(tensor.shape)}; its config.json says otherwise"
             ) from None
         yield from zip(entry.ours, pieces, strict=True)
+
+
+def _copies(files: "TensorFiles", names: set[str], embedding: str, path: Path) -> set[str]:
+    """Those of some names that hold the embedding again, as tied heads and second stacks do.
+
+    Raises:
+        CheckpointError: one has the name of a copy, and other values.
+    """
+    if embedding not in files.names():
+        return set()
+    copies = set()
+    for name in sorted(names):
+        if torch.equal(files.read(name), files.read(embedding)):
+            copies.add(name)
+        elif name.endswith(("lm_head.weight", "embed_tokens.weight")):
+            raise CheckpointError(
+                f"{path}: {name} must be {embedding} again, as config.json ties them, and has "
+                "other values: set tie_word_embeddings to false there, or leave it out of the files"
+            )
+    return copies
 
 
 def _check_zero(name: str, tensor: Tensor, path: Path) -> None:
@@ -269,7 +296,7 @@ def write_folder(
     path.mkdir(parents=True, exist_ok=True)
     published.pop("dtype", None)  # the older name is known to every version
     published["torch_dtype"] = str(dtype).removeprefix("torch.")
-    theirs = published | kind.write(config)
+    theirs = _merged(published, kind, config)
     (path / "config.json").write_text(json.dumps(theirs, indent=2), encoding="utf-8")
     shard: dict[str, Tensor] = {}
     where: dict[str, int] = {}
@@ -284,6 +311,21 @@ def write_folder(
         size, total = size + tensor.nbytes, total + tensor.nbytes
     save_file(shard, path / f"model-{number:05}.safetensors", {"format": "pt"})
     _name_shards(path, where, number, total)
+
+
+def _merged(published: dict[str, Any], kind: Family, config: ModelConfig) -> dict[str, Any]:
+    """Our config as theirs: in the words of the published one where that still says the same.
+
+    What was changed on purpose stands under every key that says it; other keys are kept.
+    """
+    written = kind.write(config)
+    try:
+        kept = written | published
+        if decisive(kind.read(kept)) == decisive(config):
+            return kept
+    except (KeyError, ValueError, ConfigError):
+        pass  # there is no published config, or it is of another family
+    return {key: value for key, value in published.items() if key not in kind.aliases} | written
 
 
 def _flat(name: str, tensor: Tensor) -> Tensor:

@@ -21,9 +21,9 @@ from megalite.models.context import (
     KeyValueCache,
     alibi_slopes,
     relative_bucket,
-    rotation,
 )
 from megalite.models.norm import Norm
+from megalite.models.rope import rotation
 from megalite.ops import RowIntervals
 
 
@@ -180,4 +180,6 @@ class Stack(nn.Module):
             return self.relative(distance)
         first, last = shard_bounds(self.config.num_heads, self.mesh.tp)
         slopes = torch.tensor(alibi_slopes(self.config.num_heads)[first:last], device=device)
+        if self.config.alibi_scale != 1.0:
+            slopes = slopes * self.config.alibi_scale
         return slopes[:, None] * distance.float()

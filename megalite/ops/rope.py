@@ -14,7 +14,11 @@ from megalite.ops.precision import wide
 
 
 def rope_tables(
-    positions: Tensor, rotary_dim: int, base: float = 10000.0, scaling: float = 1.0
+    positions: Tensor,
+    rotary_dim: int,
+    base: float = 10000.0,
+    scaling: float = 1.0,
+    frequencies: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Cosines and sines of every position's angles.
 
@@ -23,6 +27,8 @@ def rope_tables(
         rotary_dim: R, dimensions of a head that turn, in P equal sections.
         base: of the angles' wavelengths.
         scaling: positions are divided by it.
+        frequencies: fp32 [R / (2 P)] or [B, S, 1, R / (2 P)], radians a position, in place of
+            those of ``base``.
 
     Returns:
         Two fp32 tensors [B, S, P, R / (2 P)].
@@ -31,7 +37,8 @@ def rope_tables(
         positions = positions[..., None]
     section = rotary_dim // positions.shape[-1]
     exponent = torch.arange(0, section, 2, dtype=torch.float32, device=positions.device) / section
-    angles = (positions.float() / scaling)[..., None] / base**exponent
+    places = (positions.float() / scaling)[..., None]
+    angles = places / base**exponent if frequencies is None else places * frequencies
     return angles.cos(), angles.sin()
 
 

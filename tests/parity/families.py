@@ -242,6 +242,14 @@ def _palm(norms: str, scale: float):
     return make
 
 
+_LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8,
+}
+_YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
 PEERS = {
     "llama": Peer(_llama()),
     "llama gqa": Peer(_llama(num_key_value_heads=2, rope_theta=5e5)),
@@ -249,7 +257,19 @@ PEERS = {
         _llama(num_key_value_heads=1, tie_word_embeddings=True, attention_bias=True, mlp_bias=True)
     ),
     "llama scaled positions": Peer(_llama(rope_scaling={"rope_type": "linear", "factor": 2.0})),
+    "llama stretched as 3.1": Peer(_llama(rope_scaling=_LLAMA3, rope_theta=5e5)),
+    "llama stretched by ntk": Peer(
+        _llama(rope_scaling={"rope_type": "dynamic", "factor": 3.0}, max_position_embeddings=8)
+    ),
+    "llama stretched by yarn": Peer(_llama(rope_scaling=_YARN)),
+    "llama stretched by yarn, all said": Peer(
+        _llama(
+            rope_scaling=_YARN
+            | {"attention_factor": 1.3, "beta_fast": 8.0, "beta_slow": 2.0, "truncate": False}
+        )
+    ),
     "gpt2": Peer(_gpt2()),
+    "gpt2, another name of its activation": Peer(_gpt2(activation_function="gelu_pytorch_tanh")),
     "gpt2 untied": Peer(_gpt2(tie_word_embeddings=False)),
     "bloom": Peer(_bloom(4)),
     "bloom, heads no power of two": Peer(_bloom(3)),
@@ -261,6 +281,15 @@ PEERS = {
         _falcon(multi_query=True, parallel_attn=True, new_decoder_architecture=False)
     ),
     "falcon 40b": Peer(_falcon(new_decoder_architecture=True, num_kv_heads=2)),
+    "falcon rw": Peer(
+        _falcon(
+            alibi=True,
+            multi_query=False,
+            parallel_attn=False,
+            new_decoder_architecture=False,
+            bias=True,
+        )
+    ),
     "t5": Peer(_t5(), is_encoder_decoder=True),
     "t5 gated, unscaled head": Peer(
         _t5(feed_forward_proj="gated-gelu", tie_word_embeddings=False), is_encoder_decoder=True

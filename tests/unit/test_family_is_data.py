@@ -11,7 +11,8 @@ from megalite.models.families import FAMILIES
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "megalite" / "models" / "families"
 SIZES = ROOT / "megalite" / "models" / "presets"
-FILES = sorted(path for path in FOLDER.glob("*.py") if path.stem not in ("__init__", "table"))
+SHARED = ("__init__", "activations", "rope", "table")
+FILES = sorted(path for path in FOLDER.glob("*.py") if path.stem not in SHARED)
 NAMES = {*FAMILIES, *(family.model_type for family in FAMILIES.values()), "glm130b"} - {""}
 
 

@@ -96,7 +96,11 @@ FAMILY = Family(
     once=_once,
     layer=lambda _: _block("decoder"),
     encoder_layer=lambda _: _block("encoder"),
-    ignored=("embed_tokens.weight",),
+    aliases={
+        "hidden_size": "d_model",
+        "num_attention_heads": "encoder_attention_heads",
+        "num_hidden_layers": "encoder_layers",
+    },
     zero=("final_logits_bias",),
     fixed={
         "add_final_layer_norm": False,

@@ -11,7 +11,9 @@ from megalite.models.presets.bloom import PRESETS
 
 
 def _from_theirs(theirs: dict[str, Any]) -> ModelConfig:
-    size = theirs.get("hidden_size") or theirs["n_embed"]
+    size = theirs["hidden_size"]
+    if theirs.get("n_inner") not in (None, 4 * size):
+        raise ValueError(f"n_inner must be 4 hidden_size, {4 * size}, came {theirs['n_inner']!r}")
     return ModelConfig(
         vocab_size=theirs["vocab_size"],
         hidden_size=size,
@@ -96,6 +98,11 @@ FAMILY = Family(
     to_theirs=_to_theirs,
     once=_once,
     layer=_layer,
+    aliases={
+        "n_embed": "hidden_size",
+        "num_attention_heads": "n_head",
+        "num_hidden_layers": "n_layer",
+    },
     fixed={"apply_residual_connection_post_layernorm": False, "tie_word_embeddings": True},
     presets=PRESETS,
 )

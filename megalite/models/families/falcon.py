@@ -1,46 +1,51 @@
 """Falcon: attention and feed-forward side by side. Almazrouei et al. 2023, arXiv:2311.16867.
 
 7B has one norm and one key head; 40B and 180B ("new decoder architecture") have two norms and
-groups of heads.
+groups of heads; falcon-rw has blocks one after the other and ALiBi, whose bias is scaled as scores
+are. Files of 2023 have the model types RefinedWebModel (7B, rw) and RefinedWeb (40B).
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from megalite.models.config import ModelConfig
+from megalite.models.families.rope import read_rope, write_rope
 from megalite.models.families.table import Entry, Family, same
 from megalite.models.presets.falcon import PRESETS
 
 
 def _from_theirs(theirs: dict[str, Any]) -> ModelConfig:
-    is_new = theirs.get("new_decoder_architecture", False)
-    if not (is_new or theirs.get("parallel_attn", True)):
-        raise ValueError("parallel_attn must be true without new_decoder_architecture")
-    if not is_new and not theirs.get("multi_query", True):
-        raise ValueError("multi_query must be true without new_decoder_architecture")
+    is_new = theirs.get("new_decoder_architecture", theirs.get("model_type") == "RefinedWeb")
     size, heads = theirs["hidden_size"], theirs["num_attention_heads"]
-    has_two = is_new and (theirs.get("num_ln_in_parallel_attn") or 2) == 2
-    rope = theirs.get("rope_parameters") or {}
-    has_bias = theirs.get("bias", False)
+    block: Literal["no", "one_norm", "two_norms"] = "no"
+    if is_new or theirs.get("parallel_attn", True):
+        has_two = is_new and (theirs.get("num_ln_in_parallel_attn") or 2) == 2
+        block = "two_norms" if has_two else "one_norm"
+    groups = (theirs.get("num_kv_heads") or heads) if is_new else 1
+    if not is_new and not theirs.get("multi_query", True):
+        groups = heads
+    has_bias, has_alibi = theirs.get("bias", False), theirs.get("alibi", False)
     return ModelConfig(
         vocab_size=theirs["vocab_size"],
         hidden_size=size,
         num_layers=theirs["num_hidden_layers"],
         num_heads=heads,
-        num_kv_heads=(theirs.get("num_kv_heads") or heads) if is_new else 1,
+        num_kv_heads=groups,
         ffn_size=theirs.get("ffn_hidden_size") or 4 * size,
         max_positions=theirs.get("max_position_embeddings", 2048),
         norm="layer_norm",
         norm_eps=theirs.get("layer_norm_epsilon", 1e-5),
-        parallel_block="two_norms" if has_two else "one_norm",
+        parallel_block=block,
         activation="gelu",
         gated=False,
         qkv_bias=has_bias,
         attention_bias=has_bias,
         ffn_bias=has_bias,
-        rope_base=float(theirs.get("rope_theta") or rope.get("rope_theta") or 10000.0),
+        position="alibi" if has_alibi else "rope",
+        alibi_scale=(size // heads) ** -0.5 if has_alibi else 1.0,
+        **read_rope({} if has_alibi else theirs),
         tie_embeddings=theirs.get("tie_word_embeddings", True),
         dropout=theirs.get("hidden_dropout", 0.0),
         attention_dropout=theirs.get("attention_dropout", 0.0),
@@ -49,8 +54,10 @@ def _from_theirs(theirs: dict[str, Any]) -> ModelConfig:
 
 
 def _to_theirs(config: ModelConfig) -> dict[str, Any]:
-    is_new = config.parallel_block == "two_norms" or config.kv_heads > 1
-    return {
+    is_parallel = config.parallel_block != "no"
+    is_new = config.parallel_block == "two_norms" or (is_parallel and config.kv_heads > 1)
+    rope = write_rope(config) if config.position == "rope" else {}
+    return rope | {
         "vocab_size": config.vocab_size,
         "hidden_size": config.hidden_size,
         "num_hidden_layers": config.num_layers,
@@ -61,10 +68,10 @@ def _to_theirs(config: ModelConfig) -> dict[str, Any]:
         "layer_norm_epsilon": config.norm_eps,
         "new_decoder_architecture": is_new,
         "num_ln_in_parallel_attn": 2 if config.parallel_block == "two_norms" else 1,
-        "multi_query": True,
-        "parallel_attn": True,
+        "multi_query": config.kv_heads == 1,
+        "parallel_attn": is_parallel,
+        "alibi": config.position == "alibi",
         "bias": config.qkv_bias,
-        "rope_theta": config.rope_base,
         "tie_word_embeddings": config.tie_embeddings,
         "hidden_dropout": config.dropout,
         "attention_dropout": config.attention_dropout,
@@ -100,6 +107,8 @@ def _layer(config: ModelConfig) -> list[Entry]:
     norms = {"input_layernorm": "attention_norm"}
     if config.parallel_block == "two_norms":
         norms = {"ln_attn": "attention_norm", "ln_mlp": "ffn_norm"}
+    if config.parallel_block == "no":
+        norms["post_attention_layernorm"] = "ffn_norm"
     linears = {
         "self_attention.dense": "attention.output",
         "mlp.dense_h_to_4h": "ffn.up",
@@ -126,6 +135,9 @@ FAMILY = Family(
     to_theirs=_to_theirs,
     once=_once,
     layer=_layer,
-    fixed={"activation": "gelu", "alibi": False},
+    also=("RefinedWebModel", "RefinedWeb"),
+    aliases={"n_head": "num_attention_heads", "n_layer": "num_hidden_layers"}
+    | {"n_head_kv": "num_kv_heads", "n_embed": "hidden_size"},
+    fixed={"activation": "gelu", "apply_residual_connection_post_layernorm": False},
     presets=PRESETS,
 )

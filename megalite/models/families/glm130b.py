@@ -71,5 +71,6 @@ FAMILY = Family(
     once=_once,
     layer=_layer,
     fixed={"no_glu": False},
+    ignored=("rotary_emb.inv_freq",),
     presets=PRESETS,
 )

@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 from megalite.models.config import ModelConfig
+from megalite.models.families.activations import read_activation
 from megalite.models.families.table import Entry, Family, same, transposed
 from megalite.models.presets.gpt2 import BASE, PRESETS
 
-ACTIVATIONS: dict[str, Any] = {"gelu_new": "gelu_tanh", "gelu": "gelu", "relu": "relu"}
+ACTIVATIONS = {"gelu_tanh": "gelu_new", "gelu": "gelu", "relu": "relu", "silu": "silu"}
 
 
 def _from_theirs(theirs: dict[str, Any]) -> ModelConfig:
@@ -21,7 +22,7 @@ def _from_theirs(theirs: dict[str, Any]) -> ModelConfig:
         "num_heads": theirs["n_head"],
         "ffn_size": theirs.get("n_inner") or 4 * size,
         "norm_eps": theirs["layer_norm_epsilon"],
-        "activation": ACTIVATIONS[theirs["activation_function"]],
+        "activation": read_activation(theirs, "activation_function", "gelu_new"),
         "max_positions": theirs["n_positions"],
         "tie_embeddings": theirs.get("tie_word_embeddings", True),
         "dropout": theirs.get("resid_pdrop", 0.1),
@@ -32,7 +33,6 @@ def _from_theirs(theirs: dict[str, Any]) -> ModelConfig:
 
 
 def _to_theirs(config: ModelConfig) -> dict[str, Any]:
-    names = {ours: theirs for theirs, ours in ACTIVATIONS.items()}
     return {
         "vocab_size": config.vocab_size,
         "n_embd": config.hidden_size,
@@ -41,7 +41,7 @@ def _to_theirs(config: ModelConfig) -> dict[str, Any]:
         "n_inner": config.ffn_size,
         "n_positions": config.max_positions,
         "layer_norm_epsilon": config.norm_eps,
-        "activation_function": names[config.activation],
+        "activation_function": ACTIVATIONS[config.activation],
         "tie_word_embeddings": config.tie_embeddings,
         "resid_pdrop": config.dropout,
         "embd_pdrop": config.dropout,
@@ -106,6 +106,12 @@ FAMILY = Family(
     to_theirs=_to_theirs,
     once=_once,
     layer=_layer,
+    aliases={
+        "hidden_size": "n_embd",
+        "max_position_embeddings": "n_positions",
+        "num_attention_heads": "n_head",
+        "num_hidden_layers": "n_layer",
+    },
     fixed={
         "add_cross_attention": False,
         "scale_attn_by_inverse_layer_idx": False,

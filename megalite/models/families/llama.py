@@ -3,15 +3,12 @@
 from typing import Any
 
 from megalite.models.config import ModelConfig
+from megalite.models.families.rope import read_rope, write_rope
 from megalite.models.families.table import Entry, Family, same
 from megalite.models.presets.llama import PRESETS
 
 
 def _from_theirs(theirs: dict[str, Any]) -> ModelConfig:
-    rope = theirs.get("rope_parameters") or theirs.get("rope_scaling") or {}
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind not in ("default", "linear"):
-        raise ValueError(f"rope type {kind!r}; default and linear are known")
     return ModelConfig(
         vocab_size=theirs["vocab_size"],
         hidden_size=theirs["hidden_size"],
@@ -20,10 +17,9 @@ def _from_theirs(theirs: dict[str, Any]) -> ModelConfig:
         num_kv_heads=theirs.get("num_key_value_heads") or 0,
         head_size=theirs.get("head_dim") or 0,
         ffn_size=theirs["intermediate_size"],
-        max_positions=theirs["max_position_embeddings"],
+        max_positions=theirs.get("max_position_embeddings", 2048),
         norm_eps=theirs["rms_norm_eps"],
-        rope_base=float(theirs.get("rope_theta") or rope.get("rope_theta") or 10000.0),
-        rope_scale=float(rope.get("factor", 1.0)) if kind == "linear" else 1.0,
+        **read_rope(theirs),
         qkv_bias=theirs.get("attention_bias", False),
         attention_bias=theirs.get("attention_bias", False),
         ffn_bias=theirs.get("mlp_bias", False),
@@ -33,8 +29,7 @@ def _from_theirs(theirs: dict[str, Any]) -> ModelConfig:
 
 
 def _to_theirs(config: ModelConfig) -> dict[str, Any]:
-    scaling = {"rope_type": "linear", "factor": config.rope_scale}
-    return {
+    return write_rope(config) | {
         "vocab_size": config.vocab_size,
         "hidden_size": config.hidden_size,
         "num_hidden_layers": config.num_layers,
@@ -44,8 +39,6 @@ def _to_theirs(config: ModelConfig) -> dict[str, Any]:
         "intermediate_size": config.ffn_size,
         "max_position_embeddings": config.max_positions,
         "rms_norm_eps": config.norm_eps,
-        "rope_theta": config.rope_base,
-        "rope_scaling": scaling if config.rope_scale != 1.0 else None,
         "attention_bias": config.qkv_bias,
         "mlp_bias": config.ffn_bias,
         "tie_word_embeddings": config.tie_embeddings,

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from megalite.models.config import ModelConfig
+from megalite.models.families.activations import read_activation
 from megalite.models.families.gpt2 import ACTIVATIONS
 from megalite.models.families.table import Entry, Family, pairs, qkv, same
 from megalite.models.presets.moss import BASE, PRESETS
@@ -31,7 +32,7 @@ def _from_theirs(theirs: dict[str, Any]) -> ModelConfig:
         "max_positions": theirs["n_positions"],
         "rotary_size": theirs["rotary_dim"],
         "norm_eps": theirs["layer_norm_epsilon"],
-        "activation": ACTIVATIONS[theirs["activation_function"]],
+        "activation": read_activation(theirs, "activation_function", "gelu_new"),
         "dropout": theirs.get("resid_pdrop", 0.0),
         "attention_dropout": theirs.get("attn_pdrop", 0.0),
         "init_std": theirs.get("initializer_range", 0.02),
@@ -40,7 +41,6 @@ def _from_theirs(theirs: dict[str, Any]) -> ModelConfig:
 
 
 def _to_theirs(config: ModelConfig) -> dict[str, Any]:
-    names = {ours: theirs for theirs, ours in ACTIVATIONS.items()}
     return {
         "vocab_size": config.vocab_size,
         "n_embd": config.hidden_size,
@@ -50,7 +50,7 @@ def _to_theirs(config: ModelConfig) -> dict[str, Any]:
         "n_positions": config.max_positions,
         "rotary_dim": config.rotary,
         "layer_norm_epsilon": config.norm_eps,
-        "activation_function": names[config.activation],
+        "activation_function": ACTIVATIONS[config.activation],
         "resid_pdrop": config.dropout,
         "attn_pdrop": config.attention_dropout,
         "initializer_range": config.init_std,
@@ -93,6 +93,12 @@ FAMILY = Family(
     once=_once,
     layer=_layer,
     also=("codegen",),
+    aliases={
+        "hidden_size": "n_embd",
+        "max_position_embeddings": "n_positions",
+        "num_attention_heads": "n_head",
+        "num_hidden_layers": "n_layer",
+    },
     fixed={"tie_word_embeddings": False},
     ignored=("attn.causal_mask", "attn.masked_bias", "attn.bias"),
     presets=PRESETS,

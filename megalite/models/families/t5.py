@@ -106,6 +106,13 @@ FAMILY = Family(
     once=_once,
     layer=lambda config: _block(config, "decoder"),
     encoder_layer=lambda config: _block(config, "encoder"),
-    ignored=("embed_tokens.weight",),
+    aliases={
+        "hidden_size": "d_model",
+        "num_attention_heads": "num_heads",
+        "num_hidden_layers": "num_layers",
+        "head_dim": "d_kv",
+    },
+    # Cross-attention has no bias of its own, though the first files have one for it.
+    ignored=("EncDecAttention.relative_attention_bias.weight",),
     presets=PRESETS,
 )

@@ -88,18 +88,51 @@ def decisive(config: ModelConfig) -> dict[str, Any]:
         "embedding_size": config.embedding_width,
         "attention_scale": config.scale,
         "rotary_size": config.rotary,
+        "rope_original_positions": config.rope_trained_positions,
     }
-    unread = {
-        "rope": ("rope_base", "rope_scale", "rope_interleaved", "rope_axes", "rotary_size"),
-        "relative": ("relative_buckets", "relative_max_distance"),
-        "learned": ("max_positions", "position_offset"),
-    }
-    for position, keys in unread.items():
-        if config.position != position:
-            values = {key: value for key, value in values.items() if key not in keys}
+    unread = {key for keys in _POSITIONS.values() for key in keys}
+    unread -= set(_POSITIONS.get(config.position, ()))
+    if config.position == "rope":
+        unread |= {key for keys in _ROPE.values() for key in keys}
+        unread -= set(_ROPE[config.rope_scaling])
     if config.norm == "rms_norm":
-        del values["norm_bias"]
-    return values
+        unread.add("norm_bias")
+    return {key: value for key, value in values.items() if key not in unread}
+
+
+# What a model reads of a kind of positions, and of a kind of RoPE's scaling, and others don't.
+_POSITIONS = {
+    "rope": (
+        "rope_base",
+        "rope_scaling",
+        "rope_scale",
+        "rope_interleaved",
+        "rope_axes",
+        "rotary_size",
+        "rope_original_positions",
+        "rope_low_factor",
+        "rope_high_factor",
+        "rope_beta_fast",
+        "rope_beta_slow",
+        "rope_truncate",
+        "rope_attention_factor",
+    ),
+    "alibi": ("alibi_scale",),
+    "relative": ("relative_buckets", "relative_max_distance"),
+    "learned": ("max_positions", "position_offset"),
+}
+_ROPE: dict[str, tuple[str, ...]] = {
+    "linear": (),
+    "dynamic": ("max_positions",),
+    "llama3": ("rope_original_positions", "rope_low_factor", "rope_high_factor"),
+    "yarn": (
+        "rope_original_positions",
+        "rope_beta_fast",
+        "rope_beta_slow",
+        "rope_truncate",
+        "rope_attention_factor",
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -118,6 +151,7 @@ class Family:
         model_type: of their config, where it is not the name.
         also: more model types that are read alike.
         marker: a key that, of those that share a model type, only this family's configs have.
+        aliases: other names of keys of their config, and the ones that are read for them.
         ignored: endings of tensors of theirs that are no parameters.
         zero: endings of tensors of theirs that must be 0, as a model of ours has none.
         presets: its published sizes by name.
@@ -134,6 +168,7 @@ class Family:
     model_type: str = ""
     also: tuple[str, ...] = ()
     marker: str = ""
+    aliases: Mapping[str, str] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
     zero: tuple[str, ...] = ()
     presets: Mapping[str, Preset] = field(default_factory=dict)
@@ -151,10 +186,27 @@ class Family:
             ValueError: a value is one that the family, or a model of ours, can't have.
             ConfigError: values don't fit each other.
         """
+        theirs = self.canonical(theirs)
         for key, value in self.fixed.items():
             if theirs.get(key) not in (None, value):
                 raise ValueError(f"{key} must be {json.dumps(value)} here, came {theirs[key]!r}")
         return self.from_theirs(theirs)
+
+    def canonical(self, theirs: Mapping[str, Any]) -> dict[str, Any]:
+        """Their config with each of its ``aliases`` under the name that is read.
+
+        Raises:
+            ValueError: a key and its alias contradict each other.
+        """
+        found = {key: value for key, value in theirs.items() if key not in self.aliases}
+        for alias, key in self.aliases.items():
+            value = theirs.get(alias)
+            if value is None:
+                continue
+            if found.get(key) not in (None, value):
+                raise ValueError(f"{key} is {found[key]!r} and {alias} is {value!r}: keep one")
+            found[key] = value
+        return found
 
     def write(self, config: ModelConfig) -> dict[str, Any]:
         """Our config as theirs."""
