@@ -19,13 +19,14 @@ from megalite.models.presets.falcon import PRESETS
 def _from_theirs(theirs: dict[str, Any]) -> ModelConfig:
     is_new = theirs.get("new_decoder_architecture", theirs.get("model_type") == "RefinedWeb")
     size, heads = theirs["hidden_size"], theirs["num_attention_heads"]
+    is_parallel, is_multi_query = theirs.get("parallel_attn", True), theirs.get("multi_query", True)
+    norms = theirs.get("num_ln_in_parallel_attn") or (2 if is_new else 1)
     block: Literal["no", "one_norm", "two_norms"] = "no"
-    if is_new or theirs.get("parallel_attn", True):
-        has_two = is_new and (theirs.get("num_ln_in_parallel_attn") or 2) == 2
-        block = "two_norms" if has_two else "one_norm"
-    groups = (theirs.get("num_kv_heads") or heads) if is_new else 1
-    if not is_new and not theirs.get("multi_query", True):
-        groups = heads
+    if is_new or is_parallel:
+        block = "two_norms" if norms == 2 else "one_norm"
+    groups = theirs.get("num_kv_heads") or heads
+    if is_multi_query and not is_new:
+        groups = 1
     has_bias, has_alibi = theirs.get("bias", False), theirs.get("alibi", False)
     return ModelConfig(
         vocab_size=theirs["vocab_size"],

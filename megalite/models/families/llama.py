@@ -24,6 +24,7 @@ def _from_theirs(theirs: dict[str, Any]) -> ModelConfig:
         attention_bias=theirs.get("attention_bias", False),
         ffn_bias=theirs.get("mlp_bias", False),
         tie_embeddings=theirs.get("tie_word_embeddings", False),
+        attention_dropout=theirs.get("attention_dropout", 0.0),
         init_std=theirs.get("initializer_range", 0.02),
     )
 
@@ -42,6 +43,7 @@ def _to_theirs(config: ModelConfig) -> dict[str, Any]:
         "attention_bias": config.qkv_bias,
         "mlp_bias": config.ffn_bias,
         "tie_word_embeddings": config.tie_embeddings,
+        "attention_dropout": config.attention_dropout,
         "initializer_range": config.init_std,
     }
 

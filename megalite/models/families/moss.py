@@ -99,7 +99,7 @@ FAMILY = Family(
         "num_attention_heads": "n_head",
         "num_hidden_layers": "n_layer",
     },
-    fixed={"tie_word_embeddings": False},
+    fixed={"scale_attn_weights": True, "tie_word_embeddings": False},
     ignored=("attn.causal_mask", "attn.masked_bias", "attn.bias"),
     presets=PRESETS,
 )

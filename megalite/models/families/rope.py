@@ -55,10 +55,10 @@ def read_rope(theirs: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(f"rope_theta has two values, {' and '.join(map(str, sorted(bases)))}")
     said = {k: v for k, v in (new or old).items() if k not in _ELSEWHERE and v is not None}
     unknown = sorted(said.keys() - set(_KEYS[kind]))
-    if kind == "llama3" or kind == "yarn":
-        said.setdefault("factor", _factor(theirs, said))
     if unknown and kind != "default":
         raise ValueError(f"rope {kind} has {', '.join(unknown)}, which is not known")
+    if kind != "default" and "factor" not in said:
+        said["factor"] = _factor(theirs, said)
     values = {_NUMBERS[key]: said[key] for key in _KEYS[kind] if key in said}
     base = next(iter(bases), 10000.0)
     return values | {"rope_base": base, "rope_scaling": "linear" if kind == "default" else kind}
