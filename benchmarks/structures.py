@@ -33,8 +33,8 @@ from megalite.models.config import ModelConfig
 from megalite.models.outputs import Loss
 from megalite.tools.stdlib_corpus import write_corpus
 from megalite.training.config import OptimizerConfig, ScheduleConfig, TrainConfig
-from megalite.training.flops import step_operations
-from megalite.training.trainer import Learner, Learning
+from megalite.training.learner import Learner, Learning
+from megalite.training.metrics.flops import step_operations
 
 NAMES = ("causal decoder", "prefix decoder", "encoder-decoder")
 WIDTH, LAYERS, HEADS, VOCABULARY, SEED = 128, 4, 4, 2048, 0

@@ -35,7 +35,7 @@ def make_ours(family: str):
     from megalite.engine.model import Task
     from megalite.models.outputs import Loss
     from megalite.training.config import OptimizerConfig, ScheduleConfig, TrainConfig
-    from megalite.training.trainer import Learner, Learning
+    from megalite.training.learner import Learner, Learning
 
     case = cases()[family]
     mesh = Mesh.single()

@@ -11,18 +11,19 @@ import torch.distributed as dist
 from benchmarks.traffic import Traffic, bare_seconds
 from megalite.distributed.launch import Launch
 from megalite.distributed.mesh import Mesh, build_mesh
-from megalite.engine.build import build_model, recomputed_blocks
+from megalite.engine.build import build_model
 from megalite.engine.layout import Demand, check_layout
 from megalite.engine.model import Task
+from megalite.engine.recompute import recomputed_blocks
 from megalite.models.batch import Batch, Stream
 from megalite.models.config import ModelConfig
 from megalite.models.outputs import Loss
 from megalite.ops.mask import causal, full
 from megalite.stages.pretrain import PretrainConfig
 from megalite.stages.setup import choose_device
-from megalite.training.flops import peak_tflops
-from megalite.training.run_log import memory_gib
-from megalite.training.trainer import Learner, Learning, Speed
+from megalite.training.learner import Learner, Learning
+from megalite.training.metrics.device import memory_gib, peak_tflops
+from megalite.training.metrics.speed import Speed
 
 
 def batch_of(config: ModelConfig, size: int, length: int, first: int = 0) -> Batch:
@@ -88,8 +89,7 @@ def make_workload(config: PretrainConfig, launch: Launch) -> Workload:
     """
     train, parallel = config.train, config.parallel
     device = choose_device(config.run, launch)
-    sizes = train.global_batch_size, train.micro_batch_size
-    check_layout(Demand(config.model, launch.world_size, *sizes), parallel)
+    check_layout(Demand(config.model, launch.world_size, train.batch_sizes()), parallel)
     mesh = build_mesh(launch, parallel, device)
     seed, precision = config.run.seed, train.precision
     model = build_model(config.model, mesh, parallel, seed=seed, precision=precision)

@@ -2,7 +2,7 @@
 
 torchrun keeps one store while it starts the processes again and again, and PyTorch's groups find in
 it the addresses of processes that are gone; its count of restarts differs between nodes. So the
-processes agree on a name of this start before they make a group.
+processes agree on a prefix of this start before they make a group.
 """
 
 import time
@@ -22,34 +22,35 @@ PAUSE_S = 0.02
 def store_of_this_start(launch: Launch, timeout: timedelta) -> dist.Store:
     """The store of torchrun under a prefix that no earlier start has used.
 
-    Comm: each process writes a word that only it knows, and rank 0 answers it with the name.
+    Comm: each process writes a nonce, rank 0 replies to it with the prefix, and the process
+    acknowledges that.
 
     Raises:
-        RankFailure: a process did not come in time; rank 0 names it.
+        RankFailure: a process did not join in time; rank 0 names it.
     """
     found = rendezvous("env://", launch.rank, launch.world_size, timeout=timeout)
     store = next(found)[0]
-    hall = dist.PrefixStore("starts", store)
+    handshakes = dist.PrefixStore("handshakes", store)
     if launch.rank == 0:
-        name = _welcome(hall, launch.world_size, timeout)
+        prefix = _give_prefix(handshakes, launch.world_size, timeout)
     else:
-        name = _join(hall, launch.rank, timeout)
-    return dist.PrefixStore(name, store)
+        prefix = _take_prefix(handshakes, launch.rank, timeout)
+    return dist.PrefixStore(prefix, store)
 
 
 def connection_of_its_own(store: dist.Store, rank: int) -> dist.Store:
-    """The processes' store for one thread more: a call here waits for no call on ``store``.
+    """A store over a connection of its own, for a thread whose calls must not wait for others'.
 
     Comm: rank 0 names the prefix in ``store``, the others read it.
     """
     if rank == 0:
         store.set("connection", uuid.uuid4().hex)
-    name = store.get("connection").decode()
+    prefix = store.get("connection").decode()
     while isinstance(store, dist.PrefixStore):
         store = store.underlying_store
     if isinstance(store, dist.TCPStore):  # one client is one connection, and a lock around it
         store = dist.TCPStore(store.host, store.port, is_master=False, wait_for_workers=False)
-    return dist.PrefixStore(name, store)
+    return dist.PrefixStore(prefix, store)
 
 
 def _pauses(timeout: timedelta) -> Iterator[None]:
@@ -59,40 +60,41 @@ def _pauses(timeout: timedelta) -> Iterator[None]:
         time.sleep(PAUSE_S)
 
 
-def _read(hall: dist.Store, key: str) -> str:
-    return hall.get(key).decode() if hall.check([key]) else ""
+def _read(store: dist.Store, key: str) -> str:
+    return store.get(key).decode() if store.check([key]) else ""
 
 
-def _welcome(hall: dist.Store, world_size: int, timeout: timedelta) -> str:
-    """Rank 0: answer each word, those that earlier starts left too, until all have thanked."""
-    name = uuid.uuid4().hex
-    missing, answered = set(range(1, world_size)), dict.fromkeys(range(1, world_size), "")
+def _give_prefix(store: dist.Store, world_size: int, timeout: timedelta) -> str:
+    """Rank 0: reply to each nonce, those of earlier starts too, until all have acknowledged."""
+    prefix = uuid.uuid4().hex
+    missing, replied = set(range(1, world_size)), dict.fromkeys(range(1, world_size), "")
     for _ in _pauses(timeout):
         for rank in sorted(missing):
-            word = _read(hall, f"word of {rank}")
-            if word != answered[rank]:
-                hall.set(f"answer to {rank}", f"{word} {name}")
-                answered[rank] = word
-            if word and _read(hall, f"thanks of {rank}") == name:
+            nonce = _read(store, f"nonce/{rank}")
+            if nonce != replied[rank]:
+                store.set(f"reply/{rank}", f"{nonce} {prefix}")
+                replied[rank] = nonce
+            if nonce and _read(store, f"acknowledged/{rank}") == prefix:
                 missing.discard(rank)
         if not missing:
-            return name
+            return prefix
     ranks = ", ".join(map(str, sorted(missing)))
     raise RankFailure(
-        f"rank {ranks} did not come within {timeout.total_seconds():.0f} s, --parallel.timeout_s: "
-        "look at what that process said, and at the network between the nodes"
+        f"rank {ranks} did not join within {timeout.total_seconds():.0f} s, --parallel.timeout_s: "
+        "look at that process's output, and at the network between the nodes"
     )
 
 
-def _join(hall: dist.Store, rank: int, timeout: timedelta) -> str:
-    word = uuid.uuid4().hex
-    hall.set(f"word of {rank}", word)
+def _take_prefix(store: dist.Store, rank: int, timeout: timedelta) -> str:
+    """Any other rank: ask with a nonce, so that no reply of an earlier start is taken for ours."""
+    nonce = uuid.uuid4().hex
+    store.set(f"nonce/{rank}", nonce)
     for _ in _pauses(timeout):
-        said, _, name = _read(hall, f"answer to {rank}").partition(" ")
-        if said == word:
-            hall.set(f"thanks of {rank}", name)
-            return name
+        asked, _, prefix = _read(store, f"reply/{rank}").partition(" ")
+        if asked == nonce:
+            store.set(f"acknowledged/{rank}", prefix)
+            return prefix
     raise RankFailure(
         f"rank {rank}: rank 0 did not answer within {timeout.total_seconds():.0f} s, "
-        "--parallel.timeout_s: look at what it said, and at the network between the nodes"
+        "--parallel.timeout_s: look at its output, and at the network between the nodes"
     )

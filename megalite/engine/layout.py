@@ -10,22 +10,33 @@ from megalite.models.config import ModelConfig
 
 
 @dataclass(frozen=True)
+class BatchSizes:
+    """How many samples a step has, and how they are divided.
+
+    Attributes:
+        global_batch_size: samples of a step, over all processes.
+        micro_batch_size: samples of a forward pass of a data-parallel rank.
+        updates: optimizer steps that share a step's samples (PPO's mini-batches).
+    """
+
+    global_batch_size: int
+    micro_batch_size: int = 1
+    updates: int = 1
+
+
+@dataclass(frozen=True)
 class Demand:
     """What a layout has to fit.
 
     Attributes:
         model: shape of the model.
-        world_size: processes; 0 leaves them out.
-        global_batch_size: samples an optimizer step; 0 leaves the batch out.
-        micro_batch_size: samples a forward pass and process.
-        updates: optimizer steps that share those samples (PPO's mini-batches).
+        world_size: processes; 0: any number.
+        batch: samples of a step; None: any number.
     """
 
     model: ModelConfig
     world_size: int = 0
-    global_batch_size: int = 0
-    micro_batch_size: int = 1
-    updates: int = 1
+    batch: BatchSizes | None = None
 
 
 def check_layout(demand: Demand, parallel: ParallelConfig) -> None:
@@ -48,8 +59,8 @@ def faults(demand: Demand, parallel: ParallelConfig) -> Iterator[str]:
         yield text
         return
     yield from _model_faults(demand.model, parallel)
-    if demand.world_size and demand.global_batch_size:
-        yield from _batch_faults(demand, parallel)
+    if demand.world_size and demand.batch is not None:
+        yield from _batch_faults(demand.batch, demand.world_size, parallel)
 
 
 def _model_faults(model: ModelConfig, parallel: ParallelConfig) -> Iterator[str]:
@@ -91,25 +102,25 @@ def _encoder_faults(model: ModelConfig, parallel: ParallelConfig, parts: int) ->
         )
 
 
-def _batch_faults(demand: Demand, parallel: ParallelConfig) -> Iterator[str]:
-    pp, replicate, shard, _ = parallel.sizes(demand.world_size)
-    size, ranks = demand.global_batch_size, replicate * shard
-    unit = demand.micro_batch_size * ranks
+def _batch_faults(batch: BatchSizes, world_size: int, parallel: ParallelConfig) -> Iterator[str]:
+    pp, replicate, shard, _ = parallel.sizes(world_size)
+    size, ranks = batch.global_batch_size, replicate * shard
+    unit = batch.micro_batch_size * ranks
     if size % unit:
         low = size // unit * unit
         yield (
             f"--train.global_batch_size {size}: must be a multiple of micro_batch_size "
-            f"{demand.micro_batch_size} x {ranks} data-parallel processes = {unit}: use "
+            f"{batch.micro_batch_size} x {ranks} data-parallel processes = {unit}: use "
             f"{_or([low, low + unit] if low else [unit])}"
         )
         return
     if pp > 1:
-        yield from _schedule_faults(demand, parallel, unit)
+        yield from _schedule_faults(batch, unit, parallel)
 
 
-def _schedule_faults(demand: Demand, parallel: ParallelConfig, unit: int) -> Iterator[str]:
+def _schedule_faults(batch: BatchSizes, unit: int, parallel: ParallelConfig) -> Iterator[str]:
     """What a pipeline's schedule can't do with its micro-batches of ``unit`` samples."""
-    pp, size, updates = parallel.pp, demand.global_batch_size, demand.updates
+    pp, size, updates = parallel.pp, batch.global_batch_size, batch.updates
     count = size // (unit * updates)
     where = f"--train.global_batch_size {size}: gives {size / (unit * updates):g} micro-batches"
     if size % (unit * updates):

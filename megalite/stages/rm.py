@@ -5,27 +5,35 @@ from collections.abc import Sequence
 
 import torch
 
-from megalite.data.config import ConversationConfig, TokenizerConfig
+from megalite.data.config import ConversationConfig
 from megalite.data.conversations import RankedAnswers, ranking_batch
-from megalite.data.loader import Loader
+from megalite.data.example import Example
 from megalite.distributed.launch import Launch
 from megalite.distributed.sums import sum_metrics
 from megalite.engine.model import Model, Task
 from megalite.errors import ConfigError
 from megalite.models.batch import Batch
 from megalite.models.outputs import Values
-from megalite.stages.conversation import open_chat, share_of
+from megalite.stages.conversation import open_chat
+from megalite.stages.datasets import Datasets
 from megalite.stages.rlhf.losses import ranking_pairs
 from megalite.stages.rlhf.updates import RankingLoss, Rankings
-from megalite.stages.setup import Stage, StageConfig, set_up
-from megalite.training.trainer import Learner, Trainer
+from megalite.stages.setup import Stage, StageConfig, check_positions, set_up
+from megalite.training.learner import Learner
+from megalite.training.progress import Progress, StepResult
+from megalite.training.trainer import DoStep
+
+RankingItem = tuple[Batch, Rankings]
 
 
 class RMConfig(StageConfig):
     """A reward-modelling run."""
 
-    tokenizer: TokenizerConfig = TokenizerConfig()
     data: ConversationConfig = ConversationConfig()
+
+    def check_inputs(self) -> None:
+        """See :class:`StageConfig`."""
+        check_positions(self.model, self.data.sequence_length, "data.sequence_length")
 
 
 def run(config: RMConfig, launch: Launch) -> int:
@@ -33,65 +41,57 @@ def run(config: RMConfig, launch: Launch) -> int:
     data = config.data
     if not data.train:
         raise ConfigError("--data.train: needs at least one file of rankings")
-    chat, structure = open_chat(config.tokenizer, data, config.model)
-    options = (chat, structure, data.sequence_length)
-    train = RankedAnswers(data.train, *options)
-    heldout = RankedAnswers(data.heldout, *options) if data.heldout else None
+    chat_format = open_chat(config.tokenizer, data, config.model)
+
+    def read(paths: Sequence[str]) -> RankedAnswers:
+        chat, structure = chat_format.chat, chat_format.structure
+        return RankedAnswers(paths, chat, structure, data.sequence_length)
+
+    datasets = Datasets.read(data, read)
     stage = set_up(config, launch)
     with stage.watchdog:
-        return _train(config, stage, train, heldout)
-
-
-def _train(
-    config: RMConfig, stage: Stage, train: RankedAnswers, heldout: RankedAnswers | None
-) -> int:
-    value_model = config.model.model_copy(update={"head": "value"})
-    model = stage.model(value_model, config.checkpoint.start)
-    trainer, (learner,) = stage.trainer(("model", model))
-    trainer.resume()
-    loader = Loader(
-        train,
-        _make,
-        share_of(config.train, stage.mesh),
-        seed=config.run.seed,
-        consumed_samples=trainer.progress.consumed_samples,
-    )
-
-    def check() -> dict[str, float]:
-        return heldout_accuracy(model, heldout, stage) if heldout else {}
-
-    trainer.fit(loader, _step(stage, learner, trainer), check if heldout else None)
+        _train(config, stage, datasets)
     return 0
 
 
-def _make(rankings: Sequence, sample_ids: Sequence[int]) -> tuple[Batch, Rankings]:
+def _train(config: RMConfig, stage: Stage, datasets: Datasets[RankedAnswers]) -> None:
+    value_model = config.model.model_copy(update={"head": "value"})
+    model = stage.model(value_model, config.checkpoint.start)
+    trainer, (learner,) = stage.trainer(("model", model))
+    progress = trainer.resume()
+    heldout = datasets.heldout
+    trainer.fit(
+        stage.loader(datasets.train, _make, progress),
+        _ranking_step(stage, learner),
+        (lambda: heldout_accuracy(stage, model, heldout)) if heldout else None,
+    )
+
+
+def _make(rankings: Sequence[list[Example]], sample_ids: Sequence[int]) -> RankingItem:
     batch, rows, ends, valid = ranking_batch(rankings, sample_ids)
     return batch, Rankings(rows, ends, valid)
 
 
-def _step(stage: Stage, learner: Learner, trainer: Trainer):
-    def work(items: list[tuple[Batch, Rankings]]) -> dict[str, float]:
+def _ranking_step(stage: Stage, learner: Learner) -> DoStep[list[RankingItem]]:
+    """A step of the ranking loss over a step's micro-batches."""
+
+    def work(items: list[RankingItem], progress: Progress) -> StepResult:
         started = time.perf_counter()
         count = sum(len(rankings.rows) for _, rankings in items)
-        moved = [(batch, _to(rankings, stage.mesh.device)) for batch, rankings in items]
         metrics = learner.step(
-            moved,
+            [(batch, rankings.to(stage.mesh.device)) for batch, rankings in items],
             lambda scale: Task(Values(), RankingLoss(scale)),
             count,
-            trainer.progress.consumed_samples,
+            progress.consumed_samples,
         )
         metrics["accuracy"] = metrics.pop("correct_pairs") / max(metrics.pop("pairs"), 1.0)
         seconds = time.perf_counter() - started
-        return metrics | stage.speed.measure([batch for batch, _ in items], seconds)
+        return StepResult(metrics | stage.speed.measure([batch for batch, _ in items], seconds))
 
     return work
 
 
-def _to(rankings: Rankings, device: torch.device) -> Rankings:
-    return Rankings(*(t.to(device) for t in (rankings.rows, rankings.ends, rankings.valid)))
-
-
-def heldout_accuracy(model: Model, dataset: RankedAnswers, stage: Stage) -> dict[str, float]:
+def heldout_accuracy(stage: Stage, model: Model, dataset: RankedAnswers) -> dict[str, float]:
     """Share of all held-out pairs that are ranked right. Comm: all-reduce over dp.
 
     Ranks read disjoint samples; each runs the same number of forward passes, the last of them

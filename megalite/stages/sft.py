@@ -1,26 +1,30 @@
 """Supervised fine-tuning: conversations, of which the assistant's turns are learned."""
 
+from collections.abc import Sequence
 from functools import partial
 
-from megalite.data.chat import Chat
-from megalite.data.config import ConversationConfig, TokenizerConfig
+from megalite.data.config import ConversationConfig
 from megalite.data.conversations import Conversations
 from megalite.data.example import collate
-from megalite.data.loader import Loader
-from megalite.data.structure import Structure
 from megalite.distributed.launch import Launch
 from megalite.errors import ConfigError
-from megalite.stages.conversation import SamplesConfig, open_chat, share_of, write_samples
-from megalite.stages.pretrain import heldout_batches, heldout_loss, language_step
-from megalite.stages.setup import Stage, StageConfig, set_up
+from megalite.stages.conversation import ChatFormat, open_chat
+from megalite.stages.datasets import Datasets
+from megalite.stages.language import heldout_evaluation, language_step
+from megalite.stages.samples import SamplesConfig, write_samples
+from megalite.stages.setup import Stage, StageConfig, check_positions, set_up
 
 
 class SFTConfig(StageConfig):
     """A fine-tuning run."""
 
-    tokenizer: TokenizerConfig = TokenizerConfig()
     data: ConversationConfig = ConversationConfig()
     samples: SamplesConfig = SamplesConfig()
+
+    def check_inputs(self) -> None:
+        """See :class:`StageConfig`."""
+        self.samples.check(self.tokenizer)
+        check_positions(self.model, self.data.sequence_length, "data.sequence_length")
 
 
 def run(config: SFTConfig, launch: Launch) -> int:
@@ -28,43 +32,36 @@ def run(config: SFTConfig, launch: Launch) -> int:
     data = config.data
     if not data.train:
         raise ConfigError("--data.train: needs at least one file of conversations")
-    chat, structure = open_chat(config.tokenizer, data, config.model)
-    options = (chat, structure, data.sequence_length, data.packed)
-    train = Conversations(data.train, *options)
-    heldout = Conversations(data.heldout, *options) if data.heldout else None
+    chat_format = open_chat(config.tokenizer, data, config.model)
+
+    def read(paths: Sequence[str]) -> Conversations:
+        chat, structure = chat_format.chat, chat_format.structure
+        return Conversations(paths, chat, structure, data.sequence_length, data.packed)
+
+    datasets = Datasets.read(data, read)
     stage = set_up(config, launch)
     with stage.watchdog:
-        return _train(config, stage, (chat, structure), (train, heldout))
+        _train(config, stage, chat_format, datasets)
+    return 0
 
 
 def _train(
-    config: SFTConfig,
-    stage: Stage,
-    language: tuple[Chat, Structure],
-    datasets: tuple[Conversations, Conversations | None],
-) -> int:
-    (chat, structure), (train, heldout), data = language, datasets, config.data
+    config: SFTConfig, stage: Stage, chat_format: ChatFormat, datasets: Datasets[Conversations]
+) -> None:
     model = stage.model(config.model, config.checkpoint.start)
     trainer, (learner,) = stage.trainer(("model", model))
-    trainer.resume()
-    is_fixed = data.packed or stage.mesh.pp.size > 1
-    length = data.sequence_length if is_fixed else 0
-    both = length if structure.is_encoder_decoder else 0
-    make = partial(collate, length=length, encoder_length=both, pad_id=chat.tokenizer.pad_id)
-    loader = Loader(
-        train,
-        make,
-        share_of(config.train, stage.mesh),
-        seed=config.run.seed,
-        consumed_samples=trainer.progress.consumed_samples,
+    progress = trainer.resume()
+    is_fixed = config.data.packed or stage.mesh.pp.size > 1
+    length = config.data.sequence_length if is_fixed else 0
+    make = partial(
+        collate,
+        length=length,
+        encoder_length=length if chat_format.structure.is_encoder_decoder else 0,
+        pad_id=chat_format.chat.tokenizer.pad_id,
     )
-    evaluate = None
-    if heldout is not None:
-        batches = heldout_batches(heldout, stage, make)
-
-        def evaluate() -> dict[str, float]:
-            return {"heldout_loss": heldout_loss(model, batches, stage.mesh)}
-
-    trainer.fit(loader, language_step(stage, learner, trainer), evaluate)
-    write_samples(stage, model, config.samples, chat, structure)
-    return 0
+    trainer.fit(
+        stage.loader(datasets.train, make, progress),
+        language_step(stage, learner),
+        heldout_evaluation(stage, model, datasets.heldout, make),
+    )
+    write_samples(stage, model, config.samples, chat_format)

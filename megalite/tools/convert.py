@@ -31,7 +31,9 @@ from megalite.models.hugging_face import (
     write_folder,
 )
 from megalite.models.transformer import Transformer
-from megalite.training.checkpoint import CheckpointManager, find_checkpoint, load, verify
+from megalite.training.checkpoint.load import find_checkpoint, load
+from megalite.training.checkpoint.manager import CheckpointManager
+from megalite.training.checkpoint.manifest import verify
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -25,9 +25,12 @@ from megalite.generation.prompts import Prompt, batch_prompts
 from megalite.generation.sampling import SamplingConfig
 from megalite.models.config import ModelConfig
 from megalite.models.hugging_face import is_hugging_face, read_config
-from megalite.stages.conversation import check_vocabulary, decode_with, structure_of
-from megalite.stages.setup import check_positions, choose_device, load_start
-from megalite.training.checkpoint import find_checkpoint, read_manifest
+from megalite.stages.conversation import check_vocabulary, structure_of
+from megalite.stages.samples import decode_with
+from megalite.stages.setup import check_positions, choose_device
+from megalite.stages.start import load_start
+from megalite.training.checkpoint.load import find_checkpoint
+from megalite.training.checkpoint.manifest import read_manifest
 from megalite.training.config import RunConfig
 
 

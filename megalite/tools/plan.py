@@ -12,7 +12,7 @@ from megalite.distributed.launch import Launch
 from megalite.engine.layout import Demand, check_layout
 from megalite.errors import ConfigError
 from megalite.stages.pretrain import PretrainConfig
-from megalite.training.memory import StageMemory, Work, estimate
+from megalite.training.memory import ProcessMemory, Work, estimate
 
 DEVICE_GIB = {  # what nvidia-smi shows, less what the driver keeps
     "a100-80gb": 79.0,
@@ -50,20 +50,20 @@ def processes(config: PretrainConfig) -> int:
     return parallel.pp * max(parallel.replicate, 1) * parallel.shard * parallel.tp
 
 
-def plan(config: PretrainConfig) -> list[StageMemory]:
+def plan(config: PretrainConfig) -> list[ProcessMemory]:
     """Check a layout and estimate the memory of each pipeline stage.
 
     Raises:
         ConfigError: the layout doesn't fit the model or the batch.
     """
     train, data = config.train, config.data
-    sizes = train.global_batch_size, train.micro_batch_size
-    check_layout(Demand(config.model, processes(config), *sizes), config.parallel)
+    demand = Demand(config.model, processes(config), train.batch_sizes())
+    check_layout(demand, config.parallel)
     encoder = data.encoder_rows if config.model.is_encoder_decoder else 0
     return estimate(Work(config.model, train, data.sequence_length, encoder), config.parallel)
 
 
-def table(config: PlanConfig, stages: list[StageMemory]) -> list[str]:
+def table(config: PlanConfig, stages: list[ProcessMemory]) -> list[str]:
     """What is printed."""
     parallel, train = config.parallel, config.train
     copies = max(parallel.replicate, 1)
@@ -85,7 +85,7 @@ def table(config: PlanConfig, stages: list[StageMemory]) -> list[str]:
     return [*lines, f"{config.gpu}: {DEVICE_GIB[config.gpu]} GiB"]
 
 
-def check_memory(config: PlanConfig, stages: list[StageMemory]) -> None:
+def check_memory(config: PlanConfig, stages: list[ProcessMemory]) -> None:
     """Refuse what the device can't hold.
 
     Raises:

@@ -1,7 +1,7 @@
-"""Faults on purpose, to see a run recover: real signals, exceptions and poisoned gradients.
+"""Fault injection, to see a run recover: real signals, exceptions and poisoned gradients.
 
-Off unless ``faults.kind`` says otherwise. What a fault does is what the operating system, the
-network or bad data would do to the process; nothing of the run knows that it was asked for.
+Off unless ``faults.kind`` says otherwise. An injected fault does what the operating system, the
+network or bad data would do to the process; nothing else in the run knows of it.
 """
 
 import os
@@ -18,9 +18,10 @@ from pydantic import Field, model_validator
 
 from megalite.config.section import Section
 from megalite.distributed.launch import Launch
+from megalite.engine.model import Model
 from megalite.errors import ConfigError
 from megalite.layers.shards import gradient_of, local_part
-from megalite.training.heartbeat import PHASES, WRITE_POINTS
+from megalite.training.watchdog.heartbeat import PHASES, WRITE_POINTS
 
 POINTS = PHASES + WRITE_POINTS
 
@@ -30,15 +31,21 @@ class FaultConfig(Section):
 
     kind: Literal["none", "kill", "stop", "raise", "hang", "slow", "skip", "nan"] = Field(
         "none",
-        description="SIGKILL, SIGSTOP, an exception, an endless wait, a wait of delay_s, the next "
-        "all-reduce left out, gradients that are not numbers (in the phase reduce)",
+        description="what happens: none; kill (SIGKILL), stop (SIGSTOP), raise (an exception), "
+        "hang (an endless wait), slow (a wait of delay_s), skip (the next all-reduce is left out) "
+        "or nan (a gradient that is not a number; in the phase reduce)",
     )
-    rank: int = Field(0, ge=0, description="the process that it happens to")
-    step: int = Field(1, ge=0, description="the step in which it happens")
-    steps: int = Field(1, ge=1, description="steps in a row in which it happens")
-    phase: str = Field("forward_backward", description=f"where: {', '.join(POINTS)}")
+    rank: int = Field(0, ge=0, description="rank of the process that it happens to")
+    step: int = Field(1, ge=0, description="first step in which it happens")
+    steps: int = Field(1, ge=1, description="number of steps in a row in which it happens")
+    phase: str = Field("forward_backward", description=f"phase or write point: {', '.join(POINTS)}")
     delay_s: float = Field(0.0, ge=0, description="seconds from there until it happens")
-    restart: int = Field(0, ge=-1, description="torchrun's start in which it happens; -1: in each")
+    restart: int = Field(
+        0,
+        ge=-1,
+        description="torchrun's restart count at which it happens; 0: the first start; "
+        "-1: every start",
+    )
 
     @model_validator(mode="after")
     def _check(self) -> "FaultConfig":
@@ -48,16 +55,16 @@ class FaultConfig(Section):
 
 
 class Fault:
-    """A fault of this process; called at each phase and write point."""
+    """A fault that this process may inject into itself; called at each phase and write point."""
 
     def __init__(self, config: FaultConfig, launch: Launch) -> None:
-        """Arm it, where it is meant for this process and start."""
+        """Arm it, if it is meant for this process and this start."""
         self._config = config
         is_now = config.restart in (-1, launch.restart)
         self._is_armed = config.kind != "none" and config.rank == launch.rank and is_now
 
-    def __call__(self, point: str, step: int, model: Any) -> None:
-        """Happen, if this is the place."""
+    def __call__(self, point: str, step: int, model: Model | None) -> None:
+        """Make it happen, if this is the place."""
         config = self._config
         if not self._is_armed or point != config.phase:
             return
@@ -68,7 +75,7 @@ class Fault:
         if kind in ("kill", "stop"):
             _later(config.delay_s, lambda: _signal_self(kind))
         elif kind == "nan":
-            _poison(model)
+            _poison(model, point)
         elif kind == "skip":
             _leave_out_one_all_reduce()
         else:
@@ -97,8 +104,10 @@ def _signal_self(kind: str) -> None:
     os.kill(os.getpid(), signal.SIGKILL if kind == "kill" else signal.SIGSTOP)
 
 
-def _poison(model: Any) -> None:
-    """One element of one gradient becomes NaN."""
+def _poison(model: Model | None, phase: str) -> None:
+    """Make one element of one gradient NaN."""
+    if model is None:
+        raise ConfigError(f"--faults.phase {phase}: has no gradients to make nan: use reduce")
     for parameter in model.parameters():
         if parameter.grad is not None and local_part(gradient_of(parameter)).numel():
             local_part(gradient_of(parameter)).view(-1)[0] = torch.nan

@@ -1,4 +1,4 @@
-"""How much memory a run needs on each device, stage by stage, before anything starts.
+"""How much memory a run needs on the processes of each pipeline rank, before anything starts.
 
 Parameters are counted exactly; activations by formula, for attention that keeps no scores and a
 loss that keeps no logits.
@@ -7,6 +7,7 @@ Source: Rajbhandari et al. 2020, arXiv:1910.02054, section 3; Korthikanti et al.
 arXiv:2205.05198, section 4.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from megalite.distributed.mesh import Mesh, ParallelConfig
@@ -40,16 +41,15 @@ class Work:
 
 
 @dataclass(frozen=True)
-class StageMemory:
-    """GiB of one process of a pipeline stage.
+class PartMemory:
+    """What a part of the model takes of each process that holds it, in GiB.
 
     Attributes:
-        blocks: of the stage, encoder and decoder.
-        parameters: of the whole stage, over all its processes.
+        blocks: of the part, encoder and decoder.
+        parameters: of the whole part, over all its processes.
         states: fp32 parameters, their gradients and the two averages of AdamW.
         gathered: what FSDP2 gathers for compute, and gradients that await their reduction.
         activations: of the micro-batches under way.
-        rest: context and fragments.
     """
 
     blocks: int
@@ -57,7 +57,32 @@ class StageMemory:
     states: float
     gathered: float
     activations: float
+
+
+@dataclass(frozen=True)
+class ProcessMemory(PartMemory):
+    """What all parts that a process holds take of it together, in GiB.
+
+    Attributes:
+        rest: context and fragments.
+    """
+
     rest: float
+
+    @classmethod
+    def of(cls, parts: Sequence[PartMemory]) -> "ProcessMemory":
+        """The memory of a process with these parts."""
+        states = sum(part.states for part in parts)
+        gathered = sum(part.gathered for part in parts)
+        activations = sum(part.activations for part in parts)
+        return cls(
+            blocks=sum(part.blocks for part in parts),
+            parameters=sum(part.parameters for part in parts),
+            states=states,
+            gathered=gathered,
+            activations=activations,
+            rest=CONTEXT_GIB + FRAGMENTS * (states + gathered + activations),
+        )
 
     @property
     def total(self) -> float:
@@ -65,55 +90,52 @@ class StageMemory:
         return self.states + self.gathered + self.activations + self.rest
 
 
-def estimate(work: Work, parallel: ParallelConfig) -> list[StageMemory]:
-    """The memory of a process of each pipeline rank, the first stage first."""
+def estimate(work: Work, parallel: ParallelConfig) -> list[ProcessMemory]:
+    """The memory of a process of each pipeline rank, in order."""
     parts = parts_of(work.model, parallel)
-    sizes = [_parameters(work.model, part) for part in parts]
-    ranks = []
-    for rank in range(parallel.pp):
-        own = range(rank, len(parts), parallel.pp)
-        stages = [_stage(work, parallel, parts[i], sizes[i]) for i in own]
-        ranks.append(_sum(stages))
-    return ranks
+    memory = [_part_memory(work, parallel, part) for part in parts]
+    return [ProcessMemory.of(memory[rank :: parallel.pp]) for rank in range(parallel.pp)]
 
 
-def _sum(stages: list[tuple[int, int, float, float, float]]) -> StageMemory:
-    blocks, parameters, states, gathered, activations = (
-        sum(values) for values in zip(*stages, strict=True)
-    )
-    rest = CONTEXT_GIB + FRAGMENTS * (states + gathered + activations)
-    return StageMemory(int(blocks), int(parameters), states, gathered, activations, rest)
+@dataclass(frozen=True)
+class _PartSize:
+    """How large a part is.
+
+    Attributes:
+        parameters: of all of it.
+        blocks: how many it has.
+        block: parameters of the largest one.
+    """
+
+    parameters: int
+    blocks: int
+    block: int
+
+    @classmethod
+    def of(cls, model: ModelConfig, part: Part) -> "_PartSize":
+        """The size of a part; nothing is allocated."""
+        built = Transformer(model, Mesh.single(), part)
+        blocks = [sum(p.numel() for p in block.parameters()) for block in built.blocks()]
+        return cls(sum(p.numel() for p in built.parameters()), len(blocks), max(blocks))
 
 
-def _parameters(model: ModelConfig, part: Part) -> tuple[int, int]:
-    """Parameters of a part, and of its largest block; nothing is allocated."""
-    built = Transformer(model, Mesh.single(), part)
-    largest = max(sum(p.numel() for p in block.parameters()) for block in built.blocks())
-    return sum(p.numel() for p in built.parameters()), largest
-
-
-def _stage(
-    work: Work, parallel: ParallelConfig, part: Part, size: tuple[int, int]
-) -> tuple[int, int, float, float, float]:
-    parameters, block = size
+def _part_memory(work: Work, parallel: ParallelConfig, part: Part) -> PartMemory:
+    size = _PartSize.of(work.model, part)
     encoder, decoder = part.encoder[1] - part.encoder[0], part.decoder[1] - part.decoder[0]
-    blocks = encoder + decoder
-    states = 16.0 * parameters / (parallel.tp * parallel.shard)
-    gathered = _gathered(work, parallel, parameters, (block, blocks))
+    states = 16.0 * size.parameters / (parallel.tp * parallel.shard)
     moving = _in_flight(work, parallel, part)
     row = _row_bytes(work.model, parallel, BYTES[work.train.precision])
     rows = encoder * work.encoder_length + decoder * work.sequence_length
     longest = max(work.sequence_length, work.encoder_length if encoder else 0)
     micro = work.train.micro_batch_size
-    kept = moving * micro * rows * row.kept(parallel, blocks) + micro * longest * row.whole
+    kept = moving * micro * rows * row.kept(parallel, size.blocks) + micro * longest * row.whole
     if part.ends and work.model.head == "lm":
         kept += 4.0 * work.model.vocab_size * work.model.hidden_size / parallel.tp
-    return blocks, parameters, states / GIB, gathered / GIB, kept / GIB
+    gathered = _gathered(work, parallel, size)
+    return PartMemory(size.blocks, size.parameters, states / GIB, gathered / GIB, kept / GIB)
 
 
-def _gathered(
-    work: Work, parallel: ParallelConfig, parameters: int, block: tuple[int, int]
-) -> float:
+def _gathered(work: Work, parallel: ParallelConfig, size: _PartSize) -> float:
     """Bytes beyond the shards: what is whole of parameters and gradients at once.
 
     Parameters that stay gathered are whole, else two blocks and what is no block (the embedding,
@@ -121,19 +143,19 @@ def _gathered(
     fp32, and two blocks' come in as they are computed. With one micro-batch, those of two blocks
     and what is no block wait, and one block's is on its way in fp32.
     """
-    train, (size, count) = work.train, block
+    train = work.train
     dp = parallel.shard * max(parallel.replicate, 1)
     if dp == 1 and train.precision == "fp32":
         return 0.0
-    at_once = parameters - size * max(count - 2, 0)
+    at_once = size.parameters - size.block * max(size.blocks - 2, 0)
     is_resharded = parallel.reshard_after_forward and parallel.pp == 1
-    whole = BYTES[train.precision] * (at_once if is_resharded else parameters)
-    is_summed = train.global_batch_size > train.micro_batch_size * dp
     width = BYTES[train.precision]
+    whole = width * (at_once if is_resharded else size.parameters)
+    is_summed = train.global_batch_size > train.micro_batch_size * dp
     if is_summed:
-        waiting = 4.0 * parameters + (2.0 * width * size if width < 4 else 0.0)
+        waiting = 4.0 * size.parameters + (2.0 * width * size.block if width < 4 else 0.0)
     else:
-        waiting = width * at_once + 4.0 * size
+        waiting = width * at_once + 4.0 * size.block
     return (whole + waiting) / parallel.tp
 
 

@@ -1,15 +1,14 @@
 """AdamW over a model's parameters, wherever their pieces are; state by parameter name."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
+from megalite.engine.model import Model
 from megalite.errors import ConfigError
 from megalite.training.config import OptimizerConfig
 
 
-def build_optimizer(model: Any, config: OptimizerConfig) -> torch.optim.Optimizer:
+def build_optimizer(model: Model, config: OptimizerConfig) -> torch.optim.Optimizer:
     """An optimizer with its state made, so that a checkpoint has a place for every tensor.
 
     Raises:
@@ -37,7 +36,7 @@ def build_optimizer(model: Any, config: OptimizerConfig) -> torch.optim.Optimize
 
 
 def _make_state(optimizer: torch.optim.Optimizer) -> None:
-    """The state AdamW would make in its first step."""
+    """Make the state that AdamW would make in its first step."""
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             device = parameter.device
@@ -64,7 +63,7 @@ def apex_adam() -> type:
     return FusedAdam
 
 
-def named_state(model: Any, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def named_state(model: Model, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """The optimizer's tensors under ``name.key``."""
     return {
         f"{name}.{key}": value

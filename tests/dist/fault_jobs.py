@@ -7,10 +7,10 @@ import torch.distributed as dist
 
 from megalite.distributed.launch import Launch
 from megalite.distributed.mesh import ParallelConfig, build_mesh
-from megalite.training.checkpoint import CheckpointManager, Saving
+from megalite.training.checkpoint.manager import CheckpointManager, Saving
 from megalite.training.faults import Fault, FaultConfig
-from megalite.training.heartbeat import Heartbeat
-from megalite.training.trainer import Learner
+from megalite.training.learner import Learner
+from megalite.training.watchdog.heartbeat import Heartbeat
 from tests.dist import jobs
 
 
@@ -22,10 +22,10 @@ def train_with_nan(launch: Launch, model: str, layout: dict[str, Any], rank: int
     """
     learner = jobs.make_learner(launch, model, layout)
     config = FaultConfig(kind="nan", rank=rank, step=1, phase="reduce")
-    learner.heart = Heartbeat(Fault(config, launch))
+    learner.heartbeat = Heartbeat(Fault(config, launch))
     parameters, bad = [], []
     for number in range(3):
-        learner.heart.step = number
+        learner.heartbeat.step = number
         jobs.step(learner, model, number)
         parameters.append(whole_parameters(learner))
         bad.append(learner.scale.bad_steps)
@@ -41,7 +41,7 @@ def timeouts(launch: Launch, layout: dict[str, Any], model: str) -> list[tuple[s
     """Description and timeout of every group of several that a run makes."""
     mesh = build_mesh(launch, ParallelConfig(**layout), "cpu")
     learner = jobs.make_learner(launch, model, layout)
-    saving = CheckpointManager("unused", saving=Saving(learner.heart, mesh.timeout))
+    saving = CheckpointManager("unused", saving=Saving(learner.heartbeat, mesh.timeout))
     known = dist.distributed_c10d._world.pg_group_ranks.items()
     found = [
         (group.group_desc, group._get_backend(torch.device("cpu")).options._timeout.total_seconds())

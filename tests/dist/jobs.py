@@ -12,9 +12,11 @@ from megalite.distributed.mesh import Mesh, ParallelConfig, build_mesh
 from megalite.engine.build import build_model
 from megalite.engine.model import Task
 from megalite.models.outputs import Loss
-from megalite.training.checkpoint import CheckpointManager, load, verify
+from megalite.training.checkpoint.load import load
+from megalite.training.checkpoint.manager import CheckpointManager
+from megalite.training.checkpoint.manifest import verify
 from megalite.training.config import OptimizerConfig, ScheduleConfig, TrainConfig
-from megalite.training.trainer import Learner, Learning
+from megalite.training.learner import Learner, Learning
 from tests.dist import models
 
 ALONE = Launch()

@@ -14,7 +14,7 @@ from megalite.cli import find_command, load_config
 from megalite.distributed.launch import Launch
 from megalite.errors import Stopped
 from megalite.stages import setup
-from megalite.training.trainer import Learner
+from megalite.training.learner import Learner
 from tests.dist.jobs import GradientsOfFirstStep
 
 

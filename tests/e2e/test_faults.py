@@ -149,7 +149,7 @@ def test_a_process_killed_at_every_point_of_a_save_loses_nothing(work, whole):
 
 
 def newest_whole(folder: Path) -> int:
-    from megalite.training.checkpoint import CheckpointManager
+    from megalite.training.checkpoint.manager import CheckpointManager
 
     path, facts = CheckpointManager(folder / "checkpoints", say=lambda _text: None).latest()
     assert path.name == f"step-{facts['step']:08}"

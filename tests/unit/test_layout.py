@@ -4,7 +4,7 @@ import pytest
 
 from megalite.distributed.mesh import ParallelConfig, factorisations
 from megalite.engine.cut import cut
-from megalite.engine.layout import Demand, check_layout, faults, nearest
+from megalite.engine.layout import BatchSizes, Demand, check_layout, faults, nearest
 from megalite.errors import ConfigError
 from megalite.models.config import ModelConfig
 
@@ -13,9 +13,9 @@ SIZES = {"num_heads": 6, "hidden_size": 48, "ffn_size": 96, "vocab_size": 48}
 TWO_STACKS = ModelConfig(num_encoder_layers=5, num_layers=2, **SIZES)
 
 
-def refused(parallel: dict, *sizes: int) -> str:
+def refused(parallel: dict, world_size: int, *batch: int) -> str:
     with pytest.raises(ConfigError) as error:
-        check_layout(Demand(MODEL, *sizes), ParallelConfig(**parallel))
+        check_layout(Demand(MODEL, world_size, BatchSizes(*batch)), ParallelConfig(**parallel))
     return str(error.value)
 
 
@@ -83,7 +83,7 @@ def test_each_stack_is_cut_by_its_own_cost(count, encoder_stages, blocks):
 
 @pytest.mark.parametrize("world_size", [1, 2, 6, 8, 12])
 def test_every_layout_that_is_offered_fits_and_is_of_as_many_processes(world_size):
-    demand, wanted = Demand(MODEL, world_size, 24), ParallelConfig(pp=5, tp=5)
+    demand, wanted = Demand(MODEL, world_size, BatchSizes(24)), ParallelConfig(pp=5, tp=5)
     offered = nearest(demand, wanted, count=100)
     assert offered
     for text in offered:

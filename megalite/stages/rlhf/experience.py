@@ -1,4 +1,4 @@
-"""From what four models say about answers to what PPO learns from."""
+"""Turns what the four models say about answers into what PPO learns from."""
 
 from dataclasses import dataclass
 
@@ -16,14 +16,18 @@ from megalite.stages.rlhf.whiten import ALONE, whiten
 class RewardConfig(Section):
     """How scores become advantages."""
 
-    discount: float = Field(1.0, gt=0, le=1, description="Gamma: weight of the next token's value.")
-    decay: float = Field(0.95, ge=0, le=1, description="Lambda of the advantage estimate.")
-    whiten_rewards: bool = Field(
-        False, description="Scale rewards to unit variance over the global batch."
+    discount: float = Field(1.0, gt=0, le=1, description="gamma, weight of the next token's value")
+    decay: float = Field(
+        0.95, ge=0, le=1, description="lambda of the advantage estimate, its decay per token"
     )
-    score_limit: float = Field(0.0, ge=0, description="Clip scores to this size; 0 leaves them.")
+    whiten_rewards: bool = Field(
+        False, description="whether rewards are scaled to unit variance over the global batch"
+    )
+    score_limit: float = Field(
+        0.0, ge=0, description="largest size of a score, clipped to beyond it; 0: no clipping"
+    )
     score_without_end: float | None = Field(
-        None, description="Score of an answer cut before its end token; none keeps the model's."
+        None, description="score of an answer that was cut before its end token; none: the model's"
     )
 
 

@@ -8,14 +8,18 @@ ERROR_LIMIT = 0.2
 
 
 class KLConfig(Section):
-    """How strongly leaving the reference is penalised."""
+    """How strongly a difference to the reference is penalised."""
 
     coefficient: float = Field(
-        0.05, ge=0, description="Penalty a nat of a response token; the first value when adaptive."
+        0.05,
+        ge=0,
+        description="penalty per nat of a response token; with a target, its first value",
     )
-    target: float = Field(0.0, ge=0, description="Nats a response to steer towards; 0 is fixed.")
+    target: float = Field(
+        0.0, ge=0, description="nats per response that the coefficient aims at; 0: it stays fixed"
+    )
     horizon: int = Field(
-        10000, gt=0, description="Responses over which the coefficient adapts; larger is slower."
+        10000, gt=0, description="responses over which the coefficient adapts; more: slower"
     )
 
 

@@ -1,13 +1,15 @@
-"""A rollout: prompts are answered by the actor and judged by all four models."""
+"""A rollout: the actor answers prompts, and all four models judge the answers."""
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from typing import Literal, Protocol
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from megalite.config import Section
+from megalite.data.tokenizer import Tokenizer
 from megalite.generation.decoder import CachedDecoder, Forward
 from megalite.generation.generate import Answers, Ending, generate
 from megalite.generation.prompts import Prompt, batch_prompts
@@ -21,43 +23,72 @@ DRAWS = hash64("rollout")
 
 
 class RolloutConfig(Section):
-    """How answers are written; they are drawn from the whole distribution that is trained."""
+    """How answers are drawn: from the whole distribution that is trained."""
 
-    max_new_tokens: int = Field(64, gt=0, description="Most tokens of an answer.")
+    max_new_tokens: int = Field(64, gt=0, description="largest number of tokens per answer")
     temperature: float = Field(
-        1.0, gt=0, description="Divides the logits, in rollouts and in updates alike."
+        1.0, gt=0, description="divisor of the logits, in rollouts and in updates alike"
     )
-    micro_batch_size: int = Field(32, gt=0, description="Answers judged in one forward pass.")
+    micro_batch_size: int = Field(32, gt=0, description="answers judged per forward pass")
 
 
 @dataclass(frozen=True)
-class FrozenModels:
-    """The two models that don't learn, each a function of a batch.
+class FrozenJudgement:
+    """What the two models that don't learn say about answers.
+
+    Attributes:
+        log_probs: [B, S] fp32 under the reference.
+        scores: [B] fp32, the reward model's.
+    """
+
+    log_probs: Tensor
+    scores: Tensor
+
+    def to(self, device: torch.device | str) -> "FrozenJudgement":
+        """The same with every tensor on ``device``."""
+        return FrozenJudgement(self.log_probs.to(device), self.scores.to(device))
+
+
+TakeJudgement = Callable[[], FrozenJudgement]  # waits until the answers are judged
+
+
+class FrozenModels(Protocol):
+    """The two models that don't learn, wherever they are."""
+
+    @property
+    def asked_to_stop(self) -> bool:
+        """Whether a process of theirs alone was asked to stop."""
+
+    def ask(self, responses: Responses, micro_batch_size: int) -> TakeJudgement:
+        """Hand answers over to be judged, ``micro_batch_size`` rows a pass."""
+
+
+@dataclass(frozen=True)
+class LocalModels:
+    """The two models that don't learn on this process, each a function of a batch.
 
     Attributes:
         reference: log-probabilities of the labels at the rollout's temperature, [B, S].
         reward: the reward model's values, [B, S], of which an answer's last counts.
+        asked_to_stop: see :class:`FrozenModels`; this process's signals are known otherwise.
     """
 
     reference: Callable[[Batch], Tensor]
     reward: Callable[[Batch], Tensor]
+    asked_to_stop: Literal[False] = False
 
-    def judge(self, responses: Responses, micro_batch_size: int) -> tuple[Tensor, Tensor]:
-        """Log-probabilities [B, S] and scores [B] of answers, both fp32."""
+    def judge(self, responses: Responses, micro_batch_size: int) -> FrozenJudgement:
+        """Judge answers, ``micro_batch_size`` rows a pass."""
 
         def ask(batch: Batch, mask: Tensor) -> tuple[Tensor, Tensor]:
             return self.reference(batch), scores_at_end(self.reward(batch), mask)
 
-        return in_passes(responses, micro_batch_size, ask)
+        return FrozenJudgement(*in_passes(responses, micro_batch_size, ask))
 
-    def __call__(self, responses: Responses, micro_batch_size: int) -> "Pending":
-        """Judge at once; see ``AskFrozen``."""
-        judged = self.judge(responses, micro_batch_size)
-        return lambda: judged
-
-
-Pending = Callable[[], tuple[Tensor, Tensor]]
-AskFrozen = Callable[[Responses, int], Pending]  # hand answers over, and later take what was said
+    def ask(self, responses: Responses, micro_batch_size: int) -> TakeJudgement:
+        """Judge at once; see :class:`FrozenModels`."""
+        judgement = self.judge(responses, micro_batch_size)
+        return lambda: judgement
 
 
 @dataclass(frozen=True)
@@ -68,19 +99,19 @@ class Judges:
         decode: the actor with a cache: logits [B, S, V].
         actor: log-probabilities of the labels under the actor at the rollout's temperature, [B, S].
         critic: values, [B, S].
-        frozen: the reference and the reward model, here or on processes of their own.
+        frozen: the reference and the reward model.
         device: where the models read batches.
     """
 
     decode: Forward
     actor: Callable[[Batch], Tensor]
     critic: Callable[[Batch], Tensor]
-    frozen: AskFrozen
+    frozen: FrozenModels
     device: torch.device | str = "cpu"
 
 
 @dataclass(frozen=True)
-class Vocabulary:
+class SpecialTokens:
     """The special tokens of answers.
 
     Attributes:
@@ -92,8 +123,16 @@ class Vocabulary:
     pad_id: int
 
 
+def special_tokens(tokenizer: Tokenizer) -> SpecialTokens:
+    """The special tokens of answers; padding differs from the end even where the tokenizer's is."""
+    end, pad = tokenizer.end_id, tokenizer.pad_id
+    if end is None:
+        return SpecialTokens((), pad)
+    return SpecialTokens((end,), pad if pad != end else (0 if end != 0 else 1))
+
+
 def answer(
-    decode: Forward, prompts: Batch, config: RolloutConfig, seed: int, vocabulary: Vocabulary
+    decode: Forward, prompts: Batch, config: RolloutConfig, seed: int, tokens: SpecialTokens
 ) -> Answers:
     """Draw an answer to every prompt of a batch, a function of (seed, sample id)."""
     sampling = SamplingConfig(
@@ -102,7 +141,7 @@ def answer(
         seed=fold(seed, DRAWS),
     )
     decoder = CachedDecoder(decode, prompts, config.max_new_tokens)
-    ending = Ending(vocabulary.end_ids, vocabulary.pad_id)
+    ending = Ending(tokens.end_ids, tokens.pad_id)
     return generate(decoder, prompts, sampling, ending)
 
 
@@ -124,12 +163,12 @@ def in_passes(
 @torch.no_grad()
 def judge(judges: Judges, responses: Responses, ended: Tensor, micro_batch_size: int) -> Judgement:
     """Ask all models about answers, ``micro_batch_size`` rows a pass."""
-    frozen = judges.frozen(responses, micro_batch_size)
+    take = judges.frozen.ask(responses, micro_batch_size)
     log_probs, values = in_passes(
         responses, micro_batch_size, lambda batch, _: (judges.actor(batch), judges.critic(batch))
     )
-    reference, scores = frozen()
-    return Judgement(responses.mask, log_probs, reference, values, scores, ended)
+    frozen = take()
+    return Judgement(responses.mask, log_probs, frozen.log_probs, values, frozen.scores, ended)
 
 
 def rollout(
@@ -138,7 +177,7 @@ def rollout(
     sample_ids: Sequence[int],
     config: RolloutConfig,
     seed: int,
-    vocabulary: Vocabulary,
+    tokens: SpecialTokens,
 ) -> tuple[Responses, Judgement]:
     """Answer prompts and judge the answers.
 
@@ -146,13 +185,13 @@ def rollout(
         judges: the models.
         prompts: this data-parallel rank's.
         sample_ids: their numbers in the run's order; draws depend on them, not on the rank.
-        config: how answers are written.
-        seed: the run's.
-        vocabulary: the special tokens.
+        config: how answers are drawn.
+        seed: of the draws.
+        tokens: the special tokens of answers.
     """
-    batch = batch_prompts(prompts, sample_ids, vocabulary.pad_id)
-    answers = answer(judges.decode, batch, config, seed, vocabulary)
+    batch = batch_prompts(prompts, sample_ids, tokens.pad_id)
+    answers = answer(judges.decode, batch, config, seed, tokens)
     rows = [answers.row(number) for number in range(len(prompts))]
-    responses = respond(prompts, rows, sample_ids, vocabulary.pad_id).to(judges.device)
+    responses = respond(prompts, rows, sample_ids, tokens.pad_id).to(judges.device)
     ended = answers.ended.to(judges.device)
     return responses, judge(judges, responses, ended, config.micro_batch_size)

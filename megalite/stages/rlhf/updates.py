@@ -16,12 +16,18 @@ Metrics = dict[str, Tensor]
 class UpdateConfig(Section):
     """How PPO learns from a batch of answers."""
 
-    clip: float = Field(0.2, gt=0, description="Largest rewarded change of a token's probability.")
-    value_clip: float = Field(0.2, gt=0, description="Largest rewarded change of a value, score.")
-    epochs: int = Field(4, gt=0, description="Passes over each batch of answers.")
-    mini_batches: int = Field(1, gt=0, description="Optimizer steps a pass.")
+    clip: float = Field(
+        0.2, gt=0, description="largest relative change of a token's probability that is rewarded"
+    )
+    value_clip: float = Field(
+        0.2, gt=0, description="largest change of a value that is rewarded, in units of score"
+    )
+    epochs: int = Field(4, gt=0, description="passes over each batch of answers")
+    mini_batches: int = Field(1, gt=0, description="optimizer steps per pass")
     pretrain_coefficient: float = Field(
-        0.0, ge=0, description="Weight of the pretraining loss beside the policy's (PPO-ptx)."
+        0.0,
+        ge=0,
+        description="weight of the pretraining loss beside the policy's (PPO-ptx); 0: none",
     )
 
 
@@ -100,6 +106,10 @@ class Rankings:
     rows: Tensor
     ends: Tensor
     valid: Tensor
+
+    def to(self, device: torch.device) -> "Rankings":
+        """The same with every tensor on ``device``."""
+        return Rankings(*(t.to(device) for t in (self.rows, self.ends, self.valid)))
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from megalite.data.chat import Chat
 from megalite.data.conversations import ranking_batch, scored_example
 from megalite.data.example import collate
 from megalite.data.structure import Structure
@@ -13,8 +12,8 @@ from megalite.engine.build import build_model
 from megalite.generation.prompts import Prompt, batch_prompts
 from megalite.models.config import ModelConfig
 from megalite.models.outputs import Logits, LogProbs, Values
-from megalite.stages.ppo import vocabulary_of
 from megalite.stages.rlhf.responses import respond
+from megalite.stages.rlhf.rollout import special_tokens
 
 SHAPE = {"vocab_size": 31, "hidden_size": 24, "num_layers": 2, "num_heads": 4, "ffn_size": 40}
 GPT = {"norm": "layer_norm", "gated": False, "activation": "gelu", "position": "learned"}
@@ -111,6 +110,6 @@ class Words:
     ("end", "pad", "expected"), [(5, 5, 0), (0, 0, 1), (5, 3, 3), (5, None, 0), (0, None, 1)]
 )
 def test_padding_is_never_the_end_token(end, pad, expected):
-    found = vocabulary_of(Chat("plain", Tokenizer(Words(end, pad), "words")))
+    found = special_tokens(Tokenizer(Words(end, pad), "words"))
     assert tuple(found.end_ids) == (end,)
     assert found.pad_id == expected

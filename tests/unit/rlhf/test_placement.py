@@ -3,7 +3,7 @@
 import pytest
 
 from megalite.distributed.mesh import ParallelConfig
-from megalite.engine.layout import Demand
+from megalite.engine.layout import BatchSizes, Demand
 from megalite.errors import ConfigError
 from megalite.models.config import ModelConfig
 from megalite.stages.rlhf.placement import FrozenConfig, Side, check_placement
@@ -14,7 +14,9 @@ MODEL = ModelConfig(num_layers=4, num_heads=6, hidden_size=48)
 def refused(world_size: int, parallel: dict, frozen: dict) -> str:
     with pytest.raises(ConfigError) as error:
         check_placement(
-            Demand(MODEL, world_size, 8), ParallelConfig(**parallel), FrozenConfig(**frozen)
+            Demand(MODEL, world_size, BatchSizes(8)),
+            ParallelConfig(**parallel),
+            FrozenConfig(**frozen),
         )
     assert len(str(error.value).splitlines()) == 1
     return str(error.value)
@@ -52,7 +54,7 @@ def test_a_placement_that_does_not_fit_is_refused_with_those_that_do(
 
 
 def test_what_is_offered_fits():
-    demand, parallel = Demand(MODEL, 8, 8), ParallelConfig(tp=2)
+    demand, parallel = Demand(MODEL, 8, BatchSizes(8)), ParallelConfig(tp=2)
     offered = refused(8, {"tp": 2}, {"processes": 3}).split("fit: ")[1].split(", or ")
     assert len(offered) == 3
     for text in offered:

@@ -9,7 +9,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from megalite.generation.prompts import Prompt
 from megalite.stages.rlhf.experience import Judgement, RewardConfig, gather_experience
 from megalite.stages.rlhf.kl import KLConfig, adapt
-from megalite.stages.rlhf.rollout import FrozenModels, Judges, RolloutConfig, Vocabulary, rollout
+from megalite.stages.rlhf.rollout import Judges, LocalModels, RolloutConfig, SpecialTokens, rollout
 from megalite.stages.rlhf.updates import PolicyLoss, UpdateConfig, ValueLoss, mini_batches
 
 VOCABULARY, TARGET, LENGTH, ROWS = 13, 5, 10, 48
@@ -67,10 +67,10 @@ class Run:
             self.decode,
             lambda batch: _log_probs(self.actor, batch)[0],
             self.values,
-            FrozenModels(lambda batch: _log_probs(self.reference, batch)[0], _count_targets),
+            LocalModels(lambda batch: _log_probs(self.reference, batch)[0], _count_targets),
         )
         config = RolloutConfig(max_new_tokens=LENGTH, micro_batch_size=20)
-        responses, judged = rollout(judges, prompts, ids, config, 11, Vocabulary((), 0))
+        responses, judged = rollout(judges, prompts, ids, config, 11, SpecialTokens((), 0))
         experience, metrics = gather_experience(judged, RewardConfig(), self.coefficient)
         return responses.batch, experience, metrics
 
@@ -145,10 +145,10 @@ def test_a_rollout_is_the_same_however_its_prompts_are_divided_and_judged():
 
     def judged(ids, micro_batch_size):
         actor = lambda batch: _log_probs(run.actor, batch)[0]  # noqa: E731
-        judges = Judges(run.decode, actor, run.values, FrozenModels(actor, _count_targets))
+        judges = Judges(run.decode, actor, run.values, LocalModels(actor, _count_targets))
         config = RolloutConfig(max_new_tokens=LENGTH, micro_batch_size=micro_batch_size)
         chosen = [prompts[number] for number in ids]
-        return rollout(judges, chosen, ids, config, 3, Vocabulary((), 0))
+        return rollout(judges, chosen, ids, config, 3, SpecialTokens((), 0))
 
     responses, whole = judged(range(6), 6)
     for ids in ([0, 2, 4], [1, 3, 5]):

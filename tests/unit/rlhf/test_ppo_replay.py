@@ -10,14 +10,17 @@ import torch.distributed as dist
 from megalite.distributed.launch import Launch
 from megalite.distributed.mesh import ParallelConfig
 from megalite.engine.build import build_model
+from megalite.engine.model import Model
 from megalite.generation.prompts import Prompt
 from megalite.models.config import ModelConfig
 from megalite.models.outputs import Logits, Values
 from megalite.ops.random import fold
-from megalite.stages.ppo import Models, PPOConfig, _frozen, _learning, _Loop
+from megalite.stages.rlhf.config import PPOConfig
 from megalite.stages.rlhf.kl import KLConfig
+from megalite.stages.rlhf.models import ReferenceModels, TrainedModels
 from megalite.stages.rlhf.responses import respond
-from megalite.stages.rlhf.rollout import RolloutConfig, Vocabulary
+from megalite.stages.rlhf.rollout import RolloutConfig, SpecialTokens
+from megalite.stages.rlhf.step import PPOStep
 from megalite.stages.rlhf.updates import UpdateConfig, mini_batches
 from megalite.stages.setup import set_up
 from megalite.training.config import (
@@ -26,6 +29,7 @@ from megalite.training.config import (
     ScheduleConfig,
     TrainConfig,
 )
+from megalite.training.progress import Progress
 
 SHAPE = {"vocab_size": 23, "hidden_size": 16, "num_layers": 2, "num_heads": 2, "ffn_size": 24}
 TEMPERATURE, BETA, CLIP, VALUE_CLIP, DECAY, RATE = 0.7, 0.1, 0.02, 0.01, 0.95, 3e-3
@@ -48,9 +52,17 @@ def config(folder, **more) -> PPOConfig:
     )
 
 
+@dataclass
+class Run:
+    """The stage's own step, and all four models by what they are."""
+
+    step: PPOStep
+    models: dict[str, Model]
+
+
 @pytest.fixture(scope="module")
-def loop(tmp_path_factory):
-    """The stage's own loop; the reference is not where the actor starts, so the KL counts."""
+def run(tmp_path_factory):
+    """The reference is not where the actor starts, so the KL counts."""
     folder = tmp_path_factory.mktemp("ppo")
     for name, head, seed in (("policy", "lm", 1), ("reward", "value", 2)):
         stage = set_up(config(folder / name), Launch())
@@ -63,12 +75,15 @@ def loop(tmp_path_factory):
     started = config(folder / "run", reward_model=str(folder / "reward"))
     start = started.checkpoint.model_copy(update={"start": str(folder / "policy")})
     started = started.model_copy(update={"checkpoint": start})
-    models = Models(*_learning(stage, started), *_frozen(stage, started))
+    trained = TrainedModels.build(stage, started)
+    references = ReferenceModels.build(stage, started)
     with torch.no_grad():
-        for parameter in models.reference.parameters():
+        for parameter in references.reference.parameters():
             parameter.mul_(1.1)
-    trainer, learners = stage.trainer(("actor", models.actor), ("critic", models.critic))
-    yield _Loop(started, stage, models, learners, trainer, Vocabulary(ENDS, 22))
+    _, learners = stage.trainer(("actor", trained.actor), ("critic", trained.critic))
+    frozen = references.judges(TEMPERATURE)
+    step = PPOStep(started, stage, trained, learners, frozen, SpecialTokens(ENDS, 22))
+    yield Run(step, vars(trained) | vars(references))
     dist.destroy_process_group()
 
 
@@ -87,9 +102,8 @@ class Sample:
 class Reference:
     """PPO written out for one answer at a time."""
 
-    def __init__(self, loop: _Loop) -> None:
-        kinds = ("actor", "critic", "reference", "reward")
-        self.models = {kind: copy.deepcopy(getattr(loop.models, kind).parts[0]) for kind in kinds}
+    def __init__(self, models: dict[str, Model]) -> None:
+        self.models = {kind: copy.deepcopy(model.parts[0]) for kind, model in models.items()}
         settings = {"lr": RATE, "betas": (0.9, 0.95), "eps": 1e-5, "weight_decay": 0.0}
         self.optimizers = [
             torch.optim.AdamW(list(self.models[kind].parameters()), **settings)
@@ -169,25 +183,26 @@ class Reference:
         return sums
 
 
-def answers_of(loop: _Loop) -> list[list[int]]:
-    seed = fold(loop.config.run.seed, loop.trainer.progress.step)
-    responses, _ = loop._roll(PROMPTS, range(8), seed)
+def answers_of(step: PPOStep, number: int) -> list[list[int]]:
+    """The answers that step ``number`` will draw."""
+    responses, _ = step.roll(PROMPTS, range(8), fold(step.config.run.seed, number))
     rows = zip(responses.batch.labels, responses.mask, strict=True)
     return [labels[mask].tolist() for labels, mask in rows]
 
 
-def test_two_steps_are_those_of_a_loop_over_single_answers(loop):
+def test_two_steps_are_those_of_a_loop_over_single_answers(run):
     """Rollout, penalty, GAE, whitening, clipping, mini-batches, accumulation, Adam: all at once."""
-    reference = Reference(loop)
+    reference, progress, step_config = Reference(run.models), Progress(), run.step.config
     halves = [(PROMPTS[:2], [0, 1]), (PROMPTS[2:4], [2, 3]), (PROMPTS[4:], [4, 5, 6, 7])]
     for number in range(2):
-        answers = answers_of(loop)
+        answers = answers_of(run.step, number)
         assert len({len(answer) for answer in answers}) > 1
         assert all(ENDS.isdisjoint(answer[:-1]) for answer in answers)
-        order = mini_batches(8, loop.config.update, fold(loop.config.run.seed, number, 1))
+        order = mini_batches(8, step_config.update, fold(step_config.run.seed, number, 1))
         assert [len(rows) for epoch in order for rows in epoch] == [4, 4, 4, 4]
         theirs = reference.step(answers, order)
-        ours = loop.step(halves)
+        result = run.step(halves, progress)
+        ours = result.metrics
         for name, value in theirs.items():
             assert ours[name] == pytest.approx(value, rel=2e-4, abs=2e-6), (number, name)
         if number == 0:
@@ -195,34 +210,35 @@ def test_two_steps_are_those_of_a_loop_over_single_answers(loop):
             assert reference.first["clip_fraction"] == 0
         assert ours["clip_fraction"] > 0
         assert abs(ours["kl"]) > 1e-3
-        loop.trainer.progress.step += 1
+        progress = progress.after_step(8, result.extra)
     for kind in ("actor", "critic"):
-        mine, theirs_model = getattr(loop.models, kind), reference.models[kind]
+        mine, theirs_model = run.models[kind], reference.models[kind]
         for (name, a), b in zip(mine.named_parameters(), theirs_model.parameters(), strict=True):
             assert torch.allclose(a, b, atol=1e-4), (kind, name)
 
 
-def test_a_pass_of_eight_answers_is_two_updates_of_two_micro_batches(loop):
-    before = loop.learners[0].updates
-    responses, judged = loop._roll(PROMPTS, range(8), 1)
-    loop.step([(PROMPTS, list(range(8)))])
-    assert loop.learners[0].updates - before == 2 * 2
+def test_a_pass_of_eight_answers_is_two_updates_of_two_micro_batches(run):
+    before = run.step.learners[0].updates
+    responses, _ = run.step.roll(PROMPTS, range(8), 1)
+    run.step([(PROMPTS, list(range(8)))], Progress(step=2))
+    assert run.step.learners[0].updates - before == 2 * 2
     experience = type("Rows", (), {"rows": staticmethod(lambda index: index)})
-    order = mini_batches(8, loop.config.update, 0)
+    order = mini_batches(8, run.step.config.update, 0)
     assert [len(epoch) for epoch in order] == [2, 2]
     for rows in order[0]:
-        items = loop._items(responses, experience, rows)
+        items = run.step.micro_batches(responses, experience, rows)
         assert [len(batch.decoder.tokens) for batch, _ in items] == [2, 2]
 
 
-def test_dropout_is_off_and_the_critic_starts_as_the_reward_model(loop):
-    for kind in ("actor", "critic", "reference", "reward"):
-        shape = getattr(loop.models, kind).config
-        assert shape.dropout == shape.attention_dropout == 0
-    fresh = Models(*_learning(loop.stage, loop.config), *_frozen(loop.stage, loop.config))
-    pairs = zip(fresh.critic.parameters(), fresh.reward.parameters(), strict=True)
+def test_dropout_is_off_and_the_critic_starts_as_the_reward_model(run):
+    for model in run.models.values():
+        assert model.config.dropout == model.config.attention_dropout == 0
+    stage, started = run.step.stage, run.step.config
+    trained = TrainedModels.build(stage, started)
+    references = ReferenceModels.build(stage, started)
+    pairs = zip(trained.critic.parameters(), references.reward.parameters(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
-    assert not any(p.requires_grad for p in fresh.reward.parameters())
-    assert not any(p.requires_grad for p in fresh.reference.parameters())
-    again = [fresh.actor.evaluate([respond(PROMPTS[:1], [[1]], [0]).batch], Logits())[0]] * 2
+    assert not any(p.requires_grad for p in references.reward.parameters())
+    assert not any(p.requires_grad for p in references.reference.parameters())
+    again = [trained.actor.evaluate([respond(PROMPTS[:1], [[1]], [0]).batch], Logits())[0]] * 2
     assert torch.equal(*again)

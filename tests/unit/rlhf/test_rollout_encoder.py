@@ -14,8 +14,8 @@ from megalite.models.batch import Batch, Stream
 from megalite.models.config import ModelConfig
 from megalite.models.outputs import Logits
 from megalite.ops.mask import causal, full
-from megalite.stages.conversation import decode_with
-from megalite.stages.rlhf.rollout import RolloutConfig, Vocabulary, answer
+from megalite.stages.rlhf.rollout import RolloutConfig, SpecialTokens, answer
+from megalite.stages.samples import decode_with
 
 TOKENS = 7
 
@@ -36,7 +36,7 @@ def test_the_encoder_and_its_keys_are_computed_once():
     prompts = [as_prompt(tokens, Structure(True, start_id=3)) for tokens in ([20, 21, 22], [30])]
     batch = batch_prompts(prompts, [0, 1])
     config = RolloutConfig(max_new_tokens=TOKENS)
-    answers = answer(decode_with(model), batch, config, 0, Vocabulary((), 0))
+    answers = answer(decode_with(model), batch, config, 0, SpecialTokens((), 0))
     assert answers.lengths.tolist() == [TOKENS, TOKENS]
     layers = 3
     assert calls["encoder"] == 1
@@ -49,7 +49,7 @@ def test_what_the_cache_answers_is_what_reading_all_again_answers():
     prompts = [as_prompt(tokens, Structure(True, start_id=3)) for tokens in ([20, 21, 22], [30])]
     batch = batch_prompts(prompts, [0, 1])
     config = RolloutConfig(max_new_tokens=TOKENS, temperature=1e-4)
-    answers = answer(decode_with(model), batch, config, 0, Vocabulary((), 0))
+    answers = answer(decode_with(model), batch, config, 0, SpecialTokens((), 0))
     for number, prompt in enumerate(prompts):
         tokens = [*prompt.tokens]
         for _ in range(TOKENS):

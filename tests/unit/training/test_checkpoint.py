@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from megalite.errors import CheckpointError
-from megalite.training.checkpoint import CheckpointManager, find_checkpoint, load, verify
+from megalite.training.checkpoint.load import find_checkpoint, load
+from megalite.training.checkpoint.manager import CheckpointManager
+from megalite.training.checkpoint.manifest import verify
 
 FACTS = {"step": 3, "consumed_samples": 24, "extra": {"kl_coefficient": 0.1 + 0.2}, "learners": {}}
 

@@ -12,8 +12,10 @@ import pytest
 import torch
 
 from megalite.errors import CheckpointError
-from megalite.training.checkpoint import MANIFEST, CheckpointManager, Saving, load, verify
-from megalite.training.heartbeat import WRITE_POINTS, Heartbeat
+from megalite.training.checkpoint.load import load
+from megalite.training.checkpoint.manager import CheckpointManager, Saving
+from megalite.training.checkpoint.manifest import MANIFEST, verify
+from megalite.training.watchdog.heartbeat import WRITE_POINTS, Heartbeat
 
 quiet = {"say": lambda _text: None}
 

@@ -2,59 +2,79 @@
 
 import math
 
-from megalite.training.diagnosis import Sign, blame
-from megalite.training.watchdog import Watch
+from megalite.training.watchdog.diagnosis import diagnose
+from megalite.training.watchdog.status import ProcessStatus
+from megalite.training.watchdog.timeouts import Timeouts
 
 
-def sign(rank: int, phase: str = "forward_backward", **more) -> Sign:
-    waits = more.pop("waits", True)
-    return Sign(rank, "host", 100 + rank, step=7, phase=phase, waits=waits, **more)
+def status(rank: int, phase: str = "forward_backward", **more) -> ProcessStatus:
+    more = {"in_collective": True} | more
+    return ProcessStatus(rank, "host", 100 + rank, step=7, phase=phase, **more)
 
 
 def test_the_rank_that_has_not_come_to_a_collective_is_stuck():
-    signs = [sign(0, calls={"tp": 5}), sign(1, calls={"tp": 4}, waits=False), sign(2)]
-    said = blame(signs)
+    statuses = [
+        status(0, collectives={"tp": 5}),
+        status(1, collectives={"tp": 4}, in_collective=False),
+        status(2),
+    ]
+    said = diagnose(statuses)
     assert said.startswith("rank 1 (host, process 101) in step 7, forward_backward is stuck")
     assert "4 of 5 collectives of tp" in said
     assert "rank 0 (" not in said
 
 
 def test_a_rank_that_left_one_out_is_further_on_while_each_is_behind_somewhere():
-    signs = [sign(0, calls={"tp": 5, "world": 8}), sign(1, "reduce", calls={"tp": 4, "world": 9})]
-    said = blame(signs)
+    statuses = [
+        status(0, collectives={"tp": 5, "world": 8}),
+        status(1, "reduce", collectives={"tp": 4, "world": 9}),
+    ]
+    said = diagnose(statuses)
     assert said.startswith("rank 1 (host, process 101) in step 7, reduce left out a collective")
     assert "rank 0" in said
 
 
 def test_equal_counts_at_two_places_are_out_of_step():
-    said = blame([sign(0, "reduce", calls={"w": 4}), sign(1, "optimizer", calls={"w": 4})])
+    said = diagnose(
+        [status(0, "reduce", collectives={"w": 4}), status(1, "optimizer", collectives={"w": 4})]
+    )
     assert said.startswith("rank 1 (host, process 101) in step 7, optimizer is out of step")
     assert "left out a collective or made one too many" in said
 
 
 def test_a_rank_that_waits_for_no_other_is_stuck():
-    said = blame([sign(0), sign(1, "data", waits=False, where="get (data/loader.py:120)"), sign(2)])
+    said = diagnose(
+        [
+            status(0),
+            status(1, "data", in_collective=False, location="get (data/loader.py:120)"),
+            status(2),
+        ]
+    )
     assert said == "rank 1 (host, process 101) in step 7, data is stuck at get (data/loader.py:120)"
 
 
 def test_nobody_is_named_where_all_wait_at_one_place():
-    assert blame([sign(0), sign(1)]).startswith("all processes stand still in step 7")
+    assert diagnose([status(0), status(1)]).startswith("all processes stand still in step 7")
 
 
-def test_a_rank_that_waits_for_work_is_neither_hung_nor_to_blame(tmp_path):
-    signs = [sign(0, calls={"w": 5}), sign(1, calls={"w": 4}), sign(2, "wait", waits=False)]
-    assert "rank 1 (" in blame(signs)
-    assert "rank 2" not in blame(signs)
-    watch = Watch(9.0, tmp_path)
-    assert watch.patience_in("wait") == math.inf
-    assert watch.patience_in("rollout") == 9.0
-
-
-def test_a_rank_that_has_ended_is_not_to_blame():
-    signs = [
-        sign(0, calls={"w": 5}),
-        sign(1, calls={"w": 4}),
-        sign(2, calls={"w": 1}, state="ended"),
+def test_a_rank_that_waits_for_work_is_neither_hung_nor_named():
+    statuses = [
+        status(0, collectives={"w": 5}),
+        status(1, collectives={"w": 4}),
+        status(2, "wait", in_collective=False),
     ]
-    assert "rank 1 (" in blame(signs)
-    assert "rank 2" not in blame(signs)
+    assert "rank 1 (" in diagnose(statuses)
+    assert "rank 2" not in diagnose(statuses)
+    timeouts = Timeouts(9.0)
+    assert timeouts.stall_in("wait") == math.inf
+    assert timeouts.stall_in("rollout") == 9.0
+
+
+def test_a_rank_that_has_ended_is_not_named():
+    statuses = [
+        status(0, collectives={"w": 5}),
+        status(1, collectives={"w": 4}),
+        status(2, collectives={"w": 1}, state="ended"),
+    ]
+    assert "rank 1 (" in diagnose(statuses)
+    assert "rank 2" not in diagnose(statuses)

@@ -8,11 +8,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 from megalite.models.batch import IGNORE, Batch, Stream
 from megalite.models.config import ModelConfig
 from megalite.ops.mask import causal, full
-from megalite.training.flops import (
-    forward_flops,
-    known_tflops,
-    measured_tflops,
-)
+from megalite.training.metrics.device import known_tflops, measured_tflops
+from megalite.training.metrics.flops import forward_flops
 
 B, S, V = 2, 7, 50
 

@@ -16,7 +16,7 @@ from megalite.engine.build import build_model
 from megalite.engine.model import Task
 from megalite.models.outputs import Loss
 from megalite.training.config import OptimizerConfig, ScheduleConfig, TrainConfig
-from megalite.training.trainer import Learner, Learning
+from megalite.training.learner import Learner, Learning
 from tests.dist import models
 
 ROOT = Path(__file__).parents[3]

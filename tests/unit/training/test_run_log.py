@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megalite.training.run_log import OMITTED, RunLog, fitted
+from megalite.training.metrics.console import OMITTED, fitted
+from megalite.training.metrics.run_log import RunLog
 
 PARTS = {
     "step": "step 100/2000",
@@ -39,7 +40,7 @@ def test_a_line_fits_and_keeps_what_tells_most(width):
 
 
 def test_a_line_has_speed_mfu_and_time_left(tmp_path, capsys):
-    log = RunLog(tmp_path, True, 100, board=False)
+    log = RunLog(tmp_path, True, 100, tensorboard=False)
     for step in (1, 2):
         values = {"loss": 2.0, "tokens_per_s": 1234.5, "mfu": 0.25, "learning_rate": 1e-3}
         log.metrics(step, values, show=True)
@@ -54,7 +55,7 @@ def test_a_line_has_speed_mfu_and_time_left(tmp_path, capsys):
 
 
 def test_a_torn_line_and_later_steps_go_when_a_run_goes_on(tmp_path):
-    log = RunLog(tmp_path, True, 10, board=False)
+    log = RunLog(tmp_path, True, 10, tensorboard=False)
     for step in range(6):
         log.metrics(step, {"loss": float(step)}, show=False)
     with open(tmp_path / "metrics.jsonl", "a") as file:
@@ -67,7 +68,7 @@ def test_a_torn_line_and_later_steps_go_when_a_run_goes_on(tmp_path):
 
 
 def test_a_number_that_is_not_finite_is_still_json(tmp_path):
-    RunLog(tmp_path, True, 1, board=False).metrics(1, {"loss": float("nan")}, show=False)
+    RunLog(tmp_path, True, 1, tensorboard=False).metrics(1, {"loss": float("nan")}, show=False)
     assert rows(tmp_path) == [{"step": 1, "loss": "nan"}]
 
 
@@ -75,7 +76,7 @@ def test_tensorboard_reads_the_curve_of_a_run_that_went_on(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     for first, values in ((1, [5.0, 4.0, 3.0, 2.0]), (3, [30.0, 20.0])):
-        log = RunLog(tmp_path, True, 4, board=True)
+        log = RunLog(tmp_path, True, 4, tensorboard=True)
         for step, value in enumerate(values, first):
             log.metrics(step, {"loss": value}, show=False)
         log.close()
@@ -85,7 +86,7 @@ def test_tensorboard_reads_the_curve_of_a_run_that_went_on(tmp_path):
 
 
 def test_only_the_first_process_writes(tmp_path):
-    log = RunLog(tmp_path / "run", False, 1, board=True)
+    log = RunLog(tmp_path / "run", False, 1, tensorboard=True)
     log.metrics(1, {"loss": 1.0}, show=True)
     log.write("config.toml", "x")
     log.say("x")
@@ -94,7 +95,7 @@ def test_only_the_first_process_writes(tmp_path):
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs Linux's /dev/full")
 def test_a_full_disk_is_named(tmp_path):
-    log = RunLog(tmp_path, True, 1, board=False)
+    log = RunLog(tmp_path, True, 1, tensorboard=False)
     (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
     with pytest.raises(OSError, match="No space left") as caught:
         log.metrics(1, {"loss": 1.0}, show=False)

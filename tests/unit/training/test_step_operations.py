@@ -14,7 +14,7 @@ from megalite.models.config import ModelConfig
 from megalite.models.outputs import Loss
 from megalite.ops import mask as masks
 from megalite.ops.backends import kernels
-from megalite.training.flops import step_operations
+from megalite.training.metrics.flops import step_operations
 
 B, S, S_ENCODER, V = 2, 9, 5, 50
 SIZES = {"vocab_size": V, "hidden_size": 24, "num_layers": 3, "num_heads": 4, "ffn_size": 40}

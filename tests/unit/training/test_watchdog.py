@@ -3,7 +3,7 @@
 import pytest
 from torch.distributed import TCPStore
 
-from megalite.training.watchdog import FirstFault
+from megalite.training.watchdog.store import FirstFault
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,8 @@
 """What a process is doing: written by the training loop, read by the watchdog's thread."""
 
 from collections.abc import Callable
-from typing import Any
+
+from megalite.engine.model import Model
 
 WAIT = "wait"  # for work from other processes, which may take as long as it likes
 PHASES = (
@@ -18,9 +19,11 @@ PHASES = (
 )
 WRITE_POINTS = ("write_data", "write_manifest", "rename", "move_latest", "delete_old")
 
+OnPoint = Callable[[str, int, Model | None], None]
 
-def _nothing(_point: str, _step: int, _model: Any) -> None:
-    """No fault is asked for."""
+
+def _ignore(_point: str, _step: int, _model: Model | None) -> None:
+    """Nobody wants to know."""
 
 
 class Heartbeat:
@@ -29,24 +32,25 @@ class Heartbeat:
     Attributes:
         step: under way, from 1; 0 before the first.
         phase: of the training loop, one of ``PHASES``.
-        writing: what a checkpoint's writer is at, one of ``WRITE_POINTS``, or empty.
+        write_point: what the checkpoint's writer is doing, one of ``WRITE_POINTS``, or empty.
     """
 
-    def __init__(self, meet: Callable[[str, int, Any], None] = _nothing) -> None:
-        """Begin.
+    def __init__(self, on_point: OnPoint = _ignore) -> None:
+        """Begin in the first phase.
 
         Args:
-            meet: is told (phase or write point, step, model) at each; for faults on purpose.
+            on_point: is called with (phase or write point, step, model) at each; for faults on
+                purpose.
         """
-        self.step, self.phase, self.writing = 0, PHASES[0], ""
-        self._meet = meet
+        self.step, self.phase, self.write_point = 0, PHASES[0], ""
+        self._on_point = on_point
 
-    def enter(self, phase: str, model: Any = None) -> None:
+    def enter(self, phase: str, model: Model | None = None) -> None:
         """The training loop enters a phase, with this model if one is at work."""
         self.phase = phase
-        self._meet(phase, self.step, model)
+        self._on_point(phase, self.step, model)
 
-    def write(self, point: str, step: int) -> None:
+    def enter_write(self, point: str, step: int) -> None:
         """The writer of the checkpoint of ``step`` comes to a point; empty when it is done."""
-        self.writing = point
-        self._meet(point, step, None)
+        self.write_point = point
+        self._on_point(point, step, None)

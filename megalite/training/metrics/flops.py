@@ -1,41 +1,16 @@
-"""Floating-point operations of a model, and what the device could do: MFU.
+"""Floating-point operations of a training step, from which MFU and HFU are made.
 
-MFU counts what the model needs; HFU also what recompute does again.
+MFU counts what the model needs; HFU also what is computed again: recomputed blocks and attention's
+scores.
 
 Source: Chowdhery et al. 2022, arXiv:2204.02311, appendix B; attention by its row intervals.
 """
 
-import itertools
-import re
-import time
 from dataclasses import dataclass
-from typing import Any
-
-import torch
 
 from megalite.models.batch import Batch
 from megalite.models.config import ModelConfig
 from megalite.ops import RowIntervals
-
-PEAK_TFLOPS = {  # words of a device's name: (half precision on tensor cores, fp32), dense
-    "H100 PCIe": (756.0, 51.2),
-    "H100 NVL": (835.0, 60.0),
-    "H100": (989.0, 66.9),
-    "H200": (989.0, 66.9),
-    "H800": (989.0, 66.9),
-    "A100": (312.0, 19.5),
-    "A800": (312.0, 19.5),
-    "V100-PCIE": (112.0, 14.0),
-    "V100": (125.0, 15.7),
-    "L40S": (362.0, 91.6),
-    "L40": (181.0, 90.5),
-    "L4": (121.0, 30.3),
-    "A40": (149.7, 37.4),
-    "A30": (165.0, 10.3),
-    "A10G": (70.0, 31.5),
-    "A10": (125.0, 31.2),
-    "T4": (65.0, 8.1),
-}  # of the vendor's data sheets
 
 
 @dataclass(frozen=True)
@@ -111,61 +86,3 @@ def _cross_costs(config: ModelConfig, rows: float, encoder_rows: float, pairs: f
     size, heads = config.hidden_size, config.head_dim * config.num_heads
     keys = config.head_dim * config.kv_heads
     return 4.0 * (rows * size * heads + encoder_rows * size * keys + pairs * heads)
-
-
-def peak_tflops(device: torch.device, precision: str) -> float:
-    """What the device can do, in TFLOP/s: by its name on a GPU, a measured GEMM on a CPU.
-
-    An unknown GPU is measured too.
-    """
-    known = known_tflops(_gpu_name(device), precision) if device.type == "cuda" else None
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
-    return known or measured_tflops(device, dtype)
-
-
-def known_tflops(name: str, precision: str) -> float | None:
-    """The data sheet's TFLOP/s of a device called ``name``, or None.
-
-    Whole words count: an RTX A1000 is no A100.
-    """
-    for known, (half, single) in PEAK_TFLOPS.items():
-        if re.search(rf"\b{re.escape(known)}\b", name):
-            return single if precision == "fp32" else half
-    return None
-
-
-def _gpu_name(device: torch.device) -> str:
-    """The name by NVML, which numbers devices its own way and is asked by their UUID."""
-    try:
-        import pynvml
-    except ImportError:
-        return torch.cuda.get_device_name(device)
-    try:
-        pynvml.nvmlInit()
-        uuid = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
-        name: Any = pynvml.nvmlDeviceGetName(pynvml.nvmlDeviceGetHandleByUUID(uuid))
-        return name.decode() if isinstance(name, bytes) else name
-    except pynvml.NVMLError:
-        return torch.cuda.get_device_name(device)
-
-
-def measured_tflops(device: torch.device, dtype: torch.dtype, seconds: float = 0.5) -> float:
-    """The best of many square matrix products, in TFLOP/s.
-
-    Small ones among them end before the system gives the core to another process.
-    """
-    factors = [torch.randn(size, size, device=device).to(dtype) for size in (512, 1024)]
-    best, until = 0.0, time.perf_counter() + seconds
-    for a in itertools.cycle(factors):
-        started = _now(device)
-        a @ a
-        best = max(best, 2.0 * len(a) ** 3 / (_now(device) - started) / 1e12)
-        if time.perf_counter() > until:
-            break
-    return best
-
-
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()

@@ -3,7 +3,7 @@
 import pytest
 
 from megalite.errors import MegaliteError
-from megalite.training.precision import GROWTH_STEPS, START, LossScale
+from megalite.training.loss_scale import GROWTH_STEPS, START, LossScale
 
 
 def feed(scale: LossScale, finite, precision: str = "fp16", most_bad: int = 20) -> int:

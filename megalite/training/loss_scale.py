@@ -31,14 +31,20 @@ class LossScale:
 
     @classmethod
     def of(cls, precision: str) -> "LossScale":
-        """The scale a run starts with."""
+        """The scale that a run starts with."""
         return cls(START if precision == "fp16" else 1.0)
 
     def update(self, is_finite: bool, precision: str, most_bad: int, step: int) -> None:
-        """Take note of a step.
+        """Change the scale after a step.
+
+        Args:
+            is_finite: whether the step's gradients were.
+            precision: of compute; only fp16 has a scale.
+            most_bad: steps in a row without finite gradients that end the run.
+            step: number of the step, for the message.
 
         Raises:
-            MegaliteError: too many steps in a row were not finite; it says what to try.
+            MegaliteError: too many steps were not finite; it says what to try.
         """
         self.bad_share += ((not is_finite) - self.bad_share) / MEMORY_STEPS
         if is_finite:

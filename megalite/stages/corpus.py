@@ -1,0 +1,73 @@
+"""Samples of token stores, and micro-batches of them, as a corpus section says."""
+
+from collections.abc import Callable, Sequence
+
+from megalite.data.config import CorpusConfig, TokenizerConfig
+from megalite.data.example import Example, collate
+from megalite.data.objectives.choice import choose_objective
+from megalite.data.rows import DocumentRows, Room
+from megalite.data.store import TokenStore
+from megalite.data.tokenizer import load_tokenizer
+from megalite.data.windows import Blend, Windows
+from megalite.errors import ConfigError, DataError
+from megalite.models.batch import Batch
+from megalite.models.config import ModelConfig
+from megalite.ops.random import fold
+from megalite.stages.conversation import check_vocabulary, structure_of
+
+OpenStore = Callable[[str, int], Windows | DocumentRows]
+
+
+def store_opener(
+    data: CorpusConfig, tokenizer: TokenizerConfig, model: ModelConfig, seed: int
+) -> OpenStore:
+    """What opens a store, given its path and number, as samples of the configured objective.
+
+    Next-token samples are windows of the text; other objectives' are documents, packed into rows.
+
+    Raises:
+        ConfigError: the model's structure can't have the objective.
+        DataError: the tokenizer lacks what the objective needs.
+    """
+    if data.objective == "next_token":
+        if model.is_encoder_decoder:
+            raise ConfigError(
+                "--data.objective next_token: needs a decoder alone; an encoder-decoder has "
+                "span_corruption, denoising, prefix_lm, ul2 and u_palm"
+            )
+        return lambda path, _number: Windows(
+            TokenStore(path), data.sequence_length, data.separate_documents
+        )
+    found = load_tokenizer(tokenizer.path)
+    check_vocabulary(found, model)
+    objective = choose_objective(data, found, structure_of(data, found, model))
+    room = Room(data.sequence_length, data.encoder_rows)
+    return lambda path, number: DocumentRows(TokenStore(path), objective, room, fold(seed, number))
+
+
+def blend_stores(
+    open_store: OpenStore, paths: Sequence[str], weights: Sequence[float] = ()
+) -> Blend:
+    """The samples of several stores, blended by their weights, or without any by their sizes."""
+    parts = [open_store(path, number) for number, path in enumerate(paths)]
+    return Blend(parts, weights or [len(part) for part in parts])
+
+
+def text_batch(
+    examples: Sequence[Example], sample_ids: Sequence[int], data: CorpusConfig, model: ModelConfig
+) -> Batch:
+    """A micro-batch of samples; its rows have the lengths that ``data`` says.
+
+    Raises:
+        DataError: a token is not below the model's ``vocab_size``.
+    """
+    encoder = data.encoder_rows if model.is_encoder_decoder else 0
+    batch = collate(examples, sample_ids, data.sequence_length, encoder)
+    streams = (batch.decoder, batch.encoder)
+    largest = max(int(stream.tokens.max()) for stream in streams if stream is not None)
+    if largest >= model.vocab_size:
+        raise DataError(
+            f"--data: a store holds token {largest}, --model.vocab_size is {model.vocab_size}: "
+            "raise it, or prepare the text with this model's tokenizer"
+        )
+    return batch

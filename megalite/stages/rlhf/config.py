@@ -1,0 +1,65 @@
+"""What a PPO run is told."""
+
+from pydantic import Field
+
+from megalite.data.config import ConversationConfig, CorpusConfig
+from megalite.errors import ConfigError
+from megalite.stages.rlhf.experience import RewardConfig
+from megalite.stages.rlhf.kl import KLConfig
+from megalite.stages.rlhf.placement import FrozenConfig
+from megalite.stages.rlhf.rollout import RolloutConfig
+from megalite.stages.rlhf.updates import UpdateConfig
+from megalite.stages.samples import SamplesConfig
+from megalite.stages.setup import StageConfig, check_positions
+
+
+class PPOConfig(StageConfig):
+    """A PPO run. ``checkpoint.start`` is the actor's and the reference's."""
+
+    data: ConversationConfig = ConversationConfig()
+    samples: SamplesConfig = SamplesConfig()
+    reward_model: str = Field(
+        "", description="run or checkpoint of the reward model, which the critic starts from too"
+    )
+    critic_learning_rate: float = Field(
+        0.0, ge=0, description="peak learning rate of the critic; 0: the actor's"
+    )
+    rollout: RolloutConfig = RolloutConfig()
+    reward: RewardConfig = RewardConfig()
+    kl: KLConfig = KLConfig()
+    update: UpdateConfig = UpdateConfig()
+    pretraining: CorpusConfig = CorpusConfig()
+    frozen: FrozenConfig = FrozenConfig()
+
+    def check_inputs(self) -> None:
+        """See :class:`StageConfig`."""
+        self.samples.check(self.tokenizer)
+        rows = self.data.sequence_length + self.rollout.max_new_tokens
+        check_positions(self.model, rows, "data.sequence_length")
+
+    def check_sources(self) -> None:
+        """Refuse a run without prompts, models or text that it needs.
+
+        Raises:
+            ConfigError: it names the key that must be set.
+        """
+        if not self.data.train:
+            raise ConfigError("--data.train: needs at least one file of prompts")
+        for key, value in (
+            ("checkpoint.start", self.checkpoint.start),
+            ("reward_model", self.reward_model),
+        ):
+            if not value:
+                raise ConfigError(
+                    f"--{key}: must name a checkpoint; PPO starts from trained models"
+                )
+        if self.update.pretrain_coefficient and not self.pretraining.train:
+            raise ConfigError(
+                "--pretraining.train: needs a store, as update.pretrain_coefficient > 0"
+            )
+        size = self.train.global_batch_size
+        if size % self.update.mini_batches:
+            raise ConfigError(
+                f"--update.mini_batches {self.update.mini_batches}: must divide "
+                f"train.global_batch_size {size}"
+            )

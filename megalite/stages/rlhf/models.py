@@ -1,0 +1,81 @@
+"""The four models of PPO: two that learn, and two that stay as the others start."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from megalite.engine.model import Model
+from megalite.models.batch import Batch
+from megalite.models.outputs import LogProbs, Values
+from megalite.stages.rlhf.config import PPOConfig
+from megalite.stages.rlhf.rollout import LocalModels
+from megalite.stages.setup import Stage
+
+
+@dataclass(frozen=True)
+class TrainedModels:
+    """The two models that learn.
+
+    Attributes:
+        actor: writes the answers.
+        critic: says what each row's answer will be worth.
+    """
+
+    actor: Model
+    critic: Model
+
+    @classmethod
+    def build(cls, stage: Stage, config: PPOConfig) -> "TrainedModels":
+        """Build actor and critic, without dropout."""
+        quiet = config.model.model_copy(update={"dropout": 0.0, "attention_dropout": 0.0})
+        valued = quiet.model_copy(update={"head": "value"})
+        actor = stage.model(quiet, config.checkpoint.start)
+        return cls(actor, stage.model(valued, config.reward_model, needs_head=True))
+
+
+@dataclass(frozen=True)
+class ReferenceModels:
+    """The two models that don't learn.
+
+    Attributes:
+        reference: the actor as it started.
+        reward: scores answers.
+    """
+
+    reference: Model
+    reward: Model
+
+    @classmethod
+    def build(cls, stage: Stage, config: PPOConfig) -> "ReferenceModels":
+        """Build the models that actor and critic start as, and freeze them."""
+        started = TrainedModels.build(stage, config)
+        for model in (started.actor, started.critic):
+            for parameter in model.parameters():
+                parameter.requires_grad_(False)
+        return cls(started.actor, started.critic)
+
+    def judges(self, temperature: float) -> LocalModels:
+        """What judges answers that are drawn at a temperature."""
+        return LocalModels(log_probs_of(self.reference, temperature), values_of(self.reward))
+
+
+def log_probs_of(model: Model, temperature: float) -> Callable[[Batch], Tensor]:
+    """The log-probabilities of a batch's labels under a model, [B, S]."""
+    output = LogProbs(temperature)
+
+    def log_probs(batch: Batch) -> Tensor:
+        ((found, _entropy),) = model.evaluate([batch], output)
+        return found
+
+    return log_probs
+
+
+def values_of(model: Model) -> Callable[[Batch], Tensor]:
+    """The values of a batch's rows under a model, [B, S]."""
+
+    def values(batch: Batch) -> Tensor:
+        (found,) = model.evaluate([batch], Values())
+        return found
+
+    return values

@@ -1,0 +1,53 @@
+"""Find a checkpoint, and load tensors from it into any layout."""
+
+import warnings
+from pathlib import Path
+
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+from megalite.errors import CheckpointError
+from megalite.training.checkpoint.manifest import MANIFEST
+
+
+def load(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Load tensors in place, whatever layout they were saved from; each process reads its own.
+
+    Raises:
+        CheckpointError: a tensor is missing or has another shape: it is of another model.
+    """
+    reader = dcp.FileSystemReader(path)
+    saved = reader.read_metadata().state_dict_metadata
+    for name, tensor in tensors.items():
+        entry = saved.get(name)
+        if not isinstance(entry, TensorStorageMetadata):
+            raise CheckpointError(f"{path}: has no {name}; it is of another model")
+        size = tuple(entry.size)
+        if size != tuple(tensor.shape):
+            raise CheckpointError(
+                f"{path}: {name} is {list(size)}, this model's is {list(tensor.shape)}; it is of "
+                "another model"
+            )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")
+        dcp.load(tensors, storage_reader=reader, no_dist=True)
+
+
+def find_checkpoint(path: Path | str) -> Path:
+    """The checkpoint at a path: itself, or the latest of a run's folder.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    path = Path(path)
+    if (path / MANIFEST).is_file():
+        return path
+    for folder in (path, path / "checkpoints"):
+        latest = folder / "latest"
+        if latest.is_file():
+            return folder / latest.read_text(encoding="utf-8").strip()
+    raise CheckpointError(
+        f"{path}: no checkpoint there; give a run's folder, a step-... folder of it or a Hugging "
+        "Face folder"
+    )

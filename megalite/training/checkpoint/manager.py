@@ -1,0 +1,237 @@
+"""Saves the checkpoints of a run's folder, and finds the newest whole one.
+
+A checkpoint is PyTorch's distributed files and a manifest of their sizes and checksums. Order of a
+save: files written and flushed, manifest last, folder renamed, ``latest`` moved, then old ones
+deleted, never below two complete. A load verifies; all processes agree on the step.
+"""
+
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+
+from megalite.errors import CheckpointError
+from megalite.training.checkpoint.files import checksum, sync_folder, write_synced
+from megalite.training.checkpoint.manifest import MANIFEST, Facts, Files, verify, write_manifest
+from megalite.training.watchdog.heartbeat import Heartbeat
+
+
+@dataclass(frozen=True)
+class Saving:
+    """What a save has to do with the run around it.
+
+    Attributes:
+        heartbeat: is told what the writer is doing.
+        timeout: of the collectives of a save and of the agreement on what to load.
+        ranks: of the processes that save together; None for all of the run.
+    """
+
+    heartbeat: Heartbeat = field(default_factory=Heartbeat)
+    timeout: timedelta = timedelta(minutes=30)
+    ranks: list[int] | None = None
+
+
+class CheckpointManager:
+    """Saves and loads the checkpoints of one run's folder."""
+
+    def __init__(
+        self,
+        folder: Path | str,
+        *,
+        keep: int = 2,
+        asynchronous: bool = True,
+        say: Callable[[str], None] = print,
+        saving: Saving | None = None,
+    ) -> None:
+        """Describe the folder.
+
+        Comm: all processes that save call this together; it makes a group for saving.
+
+        Args:
+            folder: gets ``step-00000100/`` and ``latest``.
+            keep: complete checkpoints that stay, at least two.
+            asynchronous: write in a thread, from a copy of the state.
+            say: is told which checkpoints were skipped, and why.
+            saving: who saves together, and how long that may take.
+        """
+        self.folder, self._keep, self._asynchronous = Path(folder), keep, asynchronous
+        self._say, self._saving = say, saving or Saving()
+        self._group: dist.ProcessGroup | None = None
+        if dist.is_initialized():
+            self._group = dist.new_group(
+                self._saving.ranks,
+                self._saving.timeout,
+                "gloo",
+                use_local_synchronization=self._saving.ranks is not None,
+                group_desc="checkpoints",
+            )
+        self._rank = dist.get_rank() if dist.is_initialized() else 0
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def save(self, step: int, tensors: dict[str, Tensor], facts: Facts) -> None:
+        """Save tensors (plain, or DTensors) and facts (JSON) as the checkpoint of ``step``.
+
+        Raises:
+            CheckpointError: an earlier save failed, for example on a full disk.
+        """
+        self.wait()
+        if not self._asynchronous:
+            self._save(step, tensors, facts)
+            self._raise()
+            return
+        copies = {name: _copy(tensor) for name, tensor in tensors.items()}
+        self._thread = threading.Thread(target=self._save, args=(step, copies, facts))
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Wait for the save that is under way.
+
+        Raises:
+            CheckpointError: it failed.
+        """
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        self._raise()
+
+    def _raise(self) -> None:
+        error, self._error = self._error, None
+        if error is not None:
+            reason = getattr(error, "strerror", None) or str(error).strip().splitlines()[-1]
+            raise CheckpointError(
+                f"{self.folder}: a checkpoint could not be written: {reason}; earlier ones are "
+                "whole: make room and start again"
+            ) from None
+
+    def _save(self, step: int, tensors: dict[str, Tensor], facts: Facts) -> None:
+        partial = self.folder / f"step-{step:08}.partial"
+        enter = self._saving.heartbeat.enter_write
+        try:
+            with self._together():
+                if self._rank == 0:
+                    shutil.rmtree(partial, ignore_errors=True)
+                    partial.mkdir(parents=True)
+            enter("write_data", step)
+            dcp.save(
+                tensors,
+                storage_writer=dcp.FileSystemWriter(partial, sync_files=True),
+                process_group=self._group,
+                no_dist=self._group is None,
+            )
+            files = self._checksums(partial)
+            with self._together():
+                if self._rank == 0:
+                    self._publish(step, partial, facts, files)
+        except BaseException as error:  # raised again by wait()
+            self._error = error
+            if self._rank == 0:
+                shutil.rmtree(partial, ignore_errors=True)
+        finally:
+            enter("", step)
+
+    @contextmanager
+    def _together(self) -> Iterator[None]:
+        """Run a part of a save that may fail on one process, so that it fails on all of them.
+
+        Comm: all-gather of the errors.
+        """
+        error: OSError | None = None
+        try:
+            yield
+        except OSError as failure:
+            error = failure
+        errors: list[OSError | None] = [error]
+        if self._group is not None:
+            errors *= dist.get_world_size(self._group)
+            dist.all_gather_object(errors, error, group=self._group)
+        first = next((e for e in errors if e is not None), None)
+        if first is not None:
+            raise first
+
+    def _checksums(self, partial: Path) -> Files:
+        """Size and checksum of every file; each process reads those that it wrote.
+
+        Comm: all-gather of them.
+        """
+        own = sorted(partial.glob(f"__{self._rank}_*"))
+        if self._rank == 0:
+            own.append(partial / ".metadata")
+        files: Files = {f.name: {"bytes": f.stat().st_size, "blake2b": checksum(f)} for f in own}
+        gathered = [files]
+        if self._group is not None:
+            gathered *= dist.get_world_size(self._group)
+            dist.all_gather_object(gathered, files, group=self._group)
+        return {name: entry for part in gathered for name, entry in part.items()}
+
+    def _publish(self, step: int, partial: Path, facts: Facts, files: Files) -> None:
+        """Make a folder whose files are written the newest checkpoint, and delete old ones."""
+        enter, path = self._saving.heartbeat.enter_write, partial.with_suffix("")
+        enter("write_manifest", step)
+        write_manifest(partial, facts, files)
+        sync_folder(partial)
+        enter("rename", step)
+        shutil.rmtree(path, ignore_errors=True)
+        partial.rename(path)
+        sync_folder(self.folder)
+        enter("move_latest", step)
+        write_synced(self.folder / "latest.partial", path.name)
+        (self.folder / "latest.partial").rename(self.folder / "latest")
+        sync_folder(self.folder)
+        enter("delete_old", step)
+        for old in self._superseded(path):
+            shutil.rmtree(old)
+
+    def _superseded(self, newest: Path) -> list[Path]:
+        """What may go: all but the newest to keep, and later steps that the run went back from."""
+        folders = self._folders()
+        complete = [f for f in folders if f <= newest and (f / MANIFEST).exists()]
+        return complete[: -self._keep] + [f for f in folders if f > newest]
+
+    def _folders(self) -> list[Path]:
+        if not self.folder.is_dir():
+            return []
+        found = self.folder.glob("step-*")
+        return sorted(path for path in found if path.suffix != ".partial")
+
+    def latest(self) -> tuple[Path, Facts] | None:
+        """The newest whole checkpoint and its facts, or None where there is none.
+
+        Comm: a broadcast of what the first process finds.
+
+        Raises:
+            CheckpointError: there are checkpoints, but none of them is whole.
+        """
+        found = [self._newest_whole() if self._rank == 0 else None]
+        if self._group is not None:
+            dist.broadcast_object_list(found, group=self._group)
+        (answer,) = found
+        if isinstance(answer, str):
+            raise CheckpointError(answer)
+        return answer
+
+    def _newest_whole(self) -> tuple[Path, Facts] | str | None:
+        """The newest whole checkpoint; None where there is none; what is wrong if none is whole."""
+        damages = []
+        for path in reversed(self._folders()):
+            try:
+                return path, verify(path)
+            except CheckpointError as error:
+                damages.append(str(error))
+                self._say(f"{error}; going back to the one before")
+        if damages:
+            return f"{self.folder}: no checkpoint is whole: {'; '.join(damages)}"
+        return None
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    """A copy on the CPU that later steps don't change."""
+    detached = tensor.detach()
+    return detached.clone() if detached.device.type == "cpu" else detached.cpu()

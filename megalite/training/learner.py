@@ -1,0 +1,138 @@
+"""A model that learns: its optimizer, loss scale and learning rate, one optimizer step a call."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from megalite.distributed.mesh import Mesh
+from megalite.distributed.sums import sum_count, sum_metrics
+from megalite.engine.gradients import clip_grad_norm
+from megalite.engine.model import Item, Model, Task
+from megalite.ops.random import fold
+from megalite.training.config import OptimizerConfig, ScheduleConfig, TrainConfig
+from megalite.training.heap import keep_freed_memory
+from megalite.training.loss_scale import LossScale
+from megalite.training.optimizer import build_optimizer, named_state, set_rate
+from megalite.training.schedule import rate
+from megalite.training.watchdog.heartbeat import Heartbeat
+
+MakeTask = Callable[[float], Task]
+
+
+@dataclass(frozen=True)
+class Learning:
+    """How parameters are updated.
+
+    Attributes:
+        train: sizes, precision and clipping.
+        optimizer: AdamW's numbers.
+        schedule: the learning rate over samples.
+        seed: of dropout.
+    """
+
+    train: TrainConfig
+    optimizer: OptimizerConfig
+    schedule: ScheduleConfig
+    seed: int
+
+
+class Learner:
+    """A model with its optimizer: one call is one optimizer step, in any layout."""
+
+    def __init__(
+        self,
+        model: Model,
+        mesh: Mesh,
+        learning: Learning,
+        name: str = "model",
+        heartbeat: Heartbeat | None = None,
+    ) -> None:
+        """Make the optimizer's state.
+
+        Args:
+            model: that learns.
+            mesh: its mesh.
+            learning: how it learns.
+            name: of this model among a stage's; its tensors are saved under it.
+            heartbeat: is told what is being done.
+        """
+        if mesh.device.type == "cpu":
+            keep_freed_memory()
+        self.heartbeat = heartbeat or Heartbeat()
+        self.model, self.mesh, self.learning, self.name = model, mesh, learning, name
+        self.optimizer = build_optimizer(model, learning.optimizer)
+        self.scale = LossScale.of(learning.train.precision)
+        self.total_samples = learning.train.steps * learning.train.global_batch_size
+        self.updates = 0
+
+    def set_learning_rate(self, peak: float) -> None:
+        """Give this model a peak learning rate of its own."""
+        optimizer = self.learning.optimizer.model_copy(update={"learning_rate": peak})
+        self.learning = replace(self.learning, optimizer=optimizer)
+
+    def step(
+        self, items: Sequence[Item], make_task: MakeTask, count: int, consumed_samples: int
+    ) -> dict[str, float]:
+        """Learn from the micro-batches of one step.
+
+        Args:
+            items: this data-parallel rank's.
+            make_task: given 1 / (the whole step's count), the output and loss.
+            count: what this rank's items weigh: targets, rankings or answer tokens.
+            consumed_samples: of the steps before; the learning rate depends on it.
+
+        Returns:
+            The loss and the task's metrics over the global batch, ``grad_norm``,
+            ``learning_rate``, and for fp16 ``loss_scale``; the same on all processes.
+
+        Comm: all-reduce of a count over dp, of two numbers and of the metrics over the world.
+        """
+        train, mesh = self.learning.train, self.mesh
+        total = sum_count(count, mesh.dp, mesh.device)
+        learning_rate = self.learning.optimizer.learning_rate * rate(
+            self.learning.schedule, consumed_samples, self.total_samples
+        )
+        set_rate(self.optimizer, learning_rate)
+        self.heartbeat.enter("forward_backward", self.model)
+        sums = self.model.forward_backward(
+            [(batch.to(mesh.device), extra) for batch, extra in items],
+            make_task(1.0 / max(total, 1.0)),
+            dropout_seed=fold(self.learning.seed, self.updates) if self._drops() else None,
+            loss_scale=self.scale.value,
+        )
+        self.heartbeat.enter("reduce", self.model)
+        norm, bad = clip_grad_norm(self.model, train.max_grad_norm, self.scale.value)
+        is_finite = int(bad) == 0
+        self.heartbeat.enter("optimizer", self.model)
+        if is_finite:
+            self.optimizer.step()
+        for parameter in self.model.parameters():
+            parameter.grad = None
+        self.updates += 1
+        metrics = sum_metrics(sums, mesh.dp)
+        metrics |= {"grad_norm": float(norm), "learning_rate": learning_rate}
+        if train.precision == "fp16":
+            metrics["loss_scale"] = self.scale.value
+        self.scale.update(is_finite, train.precision, train.max_bad_steps, self.updates)
+        return metrics
+
+    def _drops(self) -> bool:
+        config = self.model.config
+        return config.dropout > 0 or config.attention_dropout > 0
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Parameters and optimizer state by name, for a checkpoint."""
+        named = {f"{self.name}.{n}": p.detach() for n, p in self.model.named_parameters()}
+        state = named_state(self.model, self.optimizer)
+        return named | {f"{self.name}_optimizer.{n}": value for n, value in state.items()}
+
+    def facts(self) -> dict[str, float]:
+        """The rest of its state."""
+        return {**self.scale.facts(), "updates": self.updates}
+
+    def restore(self, facts: dict[str, float]) -> None:
+        """Take :meth:`facts` back, after the tensors were loaded in place."""
+        self.scale.restore(facts)
+        self.updates = int(facts["updates"])
+        self.model.copy_duplicates()

@@ -1,0 +1,111 @@
+"""The line about a step that a run shows, as wide as the terminal."""
+
+import shutil
+import sys
+import time
+from collections.abc import Mapping
+
+SHOWN = {
+    "loss": "loss {:.4f}",
+    "heldout_loss": "held-out {:.4f}",
+    "heldout_accuracy": "held-out accuracy {:.1%}",
+    "reward": "reward {:.3f}",
+    "kl": "kl {:.3f}",
+    "heldout_reward": "held-out reward {:.3f}",
+    "heldout_kl": "held-out kl {:.3f}",
+    "learning_rate": "lr {:.2e}",
+    "tokens_per_s": "{:,.0f} tokens/s",
+    "mfu": "MFU {:.1%}",
+    "hfu": "HFU {:.1%}",
+    "bubble": "bubble {:.1%}",
+    "bubble_theory": "in theory {:.1%}",
+    "left_s": "{} left",
+}
+# What a narrow terminal does without, first to last.
+OMITTED = (
+    "learning_rate",
+    "heldout_kl",
+    "kl",
+    "heldout_loss",
+    "hfu",
+    "mfu",
+    "bubble_theory",
+    "bubble",
+    "tokens_per_s",
+    "heldout_reward",
+    "reward",
+)
+SEPARATOR = " | "
+
+
+class Console:
+    """The console of a run; on a terminal a step's line replaces the one before."""
+
+    def __init__(self, total_steps: int) -> None:
+        """Begin with nothing shown.
+
+        Args:
+            total_steps: of the run, for the time left.
+        """
+        self._total = total_steps
+        self._is_line_open = False
+        self._first: tuple[int, float] | None = None  # the first step that was shown, and when
+
+    def parts(self, step: int, values: Mapping[str, float]) -> dict[str, str]:
+        """The parts of a step's line, by what they tell."""
+        parts = {"step": f"step {step}/{self._total}"}
+        parts |= {key: form.format(values[key]) for key, form in SHOWN.items() if key in values}
+        if (left := self._left_s(step)) is not None:
+            parts["left_s"] = SHOWN["left_s"].format(_duration(left))
+        return parts
+
+    def _left_s(self, step: int) -> float | None:
+        """Seconds to the end, from the mean of the steps so far, evaluations and saves included."""
+        now = time.monotonic()
+        if self._first is None:
+            self._first = step, now
+        steps = step - self._first[0]
+        return (self._total - step) * (now - self._first[1]) / steps if steps > 0 else None
+
+    def show(self, parts: Mapping[str, str]) -> None:
+        """Show a step's line."""
+        if sys.stdout.isatty():
+            width = shutil.get_terminal_size().columns - 1
+            sys.stdout.write("\r\x1b[K" + fitted(parts, width))
+            self._is_line_open = True
+        else:
+            sys.stdout.write(whole(parts) + "\n")
+        sys.stdout.flush()
+
+    def say(self, text: str) -> None:
+        """Show a line of its own."""
+        sys.stdout.write(("\n" if self._is_line_open else "") + text + "\n")
+        sys.stdout.flush()
+        self._is_line_open = False
+
+    def close(self) -> None:
+        """End the line."""
+        if self._is_line_open:
+            sys.stdout.write("\n")
+            self._is_line_open = False
+
+
+def whole(parts: Mapping[str, str]) -> str:
+    """All parts of a line, however long."""
+    return SEPARATOR.join(parts.values())
+
+
+def fitted(parts: Mapping[str, str], width: int) -> str:
+    """The parts of a line in ``width`` columns, the less telling ones left out as need be."""
+    kept = dict(parts)
+    for key in OMITTED:
+        if len(whole(kept)) <= width:
+            break
+        kept.pop(key, None)
+    return whole(kept)[:width]
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}"

@@ -1,0 +1,103 @@
+"""What a run writes into its folder and shows: metrics, samples, log.txt and the console."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from megalite.errors import DataError, naming
+from megalite.training.metrics.console import Console, whole
+from megalite.training.metrics.tensorboard import TensorBoard
+
+
+class RunLog:
+    """The files of a run's folder; only the first process writes."""
+
+    def __init__(
+        self, folder: Path | str, is_writer: bool, total_steps: int, tensorboard: bool
+    ) -> None:
+        """Open the folder.
+
+        Args:
+            folder: of the run.
+            is_writer: whether this process writes.
+            total_steps: of the run, for the time left.
+            tensorboard: whether TensorBoard's files are written.
+
+        Raises:
+            DataError: the folder can't be written.
+        """
+        self.folder, self.is_writer = Path(folder), is_writer
+        self._console = Console(total_steps)
+        self._tensorboard: TensorBoard | None = None
+        if not is_writer:
+            return
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / "log.txt").touch()
+        except OSError as error:
+            raise DataError(f"--run.folder {folder}: can't be written: {error.strerror}") from None
+        if tensorboard:
+            self._tensorboard = TensorBoard(self.folder / "tensorboard")
+
+    def rewind(self, step: int) -> None:
+        """Drop metrics of later steps, before a run resumes from a checkpoint of ``step``."""
+        path = self.folder / "metrics.jsonl"
+        if not self.is_writer or not path.exists():
+            return
+        kept = []
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError:
+                break  # the last line of a run that was killed
+            if row["step"] <= step:
+                kept.append(line + "\n")
+        partial = path.with_suffix(".partial")
+        _write(partial, "".join(kept))
+        partial.rename(path)
+
+    def metrics(self, step: int, values: Mapping[str, float], show: bool) -> None:
+        """Write one step's metrics, and show them on the console if ``show``."""
+        if not self.is_writer:
+            return
+        row = {"step": step, **{k: v if math.isfinite(v) else str(v) for k, v in values.items()}}
+        _write(self.folder / "metrics.jsonl", json.dumps(row) + "\n", "a")
+        if self._tensorboard is not None:
+            self._tensorboard.add(step, values)
+        if show:
+            parts = self._console.parts(step, values)
+            self._append_log(whole(parts))
+            self._console.show(parts)
+
+    def say(self, text: str) -> None:
+        """Say one thing on the console and in log.txt."""
+        if self.is_writer:
+            self._append_log(text)
+            self._console.say(text)
+
+    def _append_log(self, text: str) -> None:
+        _write(self.folder / "log.txt", text + "\n", "a")
+
+    def write(self, name: str, text: str) -> None:
+        """Write a file of the folder, such as config.toml."""
+        if self.is_writer:
+            _write(self.folder / name, text)
+
+    def samples(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Append samples."""
+        if self.is_writer:
+            lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+            _write(self.folder / "samples.jsonl", "".join(lines), "a")
+
+    def close(self) -> None:
+        """End the console's line and TensorBoard's files."""
+        self._console.close()
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+
+
+def _write(path: Path, text: str, mode: str = "w") -> None:
+    with naming(path), open(path, mode, encoding="utf-8") as file:
+        file.write(text)

@@ -1,0 +1,51 @@
+"""TensorBoard's files of a run."""
+
+import threading
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+
+from megalite.errors import DataError, naming
+
+
+class TensorBoard:
+    """TensorBoard's files; those of a run that resumes replace the steps after its start."""
+
+    def __init__(self, folder: Path) -> None:
+        """Write into ``folder`` from the first metrics on.
+
+        Raises:
+            DataError: TensorBoard is not installed.
+        """
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise DataError(
+                "--run.tensorboard true: needs the package tensorboard: install it or say false"
+            ) from None
+        self._folder = folder
+        self._make_writer: type[SummaryWriter] = SummaryWriter
+        self._writer: SummaryWriter | None = None
+        threading.excepthook = partial(_keep_silent_for_writer, threading.excepthook)
+
+    def add(self, step: int, values: Mapping[str, float]) -> None:
+        """Write the metrics of a step."""
+        with naming(self._folder):
+            if self._writer is None:
+                self._writer = self._make_writer(str(self._folder), purge_step=step)
+            for name, value in values.items():
+                self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Write what is left."""
+        if self._writer is not None:
+            with naming(self._folder):
+                self._writer.close()
+
+
+def _keep_silent_for_writer(
+    others: Callable[[threading.ExceptHookArgs], object], raised: threading.ExceptHookArgs
+) -> None:
+    """Say nothing when TensorBoard's thread ends: the next write raises its error."""
+    if type(raised.thread).__name__ != "_AsyncWriterThread":
+        others(raised)

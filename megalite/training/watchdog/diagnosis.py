@@ -1,0 +1,66 @@
+"""Which process holds a run up, from what each of them last reported of itself."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+from megalite.training.watchdog.heartbeat import PHASES, WAIT
+from megalite.training.watchdog.status import ProcessStatus
+
+
+def diagnose(statuses: Sequence[ProcessStatus]) -> str:
+    """Say which processes hold the run up, when all of them answer but none moves.
+
+    A process that has begun fewer collectives of a group than the group's others holds them up. If
+    each of several is behind in some group, they disagree on what comes next, and the one furthest
+    on in the step left a collective out; so it did if counts are equal and places differ. One that
+    waits for work holds nobody up.
+    """
+    running = [status for status in statuses if status.is_running]
+    running = [status for status in running if status.phase != WAIT] or running
+    behind = _behind(running)
+    if not behind:
+        return _without_counts(running)
+    ranks = sorted(behind, key=lambda rank: _progress(behind[rank][0]))
+    if len(ranks) == 1 or _progress(behind[ranks[0]][0]) == _progress(behind[ranks[-1]][0]):
+        return "; ".join(f"{behind[rank][0].name()} is stuck: {behind[rank][1]}" for rank in ranks)
+    furthest, lag = behind[ranks[-1]]
+    others = ", ".join(f"rank {rank}" for rank in ranks[:-1])
+    return f"{furthest.name()} left out a collective that {others} made: {lag}"
+
+
+def _progress(status: ProcessStatus) -> tuple[int, int]:
+    """How far a process is, in an order."""
+    return status.step, PHASES.index(status.phase)
+
+
+def _behind(statuses: Sequence[ProcessStatus]) -> dict[int, tuple[ProcessStatus, str]]:
+    """Each process that is behind in a group, by rank, with its lag and location in words."""
+    most: dict[str, int] = defaultdict(int)
+    for status in statuses:
+        for group, count in status.collectives.items():
+            most[group] = max(most[group], count)
+    found = {}
+    for status in statuses:
+        lags = [
+            f"it has begun {count} of {most[group]} collectives of {group}"
+            for group, count in status.collectives.items()
+            if count < most[group]
+        ]
+        if lags:
+            found[status.rank] = (status, f"{'; '.join(lags)}; it is at {status.place}")
+    return found
+
+
+def _without_counts(statuses: Sequence[ProcessStatus]) -> str:
+    """Where no group's counts differ: who is in no collective, or in another than the others."""
+    elsewhere = [status for status in statuses if not status.in_collective]
+    if elsewhere and len(elsewhere) < len(statuses):
+        return "; ".join(f"{status.name()} is stuck at {status.place}" for status in elsewhere)
+    first, last = min(statuses, key=_progress), max(statuses, key=_progress)
+    if _progress(first) == _progress(last):
+        return f"all processes stand still in step {last.step}, {last.phase}, at {last.location}"
+    return (
+        f"{last.name()} is out of step: it waits at {last.place}, and rank "
+        f"{first.rank} in step {first.step}, {first.phase}, at {first.place}: one of "
+        "them left out a collective or made one too many"
+    )

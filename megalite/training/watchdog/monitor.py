@@ -1,0 +1,127 @@
+"""The watchdog's thread: reports this process's status, looks at the others', ends on a fault."""
+
+import os
+import threading
+import time
+
+import torch.distributed as dist
+
+from megalite.distributed.launch import Launch
+from megalite.errors import write_error_file
+from megalite.training.watchdog.diagnosis import diagnose
+from megalite.training.watchdog.peers import DUMP_S, Peers
+from megalite.training.watchdog.report import FaultFolder
+from megalite.training.watchdog.status import OwnStatus, ProcessStatus
+from megalite.training.watchdog.store import FirstFault, StatusStore
+from megalite.training.watchdog.timeouts import Timeouts
+
+
+class Monitor:
+    """Watches the processes of a run in a thread; the main thread may ask it too.
+
+    Attributes:
+        own: status of this process.
+        statuses: of all processes.
+        first_fault: that any process found.
+        peers: the other processes.
+        folder: gets reports and stacks.
+        timeouts: how long is too long.
+    """
+
+    def __init__(
+        self,
+        launch: Launch,
+        own: OwnStatus,
+        store: dist.Store,
+        folder: FaultFolder,
+        timeouts: Timeouts,
+    ) -> None:
+        """Begin to watch.
+
+        Args:
+            launch: which process this is.
+            own: its status.
+            store: of all processes, over a connection that nothing else uses.
+            folder: gets reports and stacks.
+            timeouts: how long is too long.
+        """
+        self.own, self.folder, self.timeouts = own, folder, timeouts
+        self.statuses = StatusStore(store, launch.rank, launch.world_size)
+        self.first_fault = FirstFault(store, launch.rank)
+        self.peers = Peers(own, self.statuses)
+        self._error_file = launch.error_file
+        self._is_over, self._lock = threading.Event(), threading.Lock()
+        self._status = self._report_status()
+        self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Look on no longer: the main thread tells how this process ends."""
+        self._is_over.set()
+        self._thread.join(self.timeouts.interval_s + DUMP_S)
+        self.folder.cancel_exit()
+
+    def wait_until_all_have_ended(self) -> None:
+        """The thread looks on meanwhile: the last process must not hang unseen."""
+        self.own.has_ended = True
+        try:
+            self.statuses.publish(self.own.now())
+            while self.statuses.running():
+                time.sleep(min(self.timeouts.interval_s, 0.1))
+        except RuntimeError:
+            return  # the store ended with rank 0
+
+    def report(self, text: str, on_stderr: bool) -> None:
+        """Write a fault and everybody's last status into the folder, and perhaps on stderr."""
+        self.folder.report(text, self.statuses.all(), on_stderr)
+
+    def _run(self) -> None:
+        reached = time.monotonic()
+        while not self._is_over.wait(self.timeouts.interval_s):
+            try:
+                self._status = self._report_status()
+                self._look()
+                reached = time.monotonic()
+            except (RuntimeError, OSError) as error:  # the store's errors
+                if time.monotonic() - reached > self.timeouts.silence_s:
+                    self._leave(
+                        f"the store of rank 0's node does not answer: {error}", is_reporter=True
+                    )
+
+    def _report_status(self) -> ProcessStatus:
+        """Publish that this process lives; unless done again in time, it ends with its stacks."""
+        self.folder.exit_unless_renewed(self.timeouts.silence_s)
+        status = self.own.now()
+        self.statuses.publish(status)
+        return status
+
+    def _look(self) -> None:
+        posted = self.first_fault.read()
+        if posted is not None:
+            self._leave(posted, is_reporter=False)
+        watched = self.statuses.next_running()
+        missing = self.peers.missing([watched] if watched else [], self.timeouts.silence_s)
+        if missing is not None:
+            self._leave_for(missing)
+        stalled_s = self._status.stalled_s
+        if self._status.is_running and stalled_s > self.timeouts.stall_in(self._status.phase):
+            cause = diagnose(self.statuses.all())
+            self._leave_for(f"{cause}; no progress for {stalled_s:.0f} s")
+
+    def _leave_for(self, text: str) -> None:
+        """End for a fault that this process found, or for the one that another found before."""
+        first = self.first_fault.write(text)
+        self._leave(first or text, is_reporter=first is None)
+
+    def _leave(self, text: str, is_reporter: bool) -> None:
+        """Write the stacks, wait until the others have, and end the process."""
+        with self._lock:
+            if self._is_over.is_set():
+                return  # the main thread has an error of its own and tells it
+            self.folder.write_stacks()
+            if is_reporter:
+                self.report(text, on_stderr=True)
+            write_error_file(self._error_file, text)
+            self.peers.wait_for_stacks()
+            self.peers.wake_stopped()
+            os._exit(1)

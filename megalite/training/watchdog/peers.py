@@ -1,0 +1,77 @@
+"""The other processes of a run: which are gone, and what to wait for before this one ends."""
+
+import os
+import signal
+import time
+from collections.abc import Iterable
+
+from megalite.training.watchdog.processes import is_alive, is_stopped
+from megalite.training.watchdog.status import OwnStatus, ProcessStatus
+from megalite.training.watchdog.store import StatusStore
+
+DUMP_S = 4.0  # the most that processes wait for each other's stacks
+PAUSE_S = 0.05
+
+
+class Peers:
+    """The other processes, as this one knows them by their statuses and, on its machine, /proc."""
+
+    def __init__(self, own: OwnStatus, statuses: StatusStore) -> None:
+        """Know nothing of them yet."""
+        self._own, self._statuses = own, statuses
+        self._seen: dict[int, tuple[int, float]] = {}  # the last beat of a rank, and when it came
+
+    def missing(self, statuses: Iterable[ProcessStatus], silence_s: float) -> str | None:
+        """Say which of some processes is gone, or has reported nothing for ``silence_s``."""
+        now = time.monotonic()
+        for status in statuses:
+            if not status.is_running or status.rank == self._own.rank:
+                continue
+            beat, since = self._seen.get(status.rank, (None, now))
+            if beat != status.beat:
+                self._seen[status.rank], since = (status.beat, now), now
+            if self._own.is_beside(status) and not is_alive(status.pid, status.started):
+                return f"{status.name()} was killed or crashed; {self._own_place()}"
+            if now - since > silence_s:
+                silent = f"has not answered for {now - since:.0f} s"
+                return f"{status.name()} {silent}: it is stopped or gone; {self._own_place()}"
+        return None
+
+    def _own_place(self) -> str:
+        """The other's step and phase may be old by now; this one's are sure."""
+        heartbeat = self._own.heartbeat
+        return f"rank {self._own.rank} is in step {heartbeat.step}, {heartbeat.phase}"
+
+    def wait_for_stacks(self) -> None:
+        """Count this process's stacks as written, and wait until all that can have written theirs.
+
+        Whoever ends first takes torchrun's other processes along.
+        """
+        until = time.monotonic() + DUMP_S
+        count = self._statuses.count_dump()
+        able = sum(
+            not self._own.is_beside(status)
+            or (is_alive(status.pid, status.started) and not is_stopped(status.pid))
+            for status in self._statuses.running()
+        )
+        while count < able and time.monotonic() < until:
+            time.sleep(PAUSE_S)
+            count = self._statuses.num_dumps()
+
+    def wake_stopped(self) -> None:
+        """Let a stopped process of this machine write its stacks and end; kill what can't."""
+        stopped = [
+            status
+            for status in self._statuses.running()
+            if self._own.is_beside(status)
+            and is_alive(status.pid, status.started)
+            and is_stopped(status.pid)
+        ]
+        for status in stopped:
+            os.kill(status.pid, signal.SIGCONT)
+        until = time.monotonic() + DUMP_S
+        while any(is_alive(s.pid, s.started) for s in stopped) and time.monotonic() < until:
+            time.sleep(PAUSE_S)
+        for status in stopped:
+            if is_alive(status.pid, status.started):
+                os.kill(status.pid, signal.SIGKILL)

@@ -1,0 +1,65 @@
+"""The files of a fault: a report of all processes, and each process's stacks."""
+
+import faulthandler
+import os
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+from megalite.training.watchdog.status import ProcessStatus
+
+
+class FaultFolder:
+    """A folder with ``report.txt`` and each rank's stacks; it goes if nothing is written.
+
+    Attributes:
+        path: of the folder.
+    """
+
+    def __init__(self, path: Path, rank: int) -> None:
+        """Make the folder, and this rank's file in it."""
+        self.path = path
+        path.mkdir(parents=True, exist_ok=True)
+        name = path / f"rank-{rank:05}.txt"
+        self._stacks = open(name, "a", encoding="utf-8")  # noqa: SIM115  # open until the run ends
+
+    def exit_unless_renewed(self, seconds: float) -> None:
+        """Write the stacks and end the process, unless this is called again in time."""
+        faulthandler.dump_traceback_later(seconds, exit=True, file=self._stacks)
+
+    def cancel_exit(self) -> None:
+        """Take back :meth:`exit_unless_renewed`."""
+        faulthandler.cancel_dump_traceback_later()
+
+    def write_stacks(self) -> None:
+        """Write the stacks of all threads of this process."""
+        faulthandler.dump_traceback(self._stacks, all_threads=True)
+        self._stacks.flush()
+
+    def write_error(self, error: BaseException) -> None:
+        """Write an error's traceback among the stacks."""
+        self._stacks.write("".join(traceback.format_exception(error)))
+        self._stacks.flush()
+
+    def report(self, text: str, statuses: Sequence[ProcessStatus], on_stderr: bool) -> None:
+        """Write a fault and everybody's status to the report, and perhaps the fault on stderr."""
+        lines = [time.strftime("%Y-%m-%d %H:%M:%S ") + text]
+        lines += [status.line() for status in statuses]
+        with open(self.path / "report.txt", "a", encoding="utf-8") as file:
+            file.writelines(line + "\n" for line in lines)
+        if on_stderr:
+            sys.stderr.write(f"megalite: {text}; stacks are in {self.path}\n")
+            sys.stderr.flush()
+
+    def remove_if_empty(self) -> None:
+        """Remove what has nothing in it: this rank's file, and the folder."""
+        self._stacks.close()
+        if not os.path.getsize(self._stacks.name):
+            os.unlink(self._stacks.name)
+        try:
+            self.path.rmdir()
+            self.path.parent.rmdir()
+        except OSError:
+            return  # another process's file is there

@@ -1,0 +1,118 @@
+"""A thread in each process that notices when another is dead, hung or out of step, and says which.
+
+Each process writes a :class:`~megalite.training.watchdog.status.ProcessStatus` into torchrun's
+store some times a minute and reads the next rank's: a process that is stopped, swapped out or gone
+doesn't change its own. A process whose main thread stands still reads everybody's and names who
+holds it up. Whoever finds a fault writes it into the store; all processes then write their stacks
+into the run's folder and end. This works while the main thread waits inside a collective, whatever
+its backend.
+"""
+
+import time
+from pathlib import Path
+from types import TracebackType
+
+from torch.distributed import distributed_c10d as c10d
+
+from megalite.distributed.launch import Launch
+from megalite.distributed.rendezvous import connection_of_its_own
+from megalite.errors import MegaliteError, RankFailure, Stopped
+from megalite.training.watchdog.diagnosis import diagnose
+from megalite.training.watchdog.heartbeat import Heartbeat
+from megalite.training.watchdog.monitor import Monitor
+from megalite.training.watchdog.report import FaultFolder
+from megalite.training.watchdog.status import OwnStatus
+from megalite.training.watchdog.timeouts import Timeouts
+
+LOST_CONNECTION = ("gloo", "nccl", "connection", "timed out", "socket", "store", "broken pipe")
+
+
+class Watchdog:
+    """Watches over the processes while its ``with`` block runs; a process alone needs none."""
+
+    def __init__(
+        self, launch: Launch, heartbeat: Heartbeat, timeouts: Timeouts, folder: Path
+    ) -> None:
+        """Describe this process.
+
+        Args:
+            launch: which process this is.
+            heartbeat: what it is doing.
+            timeouts: how long is too long.
+            folder: gets reports and stacks.
+        """
+        self._launch, self._heartbeat = launch, heartbeat
+        self._timeouts, self._folder = timeouts, folder
+        self._monitor: Monitor | None = None
+
+    def __enter__(self) -> "Watchdog":
+        """Begin to watch. Comm: none; reads and writes the default store."""
+        launch = self._launch
+        if launch.world_size > 1:
+            own = OwnStatus(launch.rank, self._heartbeat)
+            store = connection_of_its_own(c10d._get_default_store(), launch.rank)
+            folder = FaultFolder(self._folder, launch.rank)
+            self._monitor = Monitor(launch, own, store, folder, self._timeouts)
+        return self
+
+    def __exit__(
+        self, kind: type | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Tell the others how this process ends; find out who made it fail, if somebody did.
+
+        Raises:
+            RankFailure: another process died, hung or failed.
+        """
+        monitor = self._monitor
+        if monitor is None:
+            return
+        if error is None or isinstance(error, Stopped):
+            monitor.wait_until_all_have_ended()
+            monitor.stop()
+            monitor.folder.remove_if_empty()
+            return
+        monitor.stop()
+        monitor.folder.write_error(error)
+        if not isinstance(error, Exception):
+            return
+        if _is_lost_connection(error):
+            raise _cause_of_lost_connection(monitor) from error
+        _tell_error(monitor, error)
+
+
+def _is_lost_connection(error: Exception) -> bool:
+    if isinstance(error, MegaliteError):
+        return False
+    text = f"{type(error).__name__} {error}".lower()
+    return isinstance(error, RuntimeError) and any(word in text for word in LOST_CONNECTION)
+
+
+def _cause_of_lost_connection(monitor: Monitor) -> RankFailure:
+    """Which other process ended or hangs, so that this one's connection broke."""
+    interval_s = monitor.timeouts.interval_s
+    until = time.monotonic() + max(3 * interval_s, 3.0)
+    found: str | None = None
+    while found is None and time.monotonic() < until:
+        found = monitor.first_fault.read() or monitor.peers.missing(
+            monitor.statuses.all(), max(3 * interval_s, 2.0)
+        )
+        time.sleep(interval_s / 4)
+    mine = found or diagnose(monitor.statuses.all())
+    first = monitor.first_fault.write(mine)
+    failure = RankFailure(f"{first or mine}; stacks are in {monitor.folder.path}")
+    failure.speaks = first is None
+    if first is None:
+        monitor.report(mine, on_stderr=False)
+    monitor.peers.wait_for_stacks()
+    return failure
+
+
+def _tell_error(monitor: Monitor, error: Exception) -> None:
+    """Tell the others of an error of this process; on stderr too, unless the command line does."""
+    text = f"{monitor.own.now().name()}: {type(error).__name__}: {error}"
+    is_first = monitor.first_fault.write(text) is None
+    if isinstance(error, MegaliteError):
+        error.speaks = is_first
+    if is_first:
+        monitor.report(text, on_stderr=not isinstance(error, MegaliteError))
+    monitor.peers.wait_for_stacks()
