@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from megalite.errors import CheckpointError
+from megalite.torch_private import checkpoint_files
 from megalite.training.heartbeat import Heartbeat
 
 MANIFEST = "manifest.json"
@@ -166,9 +167,7 @@ class CheckpointManager:
 
         Comm: all-gather of them.
         """
-        own = sorted(partial.glob(f"__{self._rank}_*"))
-        if self._rank == 0:
-            own.append(partial / ".metadata")
+        own = checkpoint_files(partial, self._rank)
         sums = {f.name: {"bytes": f.stat().st_size, "blake2b": checksum(f)} for f in own}
         gathered = [sums]
         if self._group is not None:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from megalite.errors import DataError, naming
+from megalite.torch_private import is_tensorboard_writer
 
 SHOWN = {
     "loss": "loss {:.4f}",
@@ -179,7 +180,7 @@ def _write(path: Path, text: str, mode: str = "w") -> None:
 
 def _except(others: Callable[[Any], object], raised: Any) -> None:
     """A thread's end: TensorBoard's says nothing, as its error is raised by the next write."""
-    if type(raised.thread).__name__ != "_AsyncWriterThread":
+    if not is_tensorboard_writer(raised.thread):
         others(raised)
 
 

@@ -23,12 +23,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import torch.distributed as dist
-from torch.distributed import distributed_c10d as c10d
-
 from megalite.distributed.launch import Launch
 from megalite.distributed.rendezvous import connection_of_its_own
 from megalite.errors import MegaliteError, RankFailure, Stopped, write_error_file
+from megalite.torch_private import calls_by_group, default_store
 from megalite.training.diagnosis import Sign, blame
 from megalite.training.heartbeat import WAIT, Heartbeat
 from megalite.training.processes import birth, fingerprint, is_stopped, lives, pid_space, where
@@ -118,7 +116,7 @@ class Watchdog:
     def __enter__(self) -> "Watchdog":
         """Begin to watch. Comm: none; reads and writes the default store."""
         if self._launch.world_size > 1:
-            self._store = connection_of_its_own(c10d._get_default_store(), self._launch.rank)
+            self._store = connection_of_its_own(default_store(), self._launch.rank)
             self._fault = FirstFault(self._store, self._launch.rank)
             self._watch.folder.mkdir(parents=True, exist_ok=True)
             self._stacks = open(self._watch.folder / f"rank-{self._launch.rank:05}.txt", "a")
@@ -219,7 +217,7 @@ class Watchdog:
     def _current(self) -> Sign:
         now, heart = time.monotonic(), self._heart
         frame = sys._current_frames().get(self._main or 0)
-        calls = _collectives()
+        calls = calls_by_group()
         moved = heart.step, heart.phase, calls, fingerprint(frame)
         place, waits = where(frame)
         if moved != self._moved[0]:
@@ -356,14 +354,3 @@ def _is_lost_connection(error: Exception) -> bool:
         return False
     text = f"{type(error).__name__} {error}".lower()
     return isinstance(error, RuntimeError) and any(word in text for word in LOST_CONNECTION)
-
-
-def _collectives() -> dict[str, int]:
-    """Collectives begun in each group of several that this process is in."""
-    calls = {}
-    groups: Any = list(c10d._world.pg_group_ranks.items())
-    for group, ranks in groups:
-        if len(ranks) > 1 and group is not dist.GroupMember.NON_GROUP_MEMBER:
-            name = f"{group.group_desc} {group.group_name}"
-            calls[name] = group._get_sequence_number_for_group()
-    return calls

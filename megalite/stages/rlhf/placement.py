@@ -22,7 +22,6 @@ import torch
 import torch.distributed as dist
 from pydantic import Field
 from torch import Tensor
-from torch.distributed import distributed_c10d as c10d
 
 from megalite.config import Section
 from megalite.distributed.mesh import Mesh, ParallelConfig
@@ -30,6 +29,7 @@ from megalite.engine.layout import Demand, faults, nearest
 from megalite.errors import ConfigError, Stopped
 from megalite.stages.rlhf.responses import Responses
 from megalite.stages.rlhf.rollout import FrozenModels, Pending
+from megalite.torch_private import default_store
 from megalite.training.heartbeat import WAIT, Heartbeat
 from megalite.training.trainer import StopSignal
 
@@ -174,7 +174,7 @@ class Bridge:
         """Make the group. Comm: every process of the run calls this."""
         self.actor, self.frozen, self.mesh = actor, frozen, mesh
         self.group = dist.new_group(timeout=mesh.timeout, backend="gloo", group_desc="frozen")
-        self._store = dist.PrefixStore("frozen", c10d._get_default_store())
+        self._store = dist.PrefixStore("frozen", default_store())
         self._requests = 0
 
     def copy_of(self, rank: int) -> list[int]:
