@@ -19,8 +19,8 @@ from torch.utils import cpp_extension
 
 CSRC = Path("csrc")
 # OpenMP without its library at link time: the symbols are those of the runtime that PyTorch loads,
-# so there is one pool of threads. No -std: PyTorch's BuildExtension adds the one that the headers of
-# its release need, C++17 or C++20; csrc is valid in both.
+# so there is one pool of threads. No -std: PyTorch's BuildExtension adds the one that its release's
+# headers need, C++17 or C++20; csrc is valid in both.
 CXX_FLAGS = [
     "-O3",
     "-ffp-contract=fast",
