@@ -1,20 +1,23 @@
 # What a person types: install, demo, test, check, bench. Each sets up what it needs; a stamp file
-# under .venv remembers what was done, so nothing is done twice.
+# under .venv remembers what was done, so nothing is done twice. TORCH chooses another PyTorch than the
+# locked one for a new .venv, as in make install TORCH='==2.8.0'.
 PYTHON ?= python3
+TORCH ?=
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 NATIVE := setup.py pyproject.toml $(shell find csrc -type f)
 BENCHMARKS := $(basename $(notdir $(shell grep -l __main__ benchmarks/*.py)))
 
-.PHONY: help install demo test check bench clean
+.PHONY: help install demo test test-quick check bench clean
 help:
-	@echo "make install   make $(VENV) with the locked versions and build the extensions"
-	@echo "make demo      pretrain, fine-tune, reward-model and align on this machine: runs/demo"
-	@echo "make test      run the tests; make test ARGS='-k name tests/unit' runs some of them"
-	@echo "make check     format, lint, types, import order, size limits, commands of the docs"
-	@echo "make bench     time megalite beside its peers, a JSON object a line"
-	@echo "make clean     remove $(VENV), build products and caches; runs/ stays"
+	@echo "make install     make $(VENV) with the locked versions and build the extensions"
+	@echo "make demo        pretrain, fine-tune, reward-model and align on this machine: runs/demo"
+	@echo "make test        run the tests; make test ARGS='-k name tests/unit' runs some of them"
+	@echo "make test-quick  the tests that take seconds and start one process: under two minutes"
+	@echo "make check       format, lint, types, import order, size limits, commands of the docs"
+	@echo "make bench       time megalite beside its peers, a JSON object a line"
+	@echo "make clean       remove $(VENV), build products and caches; runs/ stays"
 
 install: $(VENV)/built
 
@@ -23,6 +26,9 @@ demo: $(VENV)/built
 
 test: $(VENV)/built
 	$(BIN)/python -m pytest $(ARGS)
+
+test-quick: $(VENV)/built
+	$(BIN)/python -m pytest -m "not slow and not dist" $(ARGS)
 
 check: $(VENV)/built
 	$(BIN)/ruff format --check .
@@ -46,7 +52,8 @@ $(VENV)/created:
 
 $(VENV)/packages: requirements/dev.txt $(VENV)/created
 	@echo "installing the versions of $< into $(VENV): minutes, once"
-	$(PIP) install -r $<
+	@$(if $(TORCH),sed 's/^torch==.*/torch$(TORCH)/',cat) $< > $(VENV)/requirements.txt
+	$(PIP) install -r $(VENV)/requirements.txt
 	@touch $@
 
 $(VENV)/built: $(NATIVE) $(VENV)/packages

@@ -19,10 +19,10 @@ from torch.utils import cpp_extension
 
 CSRC = Path("csrc")
 # OpenMP without its library at link time: the symbols are those of the runtime that PyTorch loads,
-# so there is one pool of threads.
+# so there is one pool of threads. No -std: PyTorch's BuildExtension adds the one that its release's
+# headers need, C++17 or C++20; csrc is valid in both.
 CXX_FLAGS = [
     "-O3",
-    "-std=c++17",
     "-ffp-contract=fast",
     "-fopenmp",
     "-fvisibility=hidden",
@@ -91,7 +91,7 @@ def simt_extension(include: list[str]):
         sources("simt/*.cpp") + wrappers,
         include_dirs=include,
         define_macros=[("MEGALITE_SIMT", None)],
-        extra_compile_args=["-O2", "-std=c++17", "-Wno-psabi", "-Wno-attributes"],
+        extra_compile_args=["-O2", "-Wno-psabi", "-Wno-attributes"],
     )
 
 
@@ -105,7 +105,7 @@ def extensions() -> list:
             "megalite._kernels",
             files + sources("cuda/*.cu"),
             include_dirs=include,
-            extra_compile_args={"cxx": CXX_FLAGS, "nvcc": ["-O3", "-std=c++17"]},
+            extra_compile_args={"cxx": CXX_FLAGS, "nvcc": ["-O3"]},
         )
     else:
         kernels = cpp_extension.CppExtension(

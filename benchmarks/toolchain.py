@@ -196,7 +196,7 @@ def compile_against_torch(source: Path, flags: list[str]) -> Path:
     """
     if nvcc() is None:
         raise ToolMissing("nvcc is not here: install the CUDA toolkit")
-    every = ["-arch=sm_80", "-O3", "-std=c++17", *torch_includes(), *flags]
+    every = ["-arch=sm_80", "-O3", "-std=c++20", *torch_includes(), *flags]
     made_of = hashlib.sha256((source.read_text() + " ".join(every)).encode())
     result = CACHE / f"{source.stem}.{made_of.hexdigest()[:16]}.{'o' if '-c' in flags else 'cubin'}"
     # Of our own files the headers may have changed.

@@ -8,6 +8,15 @@ settings.register_profile("megalite", deadline=None, suppress_health_check=[Heal
 settings.load_profile("megalite")
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--processes",
+        type=int,
+        metavar="N",
+        help="start only so many for tests/dist; layouts that need more are skipped",
+    )
+
+
 @pytest.fixture(autouse=True)
 def _seeded():
     """Random tensors of a test are the same in every run and whatever ran before it."""

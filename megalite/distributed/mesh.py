@@ -14,6 +14,7 @@ from megalite.config.section import Section
 from megalite.distributed.launch import Launch
 from megalite.distributed.rendezvous import store_of_this_start
 from megalite.errors import ConfigError
+from megalite.torch_private import set_timeout
 
 _AXES = ("pp", "replicate", "shard", "tp")
 
@@ -236,11 +237,6 @@ def _mesh_of(
         sequence_parallel=config.sequence_parallel and config.tp > 1,
         timeout=timeout,
     )
-
-
-def set_timeout(group: dist.ProcessGroup, timeout: timedelta) -> None:
-    """Set how long a group's collectives may take: a mesh's have the backend's default else."""
-    dist.distributed_c10d._set_pg_timeout(timeout, group)
 
 
 def _flat_axis(name: str, ranks: list[int], launch: Launch, timeout: timedelta) -> Axis:

@@ -10,6 +10,7 @@ from megalite.distributed.mesh import Mesh
 from megalite.distributed.sums import all_reduce_sum
 from megalite.engine.model import Model
 from megalite.layers.shards import gradient_of, local_part
+from megalite.torch_private import multiply_each_, norms_of
 
 
 def _is_counted(name: str, parameter: Tensor, mesh: Mesh, owned: set[str]) -> bool:
@@ -57,7 +58,7 @@ def clip_grad_norm(model: Model, max_norm: float, scale: float = 1.0) -> tuple[T
     if max_norm > 0:
         factor = factor * (max_norm / (norm + 1e-6)).clamp(max=1.0)
     if gradients:
-        torch._foreach_mul_(gradients, factor.to(gradients[0].dtype))
+        multiply_each_(gradients, factor.to(gradients[0].dtype))
     return norm.float(), both[1].to(torch.int32)
 
 
@@ -65,5 +66,5 @@ def _sum_of_squares(tensors: Iterable[Tensor], device: torch.device) -> Tensor:
     tensors = [t for t in tensors if t.numel()]
     if not tensors:
         return torch.zeros((), dtype=torch.float64, device=device)
-    norms = torch._foreach_norm(tensors)
+    norms = norms_of(tensors)
     return torch.stack(norms).double().square().sum()

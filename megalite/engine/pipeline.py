@@ -33,6 +33,7 @@ from megalite.models.batch import Batch
 from megalite.models.context import KeyValueCache
 from megalite.models.outputs import Output
 from megalite.models.transformer import Transformer
+from megalite.torch_private import StagePasses
 
 SCHEDULES = {
     "1f1b": Schedule1F1B,
@@ -43,23 +44,23 @@ Flow = tuple[Tensor, ...]
 Run = Callable[[Transformer, int, Flow], Any]
 
 
-class _Stage(PipelineStage):
+class _Stage(StagePasses, PipelineStage):
     """PyTorch's stage of a part, whose input beside the flow is the number of a micro-batch."""
 
     run: Run
     clock: BusyClock
 
-    def forward_maybe_with_nosync(self, *flow: Tensor, number: Tensor) -> Any:
+    def run_forward(self, *flow: Tensor, number: Tensor) -> Any:
         """Run the part on micro-batch ``number``."""
         with self.clock.busy():
             part = self.submod
             assert isinstance(part, Transformer)
             return self.run(part, int(number), flow)
 
-    def backward_maybe_with_nosync(self, *arguments: Any, **options: Any) -> Any:
+    def run_backward(self, *arguments: Any, **options: Any) -> Any:
         """Run the part's backward pass on a micro-batch."""
         with self.clock.busy():
-            return super().backward_maybe_with_nosync(*arguments, **options)
+            return super().run_backward(*arguments, **options)
 
 
 class Pipeline(Parts):

@@ -22,12 +22,18 @@ from megalite.models.config import ModelConfig
 from megalite.models.context import Context
 from megalite.models.transformer import Transformer
 
-_PRODUCTS = ("mm", "addmm", "bmm", "attention")
+_PRODUCTS = {
+    "aten.mm",
+    "aten.addmm",
+    "aten.bmm",
+    "megalite.attention",
+    "megalite_simt.attention",
+}
 
 
 def _keep_products(_context: Any, op: Any, *_args: Any, **_kwargs: Any) -> CheckpointPolicy:
     """Keep what matrix products and attention gave; make all else again."""
-    name = op._schema.name.split("::")[-1] if isinstance(op, torch._ops.OpOverload) else ""
+    name = str(op).rpartition(".")[0]  # of aten.mm.default
     return CheckpointPolicy.MUST_SAVE if name in _PRODUCTS else CheckpointPolicy.PREFER_RECOMPUTE
 
 

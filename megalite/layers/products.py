@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from megalite import torch_private
 from megalite.distributed.collectives import start_all_reduce, start_gather, start_reduce_scatter
 from megalite.distributed.mesh import Mesh
 
@@ -36,7 +37,7 @@ class Matrix(NamedTuple):
         """[B, S, O], which nothing else uses, as [B, S, *shape]: no view for autograd."""
         if len(self.shape) == 1:
             return y
-        return torch.ops.aten._unsafe_view(y, (*y.shape[:-1], *self.shape))
+        return torch_private.shaped(y, (*y.shape[:-1], *self.shape))
 
 
 def column_products(x: Tensor, matrices: Sequence[Matrix], mesh: Mesh, length: int) -> list[Tensor]:

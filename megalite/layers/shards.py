@@ -2,7 +2,8 @@
 
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+from megalite.torch_private import local_shape_and_offset
 
 
 def local_part(tensor: Tensor) -> Tensor:
@@ -14,10 +15,7 @@ def local_box(parameter: Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Shape and offset, in the whole parameter, of what this process holds of it."""
     if not isinstance(parameter, DTensor):
         return tuple(parameter.shape), (0,) * parameter.dim()
-    shape, offset = compute_local_shape_and_global_offset(
-        parameter.shape, parameter.device_mesh, parameter.placements
-    )
-    return tuple(shape), tuple(offset)
+    return local_shape_and_offset(parameter.shape, parameter.device_mesh, parameter.placements)
 
 
 def gradient_of(parameter: nn.Parameter) -> Tensor:

@@ -1,9 +1,9 @@
 """The head: what a caller asks of the last hidden states."""
 
-import torch
 from torch import Tensor
 from torch.nn import functional
 
+from megalite import torch_private
 from megalite.distributed.collectives import gather_copies, shard_bounds
 from megalite.distributed.mesh import Mesh
 from megalite.layers.layer import Initial, Layer
@@ -69,7 +69,7 @@ class Head(Layer):
         options = self._options(logit_scale=self.config.logit_scale / output.temperature)
         results = token_log_probs(hidden, weight, labels, bias, options)
         # Nothing else uses the results: no views for autograd, of which FSDP2 would warn.
-        return tuple(torch.ops.aten._unsafe_view(r, batch.labels.shape) for r in results)
+        return tuple(torch_private.shaped(r, batch.labels.shape) for r in results)
 
     def _options(self, **choices: float) -> LossOptions:
         size, tp = self.config.vocab_size, self.mesh.tp

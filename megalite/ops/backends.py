@@ -17,6 +17,7 @@ from torch import Tensor
 
 from megalite.errors import KernelUnavailable
 from megalite.ops.fake import register
+from megalite.torch_private import has_kernel
 
 BACKENDS = ("reference", "cpu", "cuda", "simt")
 _LIBRARIES = {"cpu": "_kernels", "cuda": "_kernels", "simt": "_simt"}
@@ -78,7 +79,7 @@ def available(name: str) -> bool:
     _load(spec.origin)
     key = "CUDA" if name == "cuda" else "CPU"
     space = "megalite_simt" if name == "simt" else "megalite"
-    return torch._C._dispatch_has_kernel_for_dispatch_key(f"{space}::attention_backward", key)
+    return has_kernel(f"{space}::attention_backward", key)
 
 
 def kernels(tensor: Tensor) -> Any:

@@ -1,10 +1,22 @@
+from pathlib import Path
+
 import pytest
 
-from tests.dist.cluster import Cluster
+from tests.dist.cluster import PROCESSES, Cluster
+
+HERE = Path(__file__).parent
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """All tests of this folder start several processes."""
+    for item in items:
+        if item.path.is_relative_to(HERE):
+            item.add_marker(pytest.mark.dist)
 
 
 @pytest.fixture(scope="session")
-def cluster():
-    started = Cluster()
+def cluster(request):
+    started = Cluster(request.config.getoption("--processes") or PROCESSES)
     yield started
     started.close()

@@ -14,7 +14,7 @@ from megalite.commands import COMMANDS
 from megalite.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = sorted([*ROOT.glob("README*.md"), *(ROOT / "docs").glob("*.md")])
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 CONFIGS = sorted((ROOT / "configs").rglob("*.toml"))
 BLOCK = re.compile(r"^```(?:bash|sh|shell|console)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 SPAN = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
@@ -84,7 +84,7 @@ def command_complaint(words: list[str]) -> str | None:
 
 
 def make_complaint(words: list[str]) -> str | None:
-    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     wrong = [word for word in words if "=" not in word and word not in targets]
     return f"no target {wrong}" if wrong else None
 
@@ -137,7 +137,7 @@ def test_examples_in_the_help_load(command):
 def test_makefile_targets_are_those_that_its_help_names():
     text = (ROOT / "Makefile").read_text()
     phony = set(re.search(r"^\.PHONY: (.*)$", text, re.MULTILINE)[1].split())
-    helped = set(re.findall(r'echo "make (\w+)', text))
+    helped = set(re.findall(r'echo "make ([a-z-]+)', text))
     assert helped == phony - {"help"}
 
 

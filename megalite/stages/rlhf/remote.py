@@ -18,13 +18,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed import distributed_c10d as c10d
 
 from megalite.distributed.mesh import Mesh
 from megalite.errors import Stopped
 from megalite.stages.rlhf.placement import Side
 from megalite.stages.rlhf.responses import Responses
 from megalite.stages.rlhf.rollout import FrozenJudgement, LocalModels, TakeJudgement
+from megalite.torch_private import default_store
 from megalite.training.stop import StopSignal
 from megalite.training.watchdog.heartbeat import WAIT, Heartbeat
 
@@ -85,7 +85,7 @@ class Bridge:
         """Make the group. Comm: every process of the run calls this."""
         self.actor, self.frozen, self.mesh = actor, frozen, mesh
         self._group = dist.new_group(timeout=mesh.timeout, backend="gloo", group_desc="frozen")
-        self._store = dist.PrefixStore("frozen", c10d._get_default_store())
+        self._store = dist.PrefixStore("frozen", default_store())
         self._requests = 0
 
     def copy_of(self, rank: int) -> list[int]:

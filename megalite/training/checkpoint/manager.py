@@ -18,6 +18,7 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 
 from megalite.errors import CheckpointError
+from megalite.torch_private import checkpoint_files
 from megalite.training.checkpoint.files import checksum, sync_folder, write_synced
 from megalite.training.checkpoint.manifest import MANIFEST, Facts, Files, verify, write_manifest
 from megalite.training.watchdog.heartbeat import Heartbeat
@@ -161,9 +162,7 @@ class CheckpointManager:
 
         Comm: all-gather of them.
         """
-        own = sorted(partial.glob(f"__{self._rank}_*"))
-        if self._rank == 0:
-            own.append(partial / ".metadata")
+        own = checkpoint_files(partial, self._rank)
         files: Files = {f.name: {"bytes": f.stat().st_size, "blake2b": checksum(f)} for f in own}
         gathered = [files]
         if self._group is not None:

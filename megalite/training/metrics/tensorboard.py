@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from megalite.errors import DataError, naming
+from megalite.torch_private import is_tensorboard_writer
 
 
 class TensorBoard:
@@ -47,5 +48,5 @@ def _keep_silent_for_writer(
     others: Callable[[threading.ExceptHookArgs], object], raised: threading.ExceptHookArgs
 ) -> None:
     """Say nothing when TensorBoard's thread ends: the next write raises its error."""
-    if type(raised.thread).__name__ != "_AsyncWriterThread":
+    if not is_tensorboard_writer(raised.thread):
         others(raised)

@@ -7,9 +7,7 @@ import threading
 import time
 from dataclasses import dataclass, field, replace
 
-import torch.distributed as dist
-from torch.distributed import distributed_c10d as c10d
-
+from megalite.torch_private import calls_by_group
 from megalite.training.watchdog.frames import locate, position
 from megalite.training.watchdog.heartbeat import PHASES, Heartbeat
 from megalite.training.watchdog.processes import pid_namespace, start_time
@@ -106,7 +104,7 @@ class OwnStatus:
         """The status; its beat is one more than that of the last."""
         now, heartbeat = time.monotonic(), self.heartbeat
         frame = sys._current_frames().get(self._main_thread or 0)
-        location, collectives = locate(frame), _collectives_begun()
+        location, collectives = locate(frame), calls_by_group()
         seen = heartbeat.step, heartbeat.phase, collectives, position(frame)
         if seen != self._last_move[0]:
             self._last_move = seen, now
@@ -131,14 +129,3 @@ class OwnStatus:
             own.host,
             own.pid_namespace,
         )
-
-
-def _collectives_begun() -> dict[str, int]:
-    """Collectives begun in each group of several that this process is in."""
-    begun = {}
-    for group, ranks in list(c10d._world.pg_group_ranks.items()):
-        if len(ranks) > 1 and group is not dist.GroupMember.NON_GROUP_MEMBER:
-            name = f"{group.group_desc} {group.group_name}"
-            count = group._get_sequence_number_for_group()  # type: ignore[attr-defined]  # not in stubs
-            begun[name] = count
-    return begun

@@ -12,11 +12,10 @@ import time
 from pathlib import Path
 from types import TracebackType
 
-from torch.distributed import distributed_c10d as c10d
-
 from megalite.distributed.launch import Launch
 from megalite.distributed.rendezvous import connection_of_its_own
 from megalite.errors import MegaliteError, RankFailure, Stopped
+from megalite.torch_private import default_store
 from megalite.training.watchdog.diagnosis import diagnose
 from megalite.training.watchdog.heartbeat import Heartbeat
 from megalite.training.watchdog.monitor import Monitor
@@ -50,7 +49,7 @@ class Watchdog:
         launch = self._launch
         if launch.world_size > 1:
             own = OwnStatus(launch.rank, self._heartbeat)
-            store = connection_of_its_own(c10d._get_default_store(), launch.rank)
+            store = connection_of_its_own(default_store(), launch.rank)
             folder = FaultFolder(self._folder, launch.rank)
             self._monitor = Monitor(launch, own, store, folder, self._timeouts)
         return self

@@ -1,0 +1,145 @@
+"""Every use of what PyTorch does not document, a function each, with why there is no other way.
+
+A release of PyTorch may change any of it without notice. Nothing else in the package touches a
+name of torch that begins with an underscore, and ``tests/unit/test_torch_private.py`` has a test
+for each of these. Imports inside functions keep this file as cheap to import as torch itself.
+"""
+
+import threading
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def has_kernel(operator: str, key: str) -> bool:
+    """Whether a loaded library has a kernel of its own for a registered operator.
+
+    ``torch.library`` registers kernels but does not tell which there are; a call would say so too
+    late, with an error that doesn't name the build.
+
+    Args:
+        operator: such as ``megalite::rope``.
+        key: such as ``CPU`` or ``CUDA``.
+    """
+    return torch._C._dispatch_has_kernel_for_dispatch_key(operator, key)
+
+
+def shaped(x: Tensor, shape: Sequence[int]) -> Tensor:
+    """``x``, contiguous and used by nobody else, in another shape and in the same memory.
+
+    ``x.view(shape)`` is a view for autograd: a later write in place must then rewrite the graph of
+    its base, and FSDP2 warns of views that leave a module. A copy would cost time and memory.
+    """
+    return torch.ops.aten._unsafe_view(x, shape)
+
+
+def norms_of(tensors: list[Tensor]) -> tuple[Tensor, ...]:
+    """The 2-norm of each of some tensors, scalars in the tensors' dtype, all in a few kernels.
+
+    ``torch.nn.utils.get_total_norm`` does the same inside but adds the squares in that dtype, and
+    their sum must not depend on how the gradients are cut.
+    """
+    return torch._foreach_norm(tensors)
+
+
+def multiply_each_(tensors: list[Tensor], factor: Tensor) -> None:
+    """Multiply some tensors in place by a scalar that may be on the device, in a few kernels.
+
+    ``torch.nn.utils.clip_grads_with_norm_`` takes a norm and makes its own factor of it.
+    """
+    torch._foreach_mul_(tensors, factor)
+
+
+def local_shape_and_offset(
+    shape: torch.Size, mesh: Any, placements: Sequence[Any]
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Shape and offset, in a whole DTensor, of what this process holds of it.
+
+    The public methods of a DTensor give the local tensor but not where it begins, which differs for
+    FSDP2's shard of a tensor-parallel shard.
+    """
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    local, offset = compute_local_shape_and_global_offset(shape, mesh, placements)
+    return tuple(local), tuple(offset)
+
+
+def default_store() -> dist.Store:
+    """The store that the default process group was made with, under that group's prefix.
+
+    A group does not give its store away, and torchrun's store can't be opened a second time under
+    the same prefix by a caller that was not told the prefix.
+    """
+    return dist.distributed_c10d._get_default_store()
+
+
+def set_timeout(group: dist.ProcessGroup, timeout: timedelta) -> None:
+    """Set how long a group's collectives may take.
+
+    A ``DeviceMesh`` makes its groups itself and takes no timeout; theirs is the backend's default.
+    """
+    dist.distributed_c10d._set_pg_timeout(timeout, group)
+
+
+def calls_by_group() -> dict[str, int]:
+    """Collectives begun in each group of several processes that this process is in.
+
+    PyTorch counts them for its own reports of desynchronised ranks and has no function that tells
+    the count, nor one that lists the groups. Any thread may ask.
+    """
+    groups: Any = list(dist.distributed_c10d._world.pg_group_ranks.items())
+    return {
+        f"{group.group_desc} {group.group_name}": group._get_sequence_number_for_group()
+        for group, ranks in groups
+        if len(ranks) > 1 and group is not dist.GroupMember.NON_GROUP_MEMBER
+    }
+
+
+def checkpoint_files(folder: Path, rank: int) -> list[Path]:
+    """The files of ``torch.distributed.checkpoint.save`` that a process wrote, in order of name.
+
+    The files are named by the rank that wrote them, and the first process also writes the metadata;
+    the writer reports which tensor is where, not which files it made.
+    """
+    own = sorted(folder.glob(f"__{rank}_*"))
+    return [*own, folder / ".metadata"] if rank == 0 else own
+
+
+def is_tensorboard_writer(thread: threading.Thread | None) -> bool:
+    """Whether a thread is the one that writes TensorBoard's files.
+
+    ``SummaryWriter`` starts it without a name and doesn't hand it out; its errors are also raised
+    by the writer's next call.
+    """
+    return type(thread).__name__ == "_AsyncWriterThread"
+
+
+class StagePasses:
+    """The passes of a ``PipelineStage`` under names of our own; the first base of a subclass.
+
+    A stage calls its module with what travels between stages and nothing else, and has no hook
+    around a pass. Its schedules call the two methods at the end, which the documents don't name.
+    """
+
+    def run_forward(self, *flow: Any, **options: Any) -> Any:
+        """The forward pass of a micro-batch: what the stage gives to the next one."""
+        stage: Any = super()
+        return stage.forward_maybe_with_nosync(*flow, **options)
+
+    def run_backward(self, *arguments: Any, **options: Any) -> Any:
+        """The backward pass of a micro-batch; what it takes and gives is the stage's own affair."""
+        stage: Any = super()
+        return stage.backward_maybe_with_nosync(*arguments, **options)
+
+    def forward_maybe_with_nosync(self, *flow: Any, **options: Any) -> Any:
+        """Called by the schedules."""
+        return self.run_forward(*flow, **options)
+
+    def backward_maybe_with_nosync(self, *arguments: Any, **options: Any) -> Any:
+        """Called by the schedules."""
+        return self.run_backward(*arguments, **options)
