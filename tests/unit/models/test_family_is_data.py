@@ -8,7 +8,7 @@ import pytest
 
 from megalite.models.families import FAMILIES
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 FOLDER = ROOT / "megalite" / "models" / "families"
 FILES = sorted(path for path in FOLDER.glob("*.py") if path.stem not in ("__init__", "table"))
 NAMES = {*FAMILIES, *(family.model_type for family in FAMILIES.values()), "glm130b"} - {""}
