@@ -18,7 +18,7 @@ from tests.dist.exact import even_shards, numbers, shards
 SHAPES = ((2, 5), (3, 1, 2), (1, 6, 4), (2, 7, 3, 2))
 KINDS = (  # strides of what goes in, and dtype
     ("contiguous", torch.float64),
-    ("transposed", torch.float64),
+    ("transposed, of odd ranks", torch.float64),
     ("sliced", torch.float64),
     ("expanded", torch.float64),
     ("transposed", torch.bfloat16),
@@ -47,14 +47,15 @@ class Case:
         """What each process of one of several groups puts in."""
         seed = 100 * group
         if self.name == "copy_to":
-            return [self._laid_out(numbers(seed, *self.shape))] * processes
+            return [self._laid_out(numbers(seed, *self.shape), rank) for rank in range(processes)]
         if self.name in ("gather_sequence", "start_gather", "gather_copies", "gather_even_copies"):
             whole = numbers(seed, *self.shape)
             cut = shards(whole, self.dim, processes)
             if self.name in ("gather_sequence", "gather_even_copies"):
                 cut = even_shards(whole, self.dim, processes, fill=7.0)  # which nobody may read
-            return [self._laid_out(piece) for piece in cut]
-        return [self._laid_out(numbers(seed + rank, *self.shape)) for rank in range(processes)]
+            return [self._laid_out(piece, rank) for rank, piece in enumerate(cut)]
+        seeds = [(seed + rank, rank) for rank in range(processes)]
+        return [self._laid_out(numbers(s, *self.shape), rank) for s, rank in seeds]
 
     def upstreams(self, group: int, processes: int) -> list[Tensor]:
         """The gradient of what each process gets."""
@@ -62,12 +63,12 @@ class Case:
         if self.name == "scatter_sum_sequence":
             shape[1] = -(-shape[1] // processes)
         same = self.name in ("reduce_from", "gather_copies", "gather_even_copies")
-        ranks = [0 if same else rank for rank in range(processes)]
-        return [self._laid_out(numbers(seed + rank, *shape)) for rank in ranks]
+        seeds = [(seed if same else seed + rank, rank) for rank in range(processes)]
+        return [self._laid_out(numbers(s, *shape), rank) for s, rank in seeds]
 
-    def _laid_out(self, x: Tensor) -> Tensor:
+    def _laid_out(self, x: Tensor, rank: int) -> Tensor:
         x = x.to(self.dtype)
-        if self.strides == "transposed":
+        if self.strides == "transposed" or (rank % 2 and "odd ranks" in self.strides):
             return x.movedim(0, -1).contiguous().movedim(-1, 0)
         if self.strides == "sliced":
             return torch.stack((x, x + 1), -1).flatten(-2)[..., ::2]
