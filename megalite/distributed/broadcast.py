@@ -50,6 +50,6 @@ def share_scalars_from_last(
     dist.broadcast_object_list(names, src=source, group=axis.group)
     values = torch.zeros(len(names[0]), device=device)
     if axis.rank == axis.size - 1:
-        values = torch.stack([scalars[name] for name in names[0]])
+        values = torch.stack([scalars[name].float() for name in names[0]])
     dist.broadcast(values, src=source, group=axis.group)
     return dict(zip(names[0], values.unbind(), strict=True))

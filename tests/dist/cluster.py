@@ -4,6 +4,7 @@ import functools
 import gc
 import importlib
 import multiprocessing
+import pickle
 import tempfile
 import traceback
 from multiprocessing.connection import Connection
@@ -29,9 +30,10 @@ def _work(rank: int, pipe: Connection) -> None:
         except EOFError:
             return
         try:
-            pipe.send((True, _run(rank, *job)))
+            answer = True, _run(rank, *job)
         except BaseException:
-            pipe.send((False, traceback.format_exc()))
+            answer = False, traceback.format_exc()
+        pipe.send_bytes(pickle.dumps(answer))  # tensors by value: ``send`` opens a file for each
 
 
 def _run(rank: int, world_size: int, store: str, name: str, arguments: dict[str, Any]) -> Any:
@@ -109,7 +111,7 @@ class Cluster:
         for rank, pipe in enumerate(self._pipes[:world_size]):
             if not pipe.poll(TIMEOUT_S):
                 raise JobFailed(f"rank {rank} gave no answer within {TIMEOUT_S} s")
-            replies.append(pipe.recv())
+            replies.append(pickle.loads(pipe.recv_bytes()))
         failures = [f"rank {r}:\n{text}" for r, (done, text) in enumerate(replies) if not done]
         if failures:
             raise JobFailed("\n".join(failures))

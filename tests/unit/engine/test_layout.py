@@ -3,7 +3,6 @@
 import pytest
 
 from megalite.distributed.mesh import ParallelConfig, factorisations
-from megalite.engine.cut import cut
 from megalite.engine.layout import BatchSizes, Demand, check_layout, faults, nearest
 from megalite.errors import ConfigError
 from megalite.models.config import ModelConfig
@@ -60,25 +59,6 @@ def test_an_encoder_that_can_not_have_its_stages_is_refused(model, parallel, say
     with pytest.raises(ConfigError, match="--parallel.encoder_stages 3") as error:
         check_layout(Demand(model), ParallelConfig(encoder_stages=3, **parallel))
     assert says in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("count", "encoder_stages", "blocks"),
-    [
-        (3, 0, [(2, 0), (3, 0), (0, 2)]),
-        (3, 1, [(5, 0), (0, 1), (0, 1)]),
-        (3, 2, [(2, 0), (3, 0), (0, 2)]),
-        (2, 0, [(4, 0), (1, 2)]),
-        (2, 1, [(5, 0), (0, 2)]),
-    ],
-)
-def test_each_stack_is_cut_by_its_own_cost(count, encoder_stages, blocks):
-    """A stage holds the encoder's end and the decoder's beginning only where nothing forbids it."""
-    parts = cut(TWO_STACKS, count, encoder_stages)
-    held = [(p.encoder[1] - p.encoder[0], p.decoder[1] - p.decoder[0]) for p in parts]
-    assert held == blocks
-    assert parts[-1].decoder[1] == 2
-    assert all(part.ends == (part.index == count - 1) for part in parts)
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 6, 8, 12])

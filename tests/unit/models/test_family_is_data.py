@@ -8,7 +8,7 @@ import pytest
 
 from megalite.models.families import FAMILIES
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 FOLDER = ROOT / "megalite" / "models" / "families"
 SIZES = ROOT / "megalite" / "models" / "presets"
 SHARED = ("__init__", "activations", "rope", "table")
