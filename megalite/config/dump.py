@@ -5,7 +5,6 @@ import math
 import textwrap
 from enum import Enum
 from pathlib import Path
-from typing import Any
 
 from megalite.config.load import NONE
 from megalite.config.section import Section, section_class
@@ -49,7 +48,7 @@ def _table(cls: type[Section], section: Section | None, prefix: str) -> list[str
     return lines + inner
 
 
-def format_value(value: Any) -> str:
+def format_value(value: object) -> str:
     """Write one value in TOML's notation."""
     if isinstance(value, Enum):
         value = value.value

@@ -6,12 +6,13 @@ import torch
 from pydantic import Field
 
 from megalite.config.section import Section
-from megalite.data.chat import Chat
+from megalite.data.chat.datasets import Prompts
+from megalite.data.chat.templates import Chat
 from megalite.data.config import ConversationConfig, CorpusConfig, TokenizerConfig
-from megalite.data.conversations import Prompts
 from megalite.data.loader import Share
-from megalite.data.structure import Structure
-from megalite.data.tokenizer import Tokenizer, load_tokenizer
+from megalite.data.structure import AnswerBlank, Structure
+from megalite.data.tokenizers.load import load_tokenizer
+from megalite.data.tokenizers.tokenizer import Tokenizer
 from megalite.distributed.mesh import Mesh
 from megalite.engine.model import Model
 from megalite.errors import ConfigError
@@ -58,7 +59,9 @@ def structure_of(
     """
     blank = None
     if isinstance(data, ConversationConfig) and data.answer_mask:
-        blank = tokenizer.token_id(data.answer_mask), tokenizer.token_id(data.answer_start)
+        blank = AnswerBlank(
+            tokenizer.token_id(data.answer_mask), tokenizer.token_id(data.answer_start)
+        )
     return Structure(
         model.is_encoder_decoder,
         data.prefix,
@@ -109,7 +112,7 @@ def answer_prompts(
         decoder = CachedDecoder(decode_with(model), batch, sampling.max_new_tokens)
         ending = Ending(ends, tokenizer.pad_id)
         answers = generate(decoder, batch, sampling, ending)
-    rows = [answers.row(number) for number in range(len(prompts))]
+    rows = [answers.answer(number) for number in range(len(prompts))]
     return [[token for token in row if token not in ends] for row in rows]
 
 

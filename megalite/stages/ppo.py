@@ -13,9 +13,9 @@ from functools import partial
 import torch
 from pydantic import Field
 
-from megalite.data.chat import Chat
+from megalite.data.chat.datasets import Prompts
+from megalite.data.chat.templates import Chat
 from megalite.data.config import ConversationConfig, CorpusConfig, TokenizerConfig
-from megalite.data.conversations import Prompts
 from megalite.data.loader import Loader
 from megalite.data.structure import Structure
 from megalite.distributed.launch import Launch

@@ -8,13 +8,14 @@ import torch
 from pydantic import Field
 
 from megalite.data.config import ConversationConfig, CorpusConfig, TokenizerConfig
+from megalite.data.corpus.blend import Blend
+from megalite.data.corpus.packed_documents import PackedDocuments, Room
+from megalite.data.corpus.store import TokenStore
+from megalite.data.corpus.windows import Windows
 from megalite.data.example import collate
 from megalite.data.loader import Loader, Share
 from megalite.data.objectives.choice import choose_objective
-from megalite.data.rows import DocumentRows, Room
-from megalite.data.store import TokenStore
-from megalite.data.tokenizer import load_tokenizer
-from megalite.data.windows import Blend, Windows
+from megalite.data.tokenizers.load import load_tokenizer
 from megalite.distributed.launch import Launch
 from megalite.distributed.mesh import Mesh
 from megalite.distributed.sums import sum_metrics
@@ -111,7 +112,7 @@ def samples_of(
                 "span_corruption, denoising, prefix_lm, ul2 and u_palm"
             )
 
-        def dataset(path: str, number: int) -> Windows | DocumentRows:
+        def dataset(path: str, number: int) -> Windows | PackedDocuments:
             return Windows(TokenStore(path), data.sequence_length, data.separate_documents)
     else:
         found = load_tokenizer(tokenizer.path)
@@ -119,8 +120,8 @@ def samples_of(
         objective = choose_objective(data, found, structure_of(data, found, model))
         room = Room(data.sequence_length, data.encoder_rows)
 
-        def dataset(path: str, number: int) -> Windows | DocumentRows:
-            return DocumentRows(TokenStore(path), objective, room, fold(seed, number))
+        def dataset(path: str, number: int) -> Windows | PackedDocuments:
+            return PackedDocuments(TokenStore(path), objective, room, fold(seed, number))
 
     def blended(paths: Sequence[str], weights: Sequence[float] = ()) -> Blend:
         parts = [dataset(path, number) for number, path in enumerate(paths)]

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 import torch
 
+from megalite.data.chat.datasets import RankedAnswers, ranking_batch
 from megalite.data.config import ConversationConfig, TokenizerConfig
-from megalite.data.conversations import RankedAnswers, ranking_batch
 from megalite.data.loader import Loader
 from megalite.distributed.launch import Launch
 from megalite.distributed.sums import sum_metrics
@@ -65,8 +65,8 @@ def _train(
 
 
 def _make(rankings: Sequence, sample_ids: Sequence[int]) -> tuple[Batch, Rankings]:
-    batch, rows, ends, valid = ranking_batch(rankings, sample_ids)
-    return batch, Rankings(rows, ends, valid)
+    made = ranking_batch(rankings, sample_ids)
+    return made.batch, Rankings(made.sequences, made.ends, made.valid)
 
 
 def _step(stage: Stage, learner: Learner, trainer: Trainer):

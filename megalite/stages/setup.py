@@ -9,8 +9,9 @@ import torch
 
 from megalite.config import dump
 from megalite.config.section import Section
-from megalite.data.formats import parse_prompt, read_rows
-from megalite.data.tokenizer import load_tokenizer
+from megalite.data.chat.turns import parse_prompt
+from megalite.data.records import read_records
+from megalite.data.tokenizers.load import load_tokenizer
 from megalite.distributed.launch import Launch
 from megalite.distributed.mesh import Mesh, ParallelConfig, build_meshes
 from megalite.engine.build import build_model
@@ -154,7 +155,7 @@ def check_inputs(config: StageConfig) -> None:
     """
     samples, data = getattr(config, "samples", None), getattr(config, "data", None)
     if samples is not None and samples.prompts:
-        read_rows(samples.prompts, parse_prompt)
+        read_records(samples.prompts, parse_prompt)
         load_tokenizer(config.tokenizer.path)  # type: ignore[attr-defined]
     if data is not None:
         answer = getattr(getattr(config, "rollout", None), "max_new_tokens", 0)

@@ -2,9 +2,9 @@
 
 from functools import partial
 
-from megalite.data.chat import Chat
+from megalite.data.chat.datasets import Conversations
+from megalite.data.chat.templates import Chat
 from megalite.data.config import ConversationConfig, TokenizerConfig
-from megalite.data.conversations import Conversations
 from megalite.data.example import collate
 from megalite.data.loader import Loader
 from megalite.data.structure import Structure

@@ -24,15 +24,15 @@ DEVICE_GIB = {  # what nvidia-smi shows, less what the driver keeps
 
 
 class PlanConfig(PretrainConfig):
-    """A pretraining run and the device that it is meant for."""
+    """A pretraining run and the device that it is planned for."""
 
     gpu: Literal["a100-80gb", "a100-40gb", "h100-80gb", "v100-32gb", "v100-16gb"] = Field(
-        "a100-80gb", description="the device of each process"
+        "a100-80gb", description="device of each process, and the GB of its memory"
     )
 
 
 def run(config: PlanConfig, launch: Launch) -> int:
-    """Print the layout and a line a pipeline stage; 2 if it doesn't fit the device.
+    """Print the layout and a line per pipeline stage.
 
     Raises:
         ConfigError: the layout doesn't fit model or batch, or the memory doesn't suffice.
@@ -64,7 +64,7 @@ def plan(config: PretrainConfig) -> list[StageMemory]:
 
 
 def table(config: PlanConfig, stages: list[StageMemory]) -> list[str]:
-    """What is printed."""
+    """The lines that are printed."""
     parallel, train = config.parallel, config.train
     copies = max(parallel.replicate, 1)
     tokens = train.global_batch_size * config.data.sequence_length
@@ -89,7 +89,7 @@ def check_memory(config: PlanConfig, stages: list[StageMemory]) -> None:
     """Refuse what the device can't hold.
 
     Raises:
-        ConfigError: it says which stage is too large and what may be changed.
+        ConfigError: names the stage that is too large and what to change.
     """
     most = max(stages, key=lambda stage: stage.total)
     if most.total > DEVICE_GIB[config.gpu]:

@@ -152,7 +152,7 @@ def rollout(
     """
     batch = batch_prompts(prompts, sample_ids, vocabulary.pad_id)
     answers = answer(judges.decode, batch, config, seed, vocabulary)
-    rows = [answers.row(number) for number in range(len(prompts))]
+    rows = [answers.answer(number) for number in range(len(prompts))]
     responses = respond(prompts, rows, sample_ids, vocabulary.pad_id).to(judges.device)
     ended = answers.ended.to(judges.device)
     return responses, judge(judges, responses, ended, config.micro_batch_size)

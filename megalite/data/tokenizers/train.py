@@ -6,7 +6,7 @@ from pathlib import Path
 from pydantic import Field, model_validator
 
 from megalite.config.section import Section
-from megalite.data.documents import documents
+from megalite.data.corpus.documents import documents
 from megalite.distributed.launch import Launch
 from megalite.errors import ConfigError, DataError
 
@@ -14,17 +14,19 @@ from megalite.errors import ConfigError, DataError
 class TokenizerTrainConfig(Section):
     """What a tokenizer is trained on and how large it is."""
 
-    source: tuple[str, ...] = Field(description="folders, text, JSONL or Parquet files")
-    text_key: str = Field("text", description="key of a row's text")
-    output: str = Field("tokenizer", description="folder that is written, in Hugging Face's form")
-    vocab_size: int = Field(8192, ge=260, description="tokens, special ones included")
-    max_bytes: int = Field(100_000_000, gt=0, description="most bytes of text that are read")
-    end_token: str = Field("<|endoftext|>", description="ends a document; also stands in padding")
+    source: tuple[str, ...] = Field(description="folders, text files, JSONL or Parquet files")
+    text_key: str = Field("text", description="key of a record's text")
+    output: str = Field("tokenizer", description="new Hugging Face folder of the tokenizer")
+    vocab_size: int = Field(8192, ge=260, description="number of tokens, special ones included")
+    max_bytes: int = Field(100_000_000, gt=0, description="most bytes of text to read")
+    end_token: str = Field("<|endoftext|>", description="token of a document's end and of padding")
     special_tokens: tuple[str, ...] = Field(
-        (), description="more of them, such as [MASK], [gMASK], <sop>, <eop>, <mask>"
+        (), description="other special tokens, such as [MASK], [gMASK], <sop>, <eop>, <mask>"
     )
     sentinels: int = Field(
-        0, ge=0, description="<extra_id_0> and so on, downward from the top of the vocabulary"
+        0,
+        ge=0,
+        description="number of sentinels, <extra_id_0> and so on, down from the highest id",
     )
 
     @model_validator(mode="after")

@@ -7,7 +7,7 @@ import pytest
 import sentencepiece
 
 from megalite.cli import main
-from megalite.data.tokenizer import load_tokenizer
+from megalite.data.tokenizers.load import load_tokenizer
 from megalite.errors import DataError
 from tests.unit.data.conftest import TEXTS, command
 
