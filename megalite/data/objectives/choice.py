@@ -117,7 +117,7 @@ def _with_sentinels(data: CorpusConfig, tokenizer: Tokenizer, structure: Structu
         raise DataError(
             f"{tokenizer.path}: lacks {needed - len(ids)} special tokens of data.objective "
             f"{data.objective}: {first} to {last}, for documents of {longest} tokens; "
-            f"`megalite tokenizer train --sentinels {needed}` adds them, and shorter sequences need fewer"
+            f"`megalite tokenizer train --sentinels {needed}` adds them, or use shorter sequences"
         )
     return objective
 
