@@ -1,4 +1,4 @@
-"""Where samples come from, as the config of a run says."""
+"""Config sections of tokenizers and data."""
 
 from typing import Literal
 
@@ -15,7 +15,7 @@ from megalite.errors import ConfigError
 TemplateName = Literal["plain", "alpaca", "vicuna", "chatglm2", "tokenizer"]
 TEMPLATE = (
     "format of a conversation; plain: bare text, a line for each question; alpaca, vicuna, "
-    "chatglm2: those models' own; tokenizer: the tokenizer's own chat template"
+    "chatglm2: as these models were trained; tokenizer: the tokenizer's own chat template"
 )
 
 
@@ -32,7 +32,7 @@ class CorpusConfig(Section):
 
     train: tuple[str, ...] = Field((), description="token stores to learn, without .bin and .idx")
     weights: tuple[float, ...] = Field(
-        (), description="share of each store in the samples; empty: in proportion to its size"
+        (), description="share of each store in the samples; empty: in proportion to its samples"
     )
     heldout: tuple[str, ...] = Field((), description="token stores for evaluation")
     sequence_length: int = Field(1024, ge=2, description="tokens of a sequence, S")
@@ -49,10 +49,10 @@ class CorpusConfig(Section):
         "u_palm",
     ] = Field(
         "next_token",
-        description="what is read, and learned, of a document; next_token: the text, each next "
-        "token; prefix_lm: its first part, the rest; span_corruption: it with sentinels for spans, "
-        "the spans (T5); denoising: it with noise, all of it (BART); blank_infilling: it with "
-        "masks for spans, the spans (GLM); ul2, u_palm: mixtures of span corruption and prefix_lm",
+        description="what is learned of a document; next_token: each next token of the text; "
+        "prefix_lm: what follows a prefix; span_corruption: spans replaced by sentinels (T5); "
+        "denoising: the document from a noised one (BART); blank_infilling: masked spans in random "
+        "order (GLM); ul2, u_palm: mixtures of span_corruption and prefix_lm",
     )
     encoder_length: int = Field(
         0, ge=0, description="tokens of an encoder's sequence, Se; 0: sequence_length"

@@ -215,14 +215,14 @@ def _mask(parts: Sequence[Intervals], length: int, keys: int) -> RowIntervals:
 
 
 def _stacked(parts: Sequence[NDArray[Scalar]], length: int, fill: int = 0) -> Tensor:
-    """[B, length, ...] of arrays [S, ...] with ``fill`` behind each."""
+    """Arrays [S, ...] as [B, length, ...], with ``fill`` after each."""
     return torch.from_numpy(np.stack([_padded(part, length, fill) for part in parts]))
 
 
 def _padded(part: NDArray[Scalar], size: int, fill: int) -> NDArray[Scalar]:
     if len(part) > size:
         raise DataError(
-            f"a sample has {len(part)} tokens, a sequence at most {size}: cut it or raise that"
+            f"an example has {len(part)} tokens, a sequence at most {size}: cut it or raise that"
         )
     out = np.full((size, *part.shape[1:]), fill, dtype=part.dtype)
     out[: len(part)] = part

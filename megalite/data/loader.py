@@ -35,8 +35,8 @@ class Share:
     """Which samples of a step this process reads.
 
     Attributes:
-        global_batch_size: samples a step.
-        micro_batch_size: samples a forward pass.
+        global_batch_size: samples per step.
+        micro_batch_size: samples per forward pass.
         rank: this data-parallel rank.
         size: data-parallel ranks.
     """

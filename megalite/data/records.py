@@ -3,9 +3,12 @@
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from megalite.errors import DataError
+
+if TYPE_CHECKING:
+    from pyarrow.parquet import ParquetFile
 
 T = TypeVar("T")
 Record = dict[str, Any]  # of whatever JSON holds
@@ -114,7 +117,7 @@ def _parquet_records(path: Path) -> Iterator[tuple[str, Record]]:
         raise DataError(f"{path}: damaged after record {number}: {reason}") from None
 
 
-def open_parquet(path: Path) -> Any:
+def open_parquet(path: Path) -> "ParquetFile":
     """Open a Parquet file.
 
     Raises:

@@ -90,8 +90,8 @@ def _to_checkpoint(_config: ConvertConfig, source: Path, target: Path) -> None:
             f"model.{name}": _mapped(Path(scratch) / str(number), shape)
             for number, (name, shape) in enumerate(shapes.items())
         }
-        for name, piece in our_tensors(source, model_config, family):
-            tensors[f"model.{name}"].copy_(fitted(name, piece, shapes[name], source))
+        for name, tensor in our_tensors(source, model_config, family):
+            tensors[f"model.{name}"].copy_(fitted(name, tensor, shapes[name], source))
         facts = {
             "step": 0,
             "consumed_samples": 0,

@@ -72,9 +72,9 @@ def table(config: PlanConfig, stages: list[StageMemory]) -> list[str]:
         f"{processes(config)} processes: pp {parallel.pp} x replicate {copies} x shard "
         f"{parallel.shard} x tp {parallel.tp}; {train.precision}, recompute {parallel.recompute}",
         f"{sum(stage.parameters for stage in stages):,} parameters over the stages; "
-        f"{tokens:,} tokens a step; {train.steps * tokens:,} in {train.steps:,} steps",
+        f"{tokens:,} tokens per step; {train.steps * tokens:,} in {train.steps:,} steps",
         f"{'stage':>5} {'blocks':>7} {'parameters':>16} {'states':>8} {'gathered':>9} "
-        f"{'activations':>12} {'rest':>6} {'total':>7}  GiB a process",
+        f"{'activations':>12} {'rest':>6} {'total':>7}  GiB per process",
     ]
     for number, stage in enumerate(stages):
         lines.append(

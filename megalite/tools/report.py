@@ -12,12 +12,12 @@ from megalite.errors import DataError
 from megalite.tools.chart import line_chart
 
 CHARTS = {  # title: (unit, keys of metrics.jsonl drawn in it)
-    "Loss": ("nats a target", ("loss",)),
-    "Held-out loss": ("nats a target", ("heldout_loss",)),
+    "Loss": ("nats per target", ("loss",)),
+    "Held-out loss": ("nats per target", ("heldout_loss",)),
     "Ranking accuracy, held out": ("share of pairs", ("heldout_accuracy",)),
-    "Reward": ("score a response", ("reward", "heldout_reward")),
-    "KL to reference": ("nats a response", ("kl", "heldout_kl")),
-    "Entropy": ("nats a token", ("entropy",)),
+    "Reward": ("score per response", ("reward", "heldout_reward")),
+    "KL to reference": ("nats per response", ("kl", "heldout_kl")),
+    "Entropy": ("nats per token", ("entropy",)),
     "Clipped updates": ("share of tokens", ("clip_fraction",)),
     "Value loss": ("squared score", ("value_loss",)),
     "Response length": ("tokens", ("response_tokens",)),

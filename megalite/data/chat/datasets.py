@@ -166,7 +166,7 @@ class RankingBatch:
         batch: [P, S]; the answers of a ranking share a sequence, unseen by each other.
         sequences: int64 [P, K], the sequence of each answer.
         ends: int64 [P, K], the row of each answer's last token in its sequence.
-        valid: bool [P, K], False behind the answers of a shorter ranking.
+        valid: bool [P, K], False after the answers of a shorter ranking.
     """
 
     batch: Batch

@@ -1,4 +1,4 @@
-"""Documents of raw text: folders of files, text, JSONL and Parquet, streamed."""
+"""Documents of raw text, streamed from folders of text, JSONL and Parquet files."""
 
 import codecs
 from collections.abc import Callable, Iterator, Sequence
@@ -30,10 +30,10 @@ class FileRange:
 
 @dataclass(frozen=True)
 class DocumentPiece:
-    """Text of a document, or of a part of it.
+    """A document's text, or a piece of it.
 
     Attributes:
-        text: the text; a part ends at a line's end where it can.
+        text: the text; a piece ends at a line's end if it has one.
         ends: whether the document ends here.
     """
 

@@ -67,7 +67,7 @@ class PackedDocuments:
     """Sample i is a sequence of whole examples, one of each piece of a document; none sees another.
 
     A document longer than fits a sequence is cut into pieces. Pieces are put into sequences by
-    first fit, :data:`BLOCK` of them at a time: memory is one number a block, and the pieces of a
+    first fit, :data:`BLOCK` of them at a time: memory is one number per block, and the pieces of a
     sequence are found by packing its block again. Numbers go on beyond an epoch: the same pieces
     with other draws.
     """

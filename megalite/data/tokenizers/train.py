@@ -1,9 +1,11 @@
 """Train a byte-level BPE tokenizer on text."""
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
 from pydantic import Field, model_validator
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from megalite.config.section import Section
 from megalite.data.corpus.documents import documents
@@ -43,7 +45,7 @@ def run(config: TokenizerTrainConfig, launch: Launch) -> int:
     """Train and write a tokenizer; only rank 0 does."""
     if launch.rank != 0:
         return 0
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -58,10 +60,8 @@ def run(config: TokenizerTrainConfig, launch: Launch) -> int:
     first = next(texts, None)
     if first is None:
         raise DataError(f"{', '.join(config.source)}: holds no text to train a tokenizer on")
-    tokenizer.train_from_iterator(_chain(first, texts), trainer)
+    tokenizer.train_from_iterator(itertools.chain([first], texts), trainer)
     tokenizer.add_special_tokens([f"<extra_id_{n}>" for n in reversed(range(config.sentinels))])
-    from transformers import PreTrainedTokenizerFast
-
     token = config.end_token
     wrapped = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, eos_token=token, bos_token=token, pad_token=token
@@ -69,11 +69,6 @@ def run(config: TokenizerTrainConfig, launch: Launch) -> int:
     Path(config.output).mkdir(parents=True, exist_ok=True)
     wrapped.save_pretrained(config.output)
     return 0
-
-
-def _chain(first: str, rest: Iterator[str]) -> Iterator[str]:
-    yield first
-    yield from rest
 
 
 def _texts(config: TokenizerTrainConfig) -> Iterator[str]:

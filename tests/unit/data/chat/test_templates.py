@@ -1,13 +1,17 @@
 """Chat templates: what is written, and which of it is learned."""
 
+from typing import get_args
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from megalite.data.chat.own_template import NAME
 from megalite.data.chat.segments import conversation_example
 from megalite.data.chat.templates import TEMPLATES, Chat
 from megalite.data.chat.turns import Turn
+from megalite.data.config import TemplateName
 from megalite.data.tokenizers.load import load_tokenizer
 from megalite.errors import ConfigError, DataError
 from megalite.models.batch import IGNORE
@@ -25,6 +29,10 @@ WRITTEN = {
     "chatglm2": "[Round 1]\n\n问：one two\n\n答：three{end}"
     "[Round 2]\n\n问：red\n\n答：blue dog{end}",
 }
+
+
+def test_the_config_knows_every_template():
+    assert set(get_args(TemplateName)) == {*TEMPLATES, NAME}
 
 
 def text_of(tokenizer, tokens) -> str:
