@@ -138,7 +138,7 @@ class StoreWriter:
     def discard(self) -> None:
         """Remove what was written."""
         for file in (self._file, self._lengths):
-            with suppress(OSError):  # a full disk is met again
+            with suppress(OSError):  # on a full disk this fails too
                 file.close()
             Path(file.name).unlink(missing_ok=True)
         Path(f"{self._prefix}.idx.partial").unlink(missing_ok=True)
