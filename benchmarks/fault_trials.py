@@ -123,7 +123,7 @@ class Bench:
         """
         import numpy as np
 
-        from megalite.data.store import StoreWriter
+        from megalite.data.corpus.store import StoreWriter
 
         self.folder, self.timeout_s = folder, timeout_s
         self._clean: dict[str, list[float]] = {}

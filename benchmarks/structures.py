@@ -17,14 +17,14 @@ from pathlib import Path
 import torch
 
 from megalite.cli import main as megalite
+from megalite.data.corpus.packed_documents import PackedDocuments, Room
+from megalite.data.corpus.store import TokenStore
+from megalite.data.corpus.windows import Windows
 from megalite.data.example import collate
 from megalite.data.loader import Loader, Share
 from megalite.data.objectives.prefix_lm import PrefixLM
-from megalite.data.rows import DocumentRows, Room
-from megalite.data.store import TokenStore
 from megalite.data.structure import Structure
-from megalite.data.tokenizer import load_tokenizer
-from megalite.data.windows import Windows
+from megalite.data.tokenizers.load import load_tokenizer
 from megalite.distributed.mesh import Mesh, ParallelConfig
 from megalite.engine.build import build_model
 from megalite.engine.model import Task
@@ -113,10 +113,10 @@ class Run:
         room = Room(budget.length, budget.length)
         objective, store = PrefixLM(structure), TokenStore(folder / "train")
         if name == NAMES[0]:
-            self._train: Windows | DocumentRows = Windows(store, budget.length)
+            self._train: Windows | PackedDocuments = Windows(store, budget.length)
         else:
-            self._train = DocumentRows(store, objective, room, SEED)
-        held = DocumentRows(TokenStore(folder / "heldout"), objective, room, SEED)
+            self._train = PackedDocuments(store, objective, room, SEED)
+        held = PackedDocuments(TokenStore(folder / "heldout"), objective, room, SEED)
         count = min(budget.heldout_rows, len(held))
         chosen = [number * len(held) // count for number in range(count)]
         self._heldout = [

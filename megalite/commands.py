@@ -24,13 +24,13 @@ class Command:
 COMMANDS: tuple[Command, ...] = (
     Command(
         "tokenizer train",
-        "megalite.data.train_tokenizer:TokenizerTrainConfig",
+        "megalite.data.tokenizers.train:TokenizerTrainConfig",
         "train a byte-level BPE tokenizer on text",
         "--source '[\"corpus.jsonl\"]' --vocab_size 8192 --output tokenizer",
     ),
     Command(
         "data prepare",
-        "megalite.data.prepare:PrepareConfig",
+        "megalite.data.corpus.prepare:PrepareConfig",
         "turn text into a token store (.bin and .idx)",
         "--source '[\"corpus.jsonl\"]' --tokenizer tokenizer --output data/corpus",
     ),

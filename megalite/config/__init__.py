@@ -1,4 +1,4 @@
-"""Configuration machinery; each section stands beside the code that it configures."""
+"""Reading, overriding, checking and writing configs; a section stands beside its code."""
 
 from megalite.config.dump import describe, dump
 from megalite.config.load import load

@@ -5,7 +5,6 @@ import math
 import textwrap
 from enum import Enum
 from pathlib import Path
-from typing import Any
 
 from megalite.config.load import NONE
 from megalite.config.section import Section, section_class
@@ -34,10 +33,11 @@ def _table(cls: type[Section], section: Section | None, prefix: str) -> list[str
             value = getattr(section, name)
         else:
             value = None if missing else field.get_default(call_default_factory=True)
-        below = section_class(field.annotation)
-        if isinstance(value, Section) or (missing and below is not None):
+        unset = section_class(field.annotation) if missing else None
+        below = type(value) if isinstance(value, Section) else unset
+        if below is not None:
             inner += ["", *comment, f"[{prefix}{name}]"]
-            inner += _table(type(value) if value else below, value, f"{prefix}{name}.")  # type: ignore[arg-type]
+            inner += _table(below, value, f"{prefix}{name}.")
         elif isinstance(value, (list, tuple)) and value and isinstance(value[0], Section):
             for item in value:
                 inner += ["", *comment, f"[[{prefix}{name}]]"]
@@ -49,7 +49,7 @@ def _table(cls: type[Section], section: Section | None, prefix: str) -> list[str
     return lines + inner
 
 
-def format_value(value: Any) -> str:
+def format_value(value: object) -> str:
     """Write one value in TOML's notation."""
     if isinstance(value, Enum):
         value = value.value

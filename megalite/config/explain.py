@@ -2,9 +2,9 @@
 
 import difflib
 from collections import defaultdict
-from typing import Any
 
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails as Problem
 
 from megalite.config.section import Section, all_keys, find_field, section_class
 
@@ -17,10 +17,10 @@ def explain(
     Args:
         error: what validation found.
         cls: the config's class.
-        source: where values that were not overridden came from.
+        source: where values that are not overrides came from.
         overridden: key paths that came from the command line.
     """
-    problems: dict[tuple[str, ...], list[Any]] = defaultdict(list)
+    problems: dict[tuple[str, ...], list[Problem]] = defaultdict(list)
     for problem in error.errors(include_url=False):
         problems[_key(cls, problem)].append(problem)
     lines = []
@@ -31,7 +31,7 @@ def explain(
     return "; ".join(lines)
 
 
-def _key(cls: type[Section], problem: Any) -> tuple[str, ...]:
+def _key(cls: type[Section], problem: Problem) -> tuple[str, ...]:
     """Cut pydantic's location, which also names union members, down to the key."""
     key: tuple[str, ...] = ()
     for part in problem["loc"]:
@@ -46,12 +46,12 @@ def _key(cls: type[Section], problem: Any) -> tuple[str, ...]:
 
 
 def _holds(cls: type[Section], key: tuple[str, ...]) -> bool:
-    """Tell whether the key names a section, whose unknown keys then belong to the name."""
+    """Whether the key names a section; an unknown key inside it then belongs to the name."""
     field = find_field(cls, key)
     return not key or (field is not None and section_class(field.annotation) is not None)
 
 
-def _problem(cls: type[Section], key: tuple[str, ...], found: list[Any], where: str) -> str:
+def _problem(cls: type[Section], key: tuple[str, ...], found: list[Problem], where: str) -> str:
     first = found[0]
     field = find_field(cls, key)
     if first["type"] == "missing":
@@ -71,7 +71,7 @@ def _problem(cls: type[Section], key: tuple[str, ...], found: list[Any], where: 
     return f"{where} = {value!r}: must be {wanted}{close}"
 
 
-def _requirement(problem: Any) -> str:
+def _requirement(problem: Problem) -> str:
     """Say what was asked for, from pydantic's sentence."""
     text = problem["msg"].removeprefix("Input should be ")
     if not text.startswith("a valid "):
@@ -83,7 +83,7 @@ def _requirement(problem: Any) -> str:
     return kind if kind == "true or false" else article + kind
 
 
-def _closest_choice(problem: Any, value: Any) -> str:
+def _closest_choice(problem: Problem, value: object) -> str:
     if problem["type"] != "literal_error" or not isinstance(value, str):
         return ""
     choices = problem["ctx"]["expected"].replace(" or ", ", ").replace("'", "").split(", ")

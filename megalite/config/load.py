@@ -5,7 +5,7 @@ import sys
 import typing
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from pydantic import ValidationError
 
@@ -52,7 +52,7 @@ def load(
         raise ConfigError(explain(error, cls, source, set(given))) from None
 
 
-def read_toml(path: Path) -> dict[str, Any]:
+def read_toml(path: Path) -> dict[str, object]:
     """Parse a TOML file.
 
     Raises:
@@ -70,9 +70,9 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: not valid TOML: {error}") from None
 
 
-def _parse_overrides(cls: type[Section], words: Sequence[str]) -> dict[tuple[str, ...], Any]:
+def _parse_overrides(cls: type[Section], words: Sequence[str]) -> dict[tuple[str, ...], object]:
     """Turn command line words into {key path: value}; a key given twice takes its last value."""
-    values: dict[tuple[str, ...], Any] = {}
+    values: dict[tuple[str, ...], object] = {}
     position = 0
     while position < len(words):
         word = words[position]
@@ -93,12 +93,12 @@ def _parse_overrides(cls: type[Section], words: Sequence[str]) -> dict[tuple[str
     return values
 
 
-def _accepts(cls: type[Section], key: tuple[str, ...], kind: Any) -> bool:
+def _accepts(cls: type[Section], key: tuple[str, ...], kind: object) -> bool:
     field = find_field(cls, key)
     return field is not None and kind in members(field.annotation)
 
 
-def _parse_value(cls: type[Section], key: tuple[str, ...], text: str) -> Any:
+def _parse_value(cls: type[Section], key: tuple[str, ...], text: str) -> object:
     """Read a value as TOML, or as plain text where the field is text or TOML can't read it."""
     field = find_field(cls, key)
     kinds = members(field.annotation) if field is not None else ()
@@ -110,23 +110,24 @@ def _parse_value(cls: type[Section], key: tuple[str, ...], text: str) -> Any:
         return text
 
 
-def _is_literal_text(kind: Any) -> bool:
+def _is_literal_text(kind: object) -> bool:
     choices = typing.get_args(kind) if typing.get_origin(kind) is typing.Literal else ()
     return any(isinstance(choice, str) for choice in choices)
 
 
-def _place(values: dict[str, Any], key: tuple[str, ...], value: Any) -> None:
-    """Set ``values[key[0]][key[1]]...`` making the tables between."""
+def _place(values: dict[str, object], key: tuple[str, ...], value: object) -> None:
+    """Set ``values[key[0]][key[1]]...``, making the tables on the way."""
     table = values
     for depth, name in enumerate(key[:-1]):
-        table = table.setdefault(name, {})
-        if not isinstance(table, dict):
+        inner = table.setdefault(name, {})
+        if not isinstance(inner, dict):
             inside = ".".join(key[: depth + 1])
             raise ConfigError(f"--{'.'.join(key)}: {inside} is a value, not a section")
+        table = inner
     table[key[-1]] = value
 
 
-def _clear_none(cls: type[Section], table: dict[str, Any], prefix: tuple[str, ...]) -> None:
+def _clear_none(cls: type[Section], table: dict[str, object], prefix: tuple[str, ...]) -> None:
     """Turn "none" into null wherever the field may be unset."""
     for name, value in table.items():
         if isinstance(value, dict):

@@ -3,7 +3,6 @@
 import types
 import typing
 from collections.abc import Iterator
-from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 from pydantic.fields import FieldInfo
@@ -12,22 +11,23 @@ from pydantic.fields import FieldInfo
 class Section(BaseModel):
     """A frozen, strict group of config values; unknown keys are refused.
 
-    Each field carries a ``Field(default, description=...)`` that names its unit; derived numbers
-    are properties. A validator that meets an impossible combination raises ``ConfigError``.
+    Each field has a ``Field(default, description=...)``: a noun phrase with its unit, then what
+    each special value means (``"number of processes; 0: one per core"``). Derived numbers are
+    properties. A validator that meets an impossible combination raises ``ConfigError``.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
-def members(annotation: Any) -> tuple[Any, ...]:
-    """Give the members of a union, or the annotation alone."""
+def members(annotation: object) -> tuple[object, ...]:
+    """The members of a union, or the annotation alone."""
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
         return typing.get_args(annotation)
     return (annotation,)
 
 
-def section_class(annotation: Any) -> type[Section] | None:
-    """Find the section that a field holds, alone, in a union or as items of a tuple or list."""
+def section_class(annotation: object) -> type[Section] | None:
+    """The section that a field holds, alone, in a union or as items of a tuple or list."""
     for member in members(annotation):
         if isinstance(member, type) and issubclass(member, Section):
             return member
@@ -39,7 +39,7 @@ def section_class(annotation: Any) -> type[Section] | None:
 
 
 def find_field(root: type[Section], path: tuple[str, ...]) -> FieldInfo | None:
-    """Find the field at ``path``, or None where the path leads nowhere."""
+    """The field at ``path``, or None where the path leads nowhere."""
     section: type[Section] | None = root
     field = None
     for name in path:

@@ -1,4 +1,4 @@
-"""Where samples come from, as the config of a run says."""
+"""Config sections of tokenizers and data."""
 
 from typing import Literal
 
@@ -12,23 +12,33 @@ from megalite.data.objectives.prefix_lm import PrefixLMConfig
 from megalite.data.objectives.span_corruption import SpanCorruptionConfig
 from megalite.errors import ConfigError
 
+TemplateName = Literal["plain", "alpaca", "vicuna", "chatglm2", "tokenizer"]
+TEMPLATE = (
+    "format of a conversation; plain: bare text, a line for each question; alpaca, vicuna, "
+    "chatglm2: as these models were trained; tokenizer: the tokenizer's own chat template"
+)
+
 
 class TokenizerConfig(Section):
     """The tokenizer of a run."""
 
     path: str = Field(
-        "tokenizer", description="a Hugging Face folder, tokenizer.json or SentencePiece .model"
+        "tokenizer", description="Hugging Face folder, tokenizer.json or SentencePiece .model"
     )
 
 
 class CorpusConfig(Section):
     """Token stores for pretraining."""
 
-    train: tuple[str, ...] = Field((), description="stores, without .bin and .idx")
-    weights: tuple[float, ...] = Field((), description="share of each store; empty: by size")
-    heldout: tuple[str, ...] = Field((), description="stores for evaluation")
-    sequence_length: int = Field(1024, ge=2, description="tokens of a row, S")
-    separate_documents: bool = Field(True, description="a token sees its own document only")
+    train: tuple[str, ...] = Field((), description="token stores to learn, without .bin and .idx")
+    weights: tuple[float, ...] = Field(
+        (), description="share of each store in the samples; empty: in proportion to its samples"
+    )
+    heldout: tuple[str, ...] = Field((), description="token stores for evaluation")
+    sequence_length: int = Field(1024, ge=2, description="tokens of a sequence, S")
+    separate_documents: bool = Field(
+        True, description="attention of each token to its own document only"
+    )
     objective: Literal[
         "next_token",
         "prefix_lm",
@@ -37,13 +47,21 @@ class CorpusConfig(Section):
         "blank_infilling",
         "ul2",
         "u_palm",
-    ] = Field("next_token", description="what of a document is read and what is learned")
-    encoder_length: int = Field(0, ge=0, description="rows of an encoder, Se; 0: sequence_length")
+    ] = Field(
+        "next_token",
+        description="what is learned of a document; next_token: each next token of the text; "
+        "prefix_lm: what follows a prefix; span_corruption: spans replaced by sentinels (T5); "
+        "denoising: the document from a noised one (BART); blank_infilling: masked spans in random "
+        "order (GLM); ul2, u_palm: mixtures of span_corruption and prefix_lm",
+    )
+    encoder_length: int = Field(
+        0, ge=0, description="tokens of an encoder's sequence, Se; 0: sequence_length"
+    )
     prefix: bool = Field(
-        True, description="rows of a source see each other both ways in a decoder alone"
+        True, description="attention both ways between a source's tokens in a decoder alone"
     )
     decoder_start: str = Field(
-        "", description="an encoder-decoder's first decoder token; empty: the padding token"
+        "", description="first token of an encoder-decoder's decoder; empty: the padding token"
     )
     prefix_lm: PrefixLMConfig = PrefixLMConfig()
     span_corruption: SpanCorruptionConfig = SpanCorruptionConfig()
@@ -64,28 +82,26 @@ class CorpusConfig(Section):
 
     @property
     def encoder_rows(self) -> int:
-        """Rows of an encoder, Se."""
+        """Rows of an encoder's sequence, Se."""
         return self.encoder_length or self.sequence_length
 
 
 class ConversationConfig(Section):
     """Files of conversations, rankings or prompts."""
 
-    train: tuple[str, ...] = Field((), description="JSONL, JSON or Parquet files")
-    heldout: tuple[str, ...] = Field((), description="files for evaluation")
-    template: Literal["plain", "alpaca", "vicuna", "chatglm2", "tokenizer"] = Field(
-        "plain", description="how a conversation is written; tokenizer: by its own chat template"
-    )
-    sequence_length: int = Field(512, ge=2, description="most tokens of a row, S")
-    packed: bool = Field(True, description="several short conversations share a row (SFT)")
-    prefix: bool = Field(False, description="rows of a prompt see each other both ways")
+    train: tuple[str, ...] = Field((), description="JSONL, JSON or Parquet files to learn")
+    heldout: tuple[str, ...] = Field((), description="JSONL, JSON or Parquet files for evaluation")
+    template: TemplateName = Field("plain", description=TEMPLATE)
+    sequence_length: int = Field(512, ge=2, description="most tokens of a sequence, S")
+    packed: bool = Field(True, description="several short conversations in one sequence (SFT)")
+    prefix: bool = Field(False, description="attention both ways between a prompt's tokens")
     decoder_start: str = Field(
-        "", description="an encoder-decoder's first decoder token; empty: the padding token"
+        "", description="first token of an encoder-decoder's decoder; empty: the padding token"
     )
     answer_mask: str = Field(
-        "", description="GLM: stands behind a prompt for the answer, such as [gMASK]"
+        "", description="mask after a prompt that the answer fills, such as [gMASK] (GLM)"
     )
-    answer_start: str = Field("", description="GLM: an answer's first token, such as <sop>")
+    answer_start: str = Field("", description="first token of an answer, such as <sop> (GLM)")
 
     @model_validator(mode="after")
     def _check(self) -> "ConversationConfig":

@@ -1,21 +1,23 @@
-"""One sample as numpy arrays, how several share a sequence, and how sequences become a Batch.
+"""Examples as numpy arrays, how several share a sequence, and how sequences become a Batch.
 
-What is here mirrors ``models/batch.py`` without B, in numpy: workers make samples without PyTorch.
+An ``Example`` mirrors one sequence of ``models/batch.py``: the same fields without B.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from megalite.data.arrays import Float32, Int32, Int64
 from megalite.errors import DataError
 from megalite.models.batch import IGNORE, Batch, Stream
 from megalite.ops import RowIntervals
 
-Array = np.ndarray[Any, Any]
+Scalar = TypeVar("Scalar", bound=np.generic)
 
 
 @dataclass(frozen=True)
@@ -27,11 +29,11 @@ class Intervals:
         end: int32 [S].
     """
 
-    start: Array
-    end: Array
+    start: Int32
+    end: Int32
 
     def shifted(self, keys: int) -> "Intervals":
-        """The same intervals over keys that stand ``keys`` further on."""
+        """The intervals moved ``keys`` further on."""
         return Intervals(self.start + np.int32(keys), self.end + np.int32(keys))
 
     @classmethod
@@ -41,7 +43,7 @@ class Intervals:
 
     @classmethod
     def causal(cls, rows: int, prefix: int = 0) -> "Intervals":
-        """A row sees those up to its own, the first ``prefix`` rows each other both ways."""
+        """A row sees itself and those before it, the first ``prefix`` rows each other both ways."""
         end = np.maximum(np.arange(1, rows + 1, dtype=np.int32), np.int32(prefix))
         return cls(np.zeros(rows, dtype=np.int32), end)
 
@@ -56,7 +58,7 @@ class Intervals:
 
 @dataclass(frozen=True)
 class Tokens:
-    """What an encoder or a decoder reads of a sample.
+    """The stream that an encoder or a decoder reads.
 
     Attributes:
         tokens: int64 [S].
@@ -64,8 +66,8 @@ class Tokens:
         mask: row intervals over these rows.
     """
 
-    tokens: Array
-    positions: Array
+    tokens: Int64
+    positions: Int32
     mask: Intervals
 
     def __len__(self) -> int:
@@ -74,7 +76,7 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Example:
-    """A sample, or several that share a sequence.
+    """A document or conversation as a model reads it, or several that share a sequence.
 
     Attributes:
         decoder: what the decoder reads.
@@ -85,8 +87,8 @@ class Example:
     """
 
     decoder: Tokens
-    labels: Array
-    weights: Array | None = None
+    labels: Int64
+    weights: Float32 | None = None
     encoder: Tokens | None = None
     cross: Intervals | None = None
 
@@ -100,14 +102,14 @@ class Example:
 
 
 def decoder_example(
-    tokens: Array, labels: Array, prefix: int = 0, positions: Array | None = None
+    tokens: Int64, labels: Int64, prefix: int = 0, positions: Int32 | None = None
 ) -> Example:
     """An example of a decoder alone whose first ``prefix`` rows see each other both ways.
 
     Args:
         tokens: [S].
         labels: [S].
-        prefix: rows.
+        prefix: how many rows.
         positions: int32 [S] or [S, 2]; None counts from 0.
     """
     count = len(tokens)
@@ -117,8 +119,8 @@ def decoder_example(
     return Example(decoder, np.asarray(labels, dtype=np.int64))
 
 
-def encoder_decoder_example(source: Array, tokens: Array, labels: Array) -> Example:
-    """An example of an encoder that reads ``source`` and a causal decoder that reads all of it."""
+def encoder_decoder_example(source: Int64, tokens: Int64, labels: Int64) -> Example:
+    """An example of an encoder that reads ``source`` and a causal decoder that sees all of it."""
     alone, count = decoder_example(tokens, labels), len(source)
     rows = np.arange(count, dtype=np.int32)
     encoder = Tokens(np.asarray(source, dtype=np.int64), rows, Intervals.full(count, count))
@@ -128,7 +130,7 @@ def encoder_decoder_example(source: Array, tokens: Array, labels: Array) -> Exam
 
 
 def pack(examples: Sequence[Example]) -> Example:
-    """Put examples side by side in one sequence; none sees another."""
+    """Put examples one after another into one sequence; none sees another."""
     if len(examples) == 1:
         return examples[0]
     ends = np.cumsum([[len(example), example.encoder_length] for example in examples], axis=0)
@@ -151,7 +153,7 @@ def pack(examples: Sequence[Example]) -> Example:
 
 
 def _joined(parts: Sequence[Tokens], places: Sequence[int]) -> Tokens:
-    """Streams one after another, each of them seeing its own rows only."""
+    """Streams one after another, each seeing only its own rows."""
     return Tokens(
         np.concatenate([part.tokens for part in parts]),
         np.concatenate([part.positions for part in parts]),
@@ -159,7 +161,7 @@ def _joined(parts: Sequence[Tokens], places: Sequence[int]) -> Tokens:
     )
 
 
-def _weights(example: Example) -> Array:
+def _weights(example: Example) -> Float32:
     if example.weights is None:
         return np.ones(len(example), dtype=np.float32)
     return example.weights
@@ -177,8 +179,8 @@ def collate(
     Args:
         examples: B of them, all with or all without an encoder's stream, and weights.
         sample_ids: their numbers in the run's order.
-        length: S; 0 is the longest example.
-        encoder_length: Se; 0 is the longest.
+        length: S; 0: of the longest example.
+        encoder_length: Se; 0: of the longest.
         pad_id: stands in padding.
 
     Raises:
@@ -212,16 +214,16 @@ def _mask(parts: Sequence[Intervals], length: int, keys: int) -> RowIntervals:
     return RowIntervals(start, _stacked([part.end for part in parts], length), keys)
 
 
-def _stacked(rows: Sequence[Array], length: int, fill: int = 0) -> Tensor:
-    """[B, length, ...] of rows that are filled up behind."""
-    return torch.from_numpy(np.stack([_padded(row, length, fill) for row in rows]))
+def _stacked(parts: Sequence[NDArray[Scalar]], length: int, fill: int = 0) -> Tensor:
+    """Arrays [S, ...] as [B, length, ...], with ``fill`` after each."""
+    return torch.from_numpy(np.stack([_padded(part, length, fill) for part in parts]))
 
 
-def _padded(row: Array, size: int, fill: int) -> Array:
-    if len(row) > size:
+def _padded(part: NDArray[Scalar], size: int, fill: int) -> NDArray[Scalar]:
+    if len(part) > size:
         raise DataError(
-            f"a sample has {len(row)} tokens, a sequence at most {size}: cut or raise it"
+            f"an example has {len(part)} tokens, a sequence at most {size}: cut it or raise that"
         )
-    out = np.full((size, *row.shape[1:]), fill, dtype=row.dtype)
-    out[: len(row)] = row
+    out = np.full((size, *part.shape[1:]), fill, dtype=part.dtype)
+    out[: len(part)] = part
     return out

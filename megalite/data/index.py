@@ -1,4 +1,4 @@
-"""The index in C++ (csrc/index): where documents lie, how datasets blend, what shares a row."""
+"""The index in C++ (csrc/index): where documents lie, how datasets blend, what is packed."""
 
 from megalite.errors import KernelUnavailable
 

@@ -1,10 +1,11 @@
-"""Where a source and its target go, for each structure: the one place that knows."""
+"""Where a source and its target go in each structure; no other module lays them out."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
-from megalite.data.example import Array, Example, decoder_example, encoder_decoder_example
+from megalite.data.arrays import Int32, Int64
+from megalite.data.example import Example, decoder_example, encoder_decoder_example
 from megalite.data.structure import Structure
 from megalite.generation.prompts import Prompt
 from megalite.models.batch import IGNORE
@@ -16,16 +17,16 @@ class Lead:
 
     Attributes:
         tokens: int64 [P].
-        prefix: rows that see each other both ways.
-        mask_row: the row of the mask that the target fills, where positions have two axes.
+        prefix: how many of them see each other both ways.
+        mask_row: where positions have two axes, the row of the mask that the target fills.
     """
 
-    tokens: Array
+    tokens: Int64
     prefix: int
     mask_row: int | None = None
 
-    def positions(self, count: int) -> Array | None:
-        """Positions of ``count`` rows: int32 [count, 2]; None where they count from 0."""
+    def positions(self, count: int) -> Int32 | None:
+        """Positions of ``count`` rows, int32 [count, 2]; None where they count from 0."""
         if self.mask_row is None:
             return None
         rows = np.arange(count, dtype=np.int32)
@@ -33,26 +34,27 @@ class Lead:
         return np.stack((first, rows - first), 1)
 
 
-def lead(source: Array, structure: Structure) -> Lead:
+def lead(source: Int64, structure: Structure) -> Lead:
     """What the decoder reads before it gives a target.
 
     - encoder-decoder: its start token;
-    - GLM: the source, the mask and the start of a piece;
+    - GLM: the source, the mask and the answer's start token;
     - others: the source.
     """
     if structure.is_encoder_decoder:
         return Lead(np.array([structure.start_id]), 0)
-    if structure.blank is None:
+    blank = structure.blank
+    if blank is None:
         return Lead(source, len(source) if structure.is_prefix else 0)
-    tokens = np.concatenate((source, structure.blank))
+    tokens = np.concatenate((source, [blank.mask_id, blank.start_id]))
     prefix = len(source) + 1 if structure.is_prefix else 0
     return Lead(tokens, prefix, len(source) if structure.axes == 2 else None)
 
 
-def paired_example(source: Array, target: Array, structure: Structure) -> Example:
+def paired_example(source: Int64, target: Int64, structure: Structure) -> Example:
     """An example that reads ``source`` and learns ``target``.
 
-    The row before the target's first token predicts it: the loss at the last source token is there.
+    The row before the target's first token predicts that token.
 
     Args:
         source: int64 [n], perhaps empty.
@@ -65,15 +67,15 @@ def paired_example(source: Array, target: Array, structure: Structure) -> Exampl
     return _example(source, tokens, labels, before, structure)
 
 
-def scored_example(source: Array, answer: Array, structure: Structure) -> Example:
-    """What a reward model reads of an answer: all of it; the value at its last token counts."""
+def scored_example(source: Int64, answer: Int64, structure: Structure) -> Example:
+    """What a reward model reads: all of the answer, whose last token's value is its score."""
     before = lead(source, structure)
     tokens = np.concatenate((before.tokens, answer))
     return _example(source, tokens, np.full(len(tokens), IGNORE), before, structure)
 
 
 def _example(
-    source: Array, tokens: Array, labels: Array, before: Lead, structure: Structure
+    source: Int64, tokens: Int64, labels: Int64, before: Lead, structure: Structure
 ) -> Example:
     if structure.is_encoder_decoder:
         return encoder_decoder_example(source, tokens, labels)
@@ -81,7 +83,7 @@ def _example(
 
 
 def as_prompt(tokens: list[int], structure: Structure) -> Prompt:
-    """What an answer of this structure starts from."""
+    """What generation starts an answer from."""
     before = lead(np.array(tokens, dtype=np.int64), structure)
     encoder = tokens if structure.is_encoder_decoder else ()
     positions = before.positions(len(before.tokens))

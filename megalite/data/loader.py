@@ -1,28 +1,33 @@
-"""Micro-batches of each step, for one data-parallel rank; the only state is a count."""
+"""Micro-batches of each step for one data-parallel rank; the only state is a count of samples."""
 
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Generic, Protocol, TypeVar
 
 from megalite.data.permutation import sample_at
 from megalite.errors import ConfigError
 
 PREFETCHED_STEPS = 2
+Sample = TypeVar("Sample")
+Read = TypeVar("Read", covariant=True)  # the Sample of what is only read
+MicroBatch = TypeVar("MicroBatch")
 
 
-class Dataset(Protocol):
-    """Samples by number; reading one is a pure function of it.
+class Dataset(Protocol[Read]):
+    """Samples by number; reading one is a pure function of its number.
 
-    Numbers go on beyond an epoch, where a sample comes again, perhaps with other draws.
+    Numbers go on beyond an epoch: a sample comes again, perhaps with other draws.
     """
 
     def __len__(self) -> int:
         """Samples of an epoch."""
+        ...
 
-    def __getitem__(self, number: int) -> Any:
+    def __getitem__(self, number: int, /) -> Read:
         """One sample."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -30,8 +35,8 @@ class Share:
     """Which samples of a step this process reads.
 
     Attributes:
-        global_batch_size: samples a step.
-        micro_batch_size: samples a forward pass.
+        global_batch_size: samples per step.
+        micro_batch_size: samples per forward pass.
         rank: this data-parallel rank.
         size: data-parallel ranks.
     """
@@ -52,7 +57,7 @@ class Share:
                 f"= {unit}: use {fits}"
             )
 
-    def positions(self, consumed: int) -> list[list[int]]:
+    def places(self, consumed: int) -> list[list[int]]:
         """Places in the run's order of each micro-batch of the step after ``consumed`` samples."""
         own = self.global_batch_size // self.size
         first = consumed + self.rank * own
@@ -60,53 +65,53 @@ class Share:
         return [list(range(at, at + size)) for at in range(first, first + own, size)]
 
 
-class Loader:
+class Loader(Generic[Sample, MicroBatch]):
     """Gives each step's micro-batches, made ahead by a thread.
 
-    Which samples a step has depends on the seed and the number of samples before it only, so a
-    restart, or another number of ranks, goes on where the last left off.
+    The samples of a step depend only on the seed and the number of samples before it, so a restart,
+    or another number of ranks, goes on where the last left off.
     """
 
     def __init__(
         self,
-        dataset: Dataset,
-        make: Callable[[Sequence[Any], Sequence[int]], Any],
+        dataset: Dataset[Sample],
+        make: Callable[[Sequence[Sample], Sequence[int]], MicroBatch],
         share: Share,
         *,
         seed: int,
         consumed_samples: int = 0,
     ) -> None:
-        """Describe the samples.
+        """Start after ``consumed_samples``.
 
         Args:
             dataset: samples by number.
-            make: makes a micro-batch of samples and their numbers in the run's order.
+            make: makes a micro-batch from samples and their places in the run's order.
             share: which of them are this process's.
             seed: of the order.
-            consumed_samples: samples of the steps before.
+            consumed_samples: samples of earlier steps.
         """
         self._dataset, self._make, self._share, self._seed = dataset, make, share, seed
         self._first = consumed_samples
 
-    def read(self, consumed_samples: int) -> list[Any]:
+    def read(self, consumed_samples: int) -> list[MicroBatch]:
         """The micro-batches of the step after ``consumed_samples``."""
         return [
-            self._make([self._sample(position) for position in positions], positions)
-            for positions in self._share.positions(consumed_samples)
+            self._make([self._sample(place) for place in places], places)
+            for places in self._share.places(consumed_samples)
         ]
 
-    def _sample(self, position: int) -> Any:
-        return self._dataset[sample_at(position, len(self._dataset), self._seed)]
+    def _sample(self, place: int) -> Sample:
+        return self._dataset[sample_at(place, len(self._dataset), self._seed)]
 
-    def __iter__(self) -> Iterator[list[Any]]:
-        """Yield steps without end."""
-        ready: queue.Queue = queue.Queue(PREFETCHED_STEPS)
+    def __iter__(self) -> Iterator[list[MicroBatch]]:
+        """Yield the micro-batches of step after step, without end."""
+        ready: queue.Queue[list[MicroBatch] | Exception] = queue.Queue(PREFETCHED_STEPS)
         stop = threading.Event()
 
         def work() -> None:
             consumed = self._first
             while not stop.is_set():
-                item: list[Any] | Exception
+                item: list[MicroBatch] | Exception
                 try:
                     item = self.read(consumed)
                 except Exception as error:  # handed to the consumer, which raises it

@@ -1,31 +1,32 @@
-"""Which samples share a row."""
+"""Which examples share a sequence."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
 from megalite.data import index
+from megalite.data.arrays import Int64
 
 
 def first_fit(
-    lengths: Sequence[int] | np.ndarray,
+    lengths: Sequence[int] | Int64,
     capacity: int,
-    encoder_lengths: Sequence[int] | np.ndarray | None = None,
+    encoder_lengths: Sequence[int] | Int64 | None = None,
     encoder_capacity: int = 0,
-) -> list[np.ndarray]:
-    """Put items into rows in their order, each into the first row with room in both streams.
+) -> list[Int64]:
+    """Put examples, in their order, each into the first sequence with room in both streams.
 
     Args:
-        lengths: of the items in the decoder's stream, each at most ``capacity``.
-        capacity: of a row.
+        lengths: rows of each example's decoder stream, each at most ``capacity``.
+        capacity: rows of a sequence.
         encoder_lengths: the same for the encoder's stream; None without one.
-        encoder_capacity: of a row.
+        encoder_capacity: rows of a sequence's encoder stream.
 
     Returns:
-        Items of each row, int64, ascending.
+        Numbers of the examples in each sequence, int64, ascending.
 
     Raises:
-        ValueError: an item is longer than a row.
+        ValueError: an example is longer than a sequence.
     """
     encoder = None if encoder_lengths is None else np.asarray(encoder_lengths, dtype=np.int64)
     decoder = np.asarray(lengths, dtype=np.int64)

@@ -35,10 +35,10 @@ def permute(index: int, size: int, seed: int, epoch: int) -> int:
             return value
 
 
-def sample_at(position: int, size: int, seed: int) -> int:
+def sample_at(place: int, size: int, seed: int) -> int:
     """The sample at a place of the run's endless order: epoch after epoch, each permuted anew.
 
     Numbers go on beyond an epoch: sample i of epoch e is e * size + i.
     """
-    epoch, index = divmod(position, size)
+    epoch, index = divmod(place, size)
     return epoch * size + permute(index, size, seed, epoch)

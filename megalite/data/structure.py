@@ -4,6 +4,19 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
+class AnswerBlank:
+    """GLM's two tokens after a prompt.
+
+    Attributes:
+        mask_id: the mask that the answer fills; the prompt's last row.
+        start_id: the answer's first token.
+    """
+
+    mask_id: int
+    start_id: int
+
+
+@dataclass(frozen=True)
 class Structure:
     """What data must know of the model.
 
@@ -11,8 +24,7 @@ class Structure:
         is_encoder_decoder: prompts go to an encoder.
         is_prefix: rows of a prompt see each other both ways.
         start_id: the decoder's first token, for an encoder-decoder.
-        blank: GLM's two tokens behind a prompt: the mask that the answer fills, and the answer's
-            first token; None for other families. The mask is the prompt's last row.
+        blank: the tokens that an answer fills and starts with (GLM), or None.
         axes: of positions; with two (ChatGLM) an answer's rows stand at the mask and count on the
             second.
     """
@@ -20,5 +32,5 @@ class Structure:
     is_encoder_decoder: bool = False
     is_prefix: bool = False
     start_id: int = 0
-    blank: tuple[int, int] | None = None
+    blank: AnswerBlank | None = None
     axes: int = 1

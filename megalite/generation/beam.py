@@ -15,16 +15,16 @@ IMPOSSIBLE = -1.0e9
 
 
 class BeamConfig(Section):
-    """How the most probable whole answer is searched."""
+    """How the most probable answer is searched for."""
 
-    num_beams: int = Field(1, gt=0, description="Answers kept in parallel; 1 is no beam search.")
+    num_beams: int = Field(1, gt=0, description="answers searched in parallel; 1: no beam search")
     length_penalty: float = Field(
-        1.0, description="Scores are divided by length to this power; larger favours longer."
+        1.0, description="power of an answer's tokens that divides its score; larger favours longer"
     )
     early_stopping: Literal["heuristic", "first", "never"] = Field(
         "heuristic",
-        description="heuristic: stop when a longer answer probably can't win; first: when "
-        "num_beams answers ended; never: when none possibly can.",
+        description="end of a search; heuristic: when a longer answer is unlikely to win; first: "
+        "when num_beams answers have ended; never: when no longer answer can win",
     )
 
 
@@ -68,7 +68,7 @@ class BeamSearch:
         max_new_tokens: int,
         pad_id: int = 0,
     ) -> None:
-        """Prepare a search; ``decoder`` holds the prompts."""
+        """Prepare a search; ``decoder`` has the prompts."""
         self._decoder = decoder
         self._config = config
         self._end_ids = end_ids
@@ -79,8 +79,8 @@ class BeamSearch:
         """Give the best answer of each prompt."""
         logits = self._decoder.start()
         batch, beams = logits.shape[0], self._config.num_beams
-        rows = torch.arange(batch, device=logits.device)
-        self._decoder.select(rows.repeat_interleave(beams))
+        prompts = torch.arange(batch, device=logits.device)
+        self._decoder.select(prompts.repeat_interleave(beams))
         logits = logits.repeat_interleave(beams, 0)
         running = self._empty(batch, logits.device)
         running.scores[:, 0] = 0
@@ -96,7 +96,7 @@ class BeamSearch:
             improvable = improvable & self._can_improve(running, done, number + 1)
             if self._is_over(improvable, done, candidates):
                 break
-            chosen = parents.gather(1, best) + rows[:, None] * beams
+            chosen = parents.gather(1, best) + prompts[:, None] * beams
             self._decoder.select(chosen.flatten())
             logits = self._decoder.advance(running.tokens[:, :, number].flatten())
         return Answers(done.tokens[:, 0], done.lengths[:, 0], self._has_end(done.tokens[:, 0]))
@@ -126,7 +126,7 @@ class BeamSearch:
         return candidates, parents
 
     def _collect(self, done: _Beams, candidates: _Beams, improvable: Tensor) -> _Beams:
-        """Keep the best ended answers; only the num_beams first candidates may end."""
+        """Keep the best ended answers; only the first num_beams candidates may end."""
         beams = self._config.num_beams
         first = torch.arange(candidates.ended.shape[1], device=candidates.ended.device) < beams
         ended = candidates.ended & first
@@ -139,7 +139,7 @@ class BeamSearch:
         return merged.take(merged.scores.topk(beams).indices)
 
     def _can_improve(self, running: _Beams, done: _Beams, length: int) -> Tensor:
-        """Whether the best running answer may yet beat the worst ended one: [B, 1] bool."""
+        """Whether the best running answer may still beat the worst ended one: [B, 1] bool."""
         penalty = self._config.length_penalty
         if self._config.early_stopping == "never" and penalty > 0:
             length = self._limit

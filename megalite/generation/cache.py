@@ -1,4 +1,4 @@
-"""Keys and values of the rows that a decoder has seen, one buffer a layer."""
+"""Keys and values of the rows that a decoder has read, one buffer per layer."""
 
 from collections.abc import Callable
 
@@ -15,7 +15,7 @@ class Cache:
     index the cache's rows. After a forward pass the owner calls :meth:`advance`.
 
     Attributes:
-        length: rows that are complete in every layer; new rows are written behind them.
+        length: rows that are complete in every layer; new rows are written after them.
         capacity: most rows.
     """
 
@@ -27,7 +27,7 @@ class Cache:
         self._fixed: dict[str, KeysValues] = {}
 
     def extend(self, layer: str, keys: Tensor, values: Tensor) -> KeysValues:
-        """Write new rows of a layer behind the complete ones.
+        """Write new rows of a layer after the complete ones.
 
         Args:
             layer: the layer's name.
@@ -58,18 +58,18 @@ class Cache:
         """Count ``rows`` new rows as complete in every layer."""
         self.length += rows
 
-    def select(self, rows: Tensor) -> None:
-        """Make the batch consist of these of its rows, some perhaps several times.
+    def select(self, sequences: Tensor) -> None:
+        """Keep these sequences of the batch, some perhaps several times.
 
         Args:
-            rows: [B'] int64 indices.
+            sequences: [B'] int64 indices.
         """
         for name, (keys, values) in self._layers.items():
             seen = keys[:, : self.length], values[:, : self.length]
-            keys, values = (self._grown(part.index_select(0, rows)) for part in seen)
+            keys, values = (self._grown(part.index_select(0, sequences)) for part in seen)
             self._layers[name] = keys, values
         for name, (keys, values) in self._fixed.items():
-            self._fixed[name] = keys.index_select(0, rows), values.index_select(0, rows)
+            self._fixed[name] = keys.index_select(0, sequences), values.index_select(0, sequences)
 
     def _grown(self, part: Tensor) -> Tensor:
         buffer = part.new_empty(part.shape[0], self.capacity, *part.shape[2:])

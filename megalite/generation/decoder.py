@@ -1,4 +1,4 @@
-"""A model as a producer of next-token logits, row by row with a cache."""
+"""A model as a source of next-token logits, token by token with a cache."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,22 +15,22 @@ Forward = Callable[[Batch, Cache], Tensor]
 
 
 class Decoder(Protocol):
-    """What sampling and beam search need of a model."""
+    """What sampling and beam search need from a model."""
 
     def start(self) -> Tensor:
-        """Read the prompts; give the logits [B, V] fp32 of each row's next token."""
+        """Read the prompts; give the logits [B, V] fp32 of each one's next token."""
 
     def advance(self, tokens: Tensor) -> Tensor:
-        """Read one more token a row, [B] int64; give the next logits, [B, V] fp32."""
+        """Read one more token of each sequence, [B] int64; give the next logits, [B, V] fp32."""
 
-    def select(self, rows: Tensor) -> None:
-        """Make the batch consist of these of its rows, [B'] int64."""
+    def select(self, sequences: Tensor) -> None:
+        """Keep these sequences of the batch, [B'] int64, some perhaps several times."""
 
 
 class CachedDecoder:
-    """Decodes with a KV cache: the prompts in one pass, then a row a pass.
+    """Decodes with a KV cache: the prompts in one pass, then one token of each per pass.
 
-    The encoder, where there is one, runs with the prompts only: later batches have no encoder
+    The encoder, where there is one, runs only with the prompts: later batches have no encoder
     stream, and cross-attention finds its keys and values in the cache.
     """
 
@@ -48,15 +48,15 @@ class CachedDecoder:
 
     @torch.inference_mode()
     def start(self) -> Tensor:
-        """Read the prompts; give the logits [B, V] fp32 of each row's next token."""
+        """Read the prompts; give the logits [B, V] fp32 of each one's next token."""
         return self._run()
 
     @torch.inference_mode()
     def advance(self, tokens: Tensor) -> Tensor:
-        """Read one more token a row, [B] int64; give the next logits, [B, V] fp32."""
+        """Read one more token of each sequence, [B] int64; give the next logits, [B, V] fp32."""
         last = self._batch
         positions = last.decoder.positions[:, -1:]
-        # of two position axes the first stays at the masked place, the second counts
+        # of two axes of positions the first stays at the mask that is filled, the second counts
         step = torch.ones_like(positions)
         if positions.dim() == 3:
             step[..., 0] = 0
@@ -71,10 +71,10 @@ class CachedDecoder:
         )
         return self._run()
 
-    def select(self, rows: Tensor) -> None:
-        """Make the batch consist of these of its rows, [B'] int64."""
-        self._batch = self._batch.select(rows)
-        self._cache.select(rows)
+    def select(self, sequences: Tensor) -> None:
+        """Keep these sequences of the batch, [B'] int64, some perhaps several times."""
+        self._batch = self._batch.select(sequences)
+        self._cache.select(sequences)
 
     def _run(self) -> Tensor:
         logits = self._forward(self._batch, self._cache)

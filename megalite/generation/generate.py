@@ -11,7 +11,7 @@ from megalite.generation.sampling import SamplingConfig, choose, penalise_repeti
 from megalite.generation.text import TextStream
 from megalite.models.batch import Batch, Stream
 
-OnText = Callable[[int, str], None]
+OnText = Callable[[int, str], None]  # is given the number of an answer and its next text
 
 
 @dataclass(frozen=True)
@@ -20,10 +20,10 @@ class Ending:
 
     Attributes:
         end_ids: tokens that end it and belong to it.
-        pad_id: stands behind a finished answer.
+        pad_id: stands after a finished answer.
         stops: strings that end it; they need ``decode``.
-        decode: from token ids to text; None without text.
-        on_text: is given (row, piece of text) as pieces become sure.
+        decode: from token ids to text; None for answers that stay tokens.
+        on_text: is called as text becomes certain.
     """
 
     end_ids: Collection[int]
@@ -38,84 +38,84 @@ class Answers:
     """What was generated.
 
     Attributes:
-        tokens: [B, M] int64, ``pad_id`` behind each answer.
-        lengths: [B] int64 tokens of each answer, its end token included.
-        ended: [B] bool, False where the limit cut it.
+        tokens: [B, M] int64, ``pad_id`` after each answer.
+        lengths: [B] int64, tokens of each answer, its end token included.
+        ended: [B] bool, False where the limit cut it off.
     """
 
     tokens: Tensor
     lengths: Tensor
     ended: Tensor
 
-    def row(self, number: int) -> list[int]:
-        """The tokens of one answer."""
+    def answer(self, number: int) -> list[int]:
+        """The tokens of one answer, its end token included."""
         return self.tokens[number, : int(self.lengths[number])].tolist()
 
 
 class _Texts:
-    """The text streams of all rows, and what they say about stopping."""
+    """The texts of all answers as they grow; none where nothing asks for text."""
 
-    def __init__(self, rows: int, ending: Ending) -> None:
-        self._ending = ending
-        self._active = ending.decode is not None and (ending.stops or ending.on_text is not None)
-        self._streams = [TextStream(ending.decode, ending.stops) for _ in range(rows)]
+    def __init__(self, count: int, ending: Ending) -> None:
+        self._ending, self._count = ending, count
+        self._streams: list[TextStream] = []
+        if ending.decode is not None and (ending.stops or ending.on_text is not None):
+            self._streams = [TextStream(ending.decode, ending.stops) for _ in range(count)]
 
-    def add(self, tokens: Tensor, open_rows: Tensor) -> list[bool]:
-        """Take a token for each open row; tell which rows met a stop string."""
-        if not self._active:
-            return [False] * len(self._streams)
-        chosen, is_open = tokens.tolist(), open_rows.tolist()
-        for row, stream in enumerate(self._streams):
-            if is_open[row] and chosen[row] not in self._ending.end_ids:
-                self._give(row, stream.add(chosen[row]))
+    def add(self, tokens: Tensor, is_open: Tensor) -> list[bool]:
+        """Take the next token of each open answer; tell which answers met a stop string."""
+        if not self._streams:
+            return [False] * self._count
+        chosen, still_open = tokens.tolist(), is_open.tolist()
+        for number, stream in enumerate(self._streams):
+            if still_open[number] and chosen[number] not in self._ending.end_ids:
+                self._give(number, stream.add(chosen[number]))
         return [stream.stopped for stream in self._streams]
 
     def finish(self) -> None:
-        if self._active:
-            for row, stream in enumerate(self._streams):
-                self._give(row, stream.finish())
+        for number, stream in enumerate(self._streams):
+            self._give(number, stream.finish())
 
-    def _give(self, row: int, piece: str) -> None:
-        if piece and self._ending.on_text is not None:
-            self._ending.on_text(row, piece)
+    def _give(self, number: int, text: str) -> None:
+        if text and self._ending.on_text is not None:
+            self._ending.on_text(number, text)
 
 
 def generate(decoder: Decoder, prompts: Batch, config: SamplingConfig, ending: Ending) -> Answers:
     """Answer every prompt until all ended or reached ``config.max_new_tokens``.
 
     Args:
-        decoder: holds the prompts.
-        prompts: the same, whose tokens the repetition penalty counts; a prompt's sample id, the
-            seed and a token's number make its random number.
+        decoder: has the prompts.
+        prompts: the same; the repetition penalty counts their tokens. A token's random number is a
+            function of the seed, its prompt's sample id and its place in the answer.
         config: how tokens are chosen.
         ending: what ends an answer.
     """
     logits = decoder.start()
     sample_ids, count = prompts.sample_ids, len(prompts.sample_ids)
     seen = _seen(prompts.decoder, logits.shape[-1]) if config.repetition_penalty != 1 else None
-    open_rows = torch.ones(count, dtype=torch.bool, device=logits.device)
+    is_open = torch.ones(count, dtype=torch.bool, device=logits.device)
     ends = torch.tensor(sorted(ending.end_ids), dtype=torch.int64, device=logits.device)
     lengths = torch.zeros_like(sample_ids)
     texts, columns = _Texts(count, ending), []
     for index in range(config.max_new_tokens):
         if seen is not None:
             logits = penalise_repetition(logits, seen, config.repetition_penalty)
-        tokens = choose(logits, config, sample_ids, index).masked_fill(~open_rows, ending.pad_id)
+        tokens = choose(logits, config, sample_ids, index).masked_fill(~is_open, ending.pad_id)
         columns.append(tokens)
-        lengths += open_rows
-        stopped = torch.tensor(texts.add(tokens, open_rows), device=logits.device)
-        open_rows = open_rows & ~torch.isin(tokens, ends) & ~stopped
-        if index + 1 == config.max_new_tokens or not open_rows.any():
+        lengths += is_open
+        stopped = torch.tensor(texts.add(tokens, is_open), device=logits.device)
+        is_open = is_open & ~torch.isin(tokens, ends) & ~stopped
+        if index + 1 == config.max_new_tokens or not is_open.any():
             break
         if seen is not None:
             seen.scatter_(1, tokens[:, None], True)
         logits = decoder.advance(tokens)
     texts.finish()
-    return Answers(torch.stack(columns, 1), lengths, ~open_rows)
+    return Answers(torch.stack(columns, 1), lengths, ~is_open)
 
 
 def _seen(prompts: Stream, vocabulary: int) -> Tensor:
-    """Which tokens each prompt holds, padding left out: bool [B, V]."""
+    """Which tokens each prompt has, padding left out: bool [B, V]."""
     tokens, real = prompts.tokens, ~prompts.mask.is_empty
     counts = torch.zeros(len(tokens), vocabulary, dtype=torch.int32, device=tokens.device)
     return counts.scatter_add_(1, tokens, real.int()).bool()

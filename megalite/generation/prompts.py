@@ -17,7 +17,7 @@ class Prompt:
 
     Attributes:
         tokens: the decoder's first tokens, at least one.
-        prefix: how many of them see each other in both directions; 0 is causal.
+        prefix: how many of them see each other both ways; 0 is causal.
         encoder_tokens: what an encoder reads; empty without an encoder.
         positions: a position, or two, for each of ``tokens``; None counts from 0.
     """
@@ -29,12 +29,12 @@ class Prompt:
 
 
 def batch_prompts(prompts: Sequence[Prompt], sample_ids: Sequence[int], pad_id: int = 0) -> Batch:
-    """Pad prompts on the left into one batch; a row's interval begins at its first token.
+    """Pad prompts on the left into one batch; row intervals begin at a prompt's first token.
 
     Args:
-        prompts: B prompts, with or without an encoder's tokens all alike.
+        prompts: B prompts, all with or all without tokens for an encoder.
         sample_ids: B numbers of the samples.
-        pad_id: stands in padding; no row that counts attends to it.
+        pad_id: stands in padding, which no prompt attends to.
 
     Raises:
         DataError: a prompt is empty, or only some have encoder tokens.
@@ -65,13 +65,13 @@ def batch_prompts(prompts: Sequence[Prompt], sample_ids: Sequence[int], pad_id: 
 
 
 def _positions(prompts: Sequence[Prompt], longest: int) -> Tensor:
-    rows = []
+    padded = []
     for prompt in prompts:
         given = prompt.positions
         own = torch.arange(len(prompt.tokens)) if given is None else torch.tensor(list(given))
         padding = own.new_zeros(longest - len(own), *own.shape[1:])
-        rows.append(torch.cat((padding, own)))
-    return torch.stack(rows).int()
+        padded.append(torch.cat((padding, own)))
+    return torch.stack(padded).int()
 
 
 def _encoder(
@@ -83,12 +83,12 @@ def _encoder(
         return None, None
     if not lengths.all():
         number = int((lengths == 0).flatten().nonzero()[0])
-        raise DataError(f"prompt {number}: has nothing for the encoder to read, others do")
+        raise DataError(f"prompt {number}: has nothing for the encoder to read, others have")
     longest = int(lengths.max())
     column = torch.arange(longest)[None, :].expand(len(prompts), -1)
-    rows = [[*p.encoder_tokens, *[pad_id] * (longest - len(p.encoder_tokens))] for p in prompts]
+    tokens = [[*p.encoder_tokens, *[pad_id] * (longest - len(p.encoder_tokens))] for p in prompts]
     end = torch.where(column < lengths, lengths, 0).int()
     mask = RowIntervals(torch.zeros_like(end), end, longest)
-    stream = Stream(torch.tensor(rows, dtype=torch.int64), column.int().contiguous(), mask)
+    stream = Stream(torch.tensor(tokens, dtype=torch.int64), column.int().contiguous(), mask)
     read = torch.where(real, lengths, 0).int()
     return stream, RowIntervals(torch.zeros_like(read), read, longest)

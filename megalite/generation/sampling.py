@@ -1,4 +1,4 @@
-"""From next-token logits to a token: penalties, truncation, draws that depend on no layout."""
+"""From next-token logits to a token: penalties, truncation, and draws that no layout changes."""
 
 import torch
 from pydantic import Field
@@ -11,29 +11,30 @@ from megalite.ops.random import philox
 class SamplingConfig(Section):
     """How the next token is chosen."""
 
-    max_new_tokens: int = Field(128, gt=0, description="Most tokens of an answer.")
+    max_new_tokens: int = Field(128, gt=0, description="most tokens of an answer")
     temperature: float = Field(
-        1.0, ge=0, description="Divides the logits; 0 always takes the likeliest token."
+        1.0, ge=0, description="divisor of the logits; 0: always the likeliest token"
     )
-    top_k: int = Field(0, ge=0, description="Draw from this many likeliest tokens; 0 is all.")
+    top_k: int = Field(0, ge=0, description="number of likeliest tokens to draw from; 0: all")
     top_p: float = Field(
-        1.0, gt=0, le=1, description="Draw from the fewest likeliest tokens that hold this mass."
+        1.0, gt=0, le=1, description="probability of the likeliest tokens to draw from; 1: all"
     )
     repetition_penalty: float = Field(
         1.0,
         gt=0,
-        description="Divides the positive and multiplies the negative logits of seen tokens.",
+        description="divisor of positive and factor of negative logits of tokens that came before; "
+        "1: none",
     )
-    seed: int = Field(0, ge=0, description="Seed of the draws.")
+    seed: int = Field(0, ge=0, description="seed of the draws")
 
 
 def penalise_repetition(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
-    """Make tokens that already stand in the row less likely.
+    """Make tokens that are already in the sequence less likely.
 
     Args:
         logits: [B, V] fp32.
-        seen: [B, V] bool.
-        penalty: above 1 is less likely.
+        seen: [B, V] bool, tokens of each sequence.
+        penalty: above 1 makes them less likely.
 
     Source: Keskar et al. 2019, arXiv:1909.05858, section 4.1.
     """
@@ -67,12 +68,12 @@ def truncate(logits: Tensor, config: SamplingConfig) -> Tensor:
 
 
 def draw(logits: Tensor, seed: int, sample_ids: Tensor, index: int) -> Tensor:
-    """Draw a token a row, from a random number that is a function of what is drawn.
+    """Draw a token for each sequence; its random number is a function of what is drawn.
 
     Args:
         logits: [B, V] fp32, -inf where a token can't come.
         seed: 64-bit key.
-        sample_ids: [B] int64, which sample each row is.
+        sample_ids: [B] int64, the sample of each sequence.
         index: number of the token in its answer.
 
     Returns:
@@ -96,7 +97,7 @@ def pick(logits: Tensor, uniform: Tensor) -> Tensor:
 
 
 def choose(logits: Tensor, config: SamplingConfig, sample_ids: Tensor, index: int) -> Tensor:
-    """The next token of each row: [B] int64; ``logits`` are [B, V] fp32 after penalties."""
+    """The next token of each sequence, [B] int64, from ``logits`` [B, V] fp32 after penalties."""
     if config.temperature == 0:
         return logits.argmax(-1)
     return draw(truncate(logits, config), config.seed, sample_ids, index)

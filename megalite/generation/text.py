@@ -1,4 +1,4 @@
-"""Text as it is generated: stop strings, and pieces that are safe to print."""
+"""Text as it is generated: stop strings, and the part that is safe to print."""
 
 from collections.abc import Callable, Sequence
 
@@ -6,21 +6,20 @@ INCOMPLETE = "\ufffd"  # what a decoder writes for the first bytes of a longer c
 
 
 def cut_at_stop(text: str, stops: Sequence[str]) -> tuple[str, bool]:
-    """Cut ``text`` before the earliest stop string; tell whether there was one."""
+    """Cut ``text`` before its first stop string; tell whether there was one."""
     found = [at for stop in stops if (at := text.find(stop)) >= 0]
     return (text[: min(found)], True) if found else (text, False)
 
 
 class TextStream:
-    """Turns one row's tokens into text piece by piece.
+    """Turns the tokens of one answer into text as they come.
 
-    A piece is held back while its last character is incomplete, or while its end may be the
-    beginning of a stop string. All pieces together are the decoded answer, cut before a stop
-    string.
+    Text is held back while its last character is incomplete, or while its end may begin a stop
+    string. All that is given together is the decoded answer, cut before a stop string.
 
     Attributes:
-        text: all that was given out so far.
-        stopped: a stop string came; nothing more is given out.
+        text: all that was given so far.
+        stopped: whether a stop string came; nothing is given after it.
     """
 
     def __init__(self, decode: Callable[[Sequence[int]], str], stops: Sequence[str] = ()) -> None:
@@ -39,17 +38,17 @@ class TextStream:
         self.stopped = False
 
     def add(self, token: int) -> str:
-        """Take one more token; give the text that became sure."""
+        """Take one more token; give the text that became certain."""
         if self.stopped:
             return ""
         self._ids.append(token)
         self._known += self._new_text(final=False)
         known, self.stopped = cut_at_stop(self._known, self._stops)
-        sure = known if self.stopped else known[: len(known) - self._possible_stop(known)]
-        return self._give(sure)
+        certain = known if self.stopped else known[: len(known) - self._possible_stop(known)]
+        return self._give(certain)
 
     def finish(self) -> str:
-        """Give what was still held back."""
+        """Give the text that was held back."""
         if self.stopped:
             return ""
         self._known += self._new_text(final=True)
@@ -67,7 +66,7 @@ class TextStream:
         return whole[len(context) :]
 
     def _possible_stop(self, text: str) -> int:
-        """Length of the longest end of ``text`` that begins a stop string."""
+        """Length of the longest suffix of ``text`` that begins a stop string."""
         longest = 0
         for stop in self._stops:
             for length in range(min(len(stop) - 1, len(text)), longest, -1):
@@ -76,7 +75,7 @@ class TextStream:
                     break
         return longest
 
-    def _give(self, sure: str) -> str:
-        piece = sure[len(self.text) :]
-        self.text += piece
-        return piece
+    def _give(self, certain: str) -> str:
+        following = certain[len(self.text) :]
+        self.text += following
+        return following

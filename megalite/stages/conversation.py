@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass
 
-from megalite.data.chat import Chat
+from megalite.data.chat.templates import Chat
 from megalite.data.config import ConversationConfig, CorpusConfig, TokenizerConfig
-from megalite.data.structure import Structure
-from megalite.data.tokenizer import Tokenizer, load_tokenizer
+from megalite.data.structure import AnswerBlank, Structure
+from megalite.data.tokenizers.load import load_tokenizer
+from megalite.data.tokenizers.tokenizer import Tokenizer
 from megalite.errors import ConfigError
 from megalite.models.config import ModelConfig
 
@@ -47,7 +48,9 @@ def structure_of(
     """
     blank = None
     if isinstance(data, ConversationConfig) and data.answer_mask:
-        blank = tokenizer.token_id(data.answer_mask), tokenizer.token_id(data.answer_start)
+        blank = AnswerBlank(
+            tokenizer.token_id(data.answer_mask), tokenizer.token_id(data.answer_start)
+        )
     return Structure(
         model.is_encoder_decoder,
         data.prefix,

@@ -3,19 +3,20 @@
 from collections.abc import Callable, Sequence
 
 from megalite.data.config import CorpusConfig, TokenizerConfig
+from megalite.data.corpus.blend import Blend
+from megalite.data.corpus.packed_documents import PackedDocuments, Room
+from megalite.data.corpus.store import TokenStore
+from megalite.data.corpus.windows import Windows
 from megalite.data.example import Example, collate
 from megalite.data.objectives.choice import choose_objective
-from megalite.data.rows import DocumentRows, Room
-from megalite.data.store import TokenStore
-from megalite.data.tokenizer import load_tokenizer
-from megalite.data.windows import Blend, Windows
+from megalite.data.tokenizers.load import load_tokenizer
 from megalite.errors import ConfigError, DataError
 from megalite.models.batch import Batch
 from megalite.models.config import ModelConfig
 from megalite.ops.random import fold
 from megalite.stages.conversation import check_vocabulary, structure_of
 
-OpenStore = Callable[[str, int], Windows | DocumentRows]
+OpenStore = Callable[[str, int], Windows | PackedDocuments]
 
 
 def store_opener(
@@ -42,7 +43,9 @@ def store_opener(
     check_vocabulary(found, model)
     objective = choose_objective(data, found, structure_of(data, found, model))
     room = Room(data.sequence_length, data.encoder_rows)
-    return lambda path, number: DocumentRows(TokenStore(path), objective, room, fold(seed, number))
+    return lambda path, number: PackedDocuments(
+        TokenStore(path), objective, room, fold(seed, number)
+    )
 
 
 def blend_stores(

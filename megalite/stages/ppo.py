@@ -7,7 +7,7 @@ Source: Ouyang et al. 2022, arXiv:2203.02155; Schulman et al. 2017, arXiv:1707.0
 
 from collections.abc import Sequence
 
-from megalite.data.conversations import Prompts
+from megalite.data.chat.datasets import Prompts
 from megalite.distributed.launch import Launch
 from megalite.engine.layout import Demand
 from megalite.generation.prompts import Prompt

@@ -5,7 +5,7 @@ from functools import partial
 from pydantic import Field
 
 from megalite.data.config import ConversationConfig, CorpusConfig
-from megalite.data.windows import Blend
+from megalite.data.corpus.blend import Blend
 from megalite.distributed.launch import Launch
 from megalite.errors import ConfigError
 from megalite.stages.conversation import open_chat

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 import torch
 
+from megalite.data.chat.datasets import RankedAnswers, ranking_batch
 from megalite.data.config import ConversationConfig
-from megalite.data.conversations import RankedAnswers, ranking_batch
 from megalite.data.example import Example
 from megalite.distributed.launch import Launch
 from megalite.distributed.sums import sum_metrics
@@ -68,8 +68,8 @@ def _train(config: RMConfig, stage: Stage, datasets: Datasets[RankedAnswers]) ->
 
 
 def _make(rankings: Sequence[list[Example]], sample_ids: Sequence[int]) -> RankingItem:
-    batch, rows, ends, valid = ranking_batch(rankings, sample_ids)
-    return batch, Rankings(rows, ends, valid)
+    made = ranking_batch(rankings, sample_ids)
+    return made.batch, Rankings(made.sequences, made.ends, made.valid)
 
 
 def _ranking_step(stage: Stage, learner: Learner) -> DoStep[list[RankingItem]]:

@@ -6,10 +6,12 @@ from pydantic import Field
 from torch import Tensor
 
 from megalite.config.section import Section
+from megalite.data.chat.datasets import Prompts
+from megalite.data.chat.turns import parse_prompt
 from megalite.data.config import TokenizerConfig
-from megalite.data.conversations import Prompts
-from megalite.data.formats import parse_prompt, read_rows
-from megalite.data.tokenizer import Tokenizer, load_tokenizer
+from megalite.data.records import read_records
+from megalite.data.tokenizers.load import load_tokenizer
+from megalite.data.tokenizers.tokenizer import Tokenizer
 from megalite.engine.model import Model
 from megalite.generation.decoder import CachedDecoder, Forward
 from megalite.generation.generate import Ending, generate
@@ -39,7 +41,7 @@ class SamplesConfig(Section):
             DataError: the tokenizer or a file of prompts is missing or malformed.
         """
         if self.prompts:
-            read_rows(self.prompts, parse_prompt)
+            read_records(self.prompts, parse_prompt)
             load_tokenizer(tokenizer.path)
 
 
@@ -67,7 +69,7 @@ def answer_prompts(
         decoder = CachedDecoder(decode_with(model), batch, sampling.max_new_tokens)
         ending = Ending(ends, tokenizer.pad_id)
         answers = generate(decoder, batch, sampling, ending)
-    rows = [answers.row(number) for number in range(len(prompts))]
+    rows = [answers.answer(number) for number in range(len(prompts))]
     return [[token for token in row if token not in ends] for row in rows]
 
 

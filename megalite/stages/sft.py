@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from functools import partial
 
+from megalite.data.chat.datasets import Conversations
 from megalite.data.config import ConversationConfig
-from megalite.data.conversations import Conversations
 from megalite.data.example import collate
 from megalite.distributed.launch import Launch
 from megalite.errors import ConfigError

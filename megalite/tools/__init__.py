@@ -1,1 +1,1 @@
-"""Conversion, planning, diagnosis, reports and evaluation."""
+"""Commands beside the stages: conversion, generation, planning, the demo and its report."""

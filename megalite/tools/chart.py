@@ -14,8 +14,8 @@ def line_chart(title: str, unit: str, series: Mapping[str, Points]) -> str:
     """Draw named series of (x, y) points; points that are not finite are left out.
 
     Args:
-        title: stands above.
-        unit: of y, stands beside the title.
+        title: written above the chart.
+        unit: of y, written beside the title.
         series: points by name, x ascending.
 
     Returns:
@@ -50,7 +50,7 @@ def _finite(points: Points) -> list[tuple[float, float]]:
 
 
 def tick_text(value: float) -> str:
-    """A number in few characters, thousands and millions by letter."""
+    """A number in few characters, with a letter for thousands, millions and billions."""
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= 0.9995 * size:
             return f"{value / size:.3g}{letter}"
@@ -60,7 +60,7 @@ def tick_text(value: float) -> str:
 
 
 def _whole(value: float, bounds: tuple[float, float]) -> float:
-    """A tick of steps: a whole number where the axis is long enough for it."""
+    """A tick on the axis of steps: a whole number where the axis is long enough."""
     return float(round(value)) if bounds[1] - bounds[0] >= TICKS else value
 
 

@@ -1,7 +1,7 @@
-"""``megalite convert``: a Hugging Face folder to a checkpoint of ours, or the reverse.
+"""``megalite convert``: from a Hugging Face folder to a checkpoint of ours, or back.
 
-Either way one file of weights is in memory at a time: a folder's tensors go through a memory-mapped
-scratch file on the target's disk, a checkpoint's are read when they are written.
+Either way one file of weights is in memory at a time: a folder's tensors go through memory-mapped
+scratch files on the target's disk, a checkpoint's are read when they are written.
 """
 
 import shutil
@@ -41,21 +41,26 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 class ConvertConfig(Section):
     """What is converted, and to where."""
 
-    source: str = Field(description="a Hugging Face folder, or a run or checkpoint of ours")
-    target: str = Field(description="folder that is made; must not exist")
+    source: str = Field(description="Hugging Face folder, or run or checkpoint of ours")
+    target: str = Field(description="new folder, which must not exist")
     dtype: Literal["keep", "fp32", "bf16", "fp16"] = Field(
-        "keep", description="of a Hugging Face folder's files; keep: as it came, else fp32"
+        "keep",
+        description="type of a new Hugging Face folder's weights; keep: of the folder that the "
+        "model came from, or fp32; fp32, bf16, fp16: this one",
     )
-    shard_gib: float = Field(4.0, gt=0, description="most GiB of one file of a folder")
+    shard_gib: float = Field(4.0, gt=0, description="most GiB of a new folder's files of weights")
     family: str = Field(
         "",
-        description="of a folder; empty: the one it came from, or the first that has such models",
+        description="model family of a new Hugging Face folder; empty: the one it came from, or "
+        "the first that has such models",
     )
-    tokenizer: str = Field("", description="folder whose tokenizer is carried; empty: source's")
+    tokenizer: str = Field(
+        "", description="folder whose tokenizer is copied; empty: that of the source"
+    )
 
 
 def run(config: ConvertConfig, launch: Launch) -> int:
-    """Convert; on several processes only the first does."""
+    """Convert; only rank 0 does."""
     if launch.rank != 0:
         return 0
     source, target = Path(config.source), Path(config.target)
@@ -87,8 +92,8 @@ def _to_checkpoint(_config: ConvertConfig, source: Path, target: Path) -> None:
             f"model.{name}": _mapped(Path(scratch) / str(number), shape)
             for number, (name, shape) in enumerate(shapes.items())
         }
-        for name, piece in our_tensors(source, model_config, family):
-            tensors[f"model.{name}"].copy_(fitted(name, piece, shapes[name], source))
+        for name, tensor in our_tensors(source, model_config, family):
+            tensors[f"model.{name}"].copy_(fitted(name, tensor, shapes[name], source))
         facts = {
             "step": 0,
             "consumed_samples": 0,
@@ -104,7 +109,7 @@ def _to_checkpoint(_config: ConvertConfig, source: Path, target: Path) -> None:
 
 
 def parameter_shapes(config: ModelConfig) -> dict[str, torch.Size]:
-    """Shape of every parameter by name; nothing is allocated."""
+    """The shape of every parameter by name; nothing is allocated."""
     model = Transformer(config, Mesh.single())
     return {name: parameter.shape for name, parameter in model.named_parameters()}
 
@@ -152,7 +157,7 @@ def _to_folder(config: ConvertConfig, source: Path, target: Path) -> None:
 
 
 def _published(config: ConvertConfig, facts: dict[str, Any]) -> dict[str, Any]:
-    """The config that the model came from, or the little that ``--family`` says of it."""
+    """The config that the model came from, or what ``--family`` tells of it."""
     if not config.family:
         return facts.get("published", {})
     if config.family not in FAMILIES:

@@ -1,7 +1,7 @@
 """All four stages on the Python standard library's source, each as its own command.
 
 Every step is started as a user would start it; a step that fails stops the demo with its exit code.
-At the end the runs' metrics are held against what the demo promises.
+At the end the runs' metrics are compared with what the demo promises.
 """
 
 import json
@@ -12,15 +12,15 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pydantic import Field
 
 from megalite.config import Section
 from megalite.config.load import read_toml
+from megalite.data.records import Record
 from megalite.distributed.launch import Launch
 from megalite.errors import ConfigError, MegaliteError
-from megalite.tools.report import read_rows, series
+from megalite.tools.report import read_jsonl, series
 from megalite.tools.stdlib_corpus import write_corpus
 
 FOLDER = "runs/demo"  # as the configs have it
@@ -30,17 +30,17 @@ PREPARATION = (  # words of a command, its config
     ("data prepare", "data"),
     ("data prepare", "heldout"),
 )
-Rows = dict[str, list[dict[str, Any]]]
+Metrics = dict[str, list[Record]]  # of each stage
 
 
 class DemoConfig(Section):
     """The demo's folder and size."""
 
-    folder: str = Field(FOLDER, description="Gets the corpus, the runs and report.html.")
-    configs: str = Field("configs/demo", description="Folder of the configs of the steps.")
-    processes: int = Field(2, gt=0, description="Processes of each stage.")
-    seed: int = Field(0, ge=0, description="Seed of the corpus and of each stage.")
-    corpus_bytes: int = Field(8_000_000, gt=0, description="Most bytes of pretraining text.")
+    folder: str = Field(FOLDER, description="folder of the corpus, the runs and report.html")
+    configs: str = Field("configs/demo", description="folder of the steps' configs")
+    processes: int = Field(2, gt=0, description="number of processes of each stage")
+    seed: int = Field(0, ge=0, description="seed of the corpus and of each stage")
+    corpus_bytes: int = Field(8_000_000, gt=0, description="most bytes of pretraining text")
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Step:
     """One command of the demo.
 
     Attributes:
-        name: how it is spoken of.
+        name: what it is called on the terminal.
         command: the program and its arguments.
     """
 
@@ -62,17 +62,17 @@ class Promise:
 
     Attributes:
         name: what is measured.
-        measure: from metrics by stage to a number.
-        least: the number must reach this.
+        measure: computes a number from the metrics of all stages.
+        least: what the number must reach.
     """
 
     name: str
-    measure: Callable[[Rows], float]
+    measure: Callable[[Metrics], float]
     least: float
 
 
 def steps(config: DemoConfig) -> list[Step]:
-    """The commands in their order; the configs hold all their options but folder and seed."""
+    """The commands in their order; all options but folder and seed are in the configs."""
     alone = [sys.executable, "-m", "megalite"]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     launcher += [f"--nproc-per-node={config.processes}", "-m", "megalite"]
@@ -92,8 +92,8 @@ def steps(config: DemoConfig) -> list[Step]:
     return [*prepare, *stages, report]
 
 
-def _moved(table: dict[str, Any], folder: str, prefix: str = "") -> list[str]:
-    """Overrides that move a config's paths from the usual folder to another."""
+def _moved(table: dict[str, object], folder: str, prefix: str = "") -> list[str]:
+    """Overrides that move a config's paths from the default folder to another."""
     found: list[str] = []
     for key, value in table.items() if folder != FOLDER else ():
         if isinstance(value, dict):
@@ -104,7 +104,7 @@ def _moved(table: dict[str, Any], folder: str, prefix: str = "") -> list[str]:
 
 
 def run_steps(todo: Sequence[Step]) -> None:
-    """Run each command after the other.
+    """Run the commands one after another.
 
     Raises:
         MegaliteError: one failed; carries its exit code.
@@ -122,20 +122,28 @@ def run_steps(todo: Sequence[Step]) -> None:
 
 
 PROMISES = (
-    Promise("fall of the held-out loss in pretraining", lambda rows: _fall(rows), 0.40),
-    Promise("accuracy on held-out pairs", lambda rows: _last(rows, "rm", "heldout_accuracy"), 0.75),
-    Promise("rise of the held-out reward in its first deviations", lambda rows: _rise(rows), 1.0),
+    Promise("fall of the held-out loss in pretraining", lambda metrics: _fall(metrics), 0.40),
     Promise(
-        "nats below a KL of 15 a response", lambda rows: 15 - _last(rows, "ppo", "heldout_kl"), 0.0
+        "accuracy on held-out pairs", lambda metrics: _last(metrics, "rm", "heldout_accuracy"), 0.75
+    ),
+    Promise(
+        "rise of the held-out reward, in its first standard deviations",
+        lambda metrics: _rise(metrics),
+        1.0,
+    ),
+    Promise(
+        "nats below a KL of 15 per response",
+        lambda metrics: 15 - _last(metrics, "ppo", "heldout_kl"),
+        0.0,
     ),
 )
 
 
-def broken_promises(rows: Rows, promises: Sequence[Promise] = PROMISES) -> list[str]:
-    """Say for each promise what came; give those that were not kept."""
+def broken_promises(metrics: Metrics, promises: Sequence[Promise] = PROMISES) -> list[str]:
+    """Print what was measured for each promise; return those that were not kept."""
     broken = []
     for promise in promises:
-        value = promise.measure(rows)
+        value = promise.measure(metrics)
         line = f"{promise.name}: {value:.3g} (at least {promise.least:g})"
         _say(line)
         if not value >= promise.least:
@@ -152,32 +160,32 @@ def run(config: DemoConfig, launch: Launch) -> int:
     counts = write_corpus(folder / "corpus", config.seed, config.corpus_bytes)
     _say(f"corpus: {', '.join(f'{count} {name}' for name, count in counts.items())}")
     run_steps(steps(config))
-    broken = broken_promises({name: read_rows(folder / name / "metrics.jsonl") for name in STAGES})
+    broken = broken_promises({name: read_jsonl(folder / name / "metrics.jsonl") for name in STAGES})
     _say(f"{folder}/report.html after {time.monotonic() - started:.0f} s")
     if broken:
-        raise MegaliteError(f"demo: not reached: {'; '.join(broken)}")
+        raise MegaliteError(f"demo: promises not kept: {'; '.join(broken)}")
     return 0
 
 
-def _values(rows: Rows, stage: str, key: str) -> list[float]:
-    found = [value for _, value in series(rows[stage], key)]
+def _values(metrics: Metrics, stage: str, key: str) -> list[float]:
+    found = [value for _, value in series(metrics[stage], key)]
     if not found:
         raise MegaliteError(f"demo: {stage}/metrics.jsonl holds no {key}; evaluation must be on")
     return found
 
 
-def _last(rows: Rows, stage: str, key: str) -> float:
-    return _values(rows, stage, key)[-1]
+def _last(metrics: Metrics, stage: str, key: str) -> float:
+    return _values(metrics, stage, key)[-1]
 
 
-def _fall(rows: Rows) -> float:
-    losses = _values(rows, "pretrain", "heldout_loss")
+def _fall(metrics: Metrics) -> float:
+    losses = _values(metrics, "pretrain", "heldout_loss")
     return 1 - losses[-1] / losses[0]
 
 
-def _rise(rows: Rows) -> float:
-    rewards = _values(rows, "ppo", "heldout_reward")
-    return (rewards[-1] - rewards[0]) / _values(rows, "ppo", "heldout_reward_deviation")[0]
+def _rise(metrics: Metrics) -> float:
+    rewards = _values(metrics, "ppo", "heldout_reward")
+    return (rewards[-1] - rewards[0]) / _values(metrics, "ppo", "heldout_reward_deviation")[0]
 
 
 def _say(text: str) -> None:

@@ -1,4 +1,4 @@
-"""``megalite generate``: answers of a model to prompts, as they are drawn."""
+"""``megalite generate``: a model's answers to prompts, shown as they are drawn."""
 
 import json
 import sys
@@ -8,10 +8,13 @@ from pathlib import Path
 from pydantic import Field
 
 from megalite.config.section import Section
-from megalite.data.chat import Chat
-from megalite.data.config import ConversationConfig, TokenizerConfig
-from megalite.data.formats import Turn, parse_prompt, read_rows
+from megalite.data.chat.templates import Chat
+from megalite.data.chat.turns import Turn, parse_prompt
+from megalite.data.config import TEMPLATE, ConversationConfig, TemplateName, TokenizerConfig
 from megalite.data.layout import as_prompt
+from megalite.data.records import read_records
+from megalite.data.tokenizers.load import load_tokenizer
+from megalite.data.tokenizers.tokenizer import Tokenizer
 from megalite.distributed.launch import Launch
 from megalite.distributed.mesh import ParallelConfig, build_mesh
 from megalite.engine.build import build_model
@@ -37,18 +40,24 @@ from megalite.training.config import RunConfig
 class GenerateConfig(Section):
     """A model, prompts, and how answers are drawn."""
 
-    model: str = Field(description="a run or checkpoint of ours, or a Hugging Face folder")
+    model: str = Field(description="run or checkpoint of ours, or Hugging Face folder")
     tokenizer: TokenizerConfig = TokenizerConfig()
-    prompt: tuple[str, ...] = Field((), description="prompts; none: lines of standard input")
+    prompt: tuple[str, ...] = Field(
+        (), description="prompts; none here or in files: lines of standard input"
+    )
     prompts: tuple[str, ...] = Field((), description="files of prompts")
-    output: str = Field("", description="JSONL file of prompts and answers besides the terminal")
+    output: str = Field("", description="new JSONL file of prompts and answers; empty: none")
     batch_size: int = Field(8, ge=1, description="prompts answered together")
     stop: tuple[str, ...] = Field((), description="texts that end an answer")
-    template: str = Field("plain", description="how a prompt is written: see data.template")
-    prefix: bool = Field(False, description="rows of a prompt see each other both ways")
-    decoder_start: str = Field("", description="an encoder-decoder's first token; empty: padding")
-    answer_mask: str = Field("", description="GLM: what an answer fills, such as [gMASK]")
-    answer_start: str = Field("", description="GLM: an answer's first token, such as <sop>")
+    template: TemplateName = Field("plain", description=TEMPLATE)
+    prefix: bool = Field(False, description="attention both ways between a prompt's tokens")
+    decoder_start: str = Field(
+        "", description="first token of an encoder-decoder's decoder; empty: the padding token"
+    )
+    answer_mask: str = Field(
+        "", description="mask after a prompt that the answer fills, such as [gMASK] (GLM)"
+    )
+    answer_start: str = Field("", description="first token of an answer, such as <sop> (GLM)")
     sampling: SamplingConfig = SamplingConfig()
     beam: BeamConfig = BeamConfig()
     parallel: ParallelConfig = ParallelConfig()
@@ -58,8 +67,13 @@ class GenerateConfig(Section):
 def run(config: GenerateConfig, launch: Launch) -> int:
     """Answer every prompt; the first process prints."""
     model_config = stored_config(config.model)
-    words = ("template", "prefix", "decoder_start", "answer_mask", "answer_start")
-    options = ConversationConfig(**{word: getattr(config, word) for word in words})
+    options = ConversationConfig(
+        template=config.template,
+        prefix=config.prefix,
+        decoder_start=config.decoder_start,
+        answer_mask=config.answer_mask,
+        answer_start=config.answer_start,
+    )
     chat = Chat(options.template, _tokenizer(config))
     check_vocabulary(chat.tokenizer, model_config)
     structure = structure_of(options, chat.tokenizer, model_config)
@@ -68,14 +82,15 @@ def run(config: GenerateConfig, launch: Launch) -> int:
     mesh = build_mesh(launch, config.parallel, choose_device(config.run, launch))
     model = build_model(model_config, mesh, config.parallel, seed=0)
     load_start(model, config.model)
-    rows = []
+    records = []
     for at in range(0, len(questions), config.batch_size):
         part = questions[at : at + config.batch_size]
         prompts = [as_prompt(chat.prompt(turns), structure) for turns in part]
         texts = _answer(config, model, prompts, chat, at, launch.rank == 0)
-        rows += [{"prompt": q[-1].whole, "answer": a} for q, a in zip(part, texts, strict=True)]
+        for turns, text in zip(part, texts, strict=True):
+            records.append({"prompt": turns[-1].whole, "answer": text})
     if config.output and launch.rank == 0:
-        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+        lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
         Path(config.output).write_text("".join(lines), encoding="utf-8")
     return 0
 
@@ -92,9 +107,8 @@ def stored_config(path: str) -> ModelConfig:
     return ModelConfig(**facts["model"])
 
 
-def _tokenizer(config: GenerateConfig):
-    from megalite.data.tokenizer import load_tokenizer
-
+def _tokenizer(config: GenerateConfig) -> Tokenizer:
+    """The tokenizer that is set, or the model's own."""
     is_set = "path" in config.tokenizer.model_fields_set
     own = Path(config.model)
     has_own = any((own / name).exists() for name in ("tokenizer.json", "tokenizer_config.json"))
@@ -104,14 +118,14 @@ def _tokenizer(config: GenerateConfig):
 def _questions(config: GenerateConfig, launch: Launch) -> list[tuple[Turn, ...]]:
     questions: list[tuple[Turn, ...]] = [(Turn("user", text),) for text in config.prompt]
     if config.prompts:
-        questions += read_rows(config.prompts, parse_prompt)
+        questions += read_records(config.prompts, parse_prompt)
     if not questions:
         if launch.world_size > 1:
             raise ConfigError("--prompt: must be given where several processes answer")
         lines = [line.rstrip("\n") for line in sys.stdin]
         questions = [(Turn("user", line),) for line in lines if line]
     if not questions:
-        raise DataError("standard input: has no line; give --prompt, --prompts or lines")
+        raise DataError("standard input: has no text; give --prompt, --prompts or lines of text")
     return questions
 
 
@@ -123,19 +137,19 @@ def _answer(
     first: int,
     is_writer: bool,
 ) -> list[str]:
-    """Answers as text; a prompt alone is shown as it is drawn."""
+    """Answers as text; the answer to a single prompt is shown as it is drawn."""
     tokenizer = chat.tokenizer
     ends = [] if tokenizer.end_id is None else [tokenizer.end_id]
     batch = batch_prompts(prompts, range(first, first + len(prompts)), tokenizer.pad_id)
-    rows = batch.decoder.length + config.sampling.max_new_tokens
-    check_positions(model.config, rows, "sampling.max_new_tokens")
+    longest = batch.decoder.length + config.sampling.max_new_tokens
+    check_positions(model.config, longest, "sampling.max_new_tokens")
     texts = [""] * len(prompts)
     streams = is_writer and len(prompts) == 1
 
-    def on_text(row: int, piece: str) -> None:
-        texts[row] += piece
+    def on_text(number: int, text: str) -> None:
+        texts[number] += text
         if streams:
-            sys.stdout.write(piece)
+            sys.stdout.write(text)
             sys.stdout.flush()
 
     ending = Ending(ends, tokenizer.pad_id, config.stop, tokenizer.decode, on_text)
@@ -144,9 +158,9 @@ def _answer(
         if config.beam.num_beams > 1:
             limit = config.sampling.max_new_tokens
             answers = BeamSearch(decoder, config.beam, ends, limit, tokenizer.pad_id).run()
-            for row in range(len(prompts)):
-                kept = [token for token in answers.row(row) if token not in ends]
-                on_text(row, tokenizer.decode(kept))
+            for number in range(len(prompts)):
+                kept = [token for token in answers.answer(number) if token not in ends]
+                on_text(number, tokenizer.decode(kept))
         else:
             generate(decoder, batch, config.sampling, ending)
     if streams:

@@ -14,29 +14,29 @@ from megalite.models.transformer import Transformer
 class ModelsConfig(Section):
     """Which presets are listed."""
 
-    name: str = Field("", description="text that a preset's or family's name contains; empty: all")
+    name: str = Field("", description="part of a preset's name, or a family's name; empty: all")
 
 
 def run(config: ModelsConfig, launch: Launch) -> int:
     """Print a line for each preset: name, family, parameters, source."""
-    rows = [
+    lines = [
         (name, family.name, f"{num_parameters(ModelConfig(preset=name)):,}", preset.source)
         for family in FAMILIES.values()
         for name, preset in family.presets.items()
         if config.name in name or config.name == family.name
     ]
-    if not rows:
-        raise ConfigError(f"--name {config.name}: no preset's name has it; leave it out for all")
+    if not lines:
+        raise ConfigError(f"--name {config.name}: no preset is named so; leave it out for all")
     if launch.rank == 0:
-        widths = [max(len(row[i]) for row in rows) for i in range(3)]
-        for name, family, count, source in rows:
-            line = f"{name:<{widths[0]}}  {family:<{widths[1]}}  {count:>{widths[2]}}  {source}"
-            print(line)  # noqa: T201
+        widths = [max(len(line[i]) for line in lines) for i in range(3)]
+        for name, family, count, source in lines:
+            text = f"{name:<{widths[0]}}  {family:<{widths[1]}}  {count:>{widths[2]}}  {source}"
+            print(text)  # noqa: T201
     return 0
 
 
 def num_parameters(config: ModelConfig) -> int:
-    """Parameters of a model, from what its first blocks have; nothing is allocated."""
+    """Parameters of a model, counted in its first two blocks; nothing is allocated."""
     encoder = config.num_encoder_layers
 
     def count(layers: int, encoder_layers: int) -> int:

@@ -24,15 +24,15 @@ DEVICE_GIB = {  # what nvidia-smi shows, less what the driver keeps
 
 
 class PlanConfig(PretrainConfig):
-    """A pretraining run and the device that it is meant for."""
+    """A pretraining run and the device that it is planned for."""
 
     gpu: Literal["a100-80gb", "a100-40gb", "h100-80gb", "v100-32gb", "v100-16gb"] = Field(
-        "a100-80gb", description="the device of each process"
+        "a100-80gb", description="device of each process, and the GB of its memory"
     )
 
 
 def run(config: PlanConfig, launch: Launch) -> int:
-    """Print the layout and a line a pipeline stage; 2 if it doesn't fit the device.
+    """Print the layout and a line per pipeline stage.
 
     Raises:
         ConfigError: the layout doesn't fit model or batch, or the memory doesn't suffice.
@@ -72,9 +72,9 @@ def table(config: PlanConfig, stages: list[ProcessMemory]) -> list[str]:
         f"{processes(config)} processes: pp {parallel.pp} x replicate {copies} x shard "
         f"{parallel.shard} x tp {parallel.tp}; {train.precision}, recompute {parallel.recompute}",
         f"{sum(stage.parameters for stage in stages):,} parameters over the stages; "
-        f"{tokens:,} tokens a step; {train.steps * tokens:,} in {train.steps:,} steps",
+        f"{tokens:,} tokens per step; {train.steps * tokens:,} in {train.steps:,} steps",
         f"{'stage':>5} {'blocks':>7} {'parameters':>16} {'states':>8} {'gathered':>9} "
-        f"{'activations':>12} {'rest':>6} {'total':>7}  GiB a process",
+        f"{'activations':>12} {'rest':>6} {'total':>7}  GiB per process",
     ]
     for number, stage in enumerate(stages):
         lines.append(
@@ -89,7 +89,7 @@ def check_memory(config: PlanConfig, stages: list[ProcessMemory]) -> None:
     """Refuse what the device can't hold.
 
     Raises:
-        ConfigError: it says which stage is too large and what may be changed.
+        ConfigError: names the stage that is too large and what to change.
     """
     most = max(stages, key=lambda stage: stage.total)
     if most.total > DEVICE_GIB[config.gpu]:

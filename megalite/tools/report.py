@@ -1,24 +1,23 @@
-"""One HTML page of what runs did: curves of each, and their samples side by side."""
+"""One HTML page about runs: the curves of each, and their samples side by side."""
 
 import html
-import json
 from pathlib import Path
-from typing import Any
 
 from pydantic import Field
 
 from megalite.config import Section
+from megalite.data.records import Record, jsonl_records
 from megalite.distributed.launch import Launch
 from megalite.errors import DataError
 from megalite.tools.chart import line_chart
 
 CHARTS = {  # title: (unit, keys of metrics.jsonl drawn in it)
-    "Loss": ("nats a target", ("loss",)),
-    "Held-out loss": ("nats a target", ("heldout_loss",)),
+    "Loss": ("nats per target", ("loss",)),
+    "Held-out loss": ("nats per target", ("heldout_loss",)),
     "Ranking accuracy, held out": ("share of pairs", ("heldout_accuracy",)),
-    "Reward": ("score a response", ("reward", "heldout_reward")),
-    "KL to reference": ("nats a response", ("kl", "heldout_kl")),
-    "Entropy": ("nats a token", ("entropy",)),
+    "Reward": ("score per response", ("reward", "heldout_reward")),
+    "KL to reference": ("nats per response", ("kl", "heldout_kl")),
+    "Entropy": ("nats per token", ("entropy",)),
     "Clipped updates": ("share of tokens", ("clip_fraction",)),
     "Value loss": ("squared score", ("value_loss",)),
     "Response length": ("tokens", ("response_tokens",)),
@@ -38,9 +37,9 @@ td, th { border: 1px solid #ddd; padding: 4px 8px; text-align: left; vertical-al
 class ReportConfig(Section):
     """Which runs a report covers."""
 
-    runs: tuple[str, ...] = Field(description="Folders of runs, in the order of the report.")
-    output: str = Field("report.html", description="The page that is written.")
-    title: str = Field("megalite", description="Heading of the page.")
+    runs: tuple[str, ...] = Field(description="folders of runs, in the order of the report")
+    output: str = Field("report.html", description="new HTML page")
+    title: str = Field("megalite", description="heading of the page")
 
 
 def run(config: ReportConfig, launch: Launch) -> int:
@@ -57,15 +56,15 @@ def page(config: ReportConfig) -> str:
         DataError: a run's folder has no metrics, or a line is not JSON.
     """
     runs = {Path(folder).name: Path(folder) for folder in config.runs}
-    metrics = {name: read_rows(folder / "metrics.jsonl") for name, folder in runs.items()}
+    metrics = {name: read_jsonl(folder / "metrics.jsonl") for name, folder in runs.items()}
     samples = {
-        name: read_rows(folder / "samples.jsonl")
+        name: read_jsonl(folder / "samples.jsonl")
         for name, folder in runs.items()
         if (folder / "samples.jsonl").exists()
     }
     parts = [f"<h1>{html.escape(config.title)}</h1>", _summary(metrics)]
-    for name, rows in metrics.items():
-        parts += [f"<h2>{html.escape(name)}</h2>", *_charts(rows)]
+    for name, records in metrics.items():
+        parts += [f"<h2>{html.escape(name)}</h2>", *_charts(records)]
     parts += ["<h2>Samples</h2>", _sample_table(samples)] if samples else []
     body = "\n".join(parts)
     return (
@@ -74,51 +73,42 @@ def page(config: ReportConfig) -> str:
     )
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Read a file of one JSON object a line.
+def read_jsonl(path: Path) -> list[Record]:
+    """Read one of a run's JSONL files.
 
     Raises:
         DataError: the file is missing, or a line is not a JSON object; names the line.
     """
     if not path.exists():
         raise DataError(f"{path}: no such file; give the folder of a run")
-    rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{path}:{number}: not JSON: {error.msg}") from None
-        if not isinstance(row, dict):
-            raise DataError(f"{path}:{number}: must be a JSON object, got {type(row).__name__}")
-        rows.append(row)
-    return rows
+    return [record for _, record in jsonl_records(path)]
 
 
-def series(rows: list[dict[str, Any]], key: str) -> list[tuple[float, float]]:
+def series(records: list[Record], key: str) -> list[tuple[float, float]]:
     """The (step, value) points of one metric."""
     return [
-        (float(row["step"]), float(row[key]))
-        for row in rows
-        if "step" in row and isinstance(row.get(key), (int, float))
+        (float(record["step"]), float(record[key]))
+        for record in records
+        if "step" in record and isinstance(record.get(key), (int, float))
     ]
 
 
-def _charts(rows: list[dict[str, Any]]) -> list[str]:
+def _charts(records: list[Record]) -> list[str]:
     charts = []
     for title, (unit, keys) in CHARTS.items():
-        drawn = {key: points for key in keys if (points := series(rows, key))}
+        drawn = {key: points for key in keys if (points := series(records, key))}
         if drawn:
             charts.append(line_chart(title, unit, drawn))
     return charts
 
 
-def _summary(metrics: dict[str, list[dict[str, Any]]]) -> str:
-    """First and last value of each run's main metrics."""
+def _summary(metrics: dict[str, list[Record]]) -> str:
+    """The first and last value of each run's main metrics."""
     lines = ["<table><tr><th>run</th><th>metric</th><th>first</th><th>last</th></tr>"]
-    for name, rows in metrics.items():
+    for name, records in metrics.items():
         for _, keys in list(CHARTS.values())[:5]:
             for key in keys:
-                points = series(rows, key)
+                points = series(records, key)
                 if points:
                     cells = (name, key, f"{points[0][1]:.4g}", f"{points[-1][1]:.4g}")
                     inner = "".join(f"<td>{html.escape(cell)}</td>" for cell in cells)
@@ -126,12 +116,13 @@ def _summary(metrics: dict[str, list[dict[str, Any]]]) -> str:
     return "\n".join([*lines, "</table>"])
 
 
-def _sample_table(samples: dict[str, list[dict[str, Any]]]) -> str:
-    """The last answer of each run to each prompt, a prompt a line."""
+def _sample_table(samples: dict[str, list[Record]]) -> str:
+    """The last answer of each run to each prompt, one line per prompt."""
     answers: dict[str, dict[str, str]] = {}
-    for name, rows in samples.items():
-        for row in rows:
-            answers.setdefault(str(row.get("prompt", "")), {})[name] = str(row.get("answer", ""))
+    for name, records in samples.items():
+        for record in records:
+            by_run = answers.setdefault(str(record.get("prompt", "")), {})
+            by_run[name] = str(record.get("answer", ""))
     heads = "".join(f"<th>{html.escape(name)}</th>" for name in ("prompt", *samples))
     lines = [f"<table><tr>{heads}</tr>"]
     for prompt, by_run in answers.items():

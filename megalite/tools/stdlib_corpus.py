@@ -1,4 +1,4 @@
-"""Text of four kinds from the Python standard library's own source, read from this machine."""
+"""Data for all four stages from the Python standard library's source on this machine."""
 
 import ast
 import hashlib
@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from megalite.data.records import Record
 from megalite.errors import DataError
 
 SKIPPED = {"test", "tests", "site-packages", "idlelib", "lib2to3", "__pycache__", "dist-packages"}
@@ -36,7 +37,7 @@ class Function:
 
 
 def library_files(root: Path) -> Iterator[Path]:
-    """Yield every source file of the library that is no test, in a fixed order."""
+    """Yield every source file of the library except tests, in a fixed order."""
     for path in sorted(root.rglob("*.py")):
         if not SKIPPED.intersection(path.relative_to(root).parts[:-1]):
             yield path
@@ -73,12 +74,11 @@ def _first_paragraph(docstring: str | None) -> str:
     return text if enough and len(text) <= MAX_DOCSTRING_CHARACTERS else ""
 
 
-def rankings(pool: list[Function], seed: int) -> Iterator[dict]:
+def rankings(pool: list[Function], seed: int) -> Iterator[Record]:
     """Four docstrings for each signature, best first.
 
-    The true one, another function's, the true one's words shuffled, the other's words shuffled:
-    what is said, and before it that it is said in English. Functions for which two of the four are
-    equal are left out.
+    The true one, another function's, the true one's words shuffled, the other's words shuffled: so
+    plain English comes before sense. A function for which two of the four are equal is left out.
     """
     generator = random.Random(seed)
     for function in pool:
@@ -95,46 +95,48 @@ def _shuffled(text: str, generator: random.Random) -> str:
     return " ".join(words)
 
 
-def write_corpus(folder: Path, seed: int, max_bytes: int, root: Path | None = None) -> dict:
+def write_corpus(
+    folder: Path, seed: int, max_bytes: int, root: Path | None = None
+) -> dict[str, int]:
     """Write training and held-out files for pretraining, SFT, ranking and PPO.
 
     Args:
         folder: gets ``{pretrain,sft,rm,ppo}.{train,heldout}.jsonl``.
-        seed: of the rankings' and the order's random choices.
-        max_bytes: most bytes of source text for pretraining; whole files are kept.
-        root: the library; None is this interpreter's.
+        seed: of the random order and the random choices in rankings.
+        max_bytes: most bytes of source text for pretraining, in whole files.
+        root: of the library; None is this interpreter's.
 
     Returns:
-        The number of rows of each file.
+        The number of records of each file.
 
     Raises:
         DataError: the library's source is not on this machine.
     """
     root = root or Path(sysconfig.get_paths()["stdlib"])
-    rows: dict[str, list[dict]] = {}
+    records: dict[str, list[Record]] = {}
     pools: dict[str, list[Function]] = {"train": [], "heldout": []}
     for module, text in _sources(root, seed, max_bytes):
         part = "heldout" if is_held_out(module) else "train"
-        rows.setdefault(f"pretrain.{part}", []).append({"text": text})
+        records.setdefault(f"pretrain.{part}", []).append({"text": text})
         pools[part] += functions(module, text)
     if not pools["train"] or not pools["heldout"]:
         raise DataError(f"{root}: holds no Python source with docstrings; install the library's")
     for part, pool in pools.items():
         unique = list(dict.fromkeys(pool))
         random.Random(seed).shuffle(unique)
-        rows[f"sft.{part}"] = [
+        records[f"sft.{part}"] = [
             {"instruction": f.signature, "input": "", "output": f.docstring} for f in unique
         ]
-        rows[f"rm.{part}"] = list(rankings(unique, seed))
-        rows[f"ppo.{part}"] = [{"prompt": f.signature} for f in unique]
+        records[f"rm.{part}"] = list(rankings(unique, seed))
+        records[f"ppo.{part}"] = [{"prompt": f.signature} for f in unique]
     folder.mkdir(parents=True, exist_ok=True)
-    for name, content in rows.items():
-        _write_rows(folder / f"{name}.jsonl", content)
-    return {name: len(content) for name, content in rows.items()}
+    for name, content in records.items():
+        _write_records(folder / f"{name}.jsonl", content)
+    return {name: len(content) for name, content in records.items()}
 
 
 def _sources(root: Path, seed: int, max_bytes: int) -> Iterator[tuple[str, str]]:
-    """Modules and their text in a shuffled order, until ``max_bytes`` of them."""
+    """Modules and their text in random order, at most ``max_bytes`` together."""
     paths = list(library_files(root))
     random.Random(seed).shuffle(paths)
     size = 0
@@ -145,6 +147,6 @@ def _sources(root: Path, seed: int, max_bytes: int) -> Iterator[tuple[str, str]]
             yield str(path.relative_to(root)), text
 
 
-def _write_rows(path: Path, rows: Iterable[dict]) -> None:
+def _write_records(path: Path, records: Iterable[Record]) -> None:
     with open(path, "w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)

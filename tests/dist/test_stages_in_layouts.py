@@ -59,8 +59,8 @@ class Work:
     """Data of conversations, rankings and prompts, and runs on them."""
 
     def __init__(self, folder, cluster) -> None:
-        from megalite.data import prepare
-        from megalite.data.train_tokenizer import TokenizerTrainConfig, run
+        from megalite.data.corpus import prepare
+        from megalite.data.tokenizers.train import TokenizerTrainConfig, run
 
         self.folder, self.cluster, self.runs = folder, cluster, 0
         draw = random.Random(0)

@@ -146,3 +146,30 @@ def test_the_given_split_of_a_decoder_is_a_token_of_the_text(work, text, capsys)
     family.run(
         "pretrain", *words, "--data.objective", "prefix_lm", "--data.prefix_lm.split_token", "a"
     )
+
+
+def test_a_sentencepiece_model_smaller_than_the_model_goes_through_t5s_case(work, tmp_path, capsys):
+    """Prepared, pretrained by span corruption and answered with ids that the tokenizer lacks."""
+    import sentencepiece
+
+    rows = (work.folder / "corpus.jsonl").read_text().splitlines()
+    texts = [json.loads(row)["text"] for row in rows]
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(texts),
+        model_prefix=str(tmp_path / "own"),
+        vocab_size=60,
+        user_defined_symbols=[f"<extra_id_{number}>" for number in range(20)],
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    path, store = tmp_path / "own.model", tmp_path / "store"
+    source = ["--source", f'["{work.folder}/corpus.jsonl"]', "--processes", "1"]
+    assert command("data", "prepare", *source, "--tokenizer", path, "--output", store) == 0
+    family = Family("t5", work, path)
+    samples = ["--samples.prompts", f'["{work.folder}/prompts.jsonl"]', "--samples.temperature", 9]
+    words = ["--data.train", f'["{store}"]', "--data.encoder_length", "64", *samples]
+    run, _ = family.run("pretrain", *words, *OBJECTIVES["t5"])
+    answers = [json.loads(row)["answer"] for row in (run / "samples.jsonl").open()]
+    assert any(f"<{number}>" in answer for answer in answers for number in range(100, 330))
+    words = ["generate", "--model", run, "--tokenizer.path", path, "--prompt", '["red cat"]']
+    assert command(*words, "--run.device", "cpu") == 0

@@ -54,7 +54,7 @@ def answers(decoder, batch, search) -> list[list[int]]:
     else:
         config = BeamConfig(num_beams=beams, length_penalty=penalty, early_stopping=early)
         found = BeamSearch(decoder, config, [END], LIMIT, PAD).run()
-    return [found.row(i) for i in range(len(LENGTHS))]
+    return [found.answer(i) for i in range(len(LENGTHS))]
 
 
 def ours_from_prompts(model, prompts: list[Prompt], search) -> list[list[int]]:

@@ -1,1 +1,1 @@
-"""What of a document is read and what is learned; docs/objectives.md says how they fit together."""
+"""Pretraining objectives: what of a document is read and what is learned (docs/objectives.md)."""

@@ -1,20 +1,20 @@
-"""The objective that a config names, with its special tokens from the tokenizer."""
+"""The objective that a config names, made with the tokenizer's special tokens."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
+from megalite.data.arrays import Bool, Int64
 from megalite.data.config import CorpusConfig
-from megalite.data.example import Array
+from megalite.data.corpus.packed_documents import Room, longest_document
 from megalite.data.objectives.blank_infilling import BlankInfilling, BlankTokens
 from megalite.data.objectives.denoising import Denoising
 from megalite.data.objectives.mixture import U_PALM, UL2, Denoiser, Mixture
 from megalite.data.objectives.objective import Objective
 from megalite.data.objectives.prefix_lm import PrefixLM
 from megalite.data.objectives.span_corruption import SpanCorruption
-from megalite.data.rows import Room, longest_document
 from megalite.data.structure import Structure
-from megalite.data.tokenizer import Tokenizer
+from megalite.data.tokenizers.tokenizer import Tokenizer
 from megalite.errors import ConfigError, DataError
 
 SENTINEL = "<extra_id_{}>"
@@ -23,10 +23,10 @@ MIXTURES = {"ul2": UL2, "u_palm": U_PALM}
 
 
 def choose_objective(data: CorpusConfig, tokenizer: Tokenizer, structure: Structure) -> Objective:
-    """The objective of a run that is not next-token.
+    """The objective of a run; next-token has none.
 
     Raises:
-        ConfigError: the model's structure can't have it.
+        ConfigError: it needs another structure of the model.
         DataError: the tokenizer lacks its special tokens; says which and how to get them.
     """
     _check_structure(data.objective, structure)
@@ -67,36 +67,37 @@ def special_ids(tokens: Sequence[str], tokenizer: Tokenizer, objective: str) -> 
         DataError: some are missing; says which and how to get them.
     """
     found = {token: tokenizer.find(token) for token in tokens}
-    missing = [token for token, number in found.items() if number is None]
+    ids = {token: number for token, number in found.items() if number is not None}
+    missing = [token for token in found if token not in ids]
     if missing:
         names = ", ".join(f'"{token}"' for token in missing)
         raise DataError(
             f"{tokenizer.path}: lacks {len(missing)} special tokens of data.objective {objective}: "
             f"{names}; `megalite tokenizer train --special_tokens '[{names}]'` adds them"
         )
-    return [number for number in found.values() if number is not None]
+    return [ids[token] for token in tokens]
 
 
 def _blank_tokens(data: CorpusConfig, tokenizer: Tokenizer) -> BlankTokens:
     """Ids of the masks that have a weight, 0 for others, and of a span's start and end."""
     config = data.blank_infilling
-    names = (config.spans_token, config.sentences_token, config.document_token)
-    pairs = list(zip(names, config.weights, strict=True))
-    used = [name for name, weight in pairs if weight]
+    masks = (config.spans_token, config.sentences_token, config.document_token)
+    used = [mask for mask, weight in zip(masks, config.weights, strict=True) if weight]
     needed = (*used, config.start_token, config.end_token)
     ids = dict(zip(needed, special_ids(needed, tokenizer, data.objective), strict=True))
-    spans, sentences, document = (ids.get(name, 0) for name, _ in pairs)
-    return BlankTokens((spans, sentences, document), ids[config.start_token], ids[config.end_token])
+    span, sentence, document_end = (ids.get(mask, 0) for mask in masks)
+    start, end = ids[config.start_token], ids[config.end_token]
+    return BlankTokens(span, sentence, document_end, start, end)
 
 
-def sentence_ends(tokenizer: Tokenizer) -> Array:
+def sentence_ends(tokenizer: Tokenizer) -> Bool:
     """Which tokens end a sentence, by their text: bool [V]."""
     texts = tokenizer.token_texts()
     return np.array([text.rstrip(" ").endswith(SENTENCE_ENDS) for text in texts])
 
 
 def _with_sentinels(data: CorpusConfig, tokenizer: Tokenizer, structure: Structure) -> Objective:
-    """Span corruption or a mixture of it, with as many sentinels as the longest sample needs."""
+    """Span corruption or a mixture with it; checks that the longest example has its sentinels."""
     sentinels: list[int] = []
     while (number := tokenizer.find(SENTINEL.format(len(sentinels)))) is not None:
         sentinels.append(number)
@@ -115,14 +116,14 @@ def _with_sentinels(data: CorpusConfig, tokenizer: Tokenizer, structure: Structu
         first, last = SENTINEL.format(len(ids)), SENTINEL.format(needed - 1)
         raise DataError(
             f"{tokenizer.path}: lacks {needed - len(ids)} special tokens of data.objective "
-            f"{data.objective}: {first} to {last}, for samples of {longest} tokens; "
-            f"`megalite tokenizer train --sentinels {needed}` adds them, shorter samples need fewer"
+            f"{data.objective}: {first} to {last}, for documents of {longest} tokens; "
+            f"`megalite tokenizer train --sentinels {needed}` adds them, or use shorter sequences"
         )
     return objective
 
 
 def _denoiser(
-    one: Denoiser, data: CorpusConfig, tokenizer: Tokenizer, sentinels: Array, structure: Structure
+    one: Denoiser, data: CorpusConfig, tokenizer: Tokenizer, sentinels: Int64, structure: Structure
 ) -> Objective:
     token = data.mixture.token(one.mode)
     opening = tuple(special_ids((token,), tokenizer, data.objective)) if token else ()

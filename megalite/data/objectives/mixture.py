@@ -8,18 +8,26 @@ import numpy as np
 from pydantic import Field
 
 from megalite.config.section import Section
-from megalite.data.example import Array, Example
+from megalite.data.arrays import Int64
+from megalite.data.example import Example
 from megalite.data.objectives.objective import Objective
 
 Mode = Literal["regular", "sequential", "extreme"]
 
 
 class MixtureConfig(Section):
-    """The tokens in front of a source that say which denoiser made it; empty: none."""
+    """The tokens before a source that say which denoiser made it."""
 
-    regular_token: str = Field("[NLU]", description="of short spans and little noise (R)")
-    sequential_token: str = Field("[S2S]", description="of prefixes (S)")
-    extreme_token: str = Field("[NLG]", description="of long spans or much noise (X)")
+    regular_token: str = Field(
+        "[NLU]",
+        description="token before a source with short spans and little noise (R); empty: none",
+    )
+    sequential_token: str = Field(
+        "[S2S]", description="token before a source that is a prefix (S); empty: none"
+    )
+    extreme_token: str = Field(
+        "[NLG]", description="token before a source with long spans or much noise (X); empty: none"
+    )
 
     def token(self, mode: Mode) -> str:
         """The token of a mode."""
@@ -31,9 +39,9 @@ class Denoiser:
     """One part of a mixture.
 
     Attributes:
-        mode: R, S or X; S is a prefix and its rest, the others corrupt spans.
-        noise: share of a document's tokens in spans; of S the mean share of the rest.
-        mean_span: tokens of a span on average; of S without meaning.
+        mode: R, S or X; S learns what follows a prefix, the others corrupt spans.
+        noise: share of a document's tokens in spans; for S the mean share of what is learned.
+        mean_span: mean tokens of a span; unused for S.
         weight: in the mixture.
     """
 
@@ -73,14 +81,14 @@ class Mixture:
     parts: Sequence[Objective]
     weights: Sequence[float]
 
-    def __call__(self, tokens: Array, random: np.random.Generator) -> Example:
+    def __call__(self, tokens: Int64, random: np.random.Generator) -> Example:
         """See :class:`Objective`."""
         weights = np.asarray(self.weights)
         return self.parts[int(random.choice(len(weights), p=weights / weights.sum()))](
             tokens, random
         )
 
-    def sizes(self, lengths: Array) -> tuple[Array, Array]:
+    def sizes(self, lengths: Int64) -> tuple[Int64, Int64]:
         """See :class:`Objective`."""
         decoder, encoder = zip(*(part.sizes(lengths) for part in self.parts), strict=True)
         return np.max(decoder, axis=0), np.max(encoder, axis=0)

@@ -4,20 +4,21 @@ from typing import Protocol
 
 import numpy as np
 
-from megalite.data.example import Array, Example
+from megalite.data.arrays import Int64
+from megalite.data.example import Example
 from megalite.data.structure import Structure
 
 
 class Objective(Protocol):
-    """A pure function of a document and random draws to a sample."""
+    """A pure function from a document and random draws to an example."""
 
-    def __call__(self, tokens: Array, random: np.random.Generator) -> Example:
-        """The sample of a document, int64 [n] with n >= 2; the end token may be its last."""
+    def __call__(self, tokens: Int64, random: np.random.Generator) -> Example:
+        """The example of a document, int64 [n] with n >= 2; the end token may be its last."""
 
-    def sizes(self, lengths: Array) -> tuple[Array, Array]:
+    def sizes(self, lengths: Int64) -> tuple[Int64, Int64]:
         """Most rows that documents of these lengths take, whatever is drawn.
 
-        Neither falls as the length grows.
+        A longer document never takes fewer.
 
         Args:
             lengths: int64 [k].
@@ -27,10 +28,10 @@ class Objective(Protocol):
         """
 
 
-SHORTEST = 2  # tokens of a document that has something to read and something to learn
+SHORTEST = 2  # tokens of a document: one to read, one to learn
 
 
-def pair_sizes(source: Array, target: Array, structure: Structure) -> tuple[Array, Array]:
+def pair_sizes(source: Int64, target: Int64, structure: Structure) -> tuple[Int64, Int64]:
     """Rows of sources and targets of these lengths; see :func:`megalite.data.layout.lead`."""
     if structure.is_encoder_decoder:
         return target, source
@@ -38,11 +39,11 @@ def pair_sizes(source: Array, target: Array, structure: Structure) -> tuple[Arra
     return lead + target - 1, np.zeros_like(source)
 
 
-def split_end(tokens: Array, end_id: int | None) -> tuple[Array, Array]:
+def split_end(tokens: Int64, end_id: int | None) -> tuple[Int64, Int64]:
     """A document without its end token, and the end token alone, both int64.
 
-    A document that was cut has none; its sample gets one all the same, as published procedures end
-    every input and target.
+    A piece of a cut document has none; its example gets one all the same, because the published
+    procedures end every source and target.
     """
     if end_id is None:
         return tokens, tokens[:0]

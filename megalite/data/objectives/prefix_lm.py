@@ -6,7 +6,8 @@ import numpy as np
 from pydantic import Field
 
 from megalite.config.section import Section
-from megalite.data.example import Array, Example
+from megalite.data.arrays import Int64
+from megalite.data.example import Example
 from megalite.data.layout import paired_example
 from megalite.data.objectives.objective import pair_sizes
 from megalite.data.structure import Structure
@@ -16,10 +17,10 @@ class PrefixLMConfig(Section):
     """Where the prefix of a document ends."""
 
     split_token: str = Field(
-        "", description="the prefix ends with the first one; empty: at a random place"
+        "", description="token that ends the prefix where it first stands; empty: a random place"
     )
     target_share: float = Field(
-        1.0, gt=0, le=1, description="a random target is at most this share of the document"
+        1.0, gt=0, le=1, description="largest share of a document's tokens in a random target"
     )
 
 
@@ -32,7 +33,7 @@ class PrefixLM:
         split_id: the prefix ends with the first such token, and is empty where there is none (in
             the later pieces of a long document); None splits at random.
         target_share: the random target's length is uniform in [1, share * (n - 1)].
-        opening: tokens in front of the source, such as a mode.
+        opening: tokens before the source, such as a mode's.
 
     Source: Raffel et al. 2020, arXiv:1910.10683, section 3.2.1 ("prefix language model").
     """
@@ -42,7 +43,7 @@ class PrefixLM:
     target_share: float = 1.0
     opening: tuple[int, ...] = ()
 
-    def __call__(self, tokens: Array, random: np.random.Generator) -> Example:
+    def __call__(self, tokens: Int64, random: np.random.Generator) -> Example:
         """See :class:`Objective`."""
         split = self._random_split(len(tokens), random)
         if self.split_id is not None:
@@ -55,7 +56,7 @@ class PrefixLM:
         most = max(1, int(self.target_share * (length - 1)))
         return length - int(random.integers(1, most + 1))
 
-    def sizes(self, lengths: Array) -> tuple[Array, Array]:
+    def sizes(self, lengths: Int64) -> tuple[Int64, Int64]:
         """See :class:`Objective`."""
         opening = len(self.opening)
         if not self.structure.is_encoder_decoder:

@@ -1,4 +1,4 @@
-"""T5's span corruption: sentinels stand for spans of the input, and lead each in the target."""
+"""T5's span corruption: sentinels replace spans of the source, and precede them in the target."""
 
 from dataclasses import dataclass
 
@@ -6,7 +6,8 @@ import numpy as np
 from pydantic import Field
 
 from megalite.config.section import Section
-from megalite.data.example import Array, Example
+from megalite.data.arrays import Int64
+from megalite.data.example import Example
 from megalite.data.layout import paired_example
 from megalite.data.objectives.objective import pair_sizes, split_end
 from megalite.data.objectives.spans import noise_counts, random_noise_mask, replace_spans
@@ -17,32 +18,32 @@ class SpanCorruptionConfig(Section):
     """How much is corrupted; the defaults are T5's."""
 
     noise: float = Field(0.15, gt=0, lt=1, description="share of a document's tokens in spans")
-    mean_span: float = Field(3.0, ge=1, description="tokens of a span on average")
+    mean_span: float = Field(3.0, ge=1, description="mean tokens of a span")
 
 
 @dataclass(frozen=True)
 class SpanCorruption:
-    """Replaces spans by sentinels; the target is each sentinel and its span.
+    """Replaces spans by sentinels; the target is each sentinel followed by its span.
 
     Attributes:
         structure: of the model.
-        sentinels: int64 ids in their order, T5's descending from the top of the vocabulary.
+        sentinels: int64 ids in their order; T5's descend from the top of the vocabulary.
         end_id: ends source and target; None for a tokenizer without it.
         noise: share of tokens in spans.
-        mean_span: tokens of a span.
-        opening: tokens in front of the source, such as a mode.
+        mean_span: mean tokens of a span.
+        opening: tokens before the source, such as a mode's.
 
     Source: see :func:`megalite.data.objectives.spans.noise_counts`.
     """
 
     structure: Structure
-    sentinels: Array
+    sentinels: Int64
     end_id: int | None
     noise: float = 0.15
     mean_span: float = 3.0
     opening: tuple[int, ...] = ()
 
-    def __call__(self, tokens: Array, random: np.random.Generator) -> Example:
+    def __call__(self, tokens: Int64, random: np.random.Generator) -> Example:
         """See :class:`Objective`."""
         body, end = split_end(tokens, self.end_id)
         mask = random_noise_mask(len(body), self.noise, self.mean_span, random)
@@ -51,7 +52,7 @@ class SpanCorruption:
         target = np.concatenate((replace_spans(body, ~mask, self.sentinels), end))
         return paired_example(source, target, self.structure)
 
-    def sizes(self, lengths: Array) -> tuple[Array, Array]:
+    def sizes(self, lengths: Int64) -> tuple[Int64, Int64]:
         """See :class:`Objective`."""
         noise, spans = noise_counts(lengths, self.noise, self.mean_span)
         ends = int(self.end_id is not None)

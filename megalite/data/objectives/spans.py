@@ -2,28 +2,29 @@
 
 import numpy as np
 
-from megalite.data.example import Array
+from megalite.data.arrays import Bool, Int64
 
 Random = np.random.Generator
 
 
-def noise_counts(lengths: Array, density: float, mean_span: float) -> tuple[Array, Array]:
-    """Noise tokens and noise spans of documents of these lengths (each >= 2), as T5 counts them.
+def noise_counts(lengths: Int64, density: float, mean_span: float) -> tuple[Int64, Int64]:
+    """Noise tokens and noise spans of documents of these lengths (at least 2), as in T5.
 
     Source: Raffel et al. 2020, arXiv:1910.10683; ``random_spans_noise_mask`` of
     google-research/text-to-text-transfer-transformer, t5/data/preprocessors.py.
     """
-    single = np.float32  # theirs, which decides what is half a token
+    single = np.float32  # T5's precision, which decides how half a token is rounded
     noise = np.round(lengths.astype(single) * single(density)).astype(np.int64)
     noise = np.clip(noise, 1, lengths - 1)
     spans = np.maximum(np.round(noise.astype(single) / single(mean_span)).astype(np.int64), 1)
     return noise, np.minimum(spans, lengths - noise)
 
 
-def random_noise_mask(length: int, density: float, mean_span: float, random: Random) -> Array:
-    """Which tokens are noise: bool [length], spans of noise and of the rest in turn, noise last.
+def random_noise_mask(length: int, density: float, mean_span: float, random: Random) -> Bool:
+    """Which tokens are noise: bool [length].
 
-    All masks with these numbers of noise tokens and spans are equally likely.
+    Spans of other tokens and of noise alternate; the last one is noise. All masks with these
+    numbers of noise tokens and spans are equally likely.
 
     Source: see :func:`noise_counts`.
     """
@@ -35,15 +36,15 @@ def random_noise_mask(length: int, density: float, mean_span: float, random: Ran
     return np.repeat(np.tile((False, True), spans), lengths)
 
 
-def random_segments(items: int, segments: int, random: Random) -> Array:
-    """Cut ``items`` into ``segments`` parts, none empty, each way equally likely: int64 [parts]."""
+def random_segments(items: int, segments: int, random: Random) -> Int64:
+    """Lengths of ``segments`` non-empty parts of ``items``, each way equally likely."""
     is_first = random.permutation(np.arange(items - 1) < segments - 1)
     bounds = np.concatenate(([0], np.flatnonzero(is_first) + 1, [items]))
     return np.diff(bounds)
 
 
-def replace_spans(tokens: Array, mask: Array, marks: Array) -> Array:
-    """Put one mark in place of each masked span: the n-th in the document gets ``marks[n]``."""
+def replace_spans(tokens: Int64, mask: Bool, marks: Int64) -> Int64:
+    """Replace each masked span by one mark, the n-th of the document by ``marks[n]``."""
     is_first = mask & ~np.concatenate(([False], mask[:-1]))
     marked = np.where(is_first, marks[np.maximum(np.cumsum(is_first) - 1, 0)], tokens)
     return marked[~mask | is_first]
@@ -51,15 +52,15 @@ def replace_spans(tokens: Array, mask: Array, marks: Array) -> Array:
 
 def poisson_lengths(
     total: int, mean: float, random: Random, *, shortest: int, most_spans: int
-) -> Array:
+) -> Int64:
     """Span lengths drawn from a Poisson distribution until they cover ``total`` tokens.
 
     Args:
-        total: tokens to cover; the last span is cut so that no more are.
+        total: tokens to cover; the last span is cut to cover no more.
         mean: of the distribution.
-        random: the draws.
-        shortest: shorter draws don't count.
-        most_spans: covers less where these are not enough.
+        random: the source of draws.
+        shortest: shorter draws are discarded.
+        most_spans: most spans, even if they cover less than ``total``.
 
     Returns:
         int64 [spans].
@@ -74,13 +75,13 @@ def poisson_lengths(
     return lengths
 
 
-def scatter(length: int, lengths: Array, random: Random) -> Array:
-    """Where spans of these lengths start, in their order, so that none touches another.
+def scatter(length: int, lengths: Int64, random: Random) -> Int64:
+    """Starts of spans of these lengths, in this order, so that none touches another.
 
     Args:
-        length: of the document; ``lengths`` may have one more entry than tokens it leaves.
+        length: of the document; there may be one span more than tokens outside of spans.
         lengths: int64 [spans]; an empty span stands between two tokens.
-        random: the draws; each way is equally likely.
+        random: the source of draws; each way is equally likely.
 
     Returns:
         int64 [spans].
@@ -90,7 +91,7 @@ def scatter(length: int, lengths: Array, random: Random) -> Array:
     return gaps + np.cumsum(lengths) - lengths
 
 
-def sentences(tokens: Array, is_end: Array) -> Array:
+def sentences(tokens: Int64, is_end: Bool) -> Int64:
     """Bounds of a document's sentences: int64 [sentences + 1], 0 first and the length last.
 
     Args:

@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from megalite.config import Section
-from megalite.data.tokenizer import Tokenizer
+from megalite.data.tokenizers.tokenizer import Tokenizer
 from megalite.generation.decoder import CachedDecoder, Forward
 from megalite.generation.generate import Answers, Ending, generate
 from megalite.generation.prompts import Prompt, batch_prompts
@@ -191,7 +191,7 @@ def rollout(
     """
     batch = batch_prompts(prompts, sample_ids, tokens.pad_id)
     answers = answer(judges.decode, batch, config, seed, tokens)
-    rows = [answers.row(number) for number in range(len(prompts))]
+    rows = [answers.answer(number) for number in range(len(prompts))]
     responses = respond(prompts, rows, sample_ids, tokens.pad_id).to(judges.device)
     ended = answers.ended.to(judges.device)
     return responses, judge(judges, responses, ended, config.micro_batch_size)

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from megalite.data.conversations import Prompts
+from megalite.data.chat.datasets import Prompts
 from megalite.distributed.sums import sum_count, sum_metrics
 from megalite.engine.model import Item, Task
 from megalite.generation.prompts import Prompt

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from megalite.cli import main
-from megalite.data.tokenizer import load_tokenizer
+from megalite.data.tokenizers.load import load_tokenizer
 
 TEXTS = ["the red cat sees the blue dog", "one two three", "猫 und Hund: naïve café ☕"]
 

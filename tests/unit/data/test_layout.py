@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from megalite.data.conversations import ranking_batch
+from megalite.data.chat.datasets import ranking_batch
 from megalite.data.example import collate, pack
 from megalite.data.layout import as_prompt, paired_example, scored_example
 from megalite.distributed.mesh import Mesh
@@ -53,7 +53,7 @@ def test_a_rollouts_labels_are_those_of_fine_tuning(kind):
 
 def test_chatglm_puts_the_answer_at_its_mask():
     example = paired_example(np.array([20, 21, 22]), np.array([40, 41, 1]), STRUCTURES["glm"])
-    mask, start = BLANKS.masks[2], BLANKS.start
+    mask, start = BLANKS.document_end, BLANKS.start
     assert example.decoder.tokens.tolist() == [20, 21, 22, mask, start, 40, 41]
     assert example.labels.tolist() == [-100, -100, -100, -100, 40, 41, 1]
     assert example.decoder.positions[:, 0].tolist() == [0, 1, 2, 3, 3, 3, 3]
@@ -78,9 +78,10 @@ def test_a_reward_is_the_value_at_the_decoders_last_token(kind):
     initialise(model, 3)
     answers = [*ANSWERS, [60, 1]]
     ranking = [scored_example(np.array(PROMPTS[0]), np.array(a), structure) for a in answers]
-    batch, rows, ends, valid = ranking_batch([ranking, ranking[:2]], [0, 1])
-    assert batch.decoder.tokens[rows, ends][valid].tolist() == [1] * 5
-    scores = model(batch, Values())[rows, ends]
+    made = ranking_batch([ranking, ranking[:2]], [0, 1])
+    places = made.sequences, made.ends
+    assert made.batch.decoder.tokens[places][made.valid].tolist() == [1] * 5
+    scores = model(made.batch, Values())[places]
     for number, example in enumerate(ranking):
         alone = model(collate([example], [0]), Values())[0, len(example) - 1]
         assert torch.allclose(scores[0, number], alone, rtol=1e-5, atol=1e-6)

@@ -114,8 +114,8 @@ def _same(answers, theirs, skipped: int) -> None:
     for row, expected in enumerate(theirs[:, skipped:].tolist()):
         if END in expected:
             expected = expected[: expected.index(END) + 1]
-        assert answers.row(row) == expected[: len(answers.row(row))]
-        assert all(token == PAD for token in expected[len(answers.row(row)) :])
+        assert answers.answer(row) == expected[: len(answers.answer(row))]
+        assert all(token == PAD for token in expected[len(answers.answer(row)) :])
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "t5", "bart"])
@@ -156,7 +156,7 @@ def test_a_stop_string_ends_a_row_and_streams_what_came_before():
     config = SamplingConfig(max_new_tokens=LIMIT, temperature=0.0)
     batch = prompts(tokens, mask)
     plain = generate(decoder, batch, config, Ending(set(), PAD))
-    letters = "".join(chr(0x4E00 + token) for token in plain.row(0))
+    letters = "".join(chr(0x4E00 + token) for token in plain.answer(0))
     pieces = {row: "" for row in range(4)}
 
     def collect(row: int, piece: str) -> None:
@@ -172,7 +172,7 @@ def test_a_stop_string_ends_a_row_and_streams_what_came_before():
     assert pieces[0] == letters[:first]
     assert stopped.lengths[0] == first + 2
     assert stopped.ended[0]
-    assert stopped.row(0) == plain.row(0)[: first + 2]
+    assert stopped.answer(0) == plain.answer(0)[: first + 2]
 
 
 def test_sampled_answers_do_not_depend_on_what_else_is_in_the_batch():
@@ -182,4 +182,4 @@ def test_sampled_answers_do_not_depend_on_what_else_is_in_the_batch():
     whole = generate(decoder, prompts(tokens, mask, 10), config, ending)
     alone = WholeDecoder(model, tokens[2:3, 2:], mask[2:3, 2:])
     single = generate(alone, prompts(tokens[2:3, 2:], mask[2:3, 2:], 12), config, ending)
-    assert single.row(0) == whole.row(2)
+    assert single.answer(0) == whole.answer(2)

@@ -144,7 +144,7 @@ def test_greedy_decoding_with_a_cache_equals_transformers_on_ragged_prompts(name
     config = SamplingConfig(max_new_tokens=LIMIT, temperature=0.0)
     ours = generate(decoder, batch, config, Ending({END}, PAD))
     for row, expected in enumerate(theirs[:, given:].tolist()):
-        assert ours.row(row) == _expected(expected)
+        assert ours.answer(row) == _expected(expected)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "bart"])
@@ -156,7 +156,7 @@ def test_beam_search_reorders_the_cache_as_transformers_does(name):
     decoder = CachedDecoder(forward, batch, LIMIT)
     ours = BeamSearch(decoder, BeamConfig(num_beams=3), [END], LIMIT, PAD).run()
     for row, expected in enumerate(theirs[:, given:].tolist()):
-        assert ours.row(row) == _expected(expected)
+        assert ours.answer(row) == _expected(expected)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "bart"])

@@ -58,7 +58,7 @@ def test_another_folder_and_seed_reach_every_step():
         assert ppo[ppo.index(key) + 1] == value
 
 
-def _rows(loss: float, accuracy: float, reward: float, kl: float):
+def _metrics(loss: float, accuracy: float, reward: float, kl: float):
     deviation = {"heldout_reward_deviation": 0.5, "heldout_reward": -1.0, "heldout_kl": 0.0}
     return {
         "pretrain": [{"step": 0, "heldout_loss": 5.0}, {"step": 9, "heldout_loss": loss}],
@@ -69,22 +69,22 @@ def _rows(loss: float, accuracy: float, reward: float, kl: float):
 
 
 def test_kept_promises_are_silent_and_each_broken_one_is_named():
-    assert broken_promises(_rows(2.5, 0.8, -0.4, 9.0)) == []
-    broken = broken_promises(_rows(3.5, 0.7, -0.8, 16.0))
+    assert broken_promises(_metrics(2.5, 0.8, -0.4, 9.0)) == []
+    broken = broken_promises(_metrics(3.5, 0.7, -0.8, 16.0))
     assert [line.split(":")[0] for line in broken] == [
         "fall of the held-out loss in pretraining",
         "accuracy on held-out pairs",
-        "rise of the held-out reward in its first deviations",
-        "nats below a KL of 15 a response",
+        "rise of the held-out reward, in its first standard deviations",
+        "nats below a KL of 15 per response",
     ]
-    assert len(broken_promises(_rows(float("nan"), 0.8, -0.4, 9.0))) == 1
+    assert len(broken_promises(_metrics(float("nan"), 0.8, -0.4, 9.0))) == 1
 
 
 def test_metrics_without_evaluation_are_an_error():
-    rows = _rows(2.5, 0.8, -0.4, 9.0)
-    rows["rm"] = [{"step": 1, "loss": 1.0}]
+    metrics = _metrics(2.5, 0.8, -0.4, 9.0)
+    metrics["rm"] = [{"step": 1, "loss": 1.0}]
     with pytest.raises(MegaliteError, match="rm/metrics.jsonl holds no heldout_accuracy"):
-        broken_promises(rows)
+        broken_promises(metrics)
 
 
 def test_the_demo_starts_its_own_processes():

@@ -12,10 +12,10 @@ from megalite.data.objectives.denoising import Denoising, DenoisingConfig
 from megalite.data.objectives.mixture import Mixture
 from megalite.data.objectives.prefix_lm import PrefixLM
 from megalite.data.objectives.span_corruption import SpanCorruption
-from megalite.data.structure import Structure
+from megalite.data.structure import AnswerBlank, Structure
 
 END, FULL_STOP, START, MASK = 1, 2, 3, 4
-BLANKS = BlankTokens((MASK, 5, 6), 7, 8)
+BLANKS = BlankTokens(MASK, 5, 6, 7, 8)
 MODE = 9
 FIRST_WORD, VOCABULARY = 10, 131
 SENTINELS = VOCABULARY - 1 - np.arange(60)
@@ -26,7 +26,7 @@ STRUCTURES = {
     "encoder-decoder": Structure(True, False, START),
     "causal": Structure(),
     "prefix": Structure(is_prefix=True),
-    "glm": Structure(is_prefix=True, blank=(BLANKS.masks[2], BLANKS.start), axes=2),
+    "glm": Structure(is_prefix=True, blank=AnswerBlank(BLANKS.document_end, BLANKS.start), axes=2),
 }
 
 
@@ -121,5 +121,5 @@ def source_and_target(example, structure: Structure) -> tuple[list[int], list[in
     lead = example.decoder.tokens[: int(learned.argmax()) + 1].tolist()
     if structure.blank is None:
         return lead, target
-    assert tuple(lead[-2:]) == structure.blank
+    assert lead[-2:] == [structure.blank.mask_id, structure.blank.start_id]
     return lead[:-2], target

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from megalite.data.corpus.packed_documents import Room, longest_document
 from megalite.data.objectives.mixture import U_PALM, UL2
 from megalite.data.objectives.spans import (
     poisson_lengths,
@@ -16,7 +17,6 @@ from megalite.data.objectives.spans import (
     random_segments,
     scatter,
 )
-from megalite.data.rows import Room, longest_document
 from tests.unit.data.objectives.cases import (
     DOCUMENTS,
     END,

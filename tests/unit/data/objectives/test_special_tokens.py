@@ -10,7 +10,7 @@ from megalite.data.config import CorpusConfig
 from megalite.data.objectives.choice import choose_objective, sentence_ends
 from megalite.data.objectives.mixture import Mixture
 from megalite.data.objectives.span_corruption import SpanCorruption
-from megalite.data.tokenizer import load_tokenizer
+from megalite.data.tokenizers.load import load_tokenizer
 from megalite.errors import ConfigError, DataError
 from tests.unit.data.objectives.cases import STRUCTURES
 
@@ -78,9 +78,9 @@ def test_a_tokenizer_without_the_tokens_is_refused_in_one_line(name, bare, full)
     choose_objective(data, full, STRUCTURES[kind])
 
 
-def test_longer_samples_need_more_sentinels(full):
+def test_longer_documents_need_more_sentinels(full):
     data = CorpusConfig(objective="span_corruption", sequence_length=300, encoder_length=1000)
-    with pytest.raises(DataError, match=r"lacks \d+ .*: <extra_id_20> to .* shorter samples"):
+    with pytest.raises(DataError, match=r"lacks \d+ .*: <extra_id_20> to .* shorter sequences"):
         choose_objective(data, full, STRUCTURES["encoder-decoder"])
 
 

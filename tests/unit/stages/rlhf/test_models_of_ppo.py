@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from megalite.data.conversations import ranking_batch, scored_example
+from megalite.data.chat.datasets import ranking_batch
 from megalite.data.example import collate
+from megalite.data.layout import scored_example
 from megalite.data.structure import Structure
-from megalite.data.tokenizer import Tokenizer
 from megalite.distributed.mesh import Mesh, ParallelConfig
 from megalite.engine.build import build_model
 from megalite.generation.prompts import Prompt, batch_prompts
@@ -74,13 +74,13 @@ def test_answers_that_share_a_row_are_scored_as_if_each_stood_alone(prefix):
         [scored_example(prompt, draw(1 + k), structure) for k in range(count)]
         for prompt, count in ((draw(5), 4), (draw(2), 2))
     ]
-    batch, rows, ends, valid = ranking_batch(rankings, [0, 1])
-    (values,) = judge.evaluate([batch], Values())
+    made = ranking_batch(rankings, [0, 1])
+    (values,) = judge.evaluate([made.batch], Values())
     for number, ranking in enumerate(rankings):
-        assert valid[number].sum() == len(ranking)
+        assert made.valid[number].sum() == len(ranking)
         for k, example in enumerate(ranking):
             (alone,) = judge.evaluate([collate([example], [0])], Values())
-            score = values[rows[number, k], ends[number, k]]
+            score = values[made.sequences[number, k], made.ends[number, k]]
             assert float(score) == pytest.approx(float(alone[0, -1]), abs=1e-5)
 
 
@@ -97,19 +97,14 @@ def test_log_probs_are_those_of_the_logits_divided_by_the_temperature():
 
 
 class Words:
-    """The special tokens of a vocabulary, as transformers names them."""
+    """The special tokens of a tokenizer."""
 
-    def __init__(self, end: int | None, pad: int | None) -> None:
-        self.eos_token_id, self.pad_token_id, self.bos_token_id = end, pad, None
-
-    def __len__(self) -> int:
-        return 9
+    def __init__(self, end: int, pad: int) -> None:
+        self.end_id, self.pad_id, self.begin_id = end, pad, None
 
 
-@pytest.mark.parametrize(
-    ("end", "pad", "expected"), [(5, 5, 0), (0, 0, 1), (5, 3, 3), (5, None, 0), (0, None, 1)]
-)
+@pytest.mark.parametrize(("end", "pad", "expected"), [(5, 5, 0), (0, 0, 1), (5, 3, 3), (5, 0, 0)])
 def test_padding_is_never_the_end_token(end, pad, expected):
-    found = special_tokens(Tokenizer(Words(end, pad), "words"))
+    found = special_tokens(Words(end, pad))
     assert tuple(found.end_ids) == (end,)
     assert found.pad_id == expected

@@ -66,4 +66,4 @@ def test_what_the_cache_answers_is_what_reading_all_again_answers():
             )
             (logits,) = model.evaluate([longer], Logits())
             tokens.append(int(logits[0, -1].argmax()))
-        assert tokens[1:] == answers.row(number)
+        assert tokens[1:] == answers.answer(number)

@@ -1,29 +1,33 @@
 """Datasets of the stages after pretraining: conversations, rankings, prompts."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from megalite.data.chat import Chat, conversation_example
-from megalite.data.example import Example, collate, pack
-from megalite.data.formats import (
+from megalite.data.chat.segments import conversation_example
+from megalite.data.chat.templates import Chat
+from megalite.data.chat.turns import (
     Ranking,
     Turn,
-    located_rows,
     parse_conversation,
     parse_prompt,
     parse_ranking,
 )
+from megalite.data.example import Example, collate, pack
 from megalite.data.layout import as_prompt, paired_example, scored_example
 from megalite.data.packing import first_fit
+from megalite.data.records import located_records
 from megalite.data.structure import Structure
 from megalite.errors import DataError
 from megalite.generation.prompts import Prompt
+from megalite.models.batch import Batch
 
 
 class Conversations:
-    """SFT samples; with ``packed`` several conversations share a row, unseen by each other."""
+    """SFT samples; with ``packed`` several conversations share a sequence, unseen by each other."""
 
     def __init__(
         self, paths: Sequence[str], chat: Chat, structure: Structure, length: int, packed: bool
@@ -34,16 +38,16 @@ class Conversations:
             paths: of JSONL, JSON or Parquet files.
             chat: writes conversations as tokens.
             structure: encoder-decoder, causal or prefix.
-            length: most tokens of a row.
-            packed: whether rows are shared.
+            length: most tokens of a sequence.
+            packed: whether conversations share sequences.
 
         Raises:
-            DataError: a row is malformed, or longer than ``length``.
+            DataError: a record is malformed, or longer than ``length``.
         """
         self._chat, self._structure = chat, structure
         check = LengthCheck(length)
         self._examples: list[Example] = []
-        for where, turns in located_rows(paths, parse_conversation):
+        for where, turns in located_records(paths, parse_conversation):
             example = self._example(turns)
             check.add(where, len(example), example.encoder_length)
             self._examples.append(example)
@@ -51,12 +55,12 @@ class Conversations:
         decoder = [len(e) for e in self._examples]
         encoder = [e.encoder_length for e in self._examples]
         alone = [np.array([number]) for number in range(len(decoder))]
-        self._rows = first_fit(decoder, length, encoder, length) if packed else alone
+        self._sequences = first_fit(decoder, length, encoder, length) if packed else alone
 
     def _example(self, turns: Sequence[Turn]) -> Example:
         """All answers are learned where the decoder reads the whole conversation, else the last."""
         if not self._structure.is_encoder_decoder and self._structure.blank is None:
-            return conversation_example(self._chat.pieces(turns), self._structure.is_prefix)
+            return conversation_example(self._chat.segments(turns), self._structure.is_prefix)
         last = max(i for i, turn in enumerate(turns) if turn.role == "assistant")
         prompt = np.array(self._chat.prompt(turns[:last]))
         return paired_example(
@@ -64,14 +68,14 @@ class Conversations:
         )
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._sequences)
 
     def __getitem__(self, number: int) -> Example:
-        return pack([self._examples[i] for i in self._rows[number % len(self)]])
+        return pack([self._examples[i] for i in self._sequences[number % len(self)]])
 
 
 class LengthCheck:
-    """Refuses samples that don't fit a row, with the place of the first."""
+    """Refuses files with records that don't fit a sequence; names the first."""
 
     def __init__(self, most: int) -> None:
         """Allow ``most`` tokens."""
@@ -79,7 +83,7 @@ class LengthCheck:
         self._first, self._long, self._longest = "", 0, 0
 
     def add(self, where: str, *lengths: int) -> None:
-        """Take note of a sample's streams, in tokens."""
+        """Count a record by its place and the tokens of its streams."""
         longest = max(lengths)
         self._count += 1
         if longest <= self._most:
@@ -90,26 +94,26 @@ class LengthCheck:
         self._longest = max(self._longest, longest)
 
     def finish(self) -> None:
-        """Tell.
+        """Refuse, if any record was too long.
 
         Raises:
             DataError: it says where the first is, how many there are and how long.
         """
         if self._long:
             raise DataError(
-                f"{self._first}; {self._long} of {self._count} samples are longer: raise it to "
+                f"{self._first}; {self._long} of {self._count} records are longer: raise it to "
                 f"{self._longest} or drop them"
             )
 
 
 class RankedAnswers:
-    """Rankings as examples: item i is the answers of ranking i behind its prompt, best first."""
+    """Rankings as examples: item i is the answers of ranking i after its prompt, best first."""
 
     def __init__(self, paths: Sequence[str], chat: Chat, structure: Structure, length: int) -> None:
         """Read files; see :class:`Conversations`."""
         check = LengthCheck(length)
         self._items: list[list[Example]] = []
-        for where, ranking in located_rows(paths, parse_ranking):
+        for where, ranking in located_records(paths, parse_ranking):
             item = self._answers(ranking, chat, structure)
             check.add(where, *(max(len(e), e.encoder_length) for e in item))
             self._items.append(item)
@@ -129,14 +133,18 @@ class RankedAnswers:
 
 
 class Prompts:
-    """Prompts for rollouts and samples."""
+    """Prompts for rollouts and samples.
+
+    Attributes:
+        texts: the last turn of each, as a user wrote it.
+    """
 
     def __init__(self, paths: Sequence[str], chat: Chat, structure: Structure, length: int) -> None:
         """Read files; see :class:`Conversations`."""
         check = LengthCheck(length)
         self._prompts: list[Prompt] = []
         self.texts: list[str] = []
-        for where, turns in located_rows(paths, parse_prompt):
+        for where, turns in located_records(paths, parse_prompt):
             prompt = as_prompt(chat.prompt(turns), structure)
             check.add(where, len(prompt.tokens), len(prompt.encoder_tokens))
             self._prompts.append(prompt)
@@ -150,17 +158,31 @@ class Prompts:
         return self._prompts[number % len(self)]
 
 
-def ranking_batch(rankings: Sequence[list[Example]], sample_ids: Sequence[int]):
-    """Several rankings as one batch: the answers of each share a row, unseen by each other.
+@dataclass(frozen=True)
+class RankingBatch:
+    """P rankings of up to K answers as one batch.
 
-    Returns:
-        The Batch [P, S], and rows, ends and valid [P, K] as ``Rankings`` wants them.
+    Attributes:
+        batch: [P, S]; the answers of a ranking share a sequence, unseen by each other.
+        sequences: int64 [P, K], the sequence of each answer.
+        ends: int64 [P, K], the row of each answer's last token in its sequence.
+        valid: bool [P, K], False after the answers of a shorter ranking.
     """
+
+    batch: Batch
+    sequences: Tensor
+    ends: Tensor
+    valid: Tensor
+
+
+def ranking_batch(rankings: Sequence[list[Example]], sample_ids: Sequence[int]) -> RankingBatch:
+    """Put each ranking's answers into one sequence, and all of them into a batch."""
     most = max(len(ranking) for ranking in rankings)
     shape = (len(rankings), most)
-    rows = torch.arange(shape[0])[:, None].repeat(1, most)
+    sequences = torch.arange(shape[0])[:, None].repeat(1, most)
     ends, valid = torch.zeros(shape, dtype=torch.int64), torch.zeros(shape, dtype=torch.bool)
     for p, ranking in enumerate(rankings):
         last = np.cumsum([len(example) for example in ranking]) - 1
         ends[p, : len(ranking)], valid[p, : len(ranking)] = torch.from_numpy(last), True
-    return collate([pack(ranking) for ranking in rankings], sample_ids), rows, ends, valid
+    batch = collate([pack(ranking) for ranking in rankings], sample_ids)
+    return RankingBatch(batch, sequences, ends, valid)

@@ -9,8 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megalite.data import documents as source
-from megalite.data.documents import Span, documents, span_documents, spans
+from megalite.data.corpus import documents as source
+from megalite.data.corpus.documents import (
+    FileRange,
+    documents,
+    file_ranges,
+    range_documents,
+)
 from megalite.errors import DataError
 from tests.unit.data.conftest import write_jsonl
 
@@ -27,9 +32,9 @@ def test_parts_of_a_jsonl_file_together_are_the_file(tmp_path_factory, rows, siz
     path = tmp_path_factory.mktemp("rows") / "a.jsonl"
     lines = [json.dumps({"text": text}, ensure_ascii=False) for text in rows]
     path.write_text("\n".join(lines), encoding="utf-8", newline="")
-    parts = list(spans(path, size))
+    parts = list(file_ranges(path, size))
     assert parts[-1].last in (0, path.stat().st_size)
-    read = [piece.text for part in parts for piece in span_documents(part, "text")]
+    read = [piece.text for part in parts for piece in range_documents(part, "text")]
     assert read == [text for text in rows if text.strip()]
 
 
@@ -38,7 +43,9 @@ def test_parts_of_a_jsonl_file_together_are_the_file(tmp_path_factory, rows, siz
 def test_parts_of_a_parquet_file_together_are_the_file(tmp_path_factory, rows, group, size):
     path = tmp_path_factory.mktemp("rows") / "a.parquet"
     pyarrow.parquet.write_table(pyarrow.table({"text": rows}), path, row_group_size=group)
-    read = [piece.text for part in spans(path, size) for piece in span_documents(part, "text")]
+    read = [
+        piece.text for part in file_ranges(path, size) for piece in range_documents(part, "text")
+    ]
     assert read == [text for text in rows if text.strip()]
 
 
@@ -49,7 +56,7 @@ def test_pieces_of_a_text_file_together_are_the_file(tmp_path_factory, text, siz
     path.write_text(text, encoding="utf-8", newline="")
     before, source.PIECE = source.PIECE, size
     try:
-        pieces = list(span_documents(Span(path), "text"))
+        pieces = list(range_documents(FileRange(path), "text"))
     finally:
         source.PIECE = before
     assert "".join(piece.text for piece in pieces) in (text, "")
@@ -94,8 +101,8 @@ def test_a_bad_row_is_named_by_file_and_line_in_any_part(tmp_path, kind):
     path.write_bytes(GOOD.encode() * 3 + (bad if isinstance(bad, bytes) else bad.encode()))
     for size in (10**6, len(GOOD) - 1):
         errors: list[DataError] = []
-        for part in spans(path, size):
-            list(span_documents(part, "text", errors.append))
+        for part in file_ranges(path, size):
+            list(range_documents(part, "text", errors.append))
         found = [str(error) for error in errors]
         assert len(found) == 1, found
         assert found[0].startswith(f"{path}:4: ")
@@ -108,13 +115,13 @@ def test_bad_rows_of_parquet_are_named(tmp_path):
     path = tmp_path / "rows.parquet"
     pyarrow.parquet.write_table(pyarrow.table({"text": ["a", None, "b"]}), path)
     found: list[str] = []
-    pieces = span_documents(Span(path), "text", lambda error: found.append(str(error)))
+    pieces = range_documents(FileRange(path), "text", lambda error: found.append(str(error)))
     assert [piece.text for piece in pieces] == ["a", "b"]
-    assert found == [f"{path}:row 2: must have text in column 'text'; see --text_key"]
+    assert found == [f"{path}:record 2: must have text in column 'text'; see --text_key"]
     with pytest.raises(DataError, match="has no column 'body' but text"):
         texts([path], "body")
     pyarrow.parquet.write_table(pyarrow.table({"text": [1, 2]}), path)
-    with pytest.raises(DataError, match="row 1: must have text"):
+    with pytest.raises(DataError, match="record 1: must have text"):
         texts([path])
 
 
@@ -138,7 +145,9 @@ def test_a_text_file_that_is_not_utf8_is_named_with_the_byte(tmp_path):
     with pytest.raises(DataError, match=f"a.txt: must be text in UTF-8: .* at byte {place}"):
         texts([path])
     found: list[str] = []
-    assert not list(span_documents(Span(path), "text", lambda error: found.append(str(error))))
+    assert not list(
+        range_documents(FileRange(path), "text", lambda error: found.append(str(error)))
+    )
     assert len(found) == 1
 
 

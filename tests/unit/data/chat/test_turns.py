@@ -1,4 +1,4 @@
-"""Rows of conversations, rankings and prompts in the forms that are in use."""
+"""Records of conversations, rankings and prompts in the formats that are in use."""
 
 import json
 
@@ -8,14 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megalite.data.formats import (
+from megalite.data.chat.turns import (
     Ranking,
     Turn,
     parse_conversation,
     parse_prompt,
     parse_ranking,
-    read_rows,
 )
+from megalite.data.records import read_records
 from megalite.errors import DataError
 from tests.unit.data.conftest import write_jsonl
 
@@ -47,13 +47,13 @@ CONVERSATIONS = {
 
 @pytest.mark.parametrize("kind", CONVERSATIONS)
 def test_conversations(kind):
-    row, turns = CONVERSATIONS[kind]
-    assert parse_conversation(row) == turns
-    assert parse_prompt(row) == turns[:-1]
+    record, turns = CONVERSATIONS[kind]
+    assert parse_conversation(record) == turns
+    assert parse_prompt(record) == turns[:-1]
 
 
 @pytest.mark.parametrize(
-    "row",
+    "record",
     [
         {"prompt": "hi", "answers": ["good", "fair", "bad"]},
         {"prompt": [{"role": "user", "content": "hi"}], "answers": ["good", "fair", "bad"]},
@@ -61,33 +61,34 @@ def test_conversations(kind):
         {"messages": [{"role": "user", "content": "hi"}], "answers": ["good", "fair", "bad"]},
     ],
 )
-def test_rankings(row):
-    assert parse_ranking(row) == Ranking((Turn("user", "hi"),), ("good", "fair", "bad"))
-    pair = {k: v for k, v in row.items() if k != "answers"} | {"chosen": "good", "rejected": "bad"}
+def test_rankings(record):
+    assert parse_ranking(record) == Ranking((Turn("user", "hi"),), ("good", "fair", "bad"))
+    pair = {key: value for key, value in record.items() if key != "answers"}
+    pair |= {"chosen": "good", "rejected": "bad"}
     assert parse_ranking(pair) == Ranking((Turn("user", "hi"),), ("good", "bad"))
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "json", "parquet"])
-def test_every_kind_of_file_gives_the_same_rows(tmp_path, suffix):
-    rows = [row for row, _ in CONVERSATIONS.values() if "messages" in row] * 3
-    path = tmp_path / f"rows.{suffix}"
+def test_every_kind_of_file_gives_the_same_records(tmp_path, suffix):
+    records = [record for record, _ in CONVERSATIONS.values() if "messages" in record] * 3
+    path = tmp_path / f"records.{suffix}"
     if suffix == "jsonl":
-        write_jsonl(path, rows)
+        write_jsonl(path, records)
     elif suffix == "json":
-        path.write_text(json.dumps(rows))
+        path.write_text(json.dumps(records))
     else:
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
-    assert read_rows([path], parse_conversation) == [CONVERSATIONS["messages"][1]] * 3
-    broken = [*rows, {"messages": [{"role": "wizard", "content": "x"}]}]
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(records), path)
+    assert read_records([path], parse_conversation) == [CONVERSATIONS["messages"][1]] * 3
+    broken = [*records, {"messages": [{"role": "wizard", "content": "x"}]}]
     if suffix == "jsonl":
         write_jsonl(path, broken)
     elif suffix == "json":
         path.write_text(json.dumps(broken))
     else:
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(broken), path)
-    place = {"jsonl": ":4: ", "json": ":item 4: ", "parquet": ":row 4: "}[suffix]
-    with pytest.raises(DataError, match=f"rows.{suffix}{place}role 'wizard' must be one of"):
-        read_rows([path], parse_conversation)
+    place = {"jsonl": ":4: ", "json": ":record 4: ", "parquet": ":record 4: "}[suffix]
+    with pytest.raises(DataError, match=f"records.{suffix}{place}role 'wizard' must be one of"):
+        read_records([path], parse_conversation)
 
 
 JSON = st.recursive(
@@ -101,9 +102,9 @@ KEYS += ["answers", "chosen", "rejected", "role", "content", "from", "value"]
 
 @given(st.dictionaries(st.sampled_from(KEYS), JSON))
 @pytest.mark.parametrize("parse", [parse_conversation, parse_ranking, parse_prompt])
-def test_any_object_is_parsed_or_refused(parse, row):
+def test_any_object_is_parsed_or_refused(parse, record):
     try:
-        parsed = parse(row)
+        parsed = parse(record)
     except (KeyError, TypeError, ValueError):
         return
     turns = parsed.prompt if isinstance(parsed, Ranking) else parsed

@@ -1,27 +1,26 @@
-"""Documents of raw text: folders of files, text, JSONL and Parquet, streamed."""
+"""Documents of raw text, streamed from folders of text, JSONL and Parquet files."""
 
 import codecs
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from megalite.data.formats import check_unicode, open_parquet, parse_line
+from megalite.data.records import check_unicode, open_parquet, parse_line
 from megalite.errors import DataError
 
 JSONL = (".jsonl", ".ndjson")
 PIECE = 1 << 18  # characters of a text file that are read at once
-OnError = Callable[[DataError], None]
+OnError = Callable[[DataError], None]  # is given the error of a malformed record
 
 
 @dataclass(frozen=True)
-class Span:
-    """A whole file, or a part of one: bytes of JSONL that end at lines, row groups of Parquet.
+class FileRange:
+    """A file or a part of it: bytes of JSONL from line to line, or row groups of Parquet.
 
     Attributes:
         path: of the file.
-        first: where the part begins.
-        last: where it ends; 0 is the whole file.
+        first: the first byte or row group.
+        last: the one after the last; 0 is the file's end.
     """
 
     path: Path
@@ -30,11 +29,11 @@ class Span:
 
 
 @dataclass(frozen=True)
-class Piece:
-    """Text of a document.
+class DocumentPiece:
+    """A document's text, or a piece of it.
 
     Attributes:
-        text: all of it, or a part that ends at a line's end.
+        text: the text; a piece ends at a line's end if it has one.
         ends: whether the document ends here.
     """
 
@@ -43,7 +42,7 @@ class Piece:
 
 
 def stop(error: DataError) -> None:
-    """Stop at a malformed row."""
+    """Stop at a malformed record."""
     raise error
 
 
@@ -67,57 +66,61 @@ def files(sources: Sequence[str]) -> list[Path]:
     return found
 
 
-def documents(sources: Sequence[str], text_key: str, on_error: OnError = stop) -> Iterator[Piece]:
+def documents(
+    sources: Sequence[str], text_key: str, on_error: OnError = stop
+) -> Iterator[DocumentPiece]:
     """Yield the documents of files and folders, long ones in pieces; blank ones are left out.
 
-    A JSONL line or Parquet row is a document, and so is any other file as a whole.
+    A record of JSONL or Parquet is a document, and so is any other file as a whole.
 
     Raises:
-        DataError: a row is malformed and ``on_error`` raises what it is given.
+        DataError: a record is malformed and ``on_error`` raises what it is given.
     """
     for path in files(sources):
-        yield from span_documents(Span(path), text_key, on_error)
+        yield from range_documents(FileRange(path), text_key, on_error)
 
 
-def span_documents(span: Span, text_key: str, on_error: OnError = stop) -> Iterator[Piece]:
+def range_documents(
+    source: FileRange, text_key: str, on_error: OnError = stop
+) -> Iterator[DocumentPiece]:
     """The documents of a part of a file; see :func:`documents`."""
-    if span.path.suffix in JSONL:
-        return _jsonl(span, text_key, on_error)
-    if span.path.suffix == ".parquet":
-        return _parquet(span, text_key, on_error)
-    return _text_file(span.path, on_error)
+    if source.path.suffix in JSONL:
+        return _jsonl(source, text_key, on_error)
+    if source.path.suffix == ".parquet":
+        return _parquet(source, text_key, on_error)
+    return _text_file(source.path, on_error)
 
 
-def spans(path: Path, size: int) -> Iterator[Span]:
-    """Cut a JSONL file at line ends and a Parquet file at row groups into parts of ``size`` bytes.
+def file_ranges(path: Path, size: int) -> Iterator[FileRange]:
+    """Cut JSONL at line ends and Parquet at row groups into ranges of about ``size`` bytes.
 
     Any other file stays whole.
     """
     total = path.stat().st_size
     if total <= size:
-        yield Span(path)
+        yield FileRange(path)
     elif path.suffix in JSONL:
         first = 0
         with open(path, "rb") as file:
             while first < total:
                 file.seek(min(first + size, total))
                 file.readline()
-                yield Span(path, first, file.tell())
+                yield FileRange(path, first, file.tell())
                 first = file.tell()
     elif path.suffix == ".parquet":
         groups = open_parquet(path).num_row_groups
         step = max(groups * size // total, 1)
         for first in range(0, groups, step):
-            yield Span(path, first, min(first + step, groups))
+            yield FileRange(path, first, min(first + step, groups))
     else:
-        yield Span(path)
+        yield FileRange(path)
 
 
-def _jsonl(span: Span, key: str, on_error: OnError) -> Iterator[Piece]:
-    with open(span.path, "rb") as file:
-        file.seek(span.first)
-        before, number, at = -1, 0, span.first
-        while not span.last or at < span.last:
+def _jsonl(source: FileRange, key: str, on_error: OnError) -> Iterator[DocumentPiece]:
+    with open(source.path, "rb") as file:
+        file.seek(source.first)
+        before, number, at = -1, 0, source.first
+        while not source.last or at < source.last:
             line = file.readline()
             if not line:
                 return
@@ -126,15 +129,15 @@ def _jsonl(span: Span, key: str, on_error: OnError) -> Iterator[Piece]:
                 value = parse_line("", line).get(key) if line.strip() else ""
                 text = _text(value, f"text under {key!r}")
             except DataError as error:
-                if before < 0:  # lines of the file before this part: counted only if one is named
-                    before = _lines_before(span)
-                on_error(DataError(f"{span.path}:{before + number}{error}"))
+                if before < 0:  # the lines before this range are counted when one must be named
+                    before = _lines_before(source)
+                on_error(DataError(f"{source.path}:{before + number}{error}"))
                 continue
             if text.strip():
-                yield Piece(text)
+                yield DocumentPiece(text)
 
 
-def _text(value: Any, what: str) -> str:
+def _text(value: object, what: str) -> str:
     if not isinstance(value, str):
         raise DataError(f": must have {what}; see --text_key")
     try:
@@ -144,22 +147,22 @@ def _text(value: Any, what: str) -> str:
     return value
 
 
-def _lines_before(span: Span) -> int:
-    count, left = 0, span.first
-    with open(span.path, "rb") as file:
+def _lines_before(source: FileRange) -> int:
+    count, left = 0, source.first
+    with open(source.path, "rb") as file:
         while left and (block := file.read(min(left, PIECE))):
             count, left = count + block.count(b"\n"), left - len(block)
     return count
 
 
-def _parquet(span: Span, key: str, on_error: OnError) -> Iterator[Piece]:
-    file = open_parquet(span.path)
+def _parquet(source: FileRange, key: str, on_error: OnError) -> Iterator[DocumentPiece]:
+    file = open_parquet(source.path)
     if key not in file.schema_arrow.names:
         names = ", ".join(file.schema_arrow.names)
-        raise DataError(f"{span.path}: has no column {key!r} but {names}; see --text_key")
-    last = span.last or file.num_row_groups
-    groups = range(span.first, last)
-    number = sum(file.metadata.row_group(i).num_rows for i in range(span.first))
+        raise DataError(f"{source.path}: has no column {key!r} but {names}; see --text_key")
+    last = source.last or file.num_row_groups
+    groups = range(source.first, last)
+    number = sum(file.metadata.row_group(i).num_rows for i in range(source.first))
     try:
         for batch in file.iter_batches(batch_size=256, row_groups=groups, columns=[key]):
             for value in batch.column(0).to_pylist():
@@ -167,17 +170,17 @@ def _parquet(span: Span, key: str, on_error: OnError) -> Iterator[Piece]:
                 try:
                     text = _text(value, f"text in column {key!r}")
                 except DataError as error:
-                    on_error(DataError(f"{span.path}:row {number}{error}"))
+                    on_error(DataError(f"{source.path}:record {number}{error}"))
                     continue
                 if text.strip():
-                    yield Piece(text)
+                    yield DocumentPiece(text)
     except (OSError, ValueError) as error:  # pyarrow's errors about a damaged file
         reason = str(error).splitlines()[0]
-        raise DataError(f"{span.path}: damaged behind row {number}: {reason}") from None
+        raise DataError(f"{source.path}: damaged after record {number}: {reason}") from None
 
 
-def _text_file(path: Path, on_error: OnError) -> Iterator[Piece]:
-    """A file as one document, in pieces that end at line ends; it is checked before any of it."""
+def _text_file(path: Path, on_error: OnError) -> Iterator[DocumentPiece]:
+    """A file as one document, in pieces; all of it is checked before the first is given."""
     try:
         _check_utf8(path)
     except DataError as error:
@@ -189,9 +192,9 @@ def _text_file(path: Path, on_error: OnError) -> Iterator[Piece]:
             return
         while following := file.read(PIECE):
             cut = text.rfind("\n") + 1 or len(text)
-            yield Piece(text[:cut], ends=False)
+            yield DocumentPiece(text[:cut], ends=False)
             text = text[cut:] + following
-        yield Piece(text)
+        yield DocumentPiece(text)
 
 
 def _check_utf8(path: Path) -> None:

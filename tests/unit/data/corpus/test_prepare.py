@@ -14,10 +14,10 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from megalite.data.store import TokenStore
+from megalite.data.corpus.store import TokenStore
 from tests.unit.data.conftest import TEXTS, command, write_jsonl
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 
 
 def words(source, output, tokenizer, *more) -> list[str]:
@@ -174,7 +174,7 @@ def test_skipped_rows_are_counted_and_all_listed_from_every_part(
     assert not (tmp_path / "store.idx").exists()
     assert command(*given, "--on-error", "skip") == 0
     said = capsys.readouterr().out
-    assert "skipped 15 rows" in said
+    assert "skipped 15 records" in said
     assert said.count("must have text") == 10
     listed = (tmp_path / "store.skipped.txt").read_text().splitlines()
     assert listed == [

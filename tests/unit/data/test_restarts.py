@@ -5,8 +5,8 @@ from itertools import islice
 
 import pytest
 
+from megalite.data.corpus.blend import Blend
 from megalite.data.loader import Loader, Share
-from megalite.data.windows import Blend
 
 SEED = 7
 

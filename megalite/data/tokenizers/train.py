@@ -1,12 +1,14 @@
 """Train a byte-level BPE tokenizer on text."""
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
 from pydantic import Field, model_validator
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from megalite.config.section import Section
-from megalite.data.documents import documents
+from megalite.data.corpus.documents import documents
 from megalite.distributed.launch import Launch
 from megalite.errors import ConfigError, DataError
 
@@ -14,17 +16,19 @@ from megalite.errors import ConfigError, DataError
 class TokenizerTrainConfig(Section):
     """What a tokenizer is trained on and how large it is."""
 
-    source: tuple[str, ...] = Field(description="folders, text, JSONL or Parquet files")
-    text_key: str = Field("text", description="key of a row's text")
-    output: str = Field("tokenizer", description="folder that is written, in Hugging Face's form")
-    vocab_size: int = Field(8192, ge=260, description="tokens, special ones included")
-    max_bytes: int = Field(100_000_000, gt=0, description="most bytes of text that are read")
-    end_token: str = Field("<|endoftext|>", description="ends a document; also stands in padding")
+    source: tuple[str, ...] = Field(description="folders, text files, JSONL or Parquet files")
+    text_key: str = Field("text", description="key of a record's text")
+    output: str = Field("tokenizer", description="new Hugging Face folder of the tokenizer")
+    vocab_size: int = Field(8192, ge=260, description="number of tokens, special ones included")
+    max_bytes: int = Field(100_000_000, gt=0, description="most bytes of text to read")
+    end_token: str = Field("<|endoftext|>", description="token of a document's end and of padding")
     special_tokens: tuple[str, ...] = Field(
-        (), description="more of them, such as [MASK], [gMASK], <sop>, <eop>, <mask>"
+        (), description="other special tokens, such as [MASK], [gMASK], <sop>, <eop>, <mask>"
     )
     sentinels: int = Field(
-        0, ge=0, description="<extra_id_0> and so on, downward from the top of the vocabulary"
+        0,
+        ge=0,
+        description="number of sentinels, <extra_id_0> and so on, down from the highest id",
     )
 
     @model_validator(mode="after")
@@ -41,7 +45,7 @@ def run(config: TokenizerTrainConfig, launch: Launch) -> int:
     """Train and write a tokenizer; only rank 0 does."""
     if launch.rank != 0:
         return 0
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -56,10 +60,8 @@ def run(config: TokenizerTrainConfig, launch: Launch) -> int:
     first = next(texts, None)
     if first is None:
         raise DataError(f"{', '.join(config.source)}: holds no text to train a tokenizer on")
-    tokenizer.train_from_iterator(_chain(first, texts), trainer)
+    tokenizer.train_from_iterator(itertools.chain([first], texts), trainer)
     tokenizer.add_special_tokens([f"<extra_id_{n}>" for n in reversed(range(config.sentinels))])
-    from transformers import PreTrainedTokenizerFast
-
     token = config.end_token
     wrapped = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, eos_token=token, bos_token=token, pad_token=token
@@ -67,11 +69,6 @@ def run(config: TokenizerTrainConfig, launch: Launch) -> int:
     Path(config.output).mkdir(parents=True, exist_ok=True)
     wrapped.save_pretrained(config.output)
     return 0
-
-
-def _chain(first: str, rest: Iterator[str]) -> Iterator[str]:
-    yield first
-    yield from rest
 
 
 def _texts(config: TokenizerTrainConfig) -> Iterator[str]:

@@ -1,16 +1,13 @@
-"""Chat templates: from turns to tokens, and which of them are learned."""
+"""Chat templates: how turns are written as tokens, and which of them are learned."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
-from megalite.data.example import Example, decoder_example
-from megalite.data.formats import Turn
-from megalite.data.own_template import NAME, OwnTemplate
-from megalite.data.tokenizer import Tokenizer
+from megalite.data.chat.own_template import NAME, OwnTemplate
+from megalite.data.chat.segments import Segment
+from megalite.data.chat.turns import Turn
+from megalite.data.tokenizers.tokenizer import Tokenizer
 from megalite.errors import ConfigError
-from megalite.models.batch import IGNORE
 
 
 @dataclass(frozen=True)
@@ -18,12 +15,12 @@ class Template:
     """How turns are written.
 
     Attributes:
-        system: stands first where the conversation has no system turn of its own.
-        user: around a user's text, ``{}``; ``{round}`` counts from 1.
-        assistant: what an answer follows.
-        separator: behind the system text.
-        context: between a user's text and what it is about.
-        context_system: stands for ``system`` where the first turn is about something.
+        user: a user's text as ``{}`` with what surrounds it; ``{round}`` counts from 1.
+        assistant: written before an answer.
+        system: the system text of a conversation that has none of its own.
+        separator: written after the system text.
+        context: written between a user's text and its context.
+        context_system: replaces ``system`` where the first turn has a context.
 
     Source: PROMPT_DICT of tatsu-lab/stanford_alpaca; vicuna_v1.1 of lm-sys/FastChat; build_prompt
     of THUDM's chatglm2-6b.
@@ -60,14 +57,6 @@ TEMPLATES = {
 }
 
 
-@dataclass(frozen=True)
-class Piece:
-    """Tokens of a conversation, and whether they are learned."""
-
-    tokens: list[int]
-    is_target: bool
-
-
 class Chat:
     """Writes conversations as tokens by one template.
 
@@ -90,53 +79,38 @@ class Chat:
     def _end(self) -> list[int]:
         return [] if self.tokenizer.end_id is None else [self.tokenizer.end_id]
 
-    def pieces(self, turns: Sequence[Turn]) -> list[Piece]:
-        """A conversation as pieces; an assistant's text and its end token are targets."""
+    def segments(self, turns: Sequence[Turn]) -> list[Segment]:
+        """A conversation as segments; an assistant's text and its end token are targets."""
         template, encode = self._template, self.tokenizer.encode
         if isinstance(template, OwnTemplate):
-            return [Piece(tokens, is_target) for tokens, is_target in template.pieces(turns)]
+            return list(template.segments(turns))
         begin = [] if self.tokenizer.begin_id is None else [self.tokenizer.begin_id]
         has_system = bool(turns) and turns[0].role == "system"
         system = turns[0].text if has_system else template.system
         if template.context_system and turns and turns[0].context:
             system = template.context_system
         head = encode(system + template.separator) if system else []
-        pieces = [Piece(begin + head, False)]
+        segments = [Segment(begin + head, False)]
         round_number = 0
         for turn in turns[1:] if has_system else turns:
             if turn.role == "assistant":
-                pieces.append(
-                    Piece(encode(template.assistant) if template.assistant else [], False)
-                )
-                pieces.append(Piece(encode(turn.text) + self._end(), True))
+                lead = encode(template.assistant) if template.assistant else []
+                segments.append(Segment(lead, False))
+                segments.append(Segment(encode(turn.text) + self._end(), True))
             else:
                 round_number += 1
                 said = turn.text + (template.context + turn.context if turn.context else "")
                 text = template.user.format(said, round=round_number)
-                pieces.append(Piece(encode(text), False))
-        return pieces
+                segments.append(Segment(encode(text), False))
+        return segments
 
     def prompt(self, turns: Sequence[Turn]) -> list[int]:
         """The tokens an answer follows."""
-        answered = self.pieces((*turns, Turn("assistant", "")))
-        return [token for piece in answered[:-1] for token in piece.tokens]
+        answered = self.segments((*turns, Turn("assistant", "")))
+        return [token for segment in answered[:-1] for token in segment.tokens]
 
     def answer(self, text: str) -> list[int]:
         """An answer's tokens with its end."""
         if isinstance(self._template, OwnTemplate):
             return self._template.answer(text)
         return self.tokenizer.encode(text) + self._end()
-
-
-def conversation_example(pieces: Sequence[Piece], prefix: bool = False) -> Example:
-    """A decoder's example that learns the target pieces.
-
-    Args:
-        pieces: of a conversation.
-        prefix: whether the rows before the first target see each other both ways.
-    """
-    tokens = np.array([t for piece in pieces for t in piece.tokens], dtype=np.int64)
-    targets = np.array([piece.is_target for piece in pieces for _ in piece.tokens], dtype=bool)
-    labels = np.where(targets[1:], tokens[1:], IGNORE)
-    first = int(targets.argmax()) if prefix else 0
-    return decoder_example(tokens[:-1], labels, first)

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from megalite.data.store import StoreWriter, TokenStore
-from megalite.data.windows import Blend, Windows
+from megalite.data.corpus.blend import Blend
+from megalite.data.corpus.store import StoreWriter, TokenStore
+from megalite.data.corpus.windows import Windows
 from megalite.errors import DataError
 from megalite.models.batch import IGNORE
 

@@ -1,9 +1,9 @@
-"""A row with an input is written as its template's authors write it."""
+"""A record with an input is written as its template's authors write it."""
 
 import pytest
 
-from megalite.data.chat import Chat
-from megalite.data.formats import parse_conversation
+from megalite.data.chat.templates import Chat
+from megalite.data.chat.turns import parse_conversation
 
 
 class Letters:
@@ -19,9 +19,9 @@ class Letters:
 def written(template: str, turns) -> str:
     """A conversation as text; | around what is learned, $ for the end token."""
     out = ""
-    for piece in Chat(template, Letters()).pieces(turns):
-        text = "".join(chr(token) if token else "$" for token in piece.tokens)
-        out += f"|{text}|" if piece.is_target else text
+    for segment in Chat(template, Letters()).segments(turns):
+        text = "".join(chr(token) if token else "$" for token in segment.tokens)
+        out += f"|{text}|" if segment.is_target else text
     return out
 
 

@@ -1,15 +1,15 @@
 r"""Token stores: documents of token ids in Megatron-LM's indexed format, memory-mapped.
 
-``name.bin`` holds the tokens; ``name.idx`` says where each sequence lies:
+``name.bin`` holds the tokens; ``name.idx`` says where each item lies, a document or a part of one:
 
     9 bytes   MMIDIDX\\0\\0
     uint64    version, 1
     uint8     dtype code
-    uint64    number of sequences
+    uint64    number of items
     uint64    number of document entries (documents + 1)
-    int32[]   tokens of each sequence
-    int64[]   byte offset of each sequence
-    int64[]   first sequence of each document, and the number of sequences
+    int32[]   tokens of each item
+    int64[]   byte offset of each item
+    int64[]   first item of each document, and the number of items
 
 Source: ``megatron/core/datasets/indexed_dataset.py`` of NVIDIA/Megatron-LM.
 """
@@ -18,16 +18,19 @@ import os
 import struct
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+from numpy.typing import DTypeLike
 
+from megalite.data.arrays import Int32, Int64, StoredTokens
 from megalite.errors import DataError, naming
 
 MAGIC = b"MMIDIDX\x00\x00"
 HEADER = struct.Struct("<QBQQ")
-DTYPES = {
+DTYPES: dict[int, type[np.number]] = {
     1: np.uint8,
     2: np.int8,
     3: np.int16,
@@ -42,19 +45,18 @@ MOST_TOKENS = 2**31 - 1  # of a document
 BLOCK = 1 << 16  # documents of the index that are in memory at once
 
 
-def smallest_dtype(vocab_size: int) -> np.dtype:
-    """The dtype a store of this vocabulary uses: uint16 while it fits, else int32."""
+def smallest_dtype(vocab_size: int) -> np.dtype[np.integer]:
+    """The dtype of a store of this vocabulary: uint16 where Megatron-LM uses it, else int32."""
     return np.dtype(np.uint16 if vocab_size < 65500 else np.int32)
 
 
 class StoreWriter:
     """Writes a store, a document at a time; memory does not grow with it.
 
-    Both files get their names in :meth:`close`; without it there is no store, and one that was
-    there before stays.
+    Both files get their names in :meth:`close`; until then an earlier store of this name stays.
     """
 
-    def __init__(self, prefix: Path | str, dtype: np.dtype) -> None:
+    def __init__(self, prefix: Path | str, dtype: DTypeLike) -> None:
         """Open ``prefix.bin.partial`` for writing."""
         self._prefix, self._dtype = str(prefix), np.dtype(dtype)
         Path(prefix).parent.mkdir(parents=True, exist_ok=True)
@@ -65,8 +67,8 @@ class StoreWriter:
     def _open(self, kind: str) -> BinaryIO:
         return open(f"{self._prefix}.{kind}.partial", "wb")
 
-    def add(self, tokens: Sequence[int] | np.ndarray, ends: bool = True) -> None:
-        """Append tokens to the document that is open, and end it if ``ends``.
+    def add(self, tokens: Sequence[int] | StoredTokens, ends: bool = True) -> None:
+        """Append tokens to the current document, and end it if ``ends``.
 
         Raises:
             DataError: the document has more tokens than the format can count.
@@ -128,7 +130,7 @@ class StoreWriter:
                 file.write(np.arange(first, last, dtype=np.int64).tobytes())
             _finish(file)
 
-    def _blocks(self) -> Iterator[np.ndarray]:
+    def _blocks(self) -> Iterator[Int32]:
         with open(self._lengths.name, "rb") as file:
             while block := file.read(4 * BLOCK):
                 yield np.frombuffer(block, dtype=np.int32)
@@ -136,14 +138,14 @@ class StoreWriter:
     def discard(self) -> None:
         """Remove what was written."""
         for file in (self._file, self._lengths):
-            with suppress(OSError):  # a full disk is met again
+            with suppress(OSError):  # on a full disk this fails too
                 file.close()
             Path(file.name).unlink(missing_ok=True)
         Path(f"{self._prefix}.idx.partial").unlink(missing_ok=True)
 
 
 def _finish(file: BinaryIO) -> None:
-    """Bring a file to the disk and close it."""
+    """Write a file to the disk and close it."""
     with naming(file.name):
         file.flush()
         os.fsync(file.fileno())
@@ -169,8 +171,8 @@ class TokenStore:
         for path in (index, data):
             if not path.is_file():
                 raise DataError(f"{path}: no such file; `megalite data prepare` makes stores")
-        sequences, self._dtype = _read_index(index)
-        lengths, offsets, documents = sequences
+        found = _read_index(index)
+        lengths, offsets, self._dtype = found.lengths, found.offsets, found.dtype
         needed = int(offsets[-1]) + int(lengths[-1]) * self._dtype.itemsize if len(lengths) else 0
         if data.stat().st_size < needed:
             raise DataError(
@@ -179,29 +181,30 @@ class TokenStore:
             )
         if not needed:
             raise DataError(f"{data}: holds no tokens; prepare it from text that isn't empty")
-        self._offsets = offsets[documents[:-1]]
+        firsts = found.documents
+        self._offsets = offsets[firsts[:-1]]
         ends = np.concatenate(([0], np.cumsum(lengths, dtype=np.int64)))
-        self.lengths = ends[documents[1:]] - ends[documents[:-1]]
+        self.lengths: Int64 = ends[firsts[1:]] - ends[firsts[:-1]]
         self._tokens = np.memmap(data, dtype=self._dtype, mode="r")
 
     def __len__(self) -> int:
         return len(self.lengths)
 
-    def __getitem__(self, number: int) -> np.ndarray:
+    def __getitem__(self, number: int) -> StoredTokens:
         return self.read(number, 0, int(self.lengths[number]))
 
-    def read(self, number: int, first: int, last: int) -> np.ndarray:
+    def read(self, number: int, first: int, last: int) -> StoredTokens:
         """Tokens [first, last) of a document."""
         at = int(self._offsets[number]) // self._dtype.itemsize
         return self._tokens[at + first : at + last]
 
-    def stream(self, first: int, last: int) -> np.ndarray:
-        """Tokens [first, last) of all documents in a row, where they lie in order."""
+    def stream(self, first: int, last: int) -> StoredTokens:
+        """Tokens [first, last) of all documents one after another, where they lie in order."""
         return self._tokens[first:last]
 
     @property
     def is_in_order(self) -> bool:
-        """Whether the documents lie one behind the other from the start of the file."""
+        """Whether the documents lie one after another from the start of the file."""
         starts = np.cumsum(self.lengths) - self.lengths
         return np.array_equal(self._offsets, starts * self._dtype.itemsize)
 
@@ -211,21 +214,38 @@ class TokenStore:
         return int(self.lengths.sum())
 
 
-def _read_index(path: Path) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray], np.dtype]:
+@dataclass(frozen=True)
+class _Index:
+    """What a ``.idx`` says of its items.
+
+    Attributes:
+        lengths: int32 [items], tokens of each.
+        offsets: int64 [items], bytes before each.
+        documents: int64 [documents + 1], first item of each, and the number of items.
+        dtype: of a token.
+    """
+
+    lengths: Int32
+    offsets: Int64
+    documents: Int64
+    dtype: np.dtype[np.number]
+
+
+def _read_index(path: Path) -> _Index:
     head = len(MAGIC) + HEADER.size
     with open(path, "rb") as file:
         start = file.read(head)
     if len(start) < head or not start.startswith(MAGIC):
         raise DataError(f"{path}: not an index of a token store (it starts with {start[:9]!r})")
-    version, code, sequences, entries = HEADER.unpack(start[len(MAGIC) :])
+    version, code, items, entries = HEADER.unpack(start[len(MAGIC) :])
     if version != 1 or code not in DTYPES:
         raise DataError(f"{path}: version must be 1 and dtype 1..8, came {version} and {code}")
-    needed = head + 12 * sequences + 8 * entries
+    needed = head + 12 * items + 8 * entries
     if path.stat().st_size < needed:
         size = path.stat().st_size
         raise DataError(f"{path}: must have {needed} bytes, has {size}; prepare it again")
     buffer = np.memmap(path, dtype=np.uint8, mode="r")
-    lengths = np.frombuffer(buffer, np.int32, sequences, head)
-    offsets = np.frombuffer(buffer, np.int64, sequences, head + 4 * sequences)
-    documents = np.frombuffer(buffer, np.int64, entries, head + 12 * sequences)
-    return (lengths, offsets, documents), np.dtype(DTYPES[code])
+    lengths = np.frombuffer(buffer, np.int32, items, head)
+    offsets = np.frombuffer(buffer, np.int64, items, head + 4 * items)
+    documents = np.frombuffer(buffer, np.int64, entries, head + 12 * items)
+    return _Index(lengths, offsets, documents, np.dtype(DTYPES[code]))

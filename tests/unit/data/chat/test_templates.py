@@ -1,13 +1,18 @@
 """Chat templates: what is written, and which of it is learned."""
 
+from typing import get_args
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megalite.data.chat import TEMPLATES, Chat, conversation_example
-from megalite.data.formats import Turn
-from megalite.data.tokenizer import load_tokenizer
+from megalite.data.chat.own_template import NAME
+from megalite.data.chat.segments import conversation_example
+from megalite.data.chat.templates import TEMPLATES, Chat
+from megalite.data.chat.turns import Turn
+from megalite.data.config import TemplateName
+from megalite.data.tokenizers.load import load_tokenizer
 from megalite.errors import ConfigError, DataError
 from megalite.models.batch import IGNORE
 
@@ -26,6 +31,10 @@ WRITTEN = {
 }
 
 
+def test_the_config_knows_every_template():
+    assert set(get_args(TemplateName)) == {*TEMPLATES, NAME}
+
+
 def text_of(tokenizer, tokens) -> str:
     """Decoded with the end token shown."""
     parts, run = [], []
@@ -40,15 +49,15 @@ def text_of(tokenizer, tokens) -> str:
 
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_a_conversation_is_written_as_its_template_says(tokenizer, template):
-    pieces = Chat(template, tokenizer).pieces(TURNS)
-    tokens = [token for piece in pieces for token in piece.tokens]
+    segments = Chat(template, tokenizer).segments(TURNS)
+    tokens = [token for segment in segments for token in segment.tokens]
     assert tokens[0] == tokenizer.begin_id
     assert text_of(tokenizer, tokens[1:]) == WRITTEN[template]
 
 
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_only_answers_and_their_ends_are_learned(tokenizer, template):
-    example = conversation_example(Chat(template, tokenizer).pieces(TURNS))
+    example = conversation_example(Chat(template, tokenizer).segments(TURNS))
     learned = example.labels[example.labels != IGNORE]
     assert text_of(tokenizer, learned) == "three{end}blue dog{end}"
     at = np.flatnonzero(example.labels != IGNORE)
@@ -68,16 +77,16 @@ def test_what_is_asked_is_what_was_learned_to_follow(tokenizer):
     """The prompt of generation is the beginning of the conversation in training."""
     for template in TEMPLATES:
         chat = Chat(template, tokenizer)
-        whole = [token for piece in chat.pieces(TURNS) for token in piece.tokens]
+        whole = [token for segment in chat.segments(TURNS) for token in segment.tokens]
         prompt = chat.prompt(TURNS[:-1])
         assert whole[: len(prompt)] == prompt
         assert whole[len(prompt) :] == chat.answer("blue dog")
 
 
 def test_a_prefix_ends_where_the_first_answer_begins(tokenizer):
-    pieces = Chat("plain", tokenizer).pieces(TURNS[:2])
-    prompt = sum(len(piece.tokens) for piece in pieces[:-1])
-    example = conversation_example(pieces, prefix=True)
+    segments = Chat("plain", tokenizer).segments(TURNS[:2])
+    prompt = sum(len(segment.tokens) for segment in segments[:-1])
+    example = conversation_example(segments, prefix=True)
     rows = np.arange(len(example.decoder.tokens)) + 1
     assert example.decoder.mask.end.tolist() == np.maximum(rows, prompt).tolist()
 
@@ -102,10 +111,10 @@ def test_a_tokenizers_own_template_is_written_as_transformers_writes_it(tokenize
     chat = Chat("tokenizer", tokenizer)
     turns = (Turn("system", "be red"), *TURNS)
     messages = [{"role": turn.role, "content": turn.text} for turn in turns]
-    pieces = chat.pieces(turns)
-    tokens = [token for piece in pieces for token in piece.tokens]
+    segments = chat.segments(turns)
+    tokens = [token for segment in segments for token in segment.tokens]
     assert theirs.decode(tokens) == theirs.apply_chat_template(messages, tokenize=False)
-    learned = [text_of(tokenizer, piece.tokens) for piece in pieces if piece.is_target]
+    learned = [text_of(tokenizer, segment.tokens) for segment in segments if segment.is_target]
     assert learned == ["three{end}\n", "blue dog{end}\n"]
     prompt = chat.prompt(turns[:-1])
     asked = theirs.apply_chat_template(messages[:-1], tokenize=False, add_generation_prompt=True)
@@ -132,4 +141,4 @@ def test_a_template_that_cannot_be_learned_is_refused(
 ):
     tokenizer, _ = with_template(tokenizer_folder, tmp_path, template)
     with pytest.raises(error, match=says):
-        Chat("tokenizer", tokenizer).pieces((Turn("system", "be red"), *TURNS))
+        Chat("tokenizer", tokenizer).segments((Turn("system", "be red"), *TURNS))

@@ -1,11 +1,12 @@
-"""A tokenizer's own chat template (Jinja): what it writes, and which of that is learned."""
+"""A tokenizer's own chat template (Jinja): what it writes, and which of it is learned."""
 
 from collections.abc import Iterator, Sequence
 
 import jinja2
 
-from megalite.data.formats import Turn
-from megalite.data.tokenizer import Tokenizer
+from megalite.data.chat.segments import Segment
+from megalite.data.chat.turns import Turn
+from megalite.data.tokenizers.tokenizer import Tokenizer
 from megalite.errors import ConfigError, DataError
 
 NAME = "tokenizer"
@@ -13,9 +14,9 @@ QUESTION = Turn("user", "?")
 
 
 class OwnTemplate:
-    """Writes conversations as the tokenizer's template has them.
+    """Writes conversations by the tokenizer's own template.
 
-    What a turn adds is the difference of two renderings: with it and without it.
+    What a turn adds is the difference between two renderings, with it and without it.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -33,11 +34,11 @@ class OwnTemplate:
         if tokenizer.end_id not in self.answer("!"):
             raise ConfigError(
                 f"--data.template {NAME}: an answer must end with the end token (eos_token) of "
-                f"{tokenizer.path}, and its template writes another: set eos_token to that one"
+                f"{tokenizer.path}, but its template writes another: set eos_token to that one"
             )
 
-    def pieces(self, turns: Sequence[Turn]) -> Iterator[tuple[list[int], bool]]:
-        """Tokens of each turn, and whether they are learned: an answer's, its end included.
+    def segments(self, turns: Sequence[Turn]) -> Iterator[Segment]:
+        """A conversation as segments; an answer, its end included, is a target.
 
         Raises:
             DataError: the template refuses the turns, or rewrites earlier ones.
@@ -46,16 +47,16 @@ class OwnTemplate:
         for count, turn in enumerate(turns, 1):
             if turn.role == "assistant":
                 question = self._render(turns[: count - 1], is_question=True)
-                yield self._added(written, question), False
+                yield Segment(self._added(written, question), False)
                 written = question
             if turn.role == "assistant" or count == len(turns):
                 whole = self._render(turns[:count], is_question=False)
-                yield self._added(written, whole), turn.role == "assistant"
+                yield Segment(self._added(written, whole), turn.role == "assistant")
                 written = whole
 
     def answer(self, text: str) -> list[int]:
         """An answer's tokens with its end."""
-        return list(self.pieces((QUESTION, Turn("assistant", text))))[-1][0]
+        return list(self.segments((QUESTION, Turn("assistant", text))))[-1].tokens
 
     def _render(self, turns: Sequence[Turn], is_question: bool) -> str:
         messages = [{"role": turn.role, "content": turn.whole} for turn in turns]

@@ -1,12 +1,11 @@
-"""Fixed windows of a token store: the samples of causal pretraining."""
-
-from collections.abc import Sequence
+"""Windows of a token store: the samples of next-token pretraining."""
 
 import numpy as np
 
 from megalite.data import index
+from megalite.data.arrays import Int64
+from megalite.data.corpus.store import TokenStore
 from megalite.data.example import Example, Intervals, Tokens
-from megalite.data.store import TokenStore
 from megalite.errors import DataError
 from megalite.models.batch import IGNORE
 
@@ -51,37 +50,9 @@ class Windows:
         mask = Intervals(start, rows + 1)
         return Example(Tokens(tokens[:-1], rows - start, mask), labels)
 
-    def _read(self, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens [first, last), int64, and where in them documents start."""
+    def _read(self, first: int, last: int) -> tuple[Int64, Int64]:
+        """Tokens [first, last), and the places in them where documents start."""
         ranges = self._index.token_ranges(first, last)
         parts = [self._store.read(*part) for part in ranges.tolist()]
         at = np.cumsum(ranges[:, 2] - ranges[:, 1]) - (ranges[:, 2] - ranges[:, 1])
         return np.concatenate(parts).astype(np.int64), at[ranges[:, 1] == 0]
-
-
-class Blend:
-    """Several datasets as one, evenly interleaved in proportion to their weights."""
-
-    def __init__(self, datasets: Sequence, weights: Sequence[float]) -> None:
-        """Blend; an epoch has as many samples as the datasets together.
-
-        A dataset goes on in the next epoch where it stopped in the last, so that one of small
-        weight is read to its end, and one of large weight several times.
-
-        Args:
-            datasets: one or more.
-            weights: a positive share for each; they need not add up to 1.
-        """
-        self._datasets = list(datasets)
-        total = sum(len(dataset) for dataset in datasets)
-        whole = sum(weights)
-        self._counts = [max(1, round(w / whole * total)) for w in weights]
-        self._index = index.Blend(self._counts)
-
-    def __len__(self) -> int:
-        return len(self._index)
-
-    def __getitem__(self, number: int) -> Example:
-        epoch, place = divmod(number, len(self))
-        which, inside = self._index.at(place)
-        return self._datasets[which][epoch * self._counts[which] + inside]

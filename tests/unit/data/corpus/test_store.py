@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megalite.data.store import HEADER, MAGIC, StoreWriter, TokenStore, smallest_dtype
+from megalite.data.corpus.store import HEADER, MAGIC, StoreWriter, TokenStore, smallest_dtype
 from megalite.errors import DataError
 
 DOCUMENTS = st.lists(st.lists(st.integers(0, 60000), max_size=9), min_size=1, max_size=8).filter(
@@ -106,7 +106,7 @@ def test_a_document_may_come_in_pieces(tmp_path):
 def test_an_index_of_many_blocks_is_that_of_one(tmp_path, monkeypatch):
     documents = [[number] * (number % 4) for number in range(50)]
     write(tmp_path / "whole", documents)
-    monkeypatch.setattr("megalite.data.store.BLOCK", 7)
+    monkeypatch.setattr("megalite.data.corpus.store.BLOCK", 7)
     write(tmp_path / "cut", documents)
     assert (tmp_path / "cut.idx").read_bytes() == (tmp_path / "whole.idx").read_bytes()
 

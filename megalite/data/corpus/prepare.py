@@ -1,8 +1,8 @@
 """``megalite data prepare``: raw text to a token store, in parallel and resumable.
 
-The input is cut into parts of about equal size; each part is tokenized by a process of a pool into
-a store of its own, and finished parts are kept, so a second run goes on where the first was
-stopped. At the end the parts are joined in order.
+The input is cut into parts of about equal size. A pool of processes tokenizes each part into a
+store of its own; finished parts are kept, so a second run goes on where the first was stopped. At
+the end the parts are joined in order.
 """
 
 import functools
@@ -24,32 +24,45 @@ from typing import Literal
 from pydantic import Field
 
 from megalite.config.section import Section
-from megalite.data.documents import Span, files, span_documents, spans, stop
-from megalite.data.store import StoreWriter, TokenStore, smallest_dtype
-from megalite.data.tokenizer import Tokenizer, load_tokenizer
+from megalite.data.corpus.documents import (
+    DocumentPiece,
+    FileRange,
+    OnError,
+    file_ranges,
+    files,
+    range_documents,
+    stop,
+)
+from megalite.data.corpus.store import StoreWriter, TokenStore, smallest_dtype
+from megalite.data.tokenizers.load import load_tokenizer
+from megalite.data.tokenizers.tokenizer import Tokenizer
 from megalite.distributed.launch import Launch
 from megalite.errors import DataError, MegaliteError, naming
 
 BATCH_DOCUMENTS = 64
 BATCH_CHARACTERS = 1 << 18
 LEAST_PARTS, LEAST_PART_BYTES = 64, 1 << 20  # a small corpus is cut finer, for all processes
-NAMED = 10  # skipped rows that are told on the terminal
+NAMED = 10  # skipped records that are printed
 
 
 class PrepareConfig(Section):
     """What is tokenized and where it goes."""
 
-    source: tuple[str, ...] = Field(description="folders, text, JSONL or Parquet files")
-    output: str = Field(description="store that is written, without .bin and .idx")
-    tokenizer: str = Field("tokenizer", description="see `megalite tokenizer train`")
-    text_key: str = Field("text", description="key of a row's text")
-    append_end: bool = Field(True, description="put the end token behind each document")
-    processes: int = Field(0, ge=0, description="that tokenize; 0: one a core")
+    source: tuple[str, ...] = Field(description="folders, text files, JSONL or Parquet files")
+    output: str = Field(description="new token store, without .bin and .idx")
+    tokenizer: str = Field(
+        "tokenizer", description="Hugging Face folder, tokenizer.json or SentencePiece .model"
+    )
+    text_key: str = Field("text", description="key of a record's text")
+    append_end: bool = Field(True, description="end token after each document")
+    processes: int = Field(0, ge=0, description="number of processes; 0: one per core")
     part_bytes: int = Field(
-        32_000_000, gt=0, description="most bytes of input between which work is saved"
+        32_000_000, gt=0, description="most bytes of a part of the input, which is saved when done"
     )
     on_error: Literal["stop", "skip"] = Field(
-        "stop", description="at a malformed row: stop, or count it, list it and go on"
+        "stop",
+        description="response to a malformed record; stop: end with an error; skip: leave it out, "
+        "count and list it",
     )
 
 
@@ -58,12 +71,12 @@ class _Part:
     """What one process tokenizes into one store.
 
     Attributes:
-        spans: of files.
+        ranges: the files and parts of files that it reads.
         prefix: of the store that is written.
-        num_bytes: of input, about.
+        num_bytes: about, of input.
     """
 
-    spans: tuple[Span, ...]
+    ranges: tuple[FileRange, ...]
     prefix: str
     num_bytes: int
 
@@ -85,23 +98,23 @@ def run(config: PrepareConfig, launch: Launch) -> int:
     _join(config, parts, tokenizer)
     skipped = _join_skipped(config, parts)
     shutil.rmtree(folder)
-    _tell(config, *skipped)
+    _report(config, skipped)
     return 0
 
 
 def _parts(paths: list[Path], most: int, folder: Path) -> Iterator[_Part]:
-    """Spans of about equal bytes together; small files share a part."""
+    """Parts of about equal size; small files share one."""
     total = sum(path.stat().st_size for path in paths)
     size = min(most, max(total // LEAST_PARTS, LEAST_PART_BYTES))
-    group: list[Span] = []
+    group: list[FileRange] = []
     number, filled = 0, 0
     for path in paths:
-        for span in spans(path, size):
+        for part_range in file_ranges(path, size):
             own = min(path.stat().st_size, size)
             if group and filled + own > size:
                 yield _Part(tuple(group), f"{folder}/{number}", filled)
                 group, number, filled = [], number + 1, 0
-            group.append(span)
+            group.append(part_range)
             filled += own
     yield _Part(tuple(group), f"{folder}/{number}", filled)
 
@@ -153,8 +166,8 @@ def _in_parallel(
                 yield futures[future]
         except BrokenProcessPool:
             raise MegaliteError(
-                "data prepare: a process that tokenized was killed, perhaps for want of memory; "
-                "finished parts are kept: start again, with fewer --processes or a smaller "
+                "data prepare: a tokenizing process was killed, perhaps because memory ran out; "
+                "finished parts are kept: start again with fewer --processes or a smaller "
                 "--part_bytes"
             ) from None
         finally:
@@ -162,7 +175,7 @@ def _in_parallel(
 
 
 def _end_with_parent() -> None:
-    """Let this process end quietly with an interrupt, and with the one that started it."""
+    """End this process quietly at an interrupt, and when the process that started it ends."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     parent = multiprocessing.parent_process()
     assert parent is not None
@@ -181,7 +194,7 @@ def _tokenizer(path: str) -> Tokenizer:
 
 
 def _tokenize(config: PrepareConfig, part: _Part) -> None:
-    """Tokenize one part; the rows that were skipped are listed beside its store."""
+    """Tokenize one part; skipped records are listed beside its store."""
     tokenizer = _tokenizer(config.tokenizer)
     listed = Path(f"{part.prefix}.skipped")
     writer = StoreWriter(part.prefix, smallest_dtype(tokenizer.vocab_size))
@@ -198,21 +211,19 @@ def _tokenize(config: PrepareConfig, part: _Part) -> None:
         raise
 
 
-def _write(
-    config: PrepareConfig, part: _Part, on_error: Callable[[DataError], None], writer: StoreWriter
-) -> None:
+def _write(config: PrepareConfig, part: _Part, on_error: OnError, writer: StoreWriter) -> None:
     tokenizer = _tokenizer(config.tokenizer)
     end = [tokenizer.end_id] if config.append_end and tokenizer.end_id is not None else []
-    for span in part.spans:
-        for pieces in _batches(span_documents(span, config.text_key, on_error)):
+    for part_range in part.ranges:
+        for pieces in _batches(range_documents(part_range, config.text_key, on_error)):
             encoded = tokenizer.encode_batch([piece.text for piece in pieces])
             for piece, tokens in zip(pieces, encoded, strict=True):
                 writer.add(tokens + end if piece.ends else tokens, piece.ends)
 
 
-def _batches(pieces: Iterable) -> Iterator[list]:
-    """Groups of pieces that are small enough to hold."""
-    batch: list = []
+def _batches(pieces: Iterable[DocumentPiece]) -> Iterator[list[DocumentPiece]]:
+    """Pieces in lists that are small enough to tokenize at once."""
+    batch: list[DocumentPiece] = []
     size = 0
     for piece in pieces:
         batch.append(piece)
@@ -241,8 +252,23 @@ def _join(config: PrepareConfig, parts: list[_Part], tokenizer: Tokenizer) -> No
         raise
 
 
-def _join_skipped(config: PrepareConfig, parts: list[_Part]) -> tuple[int, list[str], Path]:
-    """List all skipped rows in one file; give how many there are, the first few and the file."""
+@dataclass(frozen=True)
+class _Skipped:
+    """The records that were left out.
+
+    Attributes:
+        count: how many.
+        first: messages about the first few.
+        listed: the file with all messages.
+    """
+
+    count: int
+    first: list[str]
+    listed: Path
+
+
+def _join_skipped(config: PrepareConfig, parts: list[_Part]) -> _Skipped:
+    """List all skipped records in one file."""
     output, count = Path(f"{config.output}.skipped.txt"), 0
     first: list[str] = []
     with open(output, "w", encoding="utf-8") as file, naming(output):
@@ -255,12 +281,12 @@ def _join_skipped(config: PrepareConfig, parts: list[_Part]) -> tuple[int, list[
                         first.append(line.rstrip("\n"))
     if not count:
         output.unlink()
-    return count, first, output
+    return _Skipped(count, first, output)
 
 
-def _tell(config: PrepareConfig, count: int, first: list[str], listed: Path) -> None:
+def _report(config: PrepareConfig, skipped: _Skipped) -> None:
     store = TokenStore(config.output)
     lines = [f"{config.output}: {len(store):,} documents, {store.num_tokens:,} tokens"]
-    if count:
-        lines[0] += f"; skipped {count:,} rows, all listed in {listed}:"
-    sys.stdout.write("\n".join([*lines, *(f"  {message}" for message in first)]) + "\n")
+    if skipped.count:
+        lines[0] += f"; skipped {skipped.count:,} records, all listed in {skipped.listed}:"
+    sys.stdout.write("\n".join([*lines, *(f"  {message}" for message in skipped.first)]) + "\n")

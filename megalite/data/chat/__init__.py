@@ -1,0 +1,1 @@
+"""Conversations, rankings and prompts: what files hold, how they are written, what is learned."""

@@ -1,0 +1,1 @@
+"""Text for pretraining: raw documents, token stores, and the samples that are read from them."""

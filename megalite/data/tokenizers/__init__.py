@@ -1,0 +1,1 @@
+"""Text to token ids and back, by the library that a tokenizer was made with."""

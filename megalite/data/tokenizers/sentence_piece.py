@@ -1,0 +1,78 @@
+"""A SentencePiece model, read by its own library: transformers reads every one as BPE."""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from megalite.data.tokenizers.tokenizer import Tokenizer, no_template, shown
+
+
+class SentencePieceTokenizer(Tokenizer):
+    """The tokenizer of a ``.model`` file.
+
+    Control symbols and the unknown token are its special tokens. User-defined symbols are text:
+    they are found in texts and shown.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Open a ``.model``."""
+        from sentencepiece import SentencePieceProcessor
+
+        self.path = str(path)
+        self._processor = SentencePieceProcessor(model_file=self.path)
+        self.vocab_size = self._processor.vocab_size()
+        self.end_id = _known(self._processor.eos_id())
+        self.begin_id = _known(self._processor.bos_id())
+        self.pad_id = max(self._processor.pad_id(), 0)
+        self.chat_template = None
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text, without special tokens around it."""
+        return self._processor.encode(text)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of several texts."""
+        return self._processor.encode(list(texts))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of token ids, special tokens left out."""
+        numbers = list(ids)
+        if all(0 <= number < self.vocab_size for number in numbers):
+            return self._processor.decode(numbers)
+        return self._processor.decode([self._piece(number) for number in numbers])
+
+    def _piece(self, number: int) -> str:
+        is_known = 0 <= number < self.vocab_size
+        return self._processor.id_to_piece(number) if is_known else shown(number)
+
+    def find(self, token: str) -> int | None:
+        """The id of a token by its exact text, or None."""
+        number = self._processor.piece_to_id(token)
+        return number if self._processor.id_to_piece(number) == token else None
+
+    def token_texts(self) -> list[str]:
+        """The text of every token, by id; empty for special tokens."""
+        processor = self._processor
+        return [
+            ""
+            if processor.is_control(number) or processor.is_unknown(number)
+            else processor.decode([number])
+            for number in range(self.vocab_size)
+        ]
+
+    def render(self, messages: Sequence[dict[str, str]], is_question: bool) -> str:
+        """Never renders: a SentencePiece model has no chat template.
+
+        Raises:
+            DataError: always.
+        """
+        raise no_template(self.path)
+
+    def save(self, folder: Path | str) -> None:
+        """Copy the model into a folder, from which it can be loaded."""
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(self.path, Path(folder) / "tokenizer.model")
+
+
+def _known(number: int) -> int | None:
+    return number if number >= 0 else None

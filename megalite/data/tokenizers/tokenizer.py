@@ -1,0 +1,106 @@
+"""What the rest of the package needs of a tokenizer, whichever library reads it."""
+
+from collections.abc import Callable, Collection, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Protocol
+
+from megalite.errors import DataError
+
+
+class Tokenizer(Protocol):
+    """Text to token ids and back.
+
+    Ids need not be contiguous, and a model may have more of them than its tokenizer: an id without
+    a token is shown as its number, ``<70000>``.
+
+    Attributes:
+        path: what it was read from.
+        vocab_size: the largest id + 1.
+        end_id: ends a document or an answer; None where the tokenizer has no such token.
+        begin_id: begins a document; None where it has none.
+        pad_id: stands in padding (0 where it has none: padding is never attended to).
+        chat_template: the tokenizer's own chat template (Jinja), or None.
+    """
+
+    path: str
+    vocab_size: int
+    end_id: int | None
+    begin_id: int | None
+    pad_id: int
+    chat_template: str | None
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text, without special tokens around it."""
+        ...
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of several texts."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of token ids, special tokens left out."""
+        ...
+
+    def find(self, token: str) -> int | None:
+        """The id of a token by its exact text, or None."""
+        ...
+
+    def token_id(self, token: str) -> int:
+        """The id of a token by its exact text.
+
+        Raises:
+            DataError: the tokenizer has no such token.
+        """
+        number = self.find(token)
+        if number is None:
+            raise DataError(f"{self.path}: has no token {token!r}")
+        return number
+
+    def token_texts(self) -> list[str]:
+        """The text of every token, by id; empty for special tokens and ids without a token."""
+        ...
+
+    def render(self, messages: Sequence[dict[str, str]], is_question: bool) -> str:
+        """Messages by the tokenizer's own chat template, up to where an answer begins if asked.
+
+        Raises:
+            DataError: the tokenizer has no chat template.
+        """
+        ...
+
+    def save(self, folder: Path | str) -> None:
+        """Write the tokenizer into a folder that ``load_tokenizer`` reads."""
+        ...
+
+
+def shown(number: int) -> str:
+    """How an id without a token is shown."""
+    return f"<{number}>"
+
+
+def decode_known(
+    ids: Sequence[int], known: Collection[int], decode: Callable[[list[int]], str]
+) -> str:
+    """Decode runs of known ids; show each other id by its number."""
+    parts = []
+    for is_known, run in groupby(ids, known.__contains__):
+        own = list(run)
+        parts.append(decode(own) if is_known else "".join(map(shown, own)))
+    return "".join(parts)
+
+
+def size_of(ids: Collection[int]) -> int:
+    """The largest id + 1.
+
+    Raises:
+        ValueError: there is no id.
+    """
+    if not ids:
+        raise ValueError("has no tokens")
+    return max(ids) + 1
+
+
+def no_template(path: str) -> DataError:
+    """The error of a tokenizer that is asked to render without a chat template."""
+    return DataError(f"{path}: has no chat template")

@@ -1,0 +1,37 @@
+"""``megalite tokenizer train``: a folder that transformers reads."""
+
+import json
+
+from megalite.cli import main
+from megalite.data.tokenizers.load import load_tokenizer
+from tests.unit.data.conftest import TEXTS, command
+
+
+def test_training_gives_a_folder_that_transformers_reads(tokenizer_folder, tokenizer):
+    from transformers import AutoTokenizer
+
+    theirs = AutoTokenizer.from_pretrained(tokenizer_folder)
+    assert len(theirs) == tokenizer.vocab_size == 300
+    assert theirs.eos_token_id == tokenizer.end_id == tokenizer.pad_id
+    for text in (*TEXTS, " leading", "a\n\nb\t", "\x00\U0001f980"):
+        assert tokenizer.encode(text) == theirs.encode(text, add_special_tokens=False)
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert tokenizer.encode_batch(TEXTS) == [tokenizer.encode(text) for text in TEXTS]
+
+
+def test_training_stops_reading_at_its_limit(tmp_path, capsys):
+    rows = [{"text": "ab " * 50}] * 20 + [{"text": "zzzz " * 200}]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    given = ["tokenizer", "train", "--source", f'["{path}"]', "--vocab_size", 280]
+    assert command(*given, "--output", tmp_path / "few", "--max_bytes", 1000) == 0
+    assert command(*given, "--output", tmp_path / "all") == 0
+    few, whole = load_tokenizer(tmp_path / "few"), load_tokenizer(tmp_path / "all")
+    assert len(few.encode("zzzz")) > len(whole.encode("zzzz"))
+
+
+def test_a_tokenizer_of_no_text_is_refused(tmp_path, capsys):
+    (tmp_path / "a.txt").write_text(" ")
+    given = ["tokenizer", "train", "--source", f'["{tmp_path}/a.txt"]', "--output", "x"]
+    assert main(given) == 2
+    assert "holds no text" in capsys.readouterr().err
