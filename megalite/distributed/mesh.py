@@ -22,43 +22,47 @@ _AXES = ("pp", "replicate", "shard", "tp")
 class ParallelConfig(Section):
     """How a run is spread over processes: ``pp * replicate * shard * tp`` of them."""
 
-    tp: int = Field(1, ge=1, description="processes a layer's matrices are split over")
-    pp: int = Field(1, ge=1, description="pipeline stages, in processes")
+    tp: int = Field(1, ge=1, description="tensor-parallel processes, which share each layer")
+    pp: int = Field(1, ge=1, description="pipeline-parallel processes")
     shard: int = Field(
-        1, ge=1, description="processes that parameters and optimizer are split over"
+        1,
+        ge=1,
+        description="processes that shard parameters and optimizer state (FSDP2)",
     )
     replicate: int = Field(
-        0, ge=0, description="copies of all of that; 0: as many as processes are left"
+        0, ge=0, description="data-parallel replicas of all of that; 0: whatever is left"
     )
     sequence_parallel: bool = Field(
-        False, description="between matrices, split the sequence over the tp processes"
+        False, description="sequence split over the tp processes between matrix products"
     )
     reshard_after_forward: bool = Field(
         False,
-        description="drop gathered parameters after each pass, for memory; false keeps them for "
-        "the whole step",
+        description="true: gathered parameters dropped after each pass, to save memory; false: "
+        "kept for the whole step",
     )
     schedule: Literal["1f1b", "interleaved", "gpipe"] = Field(
-        "1f1b", description="order of micro-batches in the pipeline"
+        "1f1b",
+        description="pipeline schedule: 1f1b, interleaved (chunks_per_rank stages per process), or "
+        "gpipe (all forward passes first)",
     )
     chunks_per_rank: int = Field(
-        1, ge=1, description="pipeline stages a process, for the interleaved schedule"
+        1, ge=1, description="pipeline stages per process, for the interleaved schedule"
     )
     encoder_stages: int = Field(
-        0, ge=0, description="pipeline stages of an encoder-decoder's encoder; 0: cut by cost"
+        0, ge=0, description="pipeline stages of an encoder-decoder's encoder; 0: balanced by cost"
     )
     recompute: Literal["none", "selective", "full"] = Field(
         "none",
-        description="activations made again in backward: all, or all but matrix products "
-        "and attention",
+        description="activations recomputed in the backward pass: none, selective (all but matrix "
+        "products and attention), or full",
     )
     recompute_blocks: int = Field(
-        0, ge=0, description="how many blocks of a stack recompute, from the first; 0: all"
+        0, ge=0, description="blocks per stack that recompute, from the first; 0: all"
     )
     timeout_s: float = Field(
         600.0,
         gt=0,
-        description="seconds after which a collective has hung; who hangs is named after 3/4 of it",
+        description="seconds after which a collective has hung; the culprit is named after 3/4",
     )
 
     def misfit(self, world_size: int) -> str | None:

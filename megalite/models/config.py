@@ -14,57 +14,67 @@ class ModelConfig(Section):
     """A Transformer's shape. Defaults are a small LLaMA-like causal decoder."""
 
     preset: str = Field(
-        "", description="a published size, `megalite models` lists them; other keys replace its"
+        "",
+        description="published size (`megalite models` lists them); other keys override its values",
     )
     vocab_size: int = Field(32000, ge=2, description="tokens in the vocabulary, V")
     hidden_size: int = Field(512, ge=1, description="width of the residual stream, D")
     num_layers: int = Field(6, ge=1, description="decoder blocks, L")
-    num_encoder_layers: int = Field(0, ge=0, description="encoder blocks; 0: a decoder alone")
+    num_encoder_layers: int = Field(0, ge=0, description="encoder blocks; 0: decoder only")
     num_heads: int = Field(8, ge=1, description="query heads, N")
-    num_kv_heads: int = Field(0, ge=0, description="key and value heads, G; 0: as many as query")
+    num_kv_heads: int = Field(0, ge=0, description="key and value heads, G; 0: num_heads")
     head_size: int = Field(0, ge=0, description="width of a head, H; 0: hidden_size / num_heads")
-    ffn_size: int = Field(1376, ge=1, description="width inside the feed-forward layer, F")
+    ffn_size: int = Field(1376, ge=1, description="inner width of the feed-forward layer, F")
     embedding_size: int = Field(
         0, ge=0, description="width of the embedding, projected to D; 0: hidden_size"
     )
 
-    norm: Literal["rms_norm", "layer_norm"] = Field("rms_norm", description="normalisation")
-    norm_eps: float = Field(1e-5, gt=0, description="added to the variance or mean square")
-    norm_bias: bool = Field(True, description="whether layer_norm has a bias")
+    norm: Literal["rms_norm", "layer_norm"] = Field(
+        "rms_norm", description="kind of norm: rms_norm or layer_norm"
+    )
+    norm_eps: float = Field(1e-5, gt=0, description="constant added to the variance or mean square")
+    norm_bias: bool = Field(True, description="bias of layer_norm")
     norm_position: Literal["pre", "post"] = Field(
-        "pre", description="before a sub-layer, or after the residual sum"
+        "pre", description="place of the norms: pre (before a sub-layer) or post (after the sum)"
     )
     residual_scale: float = Field(
-        1.0, gt=0, description="the residual is multiplied by it (DeepNorm's alpha)"
+        1.0, gt=0, description="factor of the residual (DeepNorm's alpha)"
     )
-    embedding_norm: bool = Field(False, description="normalise what the embedding gives")
-    final_norm: bool = Field(True, description="normalise what the last block gives")
+    embedding_norm: bool = Field(False, description="norm after the embedding")
+    final_norm: bool = Field(True, description="norm after the last block")
     parallel_block: Literal["no", "one_norm", "two_norms"] = Field(
         "no",
-        description="attention and feed-forward read the same input, with one norm or each its",
+        description="attention and feed-forward side by side: no, one_norm (shared), or two_norms",
     )
 
     activation: Literal["relu", "gelu", "gelu_tanh", "silu"] = Field(
-        "silu", description="activation of the feed-forward layer; gelu_tanh: its tanh form"
+        "silu",
+        description="activation of the feed-forward layer: relu, gelu, gelu_tanh (its tanh form) "
+        "or silu",
     )
-    gated: bool = Field(True, description="feed-forward is activation(gate) * up")
-    qkv_bias: bool = Field(False, description="bias of query, key and value")
-    attention_bias: bool = Field(False, description="bias of the attention's output")
-    ffn_bias: bool = Field(False, description="bias of the feed-forward layer")
-    attention_scale: float = Field(0.0, ge=0, description="of scores; 0: 1 / sqrt(head_size)")
+    gated: bool = Field(True, description="gated feed-forward layer, activation(gate) * up")
+    qkv_bias: bool = Field(False, description="biases of query, key and value")
+    attention_bias: bool = Field(False, description="bias of the attention output")
+    ffn_bias: bool = Field(False, description="biases of the feed-forward layer")
+    attention_scale: float = Field(
+        0.0, ge=0, description="factor of attention scores; 0: 1 / sqrt(head_size)"
+    )
 
     position: Literal["rope", "learned", "alibi", "relative", "none"] = Field(
-        "rope", description="how rows know their place; relative: T5's buckets"
+        "rope",
+        description="positions: rope, learned (a table), alibi, relative (T5's buckets) or none",
     )
-    max_positions: int = Field(2048, ge=1, description="rows of a learned table; longest sequence")
+    max_positions: int = Field(
+        2048, ge=1, description="longest sequence; entries of a learned table"
+    )
     position_offset: int = Field(
-        0, ge=0, description="unused rows at the start of a learned table (OPT, BART: 2)"
+        0, ge=0, description="unused entries at the start of a learned table (OPT, BART: 2)"
     )
-    rope_base: float = Field(10000.0, gt=0, description="base of the angles")
+    rope_base: float = Field(10000.0, gt=0, description="base of RoPE's angles")
     rope_scaling: Literal["linear", "dynamic", "llama3", "yarn"] = Field(
         "linear",
-        description="how rope_scale stretches the angles: linear divides positions by it; dynamic "
-        "(NTK), llama3 and yarn change the frequencies",
+        description="stretching of RoPE by rope_scale: linear divides positions; dynamic "
+        "(NTK), llama3 and yarn change frequencies",
     )
     rope_scale: float = Field(1.0, gt=0, description="factor of rope_scaling; 1 with linear: none")
     rope_original_positions: int = Field(
@@ -88,25 +98,31 @@ class ModelConfig(Section):
     rope_attention_factor: float = Field(
         0.0, ge=0, description="factor of queries and keys (yarn); 0: 0.1 ln(rope_scale) + 1"
     )
-    rotary_size: int = Field(0, ge=0, description="dimensions of a head that turn; 0: all")
-    rope_interleaved: bool = Field(False, description="pairs are (2i, 2i+1), not (i, i + R/2)")
-    rope_axes: Literal[1, 2] = Field(1, description="position axes (ChatGLM-6B: 2)")
-    alibi_scale: float = Field(1.0, gt=0, description="slopes of alibi are multiplied by it")
+    rotary_size: int = Field(0, ge=0, description="dimensions of a head that are rotated; 0: all")
+    rope_interleaved: bool = Field(
+        False, description="rotated pairs (2i, 2i+1) instead of (i, i + R/2)"
+    )
+    rope_axes: Literal[1, 2] = Field(1, description="position axes of RoPE: 1, or 2 (ChatGLM-6B)")
+    alibi_scale: float = Field(1.0, gt=0, description="factor of ALiBi's slopes")
     relative_buckets: int = Field(32, ge=2, description="buckets of T5's relative bias")
-    relative_max_distance: int = Field(128, ge=2, description="distance of the last bucket")
+    relative_max_distance: int = Field(128, ge=2, description="distance of T5's last bucket")
 
-    head: Literal["lm", "value"] = Field("lm", description="next-token logits, or one scalar a row")
-    tie_embeddings: bool = Field(True, description="the head's matrix is the embedding's")
+    head: Literal["lm", "value"] = Field(
+        "lm", description="kind of head: lm (next-token logits) or value (a scalar per row)"
+    )
+    tie_embeddings: bool = Field(True, description="head and embedding share a matrix")
     head_bias: bool = Field(False, description="bias of the head")
-    normalised_head: bool = Field(False, description="rows of the head's matrix have length 1")
-    logit_scale: float = Field(1.0, gt=0, description="logits are multiplied by it")
-    embedding_scale: float = Field(1.0, gt=0, description="embeddings are multiplied by it")
+    normalised_head: bool = Field(False, description="rows of the head's matrix scaled to length 1")
+    logit_scale: float = Field(1.0, gt=0, description="factor of the logits")
+    embedding_scale: float = Field(1.0, gt=0, description="factor of the embeddings")
 
-    dropout: float = Field(0.0, ge=0, lt=1, description="of sub-layers and embeddings")
-    attention_dropout: float = Field(0.0, ge=0, lt=1, description="of attention probabilities")
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout of sub-layers and embeddings")
+    attention_dropout: float = Field(
+        0.0, ge=0, lt=1, description="dropout of attention probabilities"
+    )
     init_std: float = Field(0.02, gt=0, description="standard deviation of initial weights")
     scaled_init: bool = Field(
-        True, description="weights that add to the residual start smaller by sqrt(2 L)"
+        True, description="smaller initial weights of what adds to the residual, by sqrt(2 L)"
     )
 
     @model_validator(mode="before")

@@ -27,7 +27,9 @@ class PlanConfig(PretrainConfig):
     """A pretraining run and the device that it is planned for."""
 
     gpu: Literal["a100-80gb", "a100-40gb", "h100-80gb", "v100-32gb", "v100-16gb"] = Field(
-        "a100-80gb", description="device of each process, and the GB of its memory"
+        "a100-80gb",
+        description="device of each process and its memory: a100-80gb, a100-40gb, h100-80gb, "
+        "v100-32gb or v100-16gb",
     )
 
 

@@ -1,11 +1,15 @@
+import importlib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args, get_origin
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field, model_validator
+from pydantic.fields import FieldInfo
 
+from megalite.commands import COMMANDS
 from megalite.config import Section, describe, dump, load
 from megalite.errors import ConfigError
 
@@ -150,3 +154,23 @@ def test_a_dumped_config_loads_back_equal(tmp_path_factory, title, dropout, wind
     path = tmp_path_factory.mktemp("dump") / "config.toml"
     path.write_text(dump(config), encoding="utf-8", newline="")
     assert load(Config, path) == config
+
+
+def fields_of(section: type[Section], path: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """Every field of a section and of those in it, by its key on the command line."""
+    for name, field in section.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            yield from fields_of(field.annotation, f"{path}{name}.")
+        else:
+            yield path + name, field
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=[command.words for command in COMMANDS])
+def test_every_key_is_described_and_every_choice_says_what_its_values_are(command):
+    module, name = command.target.split(":")
+    for key, field in fields_of(getattr(importlib.import_module(module), name)):
+        text = field.description or ""
+        assert text and not text.endswith("."), key
+        if get_origin(field.annotation) is Literal:
+            missing = [v for v in get_args(field.annotation) if str(v) not in text]
+            assert not missing, f"{key}: {text!r} doesn't name {missing}"
