@@ -9,6 +9,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from megalite.errors import CheckpointError
 from megalite.training.checkpoint.manifest import MANIFEST
+from megalite.training.checkpoint.reader import CheckpointReader
 
 
 def load(path: Path, tensors: dict[str, Tensor]) -> None:
@@ -17,7 +18,7 @@ def load(path: Path, tensors: dict[str, Tensor]) -> None:
     Raises:
         CheckpointError: a tensor is missing or has another shape: it is of another model.
     """
-    reader = dcp.FileSystemReader(path)
+    reader = CheckpointReader(path)
     saved = reader.read_metadata().state_dict_metadata
     for name, tensor in tensors.items():
         entry = saved.get(name)
