@@ -194,7 +194,7 @@ class Bench:
                 trial.faults.append(f"rank {rank} was named")
             if trial.named_s > self.timeout_s + SPARE_S:
                 trial.faults.append("it was named late")
-        went_on = re.search(r"goes on from \S*step-(\d+)", said)
+        went_on = re.search(r"resuming from \S*step-(\d+)", said)
         from_step = int(went_on[1]) if went_on else 0
         if from_step < complete_before(trial.step):
             trial.faults.append(f"it went on from {from_step}, a checkpoint was lost")

@@ -86,5 +86,5 @@ def _train(
 
 
 def _keep_apart(prompts: Sequence[Prompt], sample_ids: Sequence[int]) -> PromptItem:
-    """Prompts are made a batch of when they are answered."""
+    """Prompts become a batch only when they are answered."""
     return prompts, sample_ids

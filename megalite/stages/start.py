@@ -3,8 +3,9 @@
 from pathlib import Path
 
 from megalite.engine.model import Model
-from megalite.engine.weights import load_weights
+from megalite.engine.weights import check_same_model, load_weights
 from megalite.errors import CheckpointError
+from megalite.models.config import ModelConfig
 from megalite.models.hugging_face import is_hugging_face, read_their_config
 from megalite.training.checkpoint.load import find_checkpoint, load
 from megalite.training.checkpoint.manifest import Facts, read_manifest, verify
@@ -40,14 +41,16 @@ def load_start(model: Model, start: str, needs_head: bool = False) -> None:
         return
     path = find_checkpoint(start)
     facts = verify(path)
+    stored = ModelConfig(**facts["model"])
     name = "model" if "model" in facts["learners"] else "actor"
     tensors = {f"{name}.{n}": p.detach() for n, p in model.named_parameters()}
-    was, now = facts["model"]["head"], model.config.head
+    was, now = stored.head, model.config.head
     if was != now and needs_head:
         raise CheckpointError(f"{path}: has a {was} head; this model needs a trained {now} head")
     if was != now:
         if now != "value":
             raise CheckpointError(f"{path}: has a {was} head; this stage needs a {now} head")
         tensors = {n: p for n, p in tensors.items() if ".head." not in n}
+    check_same_model(model.config, stored, str(path))
     load(path, tensors)
     model.copy_duplicates()

@@ -1,1 +1,1 @@
-"""The one trainer: loop, optimizer, schedule, precision, checkpoints, metrics."""
+"""The one trainer: loop, learner, optimizer, checkpoints, metrics, watchdog."""

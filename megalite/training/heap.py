@@ -10,7 +10,8 @@ def keep_freed_memory() -> None:
     """Keep freed memory for the next tensors of this process.
 
     A step frees and takes the same memory as the one before. By default glibc gives most of it
-    back, and each page comes again by a fault that clears it. Other C libraries stay as they are.
+    back, and every page then has to be faulted in and cleared again. Other C libraries stay as they
+    are.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

@@ -78,8 +78,8 @@ class Learner:
 
         Args:
             items: this data-parallel rank's.
-            make_task: given 1 / (the whole step's count), the output and loss.
-            count: what this rank's items weigh: targets, rankings or answer tokens.
+            make_task: makes the output and loss, given 1 / (the count over all ranks).
+            count: number of targets, rankings or answer tokens in this rank's items.
             consumed_samples: of the steps before; the learning rate depends on it.
 
         Returns:

@@ -20,7 +20,7 @@ from megalite.training.config import TrainConfig
 GIB = 2.0**30
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 CONTEXT_GIB = 3.0  # CUDA's context, NCCL's buffers, workspaces, a chunk of logits
-FRAGMENTS = 0.05  # of the rest, lost between blocks of the allocator
+FRAGMENTS = 0.05  # of all else, lost between blocks of the allocator
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ class PartMemory:
     Attributes:
         blocks: of the part, encoder and decoder.
         parameters: of the whole part, over all its processes.
-        states: fp32 parameters, their gradients and the two averages of AdamW.
-        gathered: what FSDP2 gathers for compute, and gradients that await their reduction.
+        states: fp32 parameters, their gradients and AdamW's two averages.
+        gathered: what FSDP2 gathers for compute, and gradients that wait to be reduced.
         activations: of the micro-batches under way.
     """
 
@@ -124,7 +124,7 @@ def _part_memory(work: Work, parallel: ParallelConfig, part: Part) -> PartMemory
     encoder, decoder = part.encoder[1] - part.encoder[0], part.decoder[1] - part.decoder[0]
     states = 16.0 * size.parameters / (parallel.tp * parallel.shard)
     moving = _in_flight(work, parallel, part)
-    row = _row_bytes(work.model, parallel, BYTES[work.train.precision])
+    row = _activation_bytes(work.model, parallel, BYTES[work.train.precision])
     rows = encoder * work.encoder_length + decoder * work.sequence_length
     longest = max(work.sequence_length, work.encoder_length if encoder else 0)
     micro = work.train.micro_batch_size
@@ -136,12 +136,13 @@ def _part_memory(work: Work, parallel: ParallelConfig, part: Part) -> PartMemory
 
 
 def _gathered(work: Work, parallel: ParallelConfig, size: _PartSize) -> float:
-    """Bytes beyond the shards: what is whole of parameters and gradients at once.
+    """The most bytes of unsharded parameters and gradients at once.
 
-    Parameters that stay gathered are whole, else two blocks and what is no block (the embedding,
-    the head). Gradients are reduced in the step's last micro-batch; until then they are whole in
-    fp32, and two blocks' come in as they are computed. With one micro-batch, those of two blocks
-    and what is no block wait, and one block's is on its way in fp32.
+    Parameters that stay gathered are all unsharded; otherwise those of two blocks, the embedding
+    and the head are. Gradients are reduced in the step's last micro-batch: until then all of them
+    accumulate in fp32, and those of two blocks are just being computed. With one micro-batch, the
+    gradients of two blocks, the embedding and the head wait for their reduction, and one block's
+    is under way in fp32.
     """
     train = work.train
     dp = parallel.shard * max(parallel.replicate, 1)
@@ -177,13 +178,13 @@ def _in_flight(work: Work, parallel: ParallelConfig, part: Part) -> float:
 
 
 @dataclass(frozen=True)
-class _Row:
-    """Bytes of activations a token and block.
+class _ActivationBytes:
+    """Bytes of activations per token and block.
 
     Attributes:
         whole: without recompute.
-        products: what matrix products and attention gave.
-        entry: what comes into the block.
+        products: the results of matrix products and attention.
+        entry: the input of the block.
     """
 
     whole: float
@@ -191,7 +192,7 @@ class _Row:
     entry: float
 
     def kept(self, parallel: ParallelConfig, blocks: int) -> float:
-        """Bytes that stay until the backward pass, a mean over blocks."""
+        """Bytes that stay until the backward pass, averaged over blocks."""
         kinds = {"none": self.whole, "selective": self.products + self.entry, "full": self.entry}
         share = 1.0
         if parallel.recompute_blocks:
@@ -199,18 +200,18 @@ class _Row:
         return share * kinds[parallel.recompute] + (1 - share) * self.whole
 
 
-def _row_bytes(model: ModelConfig, parallel: ParallelConfig, size: int) -> _Row:
+def _activation_bytes(model: ModelConfig, parallel: ParallelConfig, size: int) -> _ActivationBytes:
     width = model.hidden_size
     heads = model.head_dim * (model.num_heads + 2 * model.kv_heads)
     out = model.head_dim * model.num_heads
     inner = model.ffn_size * (3 if model.gated else 2)
-    streams, products = 6 * width, 2 * width  # two norms and what they, and sub-layers, give
+    streams, products = 6 * width, 2 * width  # two norms, and what they and the sub-layers give
     split = heads + out + inner
     if model.is_encoder_decoder:
         streams, products, split = 9 * width, 3 * width, split + heads + out
     across = parallel.tp if parallel.sequence_parallel else 1
     made = heads + out + model.ffn_size * (2 if model.gated else 1)
-    return _Row(
+    return _ActivationBytes(
         size * (streams / across + split / parallel.tp),
         size * (products / across + made / parallel.tp),
         size * width / across,

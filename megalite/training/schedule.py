@@ -1,4 +1,4 @@
-"""The learning rate as a function of samples seen, so of no batch size."""
+"""The learning rate as a function of samples seen, independent of the batch size."""
 
 import math
 

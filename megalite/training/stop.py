@@ -25,7 +25,7 @@ class StopSignal:
         self.received = number
         signal.signal(number, signal.SIG_DFL)
         if number == signal.SIGINT and self._mesh.world.rank == 0:
-            os.write(2, b"\nmegalite: stopping after this step; once more ends at once\n")
+            os.write(2, b"\nmegalite: stopping after this step; a second signal stops at once\n")
 
     def ignore(self) -> None:
         """Ignore SIGTERM from now on: torchrun sends it to all as soon as the first has ended."""

@@ -1,14 +1,17 @@
-"""The one training loop: every stage brings its items, the work on one of them, and a check."""
+"""The one training loop; each stage brings its items, its work on one, and its evaluation."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
 
 from torch import Tensor
 
+from megalite.engine.weights import check_same_model
 from megalite.errors import Stopped
+from megalite.models.config import ModelConfig
 from megalite.training.checkpoint.load import load
 from megalite.training.checkpoint.manager import CheckpointManager
+from megalite.training.checkpoint.manifest import Facts
 from megalite.training.learner import Learner
 from megalite.training.metrics.device import memory_gib
 from megalite.training.metrics.run_log import RunLog
@@ -33,7 +36,7 @@ class Trainer:
         log: RunLog,
         checkpoints: CheckpointManager,
         every: int,
-        origin: Mapping[str, Any] | None = None,
+        origin: Facts | None = None,
     ) -> None:
         """Hold the parts of a run.
 
@@ -51,7 +54,7 @@ class Trainer:
         self.progress = Progress()
 
     def resume(self) -> Progress:
-        """Resume from the run's newest whole checkpoint, where there is one; say where the run is.
+        """Resume from the run's newest intact checkpoint, if there is one; give where the run is.
 
         Raises:
             CheckpointError: it is of another model.
@@ -61,12 +64,14 @@ class Trainer:
             self._log.rewind(-1)
             return self.progress
         path, facts = found
+        stored = ModelConfig(**facts["model"])
+        check_same_model(self._learners[0].model.config, stored, str(path))
         load(path, self._tensors())
         for learner in self._learners:
             learner.restore(facts["learners"][learner.name])
         self.progress = Progress(facts["step"], facts["consumed_samples"], facts["extra"])
         self._log.rewind(self.progress.step)
-        self._log.say(f"goes on from {path}")
+        self._log.say(f"resuming from {path}")
         return self.progress
 
     def _tensors(self) -> dict[str, Tensor]:
@@ -141,11 +146,11 @@ class Trainer:
         return self.progress.step >= self._train.steps
 
     def _is_turn(self, every: int) -> bool:
-        """Whether it is the turn of what happens each so many steps; 0: never."""
+        """Whether something is due that happens every so many steps; 0: never."""
         return every > 0 and self.progress.step % every == 0
 
     def _finish(self) -> None:
-        """Wait until all is on the disk."""
+        """Wait until everything is on the disk."""
         self._heartbeat.enter("save")
         self._checkpoints.wait()
         self._log.close()

@@ -124,7 +124,7 @@ def test_torchrun_restarts_after_the_store_host_is_killed(work, clean):
     done = run([*words, *fault("kill", 12, "optimizer", rank=0)], restarts=1)
     assert done.returncode == 0, done.stderr[-3000:]
     assert re.search(r"rank 0 .* was killed or crashed; rank 1 is in step 1[23]", done.stderr)
-    assert "goes on from" in done.stdout
+    assert "resuming from" in done.stdout
     assert "step-00000010" in done.stdout
     assert losses(folder) == clean
 

@@ -88,7 +88,7 @@ def test_a_stop_on_request_saves_and_says_so(work, whole):
     assert "is saved" in said
     assert "Traceback" not in said
     done = work.pretrain(run)
-    assert "goes on from" in done.stdout + done.stderr
+    assert "resuming from" in done.stdout + done.stderr
     assert losses(run) == losses(whole)
 
 
@@ -112,7 +112,7 @@ def test_a_damaged_checkpoint_falls_back_aloud(work, whole):
     done = work.pretrain(run)
     said = done.stdout + done.stderr
     assert file.name in said
-    assert "going back to the one before" in said
+    assert "falling back to the previous checkpoint" in said
     assert "step-00000015" in said
     assert losses(run) == losses(whole)
 
@@ -124,7 +124,7 @@ def test_no_whole_checkpoint_is_an_error_not_a_fresh_start(work, whole):
             file.write_bytes(file.read_bytes()[:-10])
     done = megalite(*work.pretrain_words(run))
     assert done.returncode == 2
-    assert "no checkpoint is whole" in done.stderr
+    assert "no checkpoint is intact" in done.stderr
     assert "Traceback" not in done.stderr
     assert losses(run) == losses(whole)
 

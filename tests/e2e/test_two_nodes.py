@@ -79,7 +79,7 @@ def test_two_nodes_give_the_losses_of_one_process_over_a_restart(work, whole, no
             process.kill()
     codes = [process.returncode for process in started]
     assert codes == [0, 0], "\n".join(said)[-6000:]
-    assert "goes on from" in "".join(said)
+    assert "resuming from" in "".join(said)
     assert losses(run) == pytest.approx(losses(whole), rel=1e-5)
     report = next(Path(run).glob("faults/restart-*/report.txt")).read_text()
     assert "rank 1 (" in report

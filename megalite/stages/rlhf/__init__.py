@@ -1,1 +1,1 @@
-"""The arithmetic of reinforcement learning from human feedback, apart from any model."""
+"""Reinforcement learning from human feedback: rollouts, rewards, losses and PPO's step."""

@@ -87,12 +87,12 @@ def gather_experience(
     Args:
         judged: this rank's answers.
         config: how scores become advantages.
-        kl_coefficient: penalty a nat.
+        kl_coefficient: penalty per nat.
         axis: the data-parallel ranks that hold the rest of the batch.
 
     Returns:
-        The experience, and means over the global batch: ``reward`` (score a response), ``kl``
-        (nats a response), ``response_tokens`` and ``ended`` (share).
+        The experience, and means over the global batch: ``reward`` (score per response), ``kl``
+        (nats per response), ``response_tokens`` and ``ended`` (share).
 
     Comm: all-reduces of a few numbers over ``axis``.
     """

@@ -1,4 +1,4 @@
-"""Losses a token or a ranking, before they are summed and divided by the global count."""
+"""Losses per token or per ranking, before they are summed and divided by the global count."""
 
 from dataclasses import dataclass
 

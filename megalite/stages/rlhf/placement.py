@@ -99,7 +99,7 @@ class Side:
 
     Attributes:
         first: its first rank in the run.
-        pp: pipeline stages.
+        pp: processes along the pipeline.
         dp: data-parallel ranks.
         tp: processes of a tensor-parallel group.
     """
@@ -118,7 +118,7 @@ class Side:
     def ranks(self, number: int) -> list[int]:
         """The processes of a data-parallel rank, by their ranks in the run."""
         return [
-            self.first + (stage * self.dp + number) * self.tp + tp
-            for stage in range(self.pp)
+            self.first + (pp * self.dp + number) * self.tp + tp
+            for pp in range(self.pp)
             for tp in range(self.tp)
         ]

@@ -1,4 +1,4 @@
-"""Rewards a token, and their advantages and returns."""
+"""Rewards per token, and their advantages and returns."""
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ def token_rewards(
         kl: [B, S] fp32, log-probability under the policy minus that under the reference.
         scores: [B] fp32, the reward model's.
         mask: [B, S] bool, rows whose label is a response token.
-        kl_coefficient: reward a nat.
+        kl_coefficient: reward per nat.
 
     Returns:
         [B, S] fp32, 0 outside the response.

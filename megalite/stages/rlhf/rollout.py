@@ -60,7 +60,7 @@ class FrozenModels(Protocol):
         """Whether a process of theirs alone was asked to stop."""
 
     def ask(self, responses: Responses, micro_batch_size: int) -> TakeJudgement:
-        """Hand answers over to be judged, ``micro_batch_size`` rows a pass."""
+        """Hand answers over to be judged, ``micro_batch_size`` rows per pass."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class LocalModels:
     asked_to_stop: Literal[False] = False
 
     def judge(self, responses: Responses, micro_batch_size: int) -> FrozenJudgement:
-        """Judge answers, ``micro_batch_size`` rows a pass."""
+        """Judge answers, ``micro_batch_size`` rows per pass."""
 
         def ask(batch: Batch, mask: Tensor) -> tuple[Tensor, Tensor]:
             return self.reference(batch), scores_at_end(self.reward(batch), mask)
@@ -150,7 +150,7 @@ def in_passes(
     micro_batch_size: int,
     ask: Callable[[Batch, Tensor], tuple[Tensor, Tensor]],
 ) -> tuple[Tensor, Tensor]:
-    """Two tensors, [B, ...]: ``ask`` of batch and mask, ``micro_batch_size`` rows a pass."""
+    """Two tensors, [B, ...]: ``ask`` of batch and mask, ``micro_batch_size`` rows per pass."""
     rows = torch.arange(len(responses.mask), device=responses.mask.device)
     parts = [
         ask(responses.batch.select(index), responses.mask[index])
@@ -162,7 +162,7 @@ def in_passes(
 
 @torch.no_grad()
 def judge(judges: Judges, responses: Responses, ended: Tensor, micro_batch_size: int) -> Judgement:
-    """Ask all models about answers, ``micro_batch_size`` rows a pass."""
+    """Ask all models about answers, ``micro_batch_size`` rows per pass."""
     take = judges.frozen.ask(responses, micro_batch_size)
     log_probs, values = in_passes(
         responses, micro_batch_size, lambda batch, _: (judges.actor(batch), judges.critic(batch))

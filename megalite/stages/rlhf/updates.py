@@ -140,7 +140,7 @@ def mini_batches(num_rows: int, config: UpdateConfig, seed: int) -> list[list[Te
 
     Args:
         num_rows: answers of this rank; a multiple of ``config.mini_batches``.
-        config: passes and steps a pass.
+        config: passes, and steps per pass.
         seed: of the order.
 
     Returns:

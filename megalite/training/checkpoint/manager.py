@@ -1,4 +1,4 @@
-"""Saves the checkpoints of a run's folder, and finds the newest whole one.
+"""Saves the checkpoints of a run's folder, and finds the newest intact one.
 
 A checkpoint is PyTorch's distributed files and a manifest of their sizes and checksums. Order of a
 save: files written and flushed, manifest last, folder renamed, ``latest`` moved, then old ones
@@ -109,7 +109,7 @@ class CheckpointManager:
             reason = getattr(error, "strerror", None) or str(error).strip().splitlines()[-1]
             raise CheckpointError(
                 f"{self.folder}: a checkpoint could not be written: {reason}; earlier ones are "
-                "whole: make room and start again"
+                "intact: free some space and start again"
             ) from None
 
     def _save(self, step: int, tensors: dict[str, Tensor], facts: Facts) -> None:
@@ -201,14 +201,14 @@ class CheckpointManager:
         return sorted(path for path in found if path.suffix != ".partial")
 
     def latest(self) -> tuple[Path, Facts] | None:
-        """The newest whole checkpoint and its facts, or None where there is none.
+        """The newest intact checkpoint and its facts, or None where there is none.
 
         Comm: a broadcast of what the first process finds.
 
         Raises:
-            CheckpointError: there are checkpoints, but none of them is whole.
+            CheckpointError: there are checkpoints, but none of them is intact.
         """
-        found = [self._newest_whole() if self._rank == 0 else None]
+        found = [self._newest_intact() if self._rank == 0 else None]
         if self._group is not None:
             dist.broadcast_object_list(found, group=self._group)
         (answer,) = found
@@ -216,17 +216,17 @@ class CheckpointManager:
             raise CheckpointError(answer)
         return answer
 
-    def _newest_whole(self) -> tuple[Path, Facts] | str | None:
-        """The newest whole checkpoint; None where there is none; what is wrong if none is whole."""
+    def _newest_intact(self) -> tuple[Path, Facts] | str | None:
+        """The newest intact checkpoint, None without any, or what is wrong if all are damaged."""
         damages = []
         for path in reversed(self._folders()):
             try:
                 return path, verify(path)
             except CheckpointError as error:
                 damages.append(str(error))
-                self._say(f"{error}; going back to the one before")
+                self._say(f"{error}; falling back to the previous checkpoint")
         if damages:
-            return f"{self.folder}: no checkpoint is whole: {'; '.join(damages)}"
+            return f"{self.folder}: no checkpoint is intact: {'; '.join(damages)}"
         return None
 
 

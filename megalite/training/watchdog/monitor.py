@@ -56,13 +56,13 @@ class Monitor:
         self._thread.start()
 
     def stop(self) -> None:
-        """Look on no longer: the main thread tells how this process ends."""
+        """Stop watching: the main thread reports how this process ends."""
         self._is_over.set()
         self._thread.join(self.timeouts.interval_s + DUMP_S)
         self.folder.cancel_exit()
 
     def wait_until_all_have_ended(self) -> None:
-        """The thread looks on meanwhile: the last process must not hang unseen."""
+        """Say that this process has ended, and wait for the others; the thread keeps watching."""
         self.own.has_ended = True
         try:
             self.statuses.publish(self.own.now())
@@ -72,7 +72,7 @@ class Monitor:
             return  # the store ended with rank 0
 
     def report(self, text: str, on_stderr: bool) -> None:
-        """Write a fault and everybody's last status into the folder, and perhaps on stderr."""
+        """Write a fault and all last statuses into the folder, and the fault perhaps on stderr."""
         self.folder.report(text, self.statuses.all(), on_stderr)
 
     def _run(self) -> None:
@@ -89,7 +89,7 @@ class Monitor:
                     )
 
     def _report_status(self) -> ProcessStatus:
-        """Publish that this process lives; unless done again in time, it ends with its stacks."""
+        """Publish that this process lives; unless this is done again in time, it ends itself."""
         self.folder.exit_unless_renewed(self.timeouts.silence_s)
         status = self.own.now()
         self.statuses.publish(status)
@@ -109,7 +109,7 @@ class Monitor:
             self._leave_for(f"{cause}; no progress for {stalled_s:.0f} s")
 
     def _leave_for(self, text: str) -> None:
-        """End for a fault that this process found, or for the one that another found before."""
+        """End because of a fault that this process found, unless another found one before."""
         first = self.first_fault.write(text)
         self._leave(first or text, is_reporter=first is None)
 
@@ -117,7 +117,7 @@ class Monitor:
         """Write the stacks, wait until the others have, and end the process."""
         with self._lock:
             if self._is_over.is_set():
-                return  # the main thread has an error of its own and tells it
+                return  # the main thread has an error of its own and reports it
             self.folder.write_stacks()
             if is_reporter:
                 self.report(text, on_stderr=True)

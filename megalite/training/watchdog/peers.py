@@ -38,14 +38,14 @@ class Peers:
         return None
 
     def _own_place(self) -> str:
-        """The other's step and phase may be old by now; this one's are sure."""
+        """Where this process is: the other's step and phase may be out of date by now."""
         heartbeat = self._own.heartbeat
         return f"rank {self._own.rank} is in step {heartbeat.step}, {heartbeat.phase}"
 
     def wait_for_stacks(self) -> None:
         """Count this process's stacks as written, and wait until all that can have written theirs.
 
-        Whoever ends first takes torchrun's other processes along.
+        torchrun ends the other processes as soon as the first has ended.
         """
         until = time.monotonic() + DUMP_S
         count = self._statuses.count_dump()

@@ -12,7 +12,7 @@ from megalite.training.watchdog.status import ProcessStatus
 
 
 class FaultFolder:
-    """A folder with ``report.txt`` and each rank's stacks; it goes if nothing is written.
+    """A folder with ``report.txt`` and each rank's stacks; it is removed if nothing is written.
 
     Attributes:
         path: of the folder.
@@ -44,7 +44,7 @@ class FaultFolder:
         self._stacks.flush()
 
     def report(self, text: str, statuses: Sequence[ProcessStatus], on_stderr: bool) -> None:
-        """Write a fault and everybody's status to the report, and perhaps the fault on stderr."""
+        """Write a fault and all statuses to the report, and the fault perhaps on stderr."""
         lines = [time.strftime("%Y-%m-%d %H:%M:%S ") + text]
         lines += [status.line() for status in statuses]
         with open(self.path / "report.txt", "a", encoding="utf-8") as file:

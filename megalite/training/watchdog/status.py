@@ -1,4 +1,4 @@
-"""What each process reports of itself, some times a minute."""
+"""What each process reports of itself, several times a minute."""
 
 import os
 import socket
@@ -21,15 +21,15 @@ class ProcessStatus:
         rank: of the run.
         host: where it runs.
         pid: its process id there.
-        started: when the process started, in the kernel's clock ticks; tells a pid's reuse.
-        pid_namespace: what its process id is a number in.
+        started: when the process started, in the kernel's clock ticks: a reused pid has another.
+        pid_namespace: the kernel's namespace of its process id.
         step: under way.
         phase: of the training loop.
         write_point: what the checkpoint's writer is doing, or empty.
         location: the code that its main thread is in.
         in_collective: whether that is a call of torch.distributed.
         stalled_s: seconds since its main thread moved.
-        collectives: how many were begun in each process group of several, by the group's name.
+        collectives: number begun in each process group of several, by the group's name.
         state: running, or ended.
         beat: counts up; a process whose count stands still is stopped, gone or unreachable.
     """
@@ -85,7 +85,7 @@ class OwnStatus:
     """
 
     def __init__(self, rank: int, heartbeat: Heartbeat) -> None:
-        """Describe this process; its calling thread need not be the main one."""
+        """Describe this process."""
         pid = os.getpid()
         self.heartbeat, self.has_ended = heartbeat, False
         self._identity = ProcessStatus(
@@ -123,7 +123,7 @@ class OwnStatus:
         )
 
     def is_beside(self, other: ProcessStatus) -> bool:
-        """Whether another process is in this one's view of /proc."""
+        """Whether another process is on this machine, where /proc shows it."""
         own = self._identity
         return bool(other.started) and (other.host, other.pid_namespace) == (
             own.host,

@@ -1,11 +1,11 @@
 """A thread in each process that notices when another is dead, hung or out of step, and says which.
 
 Each process writes a :class:`~megalite.training.watchdog.status.ProcessStatus` into torchrun's
-store some times a minute and reads the next rank's: a process that is stopped, swapped out or gone
-doesn't change its own. A process whose main thread stands still reads everybody's and names who
-holds it up. Whoever finds a fault writes it into the store; all processes then write their stacks
-into the run's folder and end. This works while the main thread waits inside a collective, whatever
-its backend.
+store several times a minute and reads the next rank's: a process that is stopped, swapped out or
+gone doesn't change its own. A process whose main thread stands still reads all of them and names
+the one that holds it up. Whichever finds a fault writes it into the store; all processes then write
+their stacks into the run's folder and end. This works while the main thread waits inside a
+collective, whatever its backend.
 """
 
 import time
@@ -57,7 +57,7 @@ class Watchdog:
     def __exit__(
         self, kind: type | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Tell the others how this process ends; find out who made it fail, if somebody did.
+        """Let the others know how this process ends; find out whether one of them made it fail.
 
         Raises:
             RankFailure: another process died, hung or failed.
@@ -76,7 +76,7 @@ class Watchdog:
             return
         if _is_lost_connection(error):
             raise _cause_of_lost_connection(monitor) from error
-        _tell_error(monitor, error)
+        _report_error(monitor, error)
 
 
 def _is_lost_connection(error: Exception) -> bool:
@@ -106,8 +106,8 @@ def _cause_of_lost_connection(monitor: Monitor) -> RankFailure:
     return failure
 
 
-def _tell_error(monitor: Monitor, error: Exception) -> None:
-    """Tell the others of an error of this process; on stderr too, unless the command line does."""
+def _report_error(monitor: Monitor, error: Exception) -> None:
+    """Report an error of this process; on stderr too, unless the command line does that."""
     text = f"{monitor.own.now().name()}: {type(error).__name__}: {error}"
     is_first = monitor.first_fault.write(text) is None
     if isinstance(error, MegaliteError):

@@ -98,7 +98,7 @@ def test_a_damaged_one_is_said_and_the_one_before_taken(tmp_path):
     assert (path.name, facts["step"]) == ("step-00000001", 1)
     assert len(said) == 1
     assert "step-00000002" in said[0]
-    assert "going back" in said[0]
+    assert "falling back" in said[0]
 
 
 def test_another_models_tensors_are_refused(tmp_path):

@@ -184,7 +184,7 @@ def test_a_failed_save_tells_and_leaves_what_there_was(tmp_path):
         if os.access(tmp_path, os.W_OK):
             (tmp_path / "step-00000003.partial").unlink()
             (tmp_path / "latest.partial").mkdir()  # root may write anywhere
-        with pytest.raises(CheckpointError, match="earlier ones are whole"):
+        with pytest.raises(CheckpointError, match="earlier ones are intact"):
             manager.save(3, state(3), {"step": 3})
     finally:
         manager.folder.chmod(0o700)
