@@ -1,7 +1,6 @@
 """Jobs that run each sharded layer alone and give its result, and the gradients of all it reads."""
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from megalite.distributed.launch import Launch
-from megalite.distributed.mesh import Axis, Mesh, ParallelConfig, build_mesh
+from megalite.distributed.mesh import Mesh
 from megalite.engine.initial import initialise
 from megalite.layers.embedding import VocabParallelEmbedding
 from megalite.layers.layer import Initial
@@ -27,7 +26,8 @@ from megalite.layers.shards import local_part
 from megalite.models.config import ModelConfig
 from megalite.models.norm import Norm
 from megalite.models.stack import RelativeBias, Table
-from tests.dist.exact import even_shards, numbers, shards
+from tests.dist.exact import numbers, shards
+from tests.dist.placing import double, gradients, mesh_of, place, split_dim, stream
 
 BATCH, WIDTH, HEADS = 2, 4, (5, 3)
 LENGTHS = (1, 5, 6)  # less than the processes, not divided by them, divided by 2 and 3
@@ -200,31 +200,10 @@ def selected_upstreams(length: int, processes: int) -> list[Tensor]:
     return [numbers(60 + rank, BATCH, length, last - first, 2) for rank, (first, last) in bounds]
 
 
-def split_dim(parameter: Tensor) -> int | None:
-    """The dimension of a parameter that is split over tp."""
-    if not isinstance(parameter, DTensor) or parameter.placements[0].is_replicate():
-        return None
-    return parameter.placements[0].dim
-
-
-def _place(layer: nn.Module, tp: Axis) -> None:
-    """Put this process's part of the whole values into the parameters."""
-    for name, whole in whole_parameters(layer).items():
-        parameter = layer.get_parameter(name)
-        dim = split_dim(parameter)
-        part = whole if dim is None else shards(whole, dim, tp.size)[tp.rank]
-        local_part(parameter.data).copy_(part)
-
-
-def _stream(x: Tensor, mesh: Mesh, fill: float) -> Tensor:
-    """This process's rows of a residual stream, with ``fill`` where there are no more."""
-    return even_shards(x, 1, mesh.tp.size, fill)[mesh.tp.rank] if mesh.sequence_parallel else x
-
-
 def _local_input(name: str, mesh: Mesh, length: int) -> Tensor:
     x, takes = whole_input(name, length), CASES[name].takes
     if takes == "stream":
-        return _stream(x, mesh, fill=7.0)  # rows past S hold what nobody may read
+        return stream(x, mesh, fill=7.0)  # rows past S hold what nobody may read
     return shards(x, 2, mesh.tp.size)[mesh.tp.rank] if takes == "heads" else x
 
 
@@ -234,7 +213,7 @@ def _local_upstreams(name: str, mesh: Mesh, length: int) -> list[Tensor]:
     if gives == "selected":
         return [selected_upstreams(length, tp.size)[tp.rank]]
     if gives == "stream":
-        return [_stream(u, mesh, fill=0.0) for u in upstreams(name, length)]
+        return [stream(u, mesh, fill=0.0) for u in upstreams(name, length)]
     dim = 0 if gives == "bias" else 2
     return [shards(u, dim, tp.size)[tp.rank] for u in upstreams(name, length)]
 
@@ -246,7 +225,7 @@ def _run(name: str, mesh: Mesh, length: int, mode: str) -> dict[str, Any]:
     """
     case = CASES[name]
     layer = case.build(mesh)
-    _place(layer, mesh.tp)
+    place(layer, whole_parameters(layer), mesh.tp)
     for key, parameter in layer.named_parameters():
         is_frozen = mode == "frozen" and (not case.frozen or key in case.frozen)
         parameter.requires_grad_(not is_frozen)
@@ -257,32 +236,17 @@ def _run(name: str, mesh: Mesh, length: int, mode: str) -> dict[str, Any]:
     needed = [(y, u.to(y.dtype)) for y, u in pairs if y.requires_grad]
     if needed:
         torch.autograd.backward(*zip(*needed, strict=True))
-    parameters = dict(layer.named_parameters())
     return {
         "y": [y.detach() for y in ys],
         "x": x.grad,
-        "gradients": {k: local_part(p.grad) for k, p in parameters.items() if p.grad is not None},
-        "dims": {key: split_dim(p) for key, p in parameters.items()},
+        "gradients": gradients(layer),
+        "dims": {key: split_dim(parameter) for key, parameter in layer.named_parameters()},
     }
-
-
-@contextlib.contextmanager
-def double() -> Iterator[None]:
-    """Parameters that are made inside are fp64."""
-    torch.set_default_dtype(torch.float64)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(torch.float32)
-
-
-def _mesh(launch: Launch, layout: dict[str, Any]) -> Mesh:
-    return build_mesh(launch, ParallelConfig(**layout), "cpu") if layout else Mesh.single()
 
 
 def layers(launch: Launch, layout: dict[str, Any]) -> dict[tuple, dict[str, Any]]:
     """What each case gives, by its name, length and mode."""
-    mesh = _mesh(launch, layout)
+    mesh = mesh_of(launch, layout)
     with double():
         return {key: _run(key[0], mesh, *key[1:]) for key in product(CASES, LENGTHS, MODES)}
 
@@ -298,7 +262,7 @@ class _All(nn.Module):
 
 def initial(launch: Launch, layout: dict[str, Any]) -> dict[str, tuple[Tensor, Tensor, Any]]:
     """Initial values of every parameter: whole, what is here, and the dimension that is split."""
-    every, found = _All(_mesh(launch, layout)), {}
+    every, found = _All(mesh_of(launch, layout)), {}
     initialise(every, seed=3)
     for name, parameter in every.named_parameters():
         data = parameter.detach()
@@ -309,16 +273,16 @@ def initial(launch: Launch, layout: dict[str, Any]) -> dict[str, tuple[Tensor, T
 
 def regions(launch: Launch, layout: dict[str, Any]) -> dict[int, dict[str, Tensor]]:
     """Into and out of the split region: results and gradients, by length."""
-    mesh, found = _mesh(launch, layout), {}
+    mesh, found = mesh_of(launch, layout), {}
     rank = mesh.tp.rank
     for length in LENGTHS:
         whole = numbers(1, BATCH, length, WIDTH)
-        x = _stream(whole, mesh, fill=7.0).clone().requires_grad_()
+        x = stream(whole, mesh, fill=7.0).clone().requires_grad_()
         inside = enter(x, mesh, length)
         inside.backward(numbers(50 + rank, *inside.shape))
         partial = numbers(20 + rank, *whole.shape).requires_grad_()
         outside = leave(partial, mesh)
-        outside.backward(_stream(numbers(60, *whole.shape), mesh, fill=0.0))
+        outside.backward(stream(numbers(60, *whole.shape), mesh, fill=0.0))
         found[length] = {
             "inside": inside.detach(),
             "x": x.grad,

@@ -13,6 +13,7 @@ from megalite.layers.region import enter, leave, own_rows
 from megalite.models.context import relative_bucket
 from tests.dist import layer_jobs as jobs
 from tests.dist.exact import even_shards, numbers, shards
+from tests.dist.placing import double
 
 LAYOUTS = {"alone": {}} | {
     f"tp{tp}{' sequence' * sequence}": {"tp": tp, "sequence_parallel": sequence}
@@ -66,7 +67,7 @@ def plain(name: str, p: dict[str, Tensor], x: Tensor) -> list[Tensor]:
 def whole(name: str, length: int, tp: int) -> tuple[list[Tensor], Tensor, dict[str, Tensor]]:
     """Results in one process, and gradients of the input and of the parameters."""
     case = jobs.CASES[name]
-    with jobs.double():
+    with double():
         parameters = jobs.whole_parameters(case.build(Mesh.single()))
     for parameter in parameters.values():
         parameter.requires_grad_()
