@@ -49,4 +49,5 @@ def timeouts(launch: Launch, layout: dict[str, Any], model: str) -> list[tuple[s
         if len(ranks) > 1 and group is not dist.GroupMember.NON_GROUP_MEMBER
     ]
     del saving
+    dist.barrier()  # a process that leaves would close connections that others are still making
     return found

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
 WORDS = ["red", "green", "blue", "one", "two", "three", "cat", "dog", "sees", "likes", "and", "the"]
 
 CONFIG = """
@@ -132,6 +133,14 @@ class Work:
         done = megalite(*self.pretrain_words(run, *more, steps=steps), processes=processes)
         assert done.returncode == 0, done.stderr[-3000:]
         return done
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """The first test of this folder pays for the corpus, and each starts a command or several."""
+    for item in items:
+        if item.path.is_relative_to(HERE):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,8 @@ import pytest
 
 from tests.e2e.conftest import ROOT, environment
 
+pytestmark = pytest.mark.dist
+
 TINY = ["--model.num_layers", "2", "--model.hidden_size", "32", "--model.num_heads", "4"]
 TINY += ["--model.num_kv_heads", "4", "--model.ffn_size", "48", "--data.sequence_length", "16"]
 TINY += ["--train.global_batch_size", "8", "--train.micro_batch_size", "2", "--run.device", "cpu"]

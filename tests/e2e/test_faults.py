@@ -12,6 +12,8 @@ import pytest
 
 from tests.e2e.conftest import command_line, environment, losses, megalite
 
+pytestmark = pytest.mark.dist
+
 TIMEOUT_S = 10
 LAYOUT = ("--parallel.tp", "2", "--parallel.timeout_s", str(TIMEOUT_S), "--model.dropout", "0.1")
 

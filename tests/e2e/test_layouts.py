@@ -6,6 +6,8 @@ import pytest
 
 from tests.e2e.conftest import megalite
 
+pytestmark = pytest.mark.dist
+
 CASES = {  # the tiny model has 2 blocks, 2 heads and a global batch of 4
     "processes": (["--parallel.tp", "3"], ["tp 3 must be 2, the number of processes", "tp 2"]),
     "heads": (["--parallel.tp", "2", "--model.num_heads", "1"], ["num_heads, 1", "pp 2"]),

@@ -34,6 +34,7 @@ def test_another_seed_gives_another_curve(work, whole):
     assert losses(run)[:2] != losses(whole)[:2]
 
 
+@pytest.mark.dist
 @pytest.mark.parametrize("layout", [[], ["--parallel.shard", "2"], ["--parallel.tp", "2"]])
 def test_two_processes_give_the_losses_of_one(work, whole, layout):
     run = work.new_run()

@@ -6,6 +6,8 @@ import pytest
 
 from tests.e2e.conftest import losses, megalite
 
+pytestmark = pytest.mark.dist
+
 
 @pytest.fixture(scope="module")
 def hugging_face(work):

@@ -10,6 +10,8 @@ import pytest
 
 from tests.e2e.conftest import command_line, environment, losses
 
+pytestmark = pytest.mark.dist
+
 ADDRESSES = ("10.213.77.1", "10.213.77.2")
 NAMES = tuple(f"megalite{os.getpid()}-{node}" for node in range(2))
 CABLE = tuple(f"mg{os.getpid() % 100000}{end}" for end in "ab")

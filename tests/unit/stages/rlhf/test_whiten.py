@@ -1,3 +1,4 @@
+import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
@@ -48,6 +49,7 @@ def _whiten_rank(rank: int, path: str, results) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.dist
 def test_two_ranks_with_uneven_rows_whiten_by_the_moments_of_the_whole_batch(tmp_path):
     context = mp.get_context("spawn")
     results = context.Queue()
