@@ -3,7 +3,7 @@
 #include <dlfcn.h>
 #include <pybind11/pybind11.h>
 
-#include "machine.h"
+#include "simt/machine.h"
 
 namespace py = pybind11;
 namespace simt = megalite::simt;

@@ -7,14 +7,12 @@
 #include <tuple>
 #include <type_traits>
 
-#include "machine.h"
-#include "numbers.h"
+#include "simt/machine.h"
+#include "simt/numbers.h"
 
 #define MEGALITE_DEVICE inline
-#define MEGALITE_HOST_DEVICE inline
 #define MEGALITE_KERNEL(threads, blocks_per_sm) inline
 #define MEGALITE_UNROLL
-#define MEGALITE_ROLLED
 #define MEGALITE_ROLLED
 
 namespace megalite {

@@ -1,4 +1,4 @@
-#include "machine.h"
+#include "simt/machine.h"
 
 #include <algorithm>
 #include <cstdarg>

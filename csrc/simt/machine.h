@@ -9,8 +9,8 @@
 #include <string>
 #include <vector>
 
-#include "fiber.h"
-#include "shadow.h"
+#include "simt/fiber.h"
+#include "simt/shadow.h"
 
 namespace megalite {
 
