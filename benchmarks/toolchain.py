@@ -65,7 +65,7 @@ def demangled(symbol: str) -> str:
 
 
 def sources(architecture: int) -> list[Path]:
-    """The kernel files of an architecture; those in a folder ``sm70`` or ``sm80`` are for that one."""
+    """The kernel files of an architecture: all but those in the folder of another one."""
     others = {"binding", "sm80" if architecture < 80 else "sm70"}
     files = sorted(SOURCES.rglob("*.cu"))
     return [path for path in files if others.isdisjoint(path.relative_to(SOURCES).parts)]

@@ -1,4 +1,4 @@
-// What the operators ask of their arguments, in the same words on every backend: the argument, what
+// Checks of the operators' arguments, with the same messages on every backend: the argument, what
 // must hold, what came.
 #pragma once
 
@@ -12,7 +12,7 @@
 
 namespace megalite {
 
-/// What attention needs beyond tensors that fit each other.
+/// The head dimensions that a backend's attention takes.
 struct HeadDims {
   int64_t multiple, largest;
 };
@@ -119,7 +119,7 @@ inline void check_attention(const AttentionTensors& t, const AttentionOptions& o
   for (const auto& [name, x] : others) check_device("attention", name, x, t.q.device());
 }
 
-/// What the backward pass is given beside the forward pass's arguments.
+/// The backward pass's arguments beyond those of the forward pass.
 inline void check_upstream(const AttentionTensors& t, const at::Tensor& dout, const at::Tensor& out,
                            const at::Tensor& lse) {
   check_tensor("attention_backward", "dout", dout, t.q.scalar_type(), t.q.sizes());
@@ -170,7 +170,7 @@ inline void check_rope(const at::Tensor& x, const at::Tensor& cos, const at::Ten
   check_device("rope", "sin", sin, x.device());
 }
 
-/// A tensor to be written in place: no two of its elements are one place in memory.
+/// A tensor to be written in place: no two of its elements share memory.
 inline void check_apart(const char* op, const char* name, const at::Tensor& x) {
   TORCH_CHECK(at::has_internal_overlap(x) != at::MemOverlap::Yes, op, " ", name,
               ": each element must have memory of its own to be written in place, came ", x.sizes(),

@@ -42,8 +42,8 @@ void plan_rows(const Rows& rows, int64_t num_keys, int32_t* plan) {
   }
 }
 
-/// plan [entries, 3], zero at first: the [first, last) row that touches an entry's keys, and a bit for
-/// each attended key.
+/// plan [entries, 3], zero at first: the [first, last) row that touches an entry's keys, and a bit
+/// for each attended key.
 void plan_keys(const Rows& rows, int32_t* plan) {
   for (int64_t i = 0; i < rows.count; ++i) {
     if (rows.start[i] >= rows.end[i]) continue;

@@ -1,4 +1,5 @@
-// Logits of cross-entropy, RoPE and dropout on the CPU: checks, memory and threads around the kernels.
+// Logits of cross-entropy, RoPE and dropout on the CPU: checks, memory and threads around the
+// kernels.
 #include <torch/library.h>
 
 #include "checks.h"
@@ -35,8 +36,8 @@ void logit_gradient(const Tensor& gradient, const Tensor& logits, const Tensor& 
                     int64_t vocabulary, double label_smoothing, double z_loss) {
   Rows p = rows_of(logits, labels, offset);
   check_gradient(gradient, logits, lse, upstream);
-  // A gradient too large for the caches is written with non-temporal stores, which don't read the cache
-  // lines that they write.
+  // A gradient too large for the caches is written with non-temporal stores, which don't read the
+  // cache lines that they write.
   const bool is_apart = gradient.data_ptr() != logits.data_ptr();
   p.streams = is_apart && gradient.nbytes() >= kCacheBytes;
   if (is_apart) prefer_huge_pages(gradient);

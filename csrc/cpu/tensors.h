@@ -11,8 +11,8 @@
 
 namespace megalite::cpu {
 
-/// Ask for huge pages for memory that is about to be written for the first time: page faults of small
-/// pages cost more than the arithmetic of a pass over a large tensor.
+/// Ask for huge pages for memory that is about to be written for the first time: page faults of
+/// small pages cost more than the arithmetic of a pass over a large tensor.
 inline void prefer_huge_pages(const at::Tensor& x) {
 #if defined(__linux__)
   constexpr uintptr_t kPage = 4096;

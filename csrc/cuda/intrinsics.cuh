@@ -41,8 +41,8 @@ namespace megalite {
 inline constexpr uint32_t kFullMask = 0xffffffffu;
 inline constexpr int kWarpSize = 32;
 
-/// The layout of an operand of mma_m8n8k4. A lane's elements run along k for a `row` A or a `col` B,
-/// along m for a `col` A, along n for a `row` B.
+/// The layout of an operand of mma_m8n8k4. A lane's elements run along k for a `row` A or a `col`
+/// B, along m for a `col` A, along n for a `row` B.
 enum class Layout { row, col };
 
 struct Dim3 {

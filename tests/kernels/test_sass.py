@@ -54,7 +54,9 @@ def test_the_hot_path_of_a_listing_is_counted():
 def test_a_forward_kernel_is_bound_as_the_page_says(architecture: int, least: float):
     name = "sm80/forward_half.cu" if architecture == 80 else "sm70/forward.cu"
     try:
-        entries = bounds_of(compile_source(SOURCES / "attention" / name, architecture), architecture)
+        entries = bounds_of(
+            compile_source(SOURCES / "attention" / name, architecture), architecture
+        )
     except ToolMissing as missing:
         pytest.skip(str(missing))
     plain = {entry.head_dim: entry for entry in entries if is_plain(entry.kernel)}

@@ -1,5 +1,6 @@
-// The headers that the CPU kernels use. They come before the pragma that selects an instruction set, or
-// their inline functions would be compiled for it, and the linker might pick those for all callers.
+// The headers that the CPU kernels use. They come before the pragma that selects an instruction
+// set, or their inline functions would be compiled for it, and the linker might pick those for all
+// callers.
 #pragma once
 
 #include <cmath>

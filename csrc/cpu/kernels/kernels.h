@@ -1,7 +1,7 @@
 // The arguments of the CPU kernels, and a table of the kernels for each instruction set.
 //
-// A kernel runs one task of a parallel loop. Tasks are independent and write disjoint memory, so the
-// result does not depend on the number of threads. All floating-point data is fp32.
+// A kernel runs one task of a parallel loop. Tasks are independent and write disjoint memory, so
+// the result does not depend on the number of threads. All floating-point data is fp32.
 #pragma once
 
 #include <cstdint>

@@ -1,8 +1,8 @@
 // The plan by which attention skips tiles, made once per batch.
 //
 // Shapes:    start, end [B, Sq] -> rows [B, ceil(Sq/32), 4], keys [B, ceil(K/32), 3], all int32.
-// Requires:  0 <= start <= end <= K. A row that violates this is printed and traps, like a device-side
-//            assertion, so that the host need not synchronize.
+// Requires:  0 <= start <= end <= K. A row that violates this is printed and traps, like a
+//            device-side assertion, so that the host need not synchronize.
 // Mapping:   plan_rows: a warp per 32 query rows, one lane each. plan_keys: a warp per 32 keys; its
 //            lanes divide the entries of `rows` among them and read single rows only where an entry
 //            neither covers the keys nor misses them.

@@ -1,6 +1,6 @@
-// The parameters of the attention kernels and of the mask's plan, and their launchers; docs/design.md
-// says what each tensor means. Sizes and strides count elements; the last dimension of every tensor is
-// contiguous.
+// The parameters of the attention kernels and of the mask's plan, and their launchers;
+// docs/design.md says what each tensor means. Sizes and strides count elements; the last dimension
+// of every tensor is contiguous.
 #pragma once
 
 #include "cuda/intrinsics.cuh"

@@ -1,11 +1,11 @@
-// What the attention kernels of all architectures share: the plan's entries combined into tiles, the
-// interval of a row, dropout's keep bits, the bias of a distance.
+// What the attention kernels of all architectures share: the plan's entries combined into tiles,
+// the interval of a row, dropout's keep bits, the bias of a distance.
 //
-// Classes: a tile of query rows and keys is empty (no row attends to any of its keys: skip it), full
-//   (every row attends to every key: no masking) or partial (test each row's interval).
-// NaN: keys that no row attends to and rows that attend to nothing may hold any bits. A kernel loads
-//   them as zeros (is_key_used, Interval::is_empty), so that a probability of 0 is never multiplied by
-//   a NaN; a tile with such a row or key is never full.
+// Classes: a tile of query rows and keys is empty (no row attends to any of its keys: skip it),
+//   full (every row attends to every key: no masking) or partial (test each row's interval).
+// NaN: keys that no row attends to and rows that attend to nothing may hold any bits. A kernel
+//   loads them as zeros (is_key_used, Interval::is_empty), so that a probability of 0 is never
+//   multiplied by a NaN; a tile with such a row or key is never full.
 #pragma once
 
 #include "cuda/attention/params.cuh"
@@ -41,8 +41,8 @@ MEGALITE_DEVICE Interval row_interval(const AttentionParams<T>& p, int batch, in
   return {p.start.load(i), p.end.load(i)};
 }
 
-/// Over a tile of rows: min start and max end of the rows that attend to something (Sk and 0 if none
-/// does), max start and min end of all rows.
+/// Over a tile of rows: min start and max end of the rows that attend to something (Sk and 0 if
+/// none does), max start and min end of all rows.
 struct RowBounds {
   int min_start, max_end, max_start, min_end;
 

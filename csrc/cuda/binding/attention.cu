@@ -1,5 +1,5 @@
-// Attention and the mask's plan on the CUDA backend, and with MEGALITE_SIMT on the emulator: checks,
-// memory and the choice of kernels around those of csrc/cuda/attention.
+// Attention and the mask's plan on the CUDA backend, and with MEGALITE_SIMT on the emulator:
+// checks, memory and the choice of kernels around those of csrc/cuda/attention.
 #include <torch/library.h>
 
 #include <limits>

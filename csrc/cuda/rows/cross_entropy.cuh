@@ -3,10 +3,10 @@
 // Shapes:    logits [T, V] -> statistics [5, T] fp32 (maximum, sum of exponentials, target, sum,
 //            sum weighted by the exponentials); gradient [T, V], which may be the logits' memory.
 // Requires:  contiguous rows; T is half, bfloat16 or float. A row may start at any alignment.
-// Mapping:   statistics: one block per row. gradient: one block per kGradientSlice elements of a row.
-//            Threads make 16-byte accesses, and single-element ones at a row's unaligned ends.
-// Numerics:  fp32 inside; sums are of exp(x - running maximum), rescaled when the maximum grows, in a
-//            fixed order: bitwise reproducible.
+// Mapping:   statistics: one block per row. gradient: one block per kGradientSlice elements of a
+//            row. Threads make 16-byte accesses, and single-element ones at a row's unaligned ends.
+// Numerics:  fp32 inside; sums are of exp(x - running maximum), rescaled when the maximum grows, in
+//            a fixed order: bitwise reproducible.
 // Cost:      reads T V elements; the gradient writes as many. 1 MUFU per element.
 // Source:    Milakov & Gimelshein 2018, arXiv:1805.02867 (one-pass softmax statistics).
 // Tested by: tests/kernels/test_rows.py.

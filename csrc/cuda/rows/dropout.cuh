@@ -1,5 +1,5 @@
-// Dropout of hidden states with a counter-based generator: whether an element is kept depends only on
-// the seed and on the element's sample, position and feature.
+// Dropout of hidden states with a counter-based generator: whether an element is kept depends only
+// on the seed and on the element's sample, position and feature.
 //
 // Shapes:    x [B, S, D] -> out [B, S, D], both contiguous.
 // Requires:  has_vectors only if D and feature_offset are multiples of a 16-byte vector and the

@@ -1,5 +1,6 @@
-// The parameters of the kernels for rows (logits, RoPE, dropout) and their launchers; docs/design.md
-// says what each tensor means. Sizes and strides count elements. T is half, bfloat16 or float.
+// The parameters of the kernels for rows (logits, RoPE, dropout) and their launchers;
+// docs/design.md says what each tensor means. Sizes and strides count elements. T is half, bfloat16
+// or float.
 #pragma once
 
 #include "cuda/intrinsics.cuh"

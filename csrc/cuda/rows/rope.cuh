@@ -1,12 +1,13 @@
 // Rotary position embedding: each pair (a, b) of a head becomes (a c - b s, b c + a s).
 //
-// Shapes:    x [B, S, N, H] strided, cos and sin [B, S, P, R/(2P)] fp32 -> out [B, S, N, H] strided.
-// Requires:  the last dimension of x and out contiguous; has_vectors only if each section, its half,
-//            H and the strides are multiples of a 16-byte vector and the pointers are 16-byte
+// Shapes:    x [B, S, N, H] strided, cos and sin [B, S, P, R/(2P)] fp32 -> out [B, S, N, H]
+//            strided.
+// Requires:  the last dimension of x and out contiguous; has_vectors only if each section, its
+//            half, H and the strides are multiples of a 16-byte vector and the pointers are 16-byte
 //            aligned. out may be x: a thread reads all of a unit before it writes it.
 // Mapping:   a thread handles one unit at a time: a vector from each half of a section, or a vector
-//            of interleaved pairs, or a vector that is copied unchanged; without has_vectors, one pair
-//            or one element. A block handles one row (b, s), or several if rows are short.
+//            of interleaved pairs, or a vector that is copied unchanged; without has_vectors, one
+//            pair or one element. A block handles one row (b, s), or several if rows are short.
 // Numerics:  fp32 inside, one rounding at the end. The inverse negates s: the transposed rotation.
 // Cost:      2 B S N H elements moved; the tables are read once per head, from cache.
 // Source:    Su et al. 2021, arXiv:2104.09864.

@@ -1,15 +1,15 @@
 // Masked attention, backward, on sm_70: the launches.
 //
-// Order: a query-stationary kernel for dq and delta, then a key-stationary one for dk and dv, then the
-//   reduction of dbias. Every sum is owned by one thread and has a fixed order, so the bits do not
-//   depend on the schedule; no atomics.
-// Why two passes: S and dP are computed twice, 7 products of 2 H flops per touched pair instead of 5.
-//   One pass over blocks of 128 keys would need partial sums of dq in fp32, read and written once per
-//   block: 8 H bytes per 128 pairs, that is per 1280 H flops, which an SM's tensor cores do in 1.25 H
-//   cycles (1024 flops each). An SM's share of HBM is 900 GB/s / (80 * 1.53 GHz) = 7.4 bytes per cycle,
-//   so the partial sums take 1.09 H cycles of it, 7/8 of the tensor time, if they don't stay in L2 (at
-//   4 B N Sq H bytes for each split they don't), and the inner loop would wait for memory; the second
-//   S and dP take 0.5 H cycles and no memory.
+// Order: a query-stationary kernel for dq and delta, then a key-stationary one for dk and dv, then
+//   the reduction of dbias. Every sum is owned by one thread and has a fixed order, so the bits do
+//   not depend on the schedule; no atomics.
+// Why two passes: S and dP are computed twice, 7 products of 2 H flops per touched pair instead of
+//   5. One pass over blocks of 128 keys would need partial sums of dq in fp32, read and written
+//   once per block: 8 H bytes per 128 pairs, that is per 1280 H flops, which an SM's tensor cores
+//   do in 1.25 H cycles (1024 flops each). An SM's share of HBM is 900 GB/s / (80 * 1.53 GHz) = 7.4
+//   bytes per cycle, so the partial sums take 1.09 H cycles of it, 7/8 of the tensor time, if they
+//   don't stay in L2 (at 4 B N Sq H bytes for each split they don't), and the inner loop would wait
+//   for memory; the second S and dP take 0.5 H cycles and no memory.
 // Source: Dao 2023, arXiv:2307.08691, algorithm 2.
 // Tested by: tests/kernels/test_attention.py on simt.
 #include "cuda/attention/sm70/choice.cuh"

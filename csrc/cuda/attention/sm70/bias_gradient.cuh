@@ -2,10 +2,10 @@
 //
 // Mapping: over its loop along the keys, a warp sums the dS of its rows by distance key - query and
 //   writes the sums as a slice; attention_bias_gradient_kernel adds the slices of a head in a fixed
-//   order. A tile of kRows x kKeys has kRows + kKeys - 1 distances: lane l holds the sums of number l
-//   and l + 32. After a tile the first kKeys sums are complete and are written; the others move down by
-//   kKeys. A warp transposes its 16 x 16 fragments through shared memory, 8 rows at a time, and each
-//   lane reads along a diagonal, so that the lanes of a warp read consecutive words.
+//   order. A tile of kRows x kKeys has kRows + kKeys - 1 distances: lane l holds the sums of number
+//   l and l + 32. After a tile the first kKeys sums are complete and are written; the others move
+//   down by kKeys. A warp transposes its 16 x 16 fragments through shared memory, 8 rows at a time,
+//   and each lane reads along a diagonal, so that the lanes of a warp read consecutive words.
 // Numerics: fp32 sums.
 // Cost: a workspace of B N ceil(Sq / kRows) (Sk + 64) fp32, written and read once.
 // Tested by: tests/kernels/test_attention.py on simt.
@@ -31,8 +31,7 @@ MEGALITE_HOST_DEVICE int64_t slice_of(const AttentionParams<half>& p, int kRows,
 
 template <int kRows, int kKeys>
 struct DiagonalSums {
-  static constexpr int kDifferences =
-      kRows / kMmaTile + kKeys / kMmaTile - 1;  // diagonals of fragments
+  static constexpr int kDiagonals = kRows / kMmaTile + kKeys / kMmaTile - 1;  // of fragments
   static_assert(kRows <= 32 && kKeys <= 32, "two distances per lane");
   float sum[2];  // of distance numbers lane and lane + 32; number 0 is the last row and first key
   Shared<float> half_fragment;  // [8, 16], see position
@@ -55,7 +54,7 @@ struct DiagonalSums {
   /// Add a tile's dS.
   MEGALITE_DEVICE void add(const Product<kRows, kKeys>& ds) {
     MEGALITE_UNROLL
-    for (int n = 0; n < kDifferences; ++n) {
+    for (int n = 0; n < kDiagonals; ++n) {
       const int difference = n - (kRows / kMmaTile - 1);  // j - i
       float fragment[8] = {};
       MEGALITE_UNROLL

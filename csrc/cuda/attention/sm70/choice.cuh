@@ -1,5 +1,5 @@
-// Which instantiation of the sm_70 attention kernels a call runs: head dimension rounded up, bias or
-// not, dropout or not.
+// Which instantiation of the sm_70 attention kernels a call runs: head dimension rounded up, bias
+// or not, dropout or not.
 #pragma once
 
 #include "cuda/attention/tiles.cuh"
@@ -14,8 +14,8 @@ struct Choice {
 
 template <int D, class F>
 void select_extras(const AttentionParams<half>& p, F f) {
-  // Without a bias, scores are masked to -inf before they are scaled, which a scale <= 0 would break;
-  // with a bias they are scaled first.
+  // Without a bias, scores are masked to -inf before they are scaled, which a scale <= 0 would
+  // break; with a bias they are scaled first.
   const bool has_bias = static_cast<bool>(p.bias) || p.scale <= 0.0f;
   if (has_bias && p.dropout.threshold != 0) return f(Choice<D, true, true>{});
   if (has_bias) return f(Choice<D, true, false>{});

@@ -1,12 +1,12 @@
 // Masked attention, forward, on sm_70: softmax(scale q k^T + bias) v over each row's interval.
 //
-// Shapes: csrc/cuda/attention/params.cuh. fp16; head_dim a multiple of 8 up to 256; the kernel of the
-//   next D of 32, 64, 96, 128, 192, 256 runs, with zeros in the columns from head_dim on.
+// Shapes: csrc/cuda/attention/params.cuh. fp16; head_dim a multiple of 8 up to 256; the kernel of
+//   the next D of 32, 64, 96, 128, 192, 256 runs, with zeros in the columns from head_dim on.
 // Requires: q, k, v 16-byte aligned, their strides multiples of 8.
-// Mapping: a block owns kRows query rows of one head, a warp kWarpRows of them; the block iterates over
-//   the tiles of kKeys keys that its rows touch (query_block.cuh), K first and V second. A warp skips
-//   tiles that are empty for its own rows and tests intervals only in partial ones. S becomes P in
-//   registers.
+// Mapping: a block owns kRows query rows of one head, a warp kWarpRows of them; the block iterates
+//   over the tiles of kKeys keys that its rows touch (query_block.cuh), K first and V second. A
+//   warp skips tiles that are empty for its own rows and tests intervals only in partial ones. S
+//   becomes P in registers.
 // Numerics: fp16 products with fp32 sums; P in [0, 1] is rounded to fp16; scale * log2(e) is folded
 //   into exp2. Dropout's 1/(1-p) multiplies the output.
 // Cost: 4 H flops per touched pair; K and V are read once per block.
@@ -21,8 +21,8 @@
 
 namespace megalite::sm70 {
 
-/// The tile sizes of the forward pass. Shared memory holds Q, K and V, so that two blocks (D <= 128) or
-/// one fit in the 96 KB of an SM; registers hold the output, S, and Q where it fits.
+/// The tile sizes of the forward pass. Shared memory holds Q, K and V, so that two blocks, or one
+/// from D = 192 on, fit in the 96 KB of an SM; registers hold the output, S, and Q where it fits.
 template <int D>
 struct ForwardShape {
   static constexpr int kDim = D;

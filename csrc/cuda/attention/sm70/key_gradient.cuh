@@ -2,15 +2,15 @@
 //
 // Shapes: csrc/cuda/attention/params.cuh; sizes as in forward.cuh.
 // Requires: delta, and all that query_gradient.cuh requires.
-// Mapping: a block owns kRows keys of one key head, with K and V in shared memory, and iterates over
-//   the tiles of kQueries query rows that touch them, of all query heads that read the key head. Scores
-//   are transposed: keys are the rows of a Product, queries its columns, so that P^T and dS^T are
-//   operand A without leaving registers. From D = 192 on the accumulators of dk and dv do not fit
-//   in registers together, so each has its own launch.
+// Mapping: a block owns kRows keys of one key head, with K and V in shared memory, and iterates
+//   over the tiles of kQueries query rows that touch them, of all query heads that read the key
+//   head. Scores are transposed: keys are the rows of a Product, queries its columns, so that P^T
+//   and dS^T are operand A without leaving registers. From D = 192 on the accumulators of dk and dv
+//   do not fit in registers together, so each has its own launch.
 // Numerics: as in query_gradient.cuh.
 // Cost: 8 H flops per touched pair, 10 H from D = 192 on.
-// Share of the tensor cores' peak (benchmarks/sass.py): D = 32 77%, limited by issue slots; 64 89%, 96
-//   73%, 128 74%, 192 and 256 56 to 60%, limited by shared memory.
+// Share of the tensor cores' peak (benchmarks/sass.py): D = 32 77%, limited by issue slots; 64 89%,
+//   96 73%, 128 74%, 192 and 256 56 to 60%, limited by shared memory.
 // Source: Dao 2023, arXiv:2307.08691, algorithm 2, columns outside.
 // Tested by: tests/kernels/test_attention.py on simt.
 #pragma once
@@ -19,8 +19,8 @@
 
 namespace megalite::sm70 {
 
-/// lse (to base 2; inf in rows without keys), delta and interval of the queries of a tile, in shared
-/// memory. fetch loads those of query thread_x() into registers, store writes them.
+/// lse (to base 2; inf in rows without keys), delta and interval of the queries of a tile, in
+/// shared memory. fetch loads those of query thread_x() into registers, store writes them.
 template <int kQueries>
 struct QueryColumns {
   static constexpr int kBytes = 4 * kQueries * 4;
@@ -117,7 +117,8 @@ struct KeyGradientShape {
   static constexpr int kRows = kWarps * kWarpRows;  // keys
   static constexpr int kQueries = D == 64 || D >= 192 ? 16 : 32;
   static constexpr bool kIsSplit = D >= 192;
-  // The next tiles are fetched before the product for dk; at D = 256, after it, for want of registers.
+  // The next tiles are fetched before the product for dk; at D = 256, after it, for want of
+  // registers.
   static constexpr bool kFetchesLate = D == 256;
   static constexpr int kValuesAt = Tile<D>::bytes(kRows);  // bytes
   static constexpr int kQueriesAt = 2 * kValuesAt;

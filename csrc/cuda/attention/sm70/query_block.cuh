@@ -1,11 +1,11 @@
-// What the forward and the query-gradient kernel on sm_70 share: a block of query rows of one head that
-// iterates over the tiles of keys that its rows touch.
+// What the forward and the query-gradient kernel on sm_70 share: a block of query rows of one head
+// that iterates over the tiles of keys that its rows touch.
 //
-// Mapping: K and V have one tile each in shared memory. For every tile of keys the block multiplies by
-//   one of them first and by the other second. The next tile of the first is loaded into registers
-//   before the first product and stored to shared memory after the barrier that follows it; the next
-//   tile of the second likewise, around the second product. So global loads overlap with products,
-//   without cp.async and without a second buffer.
+// Mapping: K and V have one tile each in shared memory. For every tile of keys the block multiplies
+//   by one of them first and by the other second. The next tile of the first is loaded into
+//   registers before the first product and stored to shared memory after the barrier that follows
+//   it; the next tile of the second likewise, around the second product. So global loads overlap
+//   with products, without cp.async and without a second buffer.
 // Source: Dao 2023, arXiv:2307.08691, algorithms 1 and 2, rows outside.
 // Tested by: tests/kernels/test_attention.py on simt.
 #pragma once
@@ -86,8 +86,8 @@ struct QueryBlock {
     w.factor = kHasBias ? 1.0f : p.scale * kLog2E;
   }
 
-  /// Load the first tiles. Contains a barrier: on return the tile of `first`, and whatever the block
-  /// stored before the call, can be read.
+  /// Load the first tiles. Contains a barrier: on return the tile of `first`, and whatever the
+  /// block stored before the call, can be read.
   MEGALITE_DEVICE void begin(const AttentionParams<half>& p, const KeyRows<D>& first,
                              const KeyRows<D>& second) {
     if (tiles.first < tiles.last) {
@@ -100,8 +100,8 @@ struct QueryBlock {
     fill_bias(p, tiles.first);
   }
 
-  /// Iterate over the tiles of keys. For those that touch the warp's rows, w.multiply_first reads the
-  /// tile of `first`, then w.multiply_second that of `second` and the biases.
+  /// Iterate over the tiles of keys. For those that touch the warp's rows, w.multiply_first reads
+  /// the tile of `first`, then w.multiply_second that of `second` and the biases.
   template <class Warp>
   MEGALITE_DEVICE void each_tile(const AttentionParams<half>& p, Warp& w, const KeyRows<D>& first,
                                  const KeyRows<D>& second) {

@@ -2,15 +2,15 @@
 //
 // Shapes: csrc/cuda/attention/params.cuh; sizes as in forward.cuh.
 // Requires: dout 16-byte aligned, its strides multiples of 8; lse and out of the forward pass.
-// Mapping: as in the forward pass, a block owns kRows query rows of one head and iterates over their
-//   tiles of keys (query_block.cuh), with Q and dO in shared memory. V is first: after dP = dO V^T its
-//   tile is free for the next one, while S, dS and dQ use K.
+// Mapping: as in the forward pass, a block owns kRows query rows of one head and iterates over
+//   their tiles of keys (query_block.cuh), with Q and dO in shared memory. V is first:
+//   after dP = dO V^T its tile is free for the next one, while S, dS and dQ use K.
 // Numerics: P = exp2(score - lse) in fp32; dS = P (dP - delta) in fp32, rounded to fp16 for dS K.
 //   Rows without keys have lse = inf here, so P = 0.
 // Cost: 6 H flops per touched pair.
-// Share of the tensor cores' peak (benchmarks/sass.py): D = 32 98%, limited by issue slots; 64 100%; 96
-//   70%, 128 71%, 192 56%, 256 57%, limited by shared memory, from which Q and dO are read for 16 rows
-//   of a warp at a time.
+// Share of the tensor cores' peak (benchmarks/sass.py): D = 32 98%, limited by issue slots; 64
+//   100%; 96 70%, 128 71%, 192 56%, 256 57%, limited by shared memory, from which Q and dO are read
+//   for 16 rows of a warp at a time.
 // Source: Dao 2023, arXiv:2307.08691, algorithm 2, rows outside.
 // Tested by: tests/kernels/test_attention.py on simt.
 #pragma once
@@ -46,8 +46,8 @@ template <int kRows>
 struct RowStatistics {
   RowValues<kRows> lse, delta;  // lse to base 2; inf in rows without keys
 
-  /// Lane l computes those of row l % kRows (half of its columns if kRows is 16); shuffles distribute
-  /// them.
+  /// Lane l computes those of row l % kRows (half of its columns if kRows is 16); shuffles
+  /// distribute them.
   template <int D>
   MEGALITE_DEVICE void load(const AttentionParams<half>& p, const AttentionGradients<half>& g,
                             const Place& at, const Tile<D>& dout) {

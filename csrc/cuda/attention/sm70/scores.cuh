@@ -1,7 +1,8 @@
 // Operations on the scores of a warp on sm_70 between the products: mask, bias, dropout, softmax.
 //
-// Mapping: scores are a Product (warp.cuh): a lane holds two rows of each fragment, and a row is spread
-//   over the four lanes that differ in bits 1 and 3. `RowValues` has a number for each of the two.
+// Mapping: scores are a Product (warp.cuh): a lane holds two rows of each fragment, and a row is
+//   spread over the four lanes that differ in bits 1 and 3. `RowValues` has a number for each of
+//   the two.
 // Numerics: exponentials are to base 2; a score s enters as factor * s, with scale * log2(e) in the
 //   factor.
 // Source: Dao 2023, arXiv:2307.08691, algorithm 1, lines 8-10.
@@ -95,8 +96,8 @@ MEGALITE_DEVICE void add_bias(Product<kWarpRows, kKeys>& s, float factor,
   });
 }
 
-/// Which probabilities of a warp's tile dropout keeps. Of the two rows of a fragment a lane calls Philox
-/// for one, and lane ^ 2 for the other.
+/// Which probabilities of a warp's tile dropout keeps. Of the two rows of a fragment a lane calls
+/// Philox for one, and lane ^ 2 for the other.
 template <int kRows, int kKeys>
 struct KeptKeys {
   static_assert(kKeys <= 64, "eight bits per 16 keys");
@@ -145,7 +146,8 @@ struct RunningSoftmax {
     }
   }
 
-  /// Turn scores into 2^(factor (s - max)); returns the factor by which earlier ones must be rescaled.
+  /// Turn scores into 2^(factor (s - max)); returns the factor by which earlier ones must be
+  /// rescaled.
   template <int kKeys>
   MEGALITE_DEVICE RowValues<kRows> exponentiate(Product<kRows, kKeys>& s, float factor) {
     RowValues<kRows> shrink;

@@ -1,23 +1,23 @@
 // Warp products of masked attention on sm_70: mma.m8n8k4 without ldmatrix, S to P in registers.
 //
-// Mapping: the four quadpairs of a warp (lanes 4i + 8j + {0..3, 16..19}) form a 2 x 2 grid: i selects
-//   8 of 16 rows, j 8 of 16 columns, so one mma computes a 16 x 16 tile of C, over k = 4; a lane holds
-//   8 of its elements, a fragment. Four quadpairs stacked along M (32 x 8 per mma) would read the same
-//   columns of B four times: half a 128-bit shared load per mma, which is 4 cycles of a pipe that the 4
-//   sub-cores share, and would saturate it at the tensor cores' peak. 2 x 2 with two tiles along M
-//   needs a quarter of a load.
+// Mapping: the four quadpairs of a warp (lanes 4i + 8j + {0..3, 16..19}) form a 2 x 2 grid: i
+//   selects 8 of 16 rows, j 8 of 16 columns, so one mma computes a 16 x 16 tile of C, over k = 4; a
+//   lane holds 8 of its elements, a fragment. Four quadpairs stacked along M (32 x 8 per mma) would
+//   read the same columns of B four times: half a 128-bit shared load per mma, which is 4 cycles of
+//   a pipe that the 4 sub-cores share, and would saturate it at the tensor cores' peak. 2 x 2 with
+//   two tiles along M needs a quarter of a load.
 //   A, by rows:   lane holds row (lane & 7) + (lane & 16)/2, 4 of k.
 //   B, by columns: lane holds column (lane & 3) + (lane & 16)/4 + (lane & 8), 4 of k.
 //   B, by rows:   lane holds k = lane & 3, 4 columns.
 //   C: element e has row (lane & 1) + (e & 2) + (lane & 4) + (lane & 16)/2,
 //                column (e & 1) + (lane & 2) + (e & 4) + (lane & 8).
 //   So a row of C is spread over lanes that differ in bits 1 and 3.
-// C to A: a lane holds half of its A row of 8 columns; lane ^ 2 holds the rest. Two shuffles (and four
-//   for the 8 columns of the other j) turn S into P. The order of columns along k is arbitrary as long
-//   as B is read in the same order, so columns {0, 1, 4, 5} are one step of four and {2, 3, 6, 7} the
-//   next, and each j begins with its own 8.
-// Shared tiles are [rows][D + 8] halves: a row is an odd number of 16-byte vectors, so the eight lanes
-//   of a quarter warp, which read 4 or 8 different rows, have no bank conflict.
+// C to A: a lane holds half of its A row of 8 columns; lane ^ 2 holds the rest. Two shuffles (and
+//   four for the 8 columns of the other j) turn S into P. The order of columns along k is arbitrary
+//   as long as B is read in the same order, so columns {0, 1, 4, 5} are one step of four and {2, 3,
+//   6, 7} the next, and each j begins with its own 8.
+// Shared tiles are [rows][D + 8] halves: a row is an odd number of 16-byte vectors, so the eight
+//   lanes of a quarter warp, which read 4 or 8 different rows, have no bank conflict.
 // Source: PTX ISA, "Matrix fragments for mma.m8n8k4"; the shuffles are those of llama.cpp, mma.cuh.
 // Tested by: tests/kernels/test_attention.py on simt.
 #pragma once
@@ -113,8 +113,8 @@ struct Product {
   }
 };
 
-/// Which 8 halves of a tile the n-th 16-byte copy moves. A quarter warp copies 8 vectors of a row, or,
-/// if a row is no multiple of 8 vectors, 4 of each of two rows 4 apart: free of bank conflicts.
+/// Which 8 halves of a tile the n-th 16-byte copy moves. A quarter warp copies 8 vectors of a row,
+/// or, if a row is no multiple of 8 vectors, 4 of each of two rows 4 apart: free of bank conflicts.
 template <int D>
 struct Chunk {
   int row, chunk;
@@ -125,8 +125,8 @@ struct Chunk {
   }
 };
 
-/// Copies rows of a tile from global to shared memory in two steps: `fetch` loads them into registers;
-/// `store` writes them, once the previous tile has been read.
+/// Copies rows of a tile from global to shared memory in two steps: `fetch` loads them into
+/// registers; `store` writes them, once the previous tile has been read.
 template <int D, int kRows, int kThreads>
 struct TileCopy {
   static constexpr int kChunks = kRows * (D / 8), kCount = divide_up(kChunks, kThreads);
@@ -227,8 +227,8 @@ MEGALITE_DEVICE void multiply_transposed(Product<kRows, kColumns>& out,
   }
 }
 
-/// A fragment of C, rounded to half, as operand A: w[step] are the columns along k of step 0 .. 3, in
-/// the order of `step_row`.
+/// A fragment of C, rounded to half, as operand A: w[step] are the columns along k of step 0 .. 3,
+/// in the order of `step_row`.
 struct FragmentAsA {
   uint32_t w[4][2];
 };
@@ -307,8 +307,8 @@ MEGALITE_DEVICE void scale_sums(Sums<kRows, D>& sums, float factor) {
   for_each_float(sums.o, [=](float& x) { x *= factor; });
 }
 
-/// Round sums to half and store them to rows from `first` on of a tile. Rows 8 apart share banks, so
-/// the upper half of the warp starts with the other u.
+/// Round sums to half and store them to rows from `first` on of a tile. Rows 8 apart share banks,
+/// so the upper half of the warp starts with the other u.
 template <int kRows, int D>
 MEGALITE_DEVICE void store_sums(const Sums<kRows, D>& sums, const Tile<D>& tile, int first) {
   const int upper = (lane() & 16) / 16;

@@ -10,20 +10,20 @@
 //
 // Shapes: csrc/cuda/attention/params.cuh. H as in the forward pass.
 // Requires: scale > 0; q, k, v, dout, out 16-byte aligned, their strides multiples of 16 bytes.
-// Mapping: the scores are computed transposed, so that the accumulators of P^T and dS^T are operand A
-//   of dV and dK without a shuffle. Up to H 64 a warp owns 32 keys for all rows and P stays in its
-//   registers; above, warps that share keys split the head dimension of dK and dV and read each
-//   other's P^T and dS^T from shared memory. dS always goes through shared memory for dQ. Q_i and dO_i
-//   are double-buffered (single at H 256): the next tiles are copied while these are used.
+// Mapping: the scores are computed transposed, so that the accumulators of P^T and dS^T are operand
+//   A of dV and dK without a shuffle. Up to H 64 a warp owns 32 keys for all rows and P stays in
+//   its registers; above, warps that share keys split the head dimension of dK and dV and read each
+//   other's P^T and dS^T from shared memory. dS always goes through shared memory for dQ. Q_i and
+//   dO_i are double-buffered (single at H 256): the next tiles are copied while these are used.
 // Numerics: fp32 sums, P and dS rounded to T for their products; dbias from unrounded dS.
 //   No atomics: only one block adds to a split of dq and dbias, tile after tile, and the splits are
 //   summed in order; dk and dv sum the group's heads inside the block. The order depends on shapes
 //   only, and a tile without keys adds zeros: bits don't depend on the plan or the schedule.
-// Cost: five products, 10 H flops and one exp2 per allowed pair. A second, query-stationary kernel for
-//   dQ would need no partial sums, but would recompute S and dP: seven products. By instruction counts
-//   (benchmarks/sass.py) the five-product loop is bound by the tensor cores: 2560 clocks for 64 x 128
-//   pairs at H 64, against 2476 of shared memory and 1855 of issue; so two more products would cost
-//   40 %, while the partial sums cost 16 bytes of L2 traffic per 10 * kKeys flops.
+// Cost: five products, 10 H flops and one exp2 per allowed pair. A second, query-stationary kernel
+//   for dQ would need no partial sums, but would recompute S and dP: seven products. By instruction
+//   counts (benchmarks/sass.py) the five-product loop is bound by the tensor cores: 2560 clocks for
+//   64 x 128 pairs at H 64, against 2476 of shared memory and 1855 of issue; so two more products
+//   would cost 40 %, while the partial sums cost 16 bytes of L2 traffic per 10 * kKeys flops.
 // Source: Dao 2023, arXiv:2307.08691, algorithm 2, with the partial sums of its deterministic mode.
 // Tested by: tests/kernels/test_attention.py, on the emulator.
 #pragma once

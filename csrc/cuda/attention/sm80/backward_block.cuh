@@ -1,5 +1,5 @@
-// A block of attention's backward kernel on sm_80: the mapping of threads, the tiles in shared memory,
-// the copies into them, and the iteration over tiles of query rows.
+// A block of attention's backward kernel on sm_80: the mapping of threads, the tiles in shared
+// memory, the copies into them, and the iteration over tiles of query rows.
 #pragma once
 
 #include "cuda/attention/sm80/backward_traits.cuh"

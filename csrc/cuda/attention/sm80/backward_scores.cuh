@@ -1,5 +1,5 @@
-// The scores of a warp in attention's backward pass on sm_80, in registers: S^T becomes P^T, and dP^T
-// becomes dS^T; dropout's mask; rounding to 16 bits, in registers and into shared memory.
+// The scores of a warp in attention's backward pass on sm_80, in registers: S^T becomes P^T, and
+// dP^T becomes dS^T; dropout's mask; rounding to 16 bits, in registers and into shared memory.
 //
 // Tested by: tests/kernels/test_attention.py, on the emulator.
 #pragma once
@@ -41,8 +41,8 @@ MEGALITE_DEVICE void multiply(const BackwardBlock<C>& block, WarpScores<C>& s, c
   }
 }
 
-/// s = log2(e) (scale s + bias). A distance recurs 8 keys and 8 rows further, so a lane loads one bias
-/// for each diagonal of its fragments.
+/// s = log2(e) (scale s + bias). A distance recurs 8 keys and 8 rows further, so a lane loads one
+/// bias for each diagonal of its fragments.
 template <class C>
 MEGALITE_DEVICE void add_bias(const BackwardBlock<C>& block, WarpScores<C>& s, const RowTile& t,
                               int chunk) {
@@ -136,9 +136,9 @@ MEGALITE_DEVICE void differentiate(const BackwardBlock<C>& block, WarpScores<C>&
 // ---------------------------------------------------------------------------------------------
 // dropout
 
-/// Keep bits of the scores, for is_kept. A call of Philox decides on four consecutive keys, which are
-/// in the four lanes that differ in lane / 4 % 4: each of them calls it for one of the four values [e]
-/// of a fragment, and shuffles exchange the bits.
+/// Keep bits of the scores, for is_kept. A call of Philox decides on four consecutive keys, which
+/// are in the four lanes that differ in lane / 4 % 4: each of them calls it for one of the four
+/// values [e] of a fragment, and shuffles exchange the bits.
 template <class C>
 MEGALITE_DEVICE uint32_t draw(const BackwardBlock<C>& block, const RowTile& t, int chunk) {
   if (!C::kExtended || block.p.dropout.threshold == 0) return kFullMask;

@@ -1,9 +1,9 @@
 // The kernels before and after attention's backward kernel on sm_80: the state of each row that it
 // needs, and the reduction of its splits, in a fixed order.
 //
-// Mapping: row_states: 8 lanes per row; sum_query_gradient: a block per tile of rows, where a thread
-//   reads the accumulators that the same thread of the backward kernel wrote; sum_bias_gradient: a
-//   thread per distance.
+// Mapping: row_states: 8 lanes per row; sum_query_gradient: a block per tile of rows, where a
+//   thread reads the accumulators that the same thread of the backward kernel wrote;
+//   sum_bias_gradient: a thread per distance.
 // Cost: reads dout and out once, the partial dq once; writes dq once. Bound by memory.
 // Tested by: tests/kernels/test_attention.py, on the emulator.
 #pragma once

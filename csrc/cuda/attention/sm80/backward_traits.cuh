@@ -1,5 +1,5 @@
-// The compile-time parameters of attention's backward pass on sm_80: tile sizes, the layout of shared
-// memory and of the workspace.
+// The compile-time parameters of attention's backward pass on sm_80: tile sizes, the layout of
+// shared memory and of the workspace.
 #pragma once
 
 #include "cuda/attention/tiles.cuh"
@@ -13,9 +13,9 @@ struct BackwardTraits {
   static constexpr int kDim = kDim_;
   static constexpr bool kExtended = kExtended_;
 
-  // A warp computes the scores of 32 keys and its share of the queries, and accumulates dk and dv of
-  // those keys for its share of the head dimension: at most 64 columns, as the two accumulators take 2
-  // registers per column and lane.
+  // A warp computes the scores of 32 keys and its share of the queries, and accumulates dk and dv
+  // of those keys for its share of the head dimension: at most 64 columns, as the two accumulators
+  // take 2 registers per column and lane.
   static constexpr int kQueryWarps = kDim > 128 ? 4 : kDim > 64 ? 2 : 1;
   static constexpr int kKeyWarps = kDim > 128 ? 2 : 4;
   static constexpr int kWarps = kQueryWarps * kKeyWarps, kThreads = kWarps * kWarpSize;

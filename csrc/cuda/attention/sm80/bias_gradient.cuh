@@ -1,5 +1,5 @@
-// The gradient of the bias by distance, inside attention's backward kernel on sm_80: sums of dS along
-// diagonals, first within a warp, then over the block's warps, in a fixed order.
+// The gradient of the bias by distance, inside attention's backward kernel on sm_80: sums of dS
+// along diagonals, first within a warp, then over the block's warps, in a fixed order.
 //
 // Tested by: tests/kernels/test_attention.py, on the emulator.
 #pragma once
@@ -16,8 +16,8 @@ namespace megalite::sm80 {
 template <class C>
 MEGALITE_DEVICE void sum_diagonals(const BackwardBlock<C>& block, const WarpScores<C>& ds,
                                    int chunk) {
-  constexpr int kSpan =
-      C::kRows / C::kQueryWarps;  // index 0 is distance -kSpan from the warp's first row and key
+  // Index 0 of the warp's sums is distance -kSpan from its first row and key.
+  constexpr int kSpan = C::kRows / C::kQueryWarps;
   const auto sums = block.diagonals().at(block.thread / kWarpSize * C::kDiagonals + kSpan -
                                          (chunk + 1) * C::kQueries);
   const int r = block.lane() / 4, c = block.lane() % 4;

@@ -9,12 +9,13 @@
 // Shapes: csrc/cuda/attention/params.cuh. H is a multiple of 8 up to 256; the kernel of the next
 //   template size runs, with zeros in the columns from H on.
 // Requires: scale > 0; q, k, v 16-byte aligned, their strides multiples of 16 bytes; Sk < 2^30.
-// Mapping: a warp owns 16 or 32 whole rows, so the softmax reduces over the four lanes of a quad only,
-//   and S becomes P, operand A of P V, in registers. K_j and V_j have one buffer each: V_j is copied
-//   during Q K^T, K_{j+1} during the softmax and P V.
+// Mapping: a warp owns 16 or 32 whole rows, so the softmax reduces over the four lanes of a quad
+//   only, and S becomes P, operand A of P V, in registers. K_j and V_j have one buffer each: V_j is
+//   copied during Q K^T, K_{j+1} during the softmax and P V.
 // Numerics: fp32 sums; P is rounded to T before P V, its row sum is not. Tiles are visited in
-//   ascending order whatever their class, and a tile without keys changes nothing (factor 1, P = 0):
-//   the bits do not depend on how tight the plan is. exp is exp2, with log2(e) folded into the scale.
+//   ascending order whatever their class, and a tile without keys changes nothing: its P is
+//   0 and its factor 1. So the bits do not depend on how tight the plan is. exp is exp2, with
+//   log2(e) folded into the scale.
 // Cost: 4 H flops and one exp2 per allowed pair; reads q once, k and v once per tile of rows.
 // Source: Dao 2023, arXiv:2307.08691, algorithm 1; tile sizes: flash_fwd_launch_template.h there.
 // Tested by: tests/kernels/test_attention.py, on the emulator.
@@ -48,8 +49,8 @@ struct ForwardTraits {
 template <class C>
 struct ForwardState {
   float out[C::kMTiles][C::kDim / 8][4];
-  float top[C::kMTiles][2],
-      total[C::kMTiles][2];  // total: of this lane's columns only, until finish
+  float top[C::kMTiles][2];
+  float total[C::kMTiles][2];  // of this lane's columns only, until finish
 };
 
 /// One block: a tile of query rows of one head.
@@ -244,9 +245,9 @@ struct ForwardBlock {
     }
   }
 
-  /// Set dropped probabilities to 0. A call of Philox decides on four consecutive keys, which are in
-  /// two lanes: the even one calls it for its first row, the odd one for the row 8 below, and a shuffle
-  /// exchanges the bits.
+  /// Set dropped probabilities to 0. A call of Philox decides on four consecutive keys, which are
+  /// in two lanes: the even one calls it for its first row, the odd one for the row 8 below, and a
+  /// shuffle exchanges the bits.
   MEGALITE_DEVICE void drop(Scores& p_tile, int j) const {
     const KeepBits keep = keep_bits(p, batch(), head());
     constexpr int kTogether = C::kNTiles < 8 ? C::kNTiles : 8;  // four bits each fill 32 bits
@@ -307,8 +308,8 @@ struct ForwardBlock {
     }
   }
 
-  /// Divide by the sums, write lse, and write the output through the warp's rows of Q's tile, so that
-  /// the stores are coalesced.
+  /// Divide by the sums, write lse, and write the output through the warp's rows of Q's tile, so
+  /// that the stores are coalesced.
   MEGALITE_DEVICE void finish(ForwardState<C>& o) const {
     const float scale = C::kExtended && p.bias ? kLn2 : p.scale;
     const auto words = q_tile().data.template as<uint32_t>();

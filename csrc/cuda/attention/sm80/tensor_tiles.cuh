@@ -1,9 +1,10 @@
 // Tiles of 16-bit numbers in shared memory and their m16n8k16 fragments; sm_80 and later.
 //
-// Mapping: a row is a sequence of 16-byte vectors, swizzled: vector c of row r is stored at position
-//   c ^ mix(r) of the row, so that the eight rows of an ldmatrix phase are in different banks.
-// Source: PTX ISA, "Matrix Fragments for mma.m16n8k16"; the swizzle is CuTe's Swizzle<3,3,3> for rows
-//   of a multiple of 128 bytes and Swizzle<2,3,3> for others.
+// Mapping: a row is a sequence of 16-byte vectors, swizzled: vector c of row r is stored at
+//   position c ^ mix(r) of the row, so that the eight rows of an ldmatrix phase are in different
+//   banks.
+// Source: PTX ISA, "Matrix Fragments for mma.m16n8k16"; the swizzle is CuTe's Swizzle<3,3,3> for
+//   rows of a multiple of 128 bytes and Swizzle<2,3,3> for others.
 #pragma once
 
 #include "cuda/intrinsics.cuh"
@@ -59,8 +60,8 @@ struct SharedTile {
     return wanted;
   }
 
-  /// Start an asynchronous copy of rows [kRows, head_dim], `stride` apart; rows that are not wanted and
-  /// columns from head_dim on become zeros.
+  /// Start an asynchronous copy of rows [kRows, head_dim], `stride` apart; rows that are not wanted
+  /// and columns from head_dim on become zeros.
   template <int kRows, int kThreads>
   MEGALITE_DEVICE void start_copy(Global<const T> rows, int64_t stride, int head_dim,
                                   uint32_t wanted) const {
@@ -79,9 +80,9 @@ struct SharedTile {
   }
 
  private:
-  // The address that a lane passes to ldmatrix for four 8 x 8 matrices: the first two along the rows,
-  // then the two to their right (column_first), or the first two side by side (row_first). The lane's
-  // part does not depend on the arguments, which only add to it or flip its bits.
+  // The address that a lane passes to ldmatrix for four 8 x 8 matrices: the first two along the
+  // rows, then the two to their right (column_first), or the first two side by side (row_first).
+  // The lane's part does not depend on the arguments, which only add to it or flip its bits.
   MEGALITE_DEVICE int column_first(int row, int vector) const {
     return row * kDim + swizzled(at(thread & 15, thread >> 4 & 1), vector);
   }
@@ -95,8 +96,8 @@ struct SharedTile {
   }
 };
 
-/// thread_x(), passed through a shuffle so that the compiler can't tell that it is the same value as
-/// elsewhere: addresses derived from it are recomputed where it is called, which is cheaper than
+/// thread_x(), passed through a shuffle so that the compiler can't tell that it is the same value
+/// as elsewhere: addresses derived from it are recomputed where it is called, which is cheaper than
 /// keeping them in registers across a kernel's main loop. All lanes of a warp must call it.
 MEGALITE_DEVICE int thread_x_anew() { return shfl_xor(thread_x(), 0); }
 
