@@ -7,6 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 NATIVE := setup.py pyproject.toml $(shell find csrc -type f)
+CXX_FILES := $(shell find csrc tests -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h' -o -name '*.inc')
 BENCHMARKS := $(basename $(notdir $(shell grep -l __main__ benchmarks/*.py)))
 
 .PHONY: help install demo test test-quick check bench clean
@@ -33,6 +34,7 @@ test-quick: $(VENV)/built
 check: $(VENV)/built
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/unit/test_rooms.py tests/unit/test_docs.py
 

@@ -78,11 +78,12 @@ def cuda_release() -> tuple[int, int] | None:
 def simt_extension(include: list[str]):
     """The CUDA sources for the emulator, each compiled as C++ through a file that includes it."""
     folder = Path("build/simt")
-    folder.mkdir(parents=True, exist_ok=True)
     wrappers = []
-    for source in sources("cuda/*.cu"):
-        wrapper = folder / f"{Path(source).stem}.cpp"
-        text = f'#include "{Path(source).relative_to(CSRC)}"\n'
+    for source in sources("cuda/**/*.cu"):
+        included = Path(source).relative_to(CSRC)
+        wrapper = folder / included.with_suffix(".cpp")
+        wrapper.parent.mkdir(parents=True, exist_ok=True)
+        text = f'#include "{included}"\n'
         if not wrapper.exists() or wrapper.read_text() != text:
             wrapper.write_text(text)
         wrappers.append(str(wrapper))
@@ -97,13 +98,13 @@ def simt_extension(include: list[str]):
 
 def extensions() -> list:
     """Everything that can be built here."""
-    files = ["csrc/schema.cpp", *sources("cpu/*.cpp")]
+    files = ["csrc/schema.cpp", *sources("cpu/**/*.cpp")]
     include = [str(CSRC.resolve())]
     if (release := cuda_release()) is not None:
         os.environ.setdefault("TORCH_CUDA_ARCH_LIST", cuda_architectures(release))
         kernels = cpp_extension.CUDAExtension(
             "megalite._kernels",
-            files + sources("cuda/*.cu"),
+            files + sources("cuda/**/*.cu"),
             include_dirs=include,
             extra_compile_args={"cxx": CXX_FLAGS, "nvcc": ["-O3"]},
         )

@@ -5,7 +5,7 @@
 
 Threads and shared memory are those of a launch, as the emulator saw it; registers and spills are
 ptxas's. A GPU's blocks share its registers and shared memory: what fits is the occupancy.
---binding compiles csrc/cuda/binding*.cu instead, host and device code, against PyTorch's headers.
+--binding compiles csrc/cuda/binding/*.cu instead, host and device code, against PyTorch's headers.
 """
 
 import argparse
@@ -159,7 +159,7 @@ def main() -> None:
     parser.add_argument("--binding", action="store_true", help="only compile what includes PyTorch")
     options = parser.parse_args()
     if options.binding:
-        for source in sorted(SOURCES.glob("binding*.cu")):
+        for source in sorted(SOURCES.glob("binding/*.cu")):
             print(compile_against_torch(source, ["-c", f"-I{ROOT / 'csrc'}", *EXTENSION]))
         return
     chosen = [options.architecture] if options.architecture else list(ARCHITECTURES)

@@ -160,7 +160,7 @@ def ours(architecture: int, with_extras: bool) -> list[Bound]:
     """Our kernels in half; those with bias or dropout too if asked."""
     found = []
     for source in sources(architecture):
-        if source.stem.startswith("attention") and "bfloat16" not in source.stem:
+        if "attention" in source.parts and "bfloat16" not in source.stem:
             found += bounds_of(compile_source(source, architecture), architecture)
     return [entry for entry in found if with_extras or is_plain(entry.kernel)]
 

@@ -65,10 +65,15 @@ def demangled(symbol: str) -> str:
 
 
 def sources(architecture: int) -> list[Path]:
-    """The kernel files of an architecture; ``sm70`` or ``sm80`` in a name says which it is for."""
-    files = [path for path in sorted(SOURCES.glob("*.cu")) if not path.stem.startswith("binding")]
-    other = "sm80" if architecture < 80 else "sm70"
-    return [path for path in files if other not in path.stem]
+    """The kernel files of an architecture: all but those in the folder of another one."""
+    others = {"binding", "sm80" if architecture < 80 else "sm70"}
+    files = sorted(SOURCES.rglob("*.cu"))
+    return [path for path in files if others.isdisjoint(path.relative_to(SOURCES).parts)]
+
+
+def name_of(source: Path) -> str:
+    """A kernel file's path under csrc/cuda as one word: ``attention-sm80-forward_half``."""
+    return "-".join(source.relative_to(SOURCES).with_suffix("").parts)
 
 
 def pypi_file(package: str, path: str) -> Path:
@@ -101,7 +106,7 @@ def _make_ptx_by_nvrtc(source: Path, architecture: int, ptx: Path) -> None:
     library = pypi_file("nvidia-cuda-nvrtc-cu12==12.9.86", "cuda_nvrtc/lib/libnvrtc.so.12")
     nvrtc = ctypes.CDLL(str(library))
     program, size = ctypes.c_void_p(), ctypes.c_size_t()
-    text = f'#include "cuda/{source.name}"\n'.encode()
+    text = f'#include "{source.relative_to(ROOT / "csrc")}"\n'.encode()
     nvrtc.nvrtcCreateProgram(ctypes.byref(program), text, source.name.encode(), 0, None, None)
     flags = [f"-arch=compute_{architecture}", "-std=c++17", "-default-device"]
     flags += [f"-I{ROOT / 'csrc'}"]
@@ -146,7 +151,8 @@ def run(command: list[str]) -> str:
 
 
 def _digest(source: Path, architecture: int) -> str:
-    texts = [*sorted(SOURCES.glob("*.cuh")), ROOT / "csrc/philox.h", Path(__file__), source]
+    headers = [*sorted(SOURCES.rglob("*.cuh")), *sorted((ROOT / "csrc").glob("*.h"))]
+    texts = [*headers, Path(__file__), source]
     made_of = hashlib.sha256(str(ptxas(architecture)).encode())
     for path in texts:
         made_of.update(path.read_bytes())
@@ -161,7 +167,7 @@ def compile_source(source: Path, architecture: int) -> Path:
         RuntimeError: the source does not compile.
     """
     CACHE.mkdir(parents=True, exist_ok=True)
-    stem = f"{source.stem}.sm_{architecture}.{_digest(source, architecture)}"
+    stem = f"{name_of(source)}.sm_{architecture}.{_digest(source, architecture)}"
     cubin, ptx, log = (CACHE / f"{stem}.{end}" for end in ("cubin", "ptx", "txt"))
     if cubin.exists() and log.exists():
         return cubin

@@ -1,4 +1,4 @@
-// What the operators ask of their arguments, in the same words on every backend: the argument, what
+// Checks of the operators' arguments, with the same messages on every backend: the argument, what
 // must hold, what came.
 #pragma once
 
@@ -8,9 +8,11 @@
 
 #include <optional>
 
+#include "mask_plan.h"
+
 namespace megalite {
 
-/// What attention needs beyond tensors that fit each other.
+/// The head dimensions that a backend's attention takes.
 struct HeadDims {
   int64_t multiple, largest;
 };
@@ -79,11 +81,10 @@ inline void check_heads(const AttentionTensors& t, HeadDims dims) {
 
 inline void check_mask(const AttentionTensors& t) {
   const int64_t batch = t.q.size(0), queries = t.q.size(1), num_keys = t.k.size(1);
-  const auto tiles = [](int64_t size) { return (size + 31) / 32; };
   check_tensor("attention", "start", t.start, at::kInt, {batch, queries});
   check_tensor("attention", "end", t.end, at::kInt, {batch, queries});
-  check_tensor("attention", "rows", t.rows, at::kInt, {batch, tiles(queries), 4});
-  check_tensor("attention", "keys", t.keys, at::kInt, {batch, tiles(num_keys), 3});
+  check_tensor("attention", "rows", t.rows, at::kInt, {batch, plan_entries(queries), 4});
+  check_tensor("attention", "keys", t.keys, at::kInt, {batch, plan_entries(num_keys), 3});
 }
 
 inline void check_bias(const AttentionTensors& t) {
@@ -112,21 +113,21 @@ inline void check_attention(const AttentionTensors& t, const AttentionOptions& o
   check_mask(t);
   check_bias(t);
   check_dropout(t, options);
-  const std::pair<const char*, const at::Tensor&> others[] = {
-      {"k", t.k}, {"v", t.v}, {"start", t.start}, {"end", t.end}, {"rows", t.rows},
-      {"keys", t.keys}};
+  const std::pair<const char*, const at::Tensor&> others[] = {{"k", t.k},         {"v", t.v},
+                                                              {"start", t.start}, {"end", t.end},
+                                                              {"rows", t.rows},   {"keys", t.keys}};
   for (const auto& [name, x] : others) check_device("attention", name, x, t.q.device());
 }
 
-/// What the backward pass is given beside the forward pass's arguments.
+/// The backward pass's arguments beyond those of the forward pass.
 inline void check_upstream(const AttentionTensors& t, const at::Tensor& dout, const at::Tensor& out,
                            const at::Tensor& lse) {
   check_tensor("attention_backward", "dout", dout, t.q.scalar_type(), t.q.sizes());
   check_tensor("attention_backward", "out", out, t.q.scalar_type(), t.q.sizes());
   check_tensor("attention_backward", "lse", lse, at::kFloat,
                {t.q.size(0), t.q.size(2), t.q.size(1)});
-  const std::pair<const char*, const at::Tensor&> all[] = {{"dout", dout}, {"out", out},
-                                                           {"lse", lse}};
+  const std::pair<const char*, const at::Tensor&> all[] = {
+      {"dout", dout}, {"out", out}, {"lse", lse}};
   for (const auto& [name, x] : all) check_device("attention_backward", name, x, t.q.device());
 }
 
@@ -163,17 +164,17 @@ inline void check_rope(const at::Tensor& x, const at::Tensor& cos, const at::Ten
   TORCH_CHECK(x.dim() == 4, "rope x: must be [B, S, N, H], came ", x.sizes());
   TORCH_CHECK(cos.dim() == 4 && cos.size(0) == x.size(0) && cos.size(1) == x.size(1) &&
                   cos.sizes() == sin.sizes() && 2 * cos.size(2) * cos.size(3) <= x.size(3),
-              "rope cos, sin: must be [", x.size(0), ", ", x.size(1), ", P, R/(2P)] with R <= ",
-              x.size(3), ", came ", cos.sizes(), " and ", sin.sizes());
+              "rope cos, sin: must be [", x.size(0), ", ", x.size(1),
+              ", P, R/(2P)] with R <= ", x.size(3), ", came ", cos.sizes(), " and ", sin.sizes());
   check_device("rope", "cos", cos, x.device());
   check_device("rope", "sin", sin, x.device());
 }
 
-/// A tensor to be written in place: no two of its elements are one place in memory.
+/// A tensor to be written in place: no two of its elements share memory.
 inline void check_apart(const char* op, const char* name, const at::Tensor& x) {
   TORCH_CHECK(at::has_internal_overlap(x) != at::MemOverlap::Yes, op, " ", name,
-              ": each element must have memory of its own to be written in place, came ",
-              x.sizes(), " with strides ", x.strides(), "; make it contiguous first");
+              ": each element must have memory of its own to be written in place, came ", x.sizes(),
+              " with strides ", x.strides(), "; make it contiguous first");
 }
 
 inline void check_hidden_dropout(const at::Tensor& x, double p, const at::Tensor& sample_ids) {

@@ -1,16 +1,8 @@
-// Philox4x32-10: four 32-bit words from a 64-bit key and a 128-bit counter.
+// Philox4x32-10: four 32-bit random words from a 64-bit key and a 128-bit counter.
 // The same bits as megalite/ops/random.py. Source: Salmon et al. 2011.
 #pragma once
 
-#ifndef __CUDACC_RTC__
-#include <cstdint>
-#endif
-
-#if defined(__CUDACC__)
-#define MEGALITE_PHILOX_FUNCTION __host__ __device__ __forceinline__
-#else
-#define MEGALITE_PHILOX_FUNCTION inline
-#endif
+#include "host_device.h"
 
 namespace megalite {
 
@@ -18,8 +10,8 @@ struct PhiloxWords {
   uint32_t word[4];
 };
 
-MEGALITE_PHILOX_FUNCTION PhiloxWords philox(uint64_t key, uint32_t c0, uint32_t c1, uint32_t c2,
-                                            uint32_t c3) {
+MEGALITE_HOST_DEVICE PhiloxWords philox(uint64_t key, uint32_t c0, uint32_t c1, uint32_t c2,
+                                        uint32_t c3) {
   uint32_t k0 = static_cast<uint32_t>(key), k1 = static_cast<uint32_t>(key >> 32);
   for (int round = 0; round < 10; ++round) {
     const uint64_t a = static_cast<uint64_t>(c0) * 0xD2511F53u;
@@ -36,7 +28,7 @@ MEGALITE_PHILOX_FUNCTION PhiloxWords philox(uint64_t key, uint32_t c0, uint32_t 
   return {{c0, c1, c2, c3}};
 }
 
-// The smallest word that dropout of probability p keeps.
+/// Dropout of probability p drops an element whose random word is below this.
 inline uint32_t keep_threshold(double p) { return static_cast<uint32_t>(p * 4294967296.0); }
 
 }  // namespace megalite

@@ -1,4 +1,4 @@
-// The device abstraction on a GPU; included by intrinsics.cuh, which lists it. Views are bare
+// The device abstraction on a GPU; included by intrinsics.cuh, which documents it. Views are bare
 // pointers.
 #pragma once
 
@@ -11,10 +11,8 @@
 #endif
 
 #define MEGALITE_DEVICE __device__ __forceinline__
-#define MEGALITE_HOST_DEVICE __host__ __device__ __forceinline__
 #define MEGALITE_KERNEL(threads, blocks_per_sm) __global__ __launch_bounds__(threads, blocks_per_sm)
 #define MEGALITE_UNROLL _Pragma("unroll")
-#define MEGALITE_ROLLED _Pragma("unroll 1")
 #define MEGALITE_ROLLED _Pragma("unroll 1")
 
 namespace megalite {
@@ -110,22 +108,23 @@ MEGALITE_DEVICE Shared<T> shared_view(int byte_offset, int /*extent*/) {
   return Shared<T>{reinterpret_cast<T*>(megalite_dynamic_shared + byte_offset)};
 }
 
+/// The built-in type that is loaded or stored in one access of so many bytes.
 template <int Bytes>
-struct Word;
+struct Access;
 template <>
-struct Word<2> {
+struct Access<2> {
   using type = unsigned short;
 };
 template <>
-struct Word<4> {
+struct Access<4> {
   using type = unsigned int;
 };
 template <>
-struct Word<8> {
+struct Access<8> {
   using type = uint2;
 };
 template <>
-struct Word<16> {
+struct Access<16> {
   using type = uint4;
 };
 
@@ -148,30 +147,30 @@ struct IsConst<const T> {
 
 template <int N, class T>
 MEGALITE_DEVICE Vec<remove_const<T>, N> load_vec(Global<T> view, int64_t i) {
-  using W = typename Word<N * sizeof(T)>::type;
-  const W* p = reinterpret_cast<const W*>(view.data + i);
+  using A = typename Access<N * sizeof(T)>::type;
+  const A* p = reinterpret_cast<const A*>(view.data + i);
   if constexpr (IsConst<T>::value) {
     return bit_copy<Vec<remove_const<T>, N>>(__ldg(p));
   } else {
-    const W word = *p;  // one access: a copy from memory would be made byte by byte
-    return bit_copy<Vec<remove_const<T>, N>>(word);
+    const A value = *p;  // one access: memcpy from memory may be compiled to single bytes
+    return bit_copy<Vec<remove_const<T>, N>>(value);
   }
 }
 template <int N, class T>
 MEGALITE_DEVICE Vec<T, N> load_vec(Shared<T> view, int i) {
-  using W = typename Word<N * sizeof(T)>::type;
-  const W word = *reinterpret_cast<const W*>(view.data + i);
-  return bit_copy<Vec<T, N>>(word);
+  using A = typename Access<N * sizeof(T)>::type;
+  const A value = *reinterpret_cast<const A*>(view.data + i);
+  return bit_copy<Vec<T, N>>(value);
 }
 template <int N, class T>
 MEGALITE_DEVICE void store_vec(Global<T> view, int64_t i, const Vec<T, N>& value) {
-  using W = typename Word<N * sizeof(T)>::type;
-  *reinterpret_cast<W*>(view.data + i) = bit_copy<W>(value);
+  using A = typename Access<N * sizeof(T)>::type;
+  *reinterpret_cast<A*>(view.data + i) = bit_copy<A>(value);
 }
 template <int N, class T>
 MEGALITE_DEVICE void store_vec(Shared<T> view, int i, const Vec<T, N>& value) {
-  using W = typename Word<N * sizeof(T)>::type;
-  *reinterpret_cast<W*>(view.data + i) = bit_copy<W>(value);
+  using A = typename Access<N * sizeof(T)>::type;
+  *reinterpret_cast<A*>(view.data + i) = bit_copy<A>(value);
 }
 
 template <class T>
@@ -242,7 +241,7 @@ MEGALITE_DEVICE void cp_async_commit() {
 #endif
 }
 
-/// Wait until at most N of this thread's most recent groups are still under way.
+/// Wait until at most N of this thread's most recent groups are still in flight.
 template <int N>
 MEGALITE_DEVICE void cp_async_wait() {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
@@ -361,7 +360,7 @@ MEGALITE_DEVICE bfloat16 from_float<bfloat16>(float x) {
   return y;
 }
 
-/// Round two floats to T and put them in one word, `low` in bits 0-15.
+/// Round two floats to T and pack them into 32 bits, `low` in bits 0-15.
 template <class T>
 MEGALITE_DEVICE uint32_t pack2(float low, float high) {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
@@ -399,7 +398,7 @@ struct LaunchConfig {
 };
 
 #ifdef __CUDACC_RTC__
-/// NVRTC compiles no host code: a launcher only says which kernels are wanted.
+/// NVRTC compiles no host code: a launch only instantiates the kernel.
 template <class... Params, class... Args>
 __device__ void launch(const LaunchConfig&, void (*kernel)(Params...), Args...) {
   if (kernel == nullptr) __trap();

@@ -5,9 +5,9 @@
 
 #include <optional>
 
-#include "blend.h"
-#include "documents.h"
-#include "packing.h"
+#include "index/blend.h"
+#include "index/documents.h"
+#include "index/packing.h"
 
 namespace py = pybind11;
 namespace data = megalite::index;
@@ -74,8 +74,10 @@ PYBIND11_MODULE(_index, m) {
   py::class_<Documents>(m, "DocumentIndex")
       .def(py::init<Array, int64_t>(), py::arg("lengths").noconvert(), py::arg("longest") = 1,
            "Index documents of these lengths, int64 [documents], cut into pieces of `longest`.")
-      .def_property_readonly("num_tokens", [](const Documents& d) { return d.index().num_tokens(); })
-      .def_property_readonly("num_pieces", [](const Documents& d) { return d.index().num_pieces(); })
+      .def_property_readonly("num_tokens",
+                             [](const Documents& d) { return d.index().num_tokens(); })
+      .def_property_readonly("num_pieces",
+                             [](const Documents& d) { return d.index().num_pieces(); })
       .def(
           "token_ranges",
           [](const Documents& d, int64_t first, int64_t last) {
@@ -95,8 +97,9 @@ PYBIND11_MODULE(_index, m) {
            "Interleave datasets of these numbers of samples evenly.")
       .def("__len__", &data::Blend::size)
       .def("at", &data::Blend::at, py::arg("number"), "Its (dataset, sample inside it).");
-  m.def("first_fit", &first_fit, py::arg("lengths"), py::arg("capacity"),
-        py::arg("encoder_lengths") = py::none(), py::arg("encoder_capacity") = 0,
-        "Put items into rows, each into the first with room in both streams: (items, bounds), row r "
-        "being items[bounds[r]:bounds[r + 1]].");
+  m.def(
+      "first_fit", &first_fit, py::arg("lengths"), py::arg("capacity"),
+      py::arg("encoder_lengths") = py::none(), py::arg("encoder_capacity") = 0,
+      "Put items into rows, each into the first with room in both streams: (items, bounds), row r "
+      "being items[bounds[r]:bounds[r + 1]].");
 }

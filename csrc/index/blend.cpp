@@ -1,4 +1,4 @@
-#include "blend.h"
+#include "index/blend.h"
 
 #include <algorithm>
 #include <stdexcept>
@@ -31,8 +31,9 @@ Blend::Blend(std::vector<int64_t> counts) : counts_(std::move(counts)) {
   }
   for (const int64_t count : counts_) {
     if (count < 1 || count > kMostSamples - size_) {
-      throw std::invalid_argument("counts: each must be positive and their sum at most 2^60, came " +
-                                  std::to_string(count));
+      throw std::invalid_argument(
+          "counts: each must be positive and their sum at most 2^60, came " +
+          std::to_string(count));
     }
     size_ += count;
   }

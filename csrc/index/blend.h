@@ -7,12 +7,13 @@
 
 namespace megalite::index {
 
-// Sample j of dataset d stands at time (2 j + 1) / (2 counts[d]); the order is that of times, and of
-// datasets where times are equal. So every stretch of it holds the datasets in proportion to their
-// counts, within one sample each.
+// Sample j of dataset d stands at time (2 j + 1) / (2 counts[d]); the order is that of times, and
+// of datasets where times are equal. So every stretch of it holds the datasets in proportion to
+// their counts, within one sample each.
 class Blend {
  public:
-  // Throws std::invalid_argument: there is no count, one is not positive, or their sum exceeds 2^60.
+  // Throws std::invalid_argument: there is no count, one is not positive, or their sum exceeds
+  //   2^60.
   explicit Blend(std::vector<int64_t> counts);
 
   int64_t size() const { return size_; }

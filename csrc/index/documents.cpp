@@ -1,4 +1,4 @@
-#include "documents.h"
+#include "index/documents.h"
 
 #include <algorithm>
 #include <stdexcept>

@@ -28,7 +28,8 @@ class DocumentIndex {
   std::vector<Range> piece_ranges(int64_t first, int64_t last) const;
 
  private:
-  static constexpr int64_t kRun = 64;  // a lookup reads at most this many lengths: a few cache lines
+  static constexpr int64_t kRun =
+      64;  // a lookup reads at most this many lengths: a few cache lines
 
   int64_t num_pieces_of(int64_t document) const;
 

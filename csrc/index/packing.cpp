@@ -1,4 +1,4 @@
-#include "packing.h"
+#include "index/packing.h"
 
 #include <algorithm>
 #include <stdexcept>

@@ -10,7 +10,9 @@ namespace megalite::index {
 struct Lengths {
   int64_t decoder = 0, encoder = 0;
 
-  bool fits(const Lengths& room) const { return decoder <= room.decoder && encoder <= room.encoder; }
+  bool fits(const Lengths& room) const {
+    return decoder <= room.decoder && encoder <= room.encoder;
+  }
 };
 
 // Rows as slices: row r holds items[bounds[r]] .. items[bounds[r + 1] - 1], in ascending order.

@@ -1,9 +1,9 @@
-// The Python module megalite._simt: the emulator's settings and counters. The ops that run on it are
-// registered beside the CUDA launchers that they share.
+// The Python module megalite._simt: the emulator's settings and counters. The operators that run on
+// it are registered in csrc/cuda/binding, together with the CUDA backend's.
 #include <dlfcn.h>
 #include <pybind11/pybind11.h>
 
-#include "machine.h"
+#include "simt/machine.h"
 
 namespace py = pybind11;
 namespace simt = megalite::simt;
@@ -73,5 +73,5 @@ PYBIND11_MODULE(_simt, m) {
         "The compute capability of the emulated device: 70 or 80.");
   m.def("counters", &counters, "What each kernel did since the last reset, by name.");
   m.def("shapes", &shapes, "(threads, shared bytes) of each kernel launched, by mangled name.");
-  m.def("reset_counters", [] { simt::machine.counters_by_kernel.clear(); }, "Forget all counters.");
+  m.def("reset_counters", [] { simt::machine.counters_by_kernel.clear(); }, "Clear all counters.");
 }

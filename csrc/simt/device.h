@@ -1,5 +1,5 @@
-// The device abstraction on the CPU; included by cuda/intrinsics.cuh, which lists it. Every access
-// is checked.
+// The device abstraction on the CPU; included by cuda/intrinsics.cuh, which documents it. Every
+// access is checked.
 #pragma once
 
 #include <cmath>
@@ -7,14 +7,12 @@
 #include <tuple>
 #include <type_traits>
 
-#include "machine.h"
-#include "numbers.h"
+#include "simt/machine.h"
+#include "simt/numbers.h"
 
 #define MEGALITE_DEVICE inline
-#define MEGALITE_HOST_DEVICE inline
 #define MEGALITE_KERNEL(threads, blocks_per_sm) inline
 #define MEGALITE_UNROLL
-#define MEGALITE_ROLLED
 #define MEGALITE_ROLLED
 
 namespace megalite {
@@ -86,7 +84,7 @@ inline bool all(bool p, uint32_t mask = kFullMask, Site site = Site::here()) {
   return vote(simt::WarpOp::all, p, mask, site) != 0;
 }
 
-/// A format that remembers where it was written.
+/// A format string with the place in the source where it stands.
 struct Format {
   const char* text;
   Site site;
@@ -100,7 +98,8 @@ template <class... Values>
 // ------------------------------------------------------------------------------------------------
 // memory
 
-/// An index that remembers where it was written, since operator[] takes no second argument.
+/// An index with the place in the source where it is used, since operator[] takes no second
+/// argument.
 struct Index {
   int64_t value;
   Site site;
@@ -165,7 +164,7 @@ struct Shared {
   int offset = 0;  // bytes from the block's first
   int extent = 0;  // elements
 
-  /// What view[i] is: reading and writing it are different checks.
+  /// What view[i] returns, as reads and writes are checked differently.
   struct Reference {
     Shared view;
     Index i;

@@ -1,4 +1,4 @@
-#include "fiber.h"
+#include "simt/fiber.h"
 
 #include <sys/mman.h>
 

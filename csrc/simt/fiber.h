@@ -1,4 +1,4 @@
-// Fibers: stacks that the machine switches between by hand, one for each thread of a block.
+// Fibers: stacks that the machine switches between in user mode, one for each thread of a block.
 #pragma once
 
 #include <cstddef>
@@ -14,7 +14,7 @@ class Fibers {
   Fibers(const Fibers&) = delete;
   Fibers& operator=(const Fibers&) = delete;
 
-  /// Have at least `count` stacks. A stack is kept for later launches.
+  /// Allocate up to `count` stacks; they are kept for later launches.
   void reserve(int count);
   /// The next switch to fiber `i` starts `entry` on an empty stack; `entry` must never return.
   void prepare(int i, void (*entry)());

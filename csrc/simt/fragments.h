@@ -3,7 +3,7 @@
 // against CuTe's MMA_Traits.
 #pragma once
 
-#include "../cuda/intrinsics.cuh"
+#include "cuda/intrinsics.cuh"
 
 namespace megalite::simt {
 

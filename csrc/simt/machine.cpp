@@ -1,4 +1,4 @@
-#include "machine.h"
+#include "simt/machine.h"
 
 #include <algorithm>
 #include <cstdarg>
@@ -32,7 +32,7 @@ void for_each_lane(uint32_t mask, F f) {
   for (; mask != 0; mask &= mask - 1) f(__builtin_ctz(mask));
 }
 
-/// Lanes that act together must be at the same operation with the same mask.
+/// Lanes of one mask must be at the same operation with the same mask.
 void require_same(const WarpRequest& mine, int lane, const WarpRequest& other) {
   if (other.mask == mine.mask && other.op == mine.op && other.site.line == mine.site.line) return;
   fail(mine.site, "%s with mask 0x%08x: lane %d is at %s with mask 0x%08x at %s", name_of(mine.op),

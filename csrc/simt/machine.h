@@ -1,5 +1,5 @@
 // The emulated GPU: runs the blocks of a launch one after another, the threads of a block as fibers
-// in a random order given by a seed, and stops at the first thing that a GPU would not define.
+// in a random order given by a seed, and stops at the first undefined behaviour.
 #pragma once
 
 #include <cstdint>
@@ -9,8 +9,8 @@
 #include <string>
 #include <vector>
 
-#include "fiber.h"
-#include "shadow.h"
+#include "simt/fiber.h"
+#include "simt/shadow.h"
 
 namespace megalite {
 
@@ -18,7 +18,7 @@ struct Dim3;
 
 namespace simt {
 
-/// A kernel did something undefined; the message names kernel, place, block and thread.
+/// Undefined behaviour of a kernel; the message names kernel, source line, block and thread.
 class KernelError : public std::runtime_error {
  public:
   using std::runtime_error::runtime_error;
@@ -49,8 +49,8 @@ enum class WarpOp {
   mma_m8n8k4
 };
 
-/// What one lane brings to an operation of its warp; it lives on the lane's stack until all lanes
-/// of `mask` have come.
+/// A lane's operands of a warp-wide operation; kept on the lane's stack until all lanes of `mask`
+/// have arrived.
 struct WarpRequest {
   WarpOp op;
   uint32_t mask;
@@ -97,7 +97,7 @@ struct Launch {
   void* context;
 };
 
-/// Of a kernel's block.
+/// The shape of a kernel's block.
 struct Shape {
   int threads, shared_bytes;
 };
@@ -107,7 +107,7 @@ class Machine {
   /// Run a launch to its end. Throws KernelError.
   void run(const Launch& launch);
 
-  // ---- what a running thread asks
+  // ---- for a running thread
   int thread = -1, lane = 0;  // -1: the scheduler, or no launch
   int block[3] = {}, grid[3] = {}, num_threads = 0;
   Tag tag = 0;

@@ -1,4 +1,4 @@
-#include "shadow.h"
+#include "simt/shadow.h"
 
 #include <string>
 

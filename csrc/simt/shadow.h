@@ -1,6 +1,6 @@
-// Shared memory of the emulated block, with what is known about each pair of bytes: who wrote it
-// last and who has read it since, in which interval between barriers. An access that no barrier
-// orders after a conflicting one is a race.
+// Shared memory of the emulated block, and for each pair of bytes who wrote it last and who has
+// read it since, in which interval between barriers. An access that no barrier orders after a
+// conflicting one is a race.
 #pragma once
 
 #include <cstdint>
@@ -18,11 +18,11 @@ struct Site {
   }
 };
 
-/// Stop the kernel with a message that names kernel, place, block and thread.
+/// Stop the kernel with a message that names kernel, source line, block and thread.
 [[noreturn]] __attribute__((noinline, cold)) void fail(Site site, const char* format, ...)
     __attribute__((format(printf, 2, 3)));
 
-/// Who touches memory, and when: [block epoch: 23 | warp epoch: 24 | thread: 16]. A block barrier
+/// Who accessed memory, and when: [block epoch: 23 | warp epoch: 24 | thread: 16]. A block barrier
 /// advances both epochs, a syncwarp the warp's. Thread numbers from 0x400 on are groups.
 using Tag = uint64_t;
 constexpr Tag kPending = Tag{1} << 63;      // a cp.async has been issued and not waited for
@@ -43,7 +43,7 @@ constexpr int warp_of(uint32_t thread) {
 
 class SharedMemory {
  public:
-  /// Forget everything: `bytes` of NaN that nobody has written.
+  /// Start with `bytes` of NaN that count as never written.
   void reset(int bytes) {
     bytes_ = bytes;
     data_.assign(static_cast<size_t>(bytes) + 16, 0xff);
@@ -67,11 +67,11 @@ class SharedMemory {
       c->write = me;
     }
   }
-  /// A read-modify-write that only conflicts with plain accesses.
+  /// An atomic read-modify-write; conflicts with plain accesses only.
   void atomic(Site site, Tag me, uint32_t offset, uint32_t bytes);
-  /// A cp.async to 16 bytes is issued: from now until its wait nothing may touch them.
+  /// A cp.async to 16 bytes is issued: until it is waited for, nothing may access them.
   void begin_copy(Site site, Tag me, uint32_t offset);
-  /// It is waited for: the bytes land, as if the waiting thread wrote them now.
+  /// The cp.async has been waited for: store its bytes, as a write of the waiting thread.
   void finish_copy(Tag me, uint32_t offset, const void* source);
 
  private:

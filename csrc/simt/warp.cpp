@@ -2,9 +2,9 @@
 // last lane arrives.
 #include <cstring>
 
-#include "fragments.h"
-#include "machine.h"
-#include "numbers.h"
+#include "simt/fragments.h"
+#include "simt/machine.h"
+#include "simt/numbers.h"
 
 namespace megalite::simt {
 namespace {

@@ -14,11 +14,12 @@ from benchmarks.toolchain import (
     ToolMissing,
     compile_source,
     kernels_of,
+    name_of,
     sources,
 )
 
 EVERY = [
-    pytest.param(source, architecture, id=f"{source.stem}-sm_{architecture}")
+    pytest.param(source, architecture, id=f"{name_of(source)}-sm_{architecture}")
     for architecture in ARCHITECTURES
     for source in sources(architecture)
 ]

@@ -52,9 +52,11 @@ def test_the_hot_path_of_a_listing_is_counted():
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(("architecture", "least"), [(80, 1.0), (70, 0.6)])
 def test_a_forward_kernel_is_bound_as_the_page_says(architecture: int, least: float):
-    stem = "attention_forward_sm80_half" if architecture == 80 else "attention_forward_sm70"
+    name = "sm80/forward_half.cu" if architecture == 80 else "sm70/forward.cu"
     try:
-        entries = bounds_of(compile_source(SOURCES / f"{stem}.cu", architecture), architecture)
+        entries = bounds_of(
+            compile_source(SOURCES / "attention" / name, architecture), architecture
+        )
     except ToolMissing as missing:
         pytest.skip(str(missing))
     plain = {entry.head_dim: entry for entry in entries if is_plain(entry.kernel)}

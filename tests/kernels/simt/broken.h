@@ -2,7 +2,7 @@
 // 4096 bytes of shared memory.
 #pragma once
 
-#include "intrinsics.cuh"
+#include "cuda/intrinsics.cuh"
 
 namespace megalite::broken {
 

@@ -1,11 +1,11 @@
-// Compares fragments.h with CuTe's MMA_Traits and Copy_Traits; prints a line for each difference,
-// returns their number.
+// Compares simt/fragments.h with CuTe's MMA_Traits and Copy_Traits; prints a line for each
+// difference, returns their number.
 #include <cstdio>
 #include <cute/atom/copy_traits_sm75.hpp>
 #include <cute/atom/mma_traits_sm70.hpp>
 #include <cute/atom/mma_traits_sm80.hpp>
 
-#include "fragments.h"
+#include "simt/fragments.h"
 
 using megalite::Layout;
 using megalite::simt::Coordinate;

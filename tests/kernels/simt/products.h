@@ -1,7 +1,7 @@
 // Small correct kernels: matrix products through both tensor-core paths, sums, bank conflicts.
 #pragma once
 
-#include "intrinsics.cuh"
+#include "cuda/intrinsics.cuh"
 
 namespace megalite::products {
 

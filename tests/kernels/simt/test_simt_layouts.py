@@ -37,7 +37,7 @@ def build(folder: Path, root: Path) -> Path:
     if shutil.which("g++") is None:
         pytest.skip("the comparison is compiled by g++, which is not installed")
     cuda = cuda_include()
-    include = [cutlass_include(), cuda, cuda / "cccl", root / "csrc/simt"]
+    include = [cutlass_include(), cuda, cuda / "cccl", root / "csrc"]
     program = folder / "cute_layouts"
     command = ["g++", "-std=c++17", "-O0", "-w", "-DMEGALITE_SIMT", *(f"-I{p}" for p in include)]
     subprocess.run([*command, str(HERE / "cute_layouts.cpp"), "-o", str(program)], check=True)
@@ -50,8 +50,7 @@ def test_fragments_and_ldmatrix_match_cute(tmp_path):
 
 
 def test_a_wrong_layout_would_be_seen(tmp_path):
-    for folder in ["csrc/simt", "csrc/cuda"]:
-        shutil.copytree(ROOT / folder, tmp_path / folder)
+    shutil.copytree(ROOT / "csrc", tmp_path / "csrc")
     header = tmp_path / "csrc/simt/fragments.h"
     right = "(t & 1) + (e & 2) + (t & 4)"
     assert right in header.read_text()

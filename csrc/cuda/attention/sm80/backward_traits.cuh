@@ -1,0 +1,83 @@
+// The compile-time parameters of attention's backward pass on sm_80: tile sizes, the layout of
+// shared memory and of the workspace.
+#pragma once
+
+#include "cuda/attention/tiles.cuh"
+
+namespace megalite::sm80 {
+
+/// What a backward kernel is compiled for. kExtended adds bias and dropout.
+template <class T_, int kDim_, bool kExtended_>
+struct BackwardTraits {
+  using T = T_;
+  static constexpr int kDim = kDim_;
+  static constexpr bool kExtended = kExtended_;
+
+  // A warp computes the scores of 32 keys and its share of the queries, and accumulates dk and dv
+  // of those keys for its share of the head dimension: at most 64 columns, as the two accumulators
+  // take 2 registers per column and lane.
+  static constexpr int kQueryWarps = kDim > 128 ? 4 : kDim > 64 ? 2 : 1;
+  static constexpr int kKeyWarps = kDim > 128 ? 2 : 4;
+  static constexpr int kWarps = kQueryWarps * kKeyWarps, kThreads = kWarps * kWarpSize;
+  static constexpr int kBlocksPerSm = kDim > 64 ? 1 : 2;
+  static constexpr int kRows = 64, kKeys = 32 * kKeyWarps;
+  static constexpr int kMTiles = 2;                       // fragments along a warp's keys
+  static constexpr int kDTiles = kDim / kQueryWarps / 8;  // along its share of the head dimension
+  static constexpr int kQueries = kQueryWarps > 2 || kExtended ? 16 : 32;  // of scores in registers
+  static constexpr int kNTiles = kQueries / 8;
+  static constexpr int kChunks = kRows / kQueryWarps / kQueries;
+  // Unroll factor of the products for scores, along the head dimension: with bias or dropout, loads
+  // hoisted ahead of their use cost too many registers.
+  static constexpr int kUnrolledVectors =
+      kDim > 192 || (kExtended && kDim % 64 == 0) ? 8 : kDim / 8;
+  static constexpr int kStages = kDim > 192 ? 1 : 2;  // buffers of q and dout
+
+  // dq [kRows, kDim]: kRowWarps warps along the rows, the others along the columns.
+  static constexpr int kRowWarps = kDim == 96 ? 4 : 2;
+  static constexpr int kRowMTiles = kRows / kRowWarps / 16;
+  static constexpr int kColumnTiles = kDim / 8 / (kWarps / kRowWarps);
+  static constexpr int kColumnsAtOnce = kDim > 192 ? kColumnTiles / 2 : kColumnTiles;
+
+  // Gradient of the bias: sums along the diagonals of a warp's 32 keys and its share of the rows.
+  static constexpr int kDiagonals = 32 + kRows / kQueryWarps;
+
+  // Shared memory: sizes and offsets in bytes.
+  static constexpr int kKeyBytes = kKeys * kDim * 2, kRowBytes = kRows * kDim * 2;
+  static constexpr int kScoreBytes = kKeys * kRows * 2;
+  static constexpr int kVAt = kKeyBytes, kQAt = 2 * kKeyBytes;
+  static constexpr int kDoutAt = kQAt + kStages * kRowBytes;
+  static constexpr int kDsAt = kDoutAt + kStages * kRowBytes;
+  static constexpr int kPAt = kDsAt + kScoreBytes;
+  static constexpr int kStatesAt = kPAt + (kQueryWarps > 1 ? kScoreBytes : 0);
+  static constexpr int kDiagonalsAt = kStatesAt + kRows * 16;
+  static constexpr int kSharedBytes = kDiagonalsAt;
+  static constexpr int kDiagonalBytes = kWarps * kDiagonals * 4;
+  static_assert(kSharedBytes + kDiagonalBytes <= 163 * 1024, "the limit of a block on sm_80");
+};
+
+/// The layout of the workspace, in fp32 elements.
+///   states  [B, N, row tiles, 4, kRows]: log2(e) lse, delta, start and end of each row
+///   dq      [splits, B, N, row tiles, kRows * kDim]: in the order of the threads' accumulators
+///   dbias   [splits, B, N, Sq + Sk - 1]
+template <class C>
+struct BackwardScratch {
+  int splits, row_tiles;
+  int64_t dq_at, dbias_at, size;
+
+  template <class T>
+  MEGALITE_HOST_DEVICE static BackwardScratch of(const AttentionParams<T>& p, bool has_dbias) {
+    // Enough blocks to fill a GPU twice; a function of shapes only, since dq's bits depend on it.
+    const int key_tiles = divide_up(p.keys, C::kKeys);
+    const int wanted = smaller(divide_up(256, larger(p.batch * p.groups, 1)), 8);
+    BackwardScratch s;
+    s.splits = larger(smaller(wanted, key_tiles), 1);
+    s.row_tiles = divide_up(p.queries, C::kRows);
+    const int64_t heads = int64_t{p.batch} * p.heads;
+    s.dq_at = heads * s.row_tiles * C::kRows * 4;
+    s.dbias_at = s.dq_at + s.splits * heads * s.row_tiles * C::kRows * C::kDim;
+    s.size = s.dbias_at + (has_dbias ? s.splits * heads * (p.queries + p.keys - 1) : 0);
+    return s;
+  }
+};
+
+}  // namespace megalite::sm80

@@ -1,1 +1,0 @@
-#include "mask_plan.cuh"
