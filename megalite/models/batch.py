@@ -22,7 +22,7 @@ class Stream:
     Attributes:
         tokens: [B, S] int64.
         positions: [B, S] int32, or [B, S, 2] for two position axes (ChatGLM).
-        mask: row intervals over the stream's own keys: its S rows or, where it goes on from a
+        mask: row intervals over the stream's own keys: its S rows or, where it continues a
             cache, the cache's rows and these. Padding rows have start = end.
     """
 
