@@ -3,7 +3,7 @@
 from itertools import combinations
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from megalite.distributed.mesh import ParallelConfig
@@ -101,6 +101,12 @@ def test_every_block_is_in_one_part_and_none_is_empty(case):
     assert [sum(flags) for flags in starts] == [model.is_encoder_decoder, 1]
 
 
+BORDER = {"num_layers": 4, "num_heads": 6, "hidden_size": 12}  # with a head of about a block
+
+
+@example((ModelConfig(**BORDER, num_kv_heads=1, ffn_size=1, gated=False, vocab_size=40), 2, 0))
+@example((ModelConfig(**BORDER, ffn_size=40, gated=False, vocab_size=150), 2, 0))
+@example((ModelConfig(**BORDER, ffn_size=40, gated=True, vocab_size=150), 2, 0))
 @given(cuts())
 def test_the_slowest_part_is_as_fast_as_any_cut_allows(case):
     """By trying all of them; an encoder with stages of its own is cut apart from its decoder."""
