@@ -34,7 +34,7 @@ class Flows:
     def out_of(self, part: Part) -> tuple[Tensor, ...]:
         """What goes out of a part; the last one's is the loss."""
         if part.ends:
-            return (torch.empty((), device="meta"),)
+            return (torch.empty(1, device="meta"),)
         encoder = () if self.encoder is None else (self.encoder,)
         return encoder + ((self.decoder,) if part.decoder[1] > 0 else ())
 

@@ -163,7 +163,8 @@ class Pipeline(Parts):
             if not part.part.ends:
                 return result
             batch, extra = items[number]
-            return sums.add(unpadded(result, batch.decoder.length), extra)
+            loss = sums.add(unpadded(result, batch.decoder.length), extra)
+            return loss.view(1)  # a schedule concatenates what the last part gives
 
         idle = self._run_schedule(run, self._flows(padded[0], True), len(items))
         self.sum_shared_gradients()
@@ -193,7 +194,7 @@ class Pipeline(Parts):
         schedule = kind(held, num_items, loss_fn=lambda loss, _: loss, scale_grads=False)
         numbers = torch.arange(num_items)
         target = {"target": numbers, "losses": []} if self.is_last else {}
-        schedule.step(number=numbers, return_outputs=False, **target)
+        schedule.step(number=numbers, **target)
         return clock.idle_share()
 
     def _stage(self, module: Transformer, run: Run, shapes: Flows, clock: BusyClock) -> _Stage:

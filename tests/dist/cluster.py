@@ -54,11 +54,15 @@ def _run(rank: int, world_size: int, store: str, name: str, arguments: dict[str,
 
 
 def _drop_groups() -> None:
-    """End a job's groups: their threads never rest, and PyTorch's caches keep their meshes."""
-    from torch.distributed.device_mesh import DeviceMesh
-    from torch.distributed.tensor.debug import _clear_sharding_prop_cache
+    """End a job's groups: their threads never rest, and PyTorch's caches keep their meshes.
 
-    _clear_sharding_prop_cache()
+    PyTorch 2.8 has neither the cache that is cleared first nor groups in a mesh.
+    """
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.tensor import debug
+
+    if hasattr(debug, "_clear_sharding_prop_cache"):
+        debug._clear_sharding_prop_cache()
     gc.collect()
     for item in gc.get_objects():
         if type(item) is functools._lru_cache_wrapper and "torch.distributed" in (
@@ -66,7 +70,7 @@ def _drop_groups() -> None:
         ):
             item.cache_clear()
         elif type(item) is DeviceMesh:
-            item._pg_registry.clear()
+            getattr(item, "_pg_registry", {}).clear()
     gc.collect()
 
 
