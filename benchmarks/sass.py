@@ -36,6 +36,7 @@ from benchmarks.toolchain import (
     compile_source,
     demangled,
     disassembled,
+    name_of,
     sources,
 )
 
@@ -160,7 +161,8 @@ def ours(architecture: int, with_extras: bool) -> list[Bound]:
     """Our kernels in half; those with bias or dropout too if asked."""
     found = []
     for source in sources(architecture):
-        if "attention" in source.parts and "bfloat16" not in source.stem:
+        name = name_of(source)
+        if name.startswith("attention") and "bfloat16" not in name:
             found += bounds_of(compile_source(source, architecture), architecture)
     return [entry for entry in found if with_extras or is_plain(entry.kernel)]
 

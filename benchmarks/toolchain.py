@@ -72,7 +72,7 @@ def sources(architecture: int) -> list[Path]:
 
 
 def name_of(source: Path) -> str:
-    """A kernel file's path under csrc/cuda as one word: ``attention-sm80-forward_half``."""
+    """A kernel file's path under csrc/cuda, joined: ``attention-sm80-forward_half``."""
     return "-".join(source.relative_to(SOURCES).with_suffix("").parts)
 
 
