@@ -93,7 +93,7 @@ WITH_GRADIENT = {
         "gather_sequence": (1,),
         "scatter_sum_sequence": (1,),
         "gather_copies": (0, 1, 2),
-        "gather_even_copies": (0, 1, 2),
+        "gather_even_copies": (1,),
     }.items()
 }
 WITHOUT_GRADIENT = {
