@@ -2,8 +2,8 @@
 
 import json
 import pickle
-import shutil
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,23 +18,6 @@ from megalite.errors import CheckpointError, ConfigError
 from megalite.models.config import ModelConfig
 from megalite.models.families import FAMILIES
 from megalite.models.families.table import Family, decisive
-
-CARRIED = (  # beginnings of the names of files that go along with weights
-    "tokenizer",
-    "tokenization_",
-    "special_tokens",
-    "vocab",
-    "merges",
-    "added_tokens",
-    "chat_template",
-    "spiece",
-    "sentencepiece",
-    "ice_text",
-    "generation_config",
-    "configuration_",  # code of models that transformers has no class for
-    "modeling_",
-    "quantization",
-)
 
 
 def is_hugging_face(path: Path) -> bool:
@@ -271,12 +254,33 @@ def family_of(config: ModelConfig, name: str = "") -> Family:
     return FAMILIES[closest]
 
 
+@dataclass(frozen=True)
+class Storage:
+    """How a folder's files hold tensors.
+
+    Attributes:
+        dtype: of most of them.
+        others: of those that have another, by their names.
+        shard_bytes: most bytes of a file.
+    """
+
+    dtype: torch.dtype = torch.float32
+    others: Mapping[str, torch.dtype] = field(default_factory=dict)
+    shard_bytes: int = 5_000_000_000
+
+    def dtype_of(self, name: str) -> torch.dtype:
+        """The dtype of a tensor of theirs."""
+        return self.others.get(name, self.dtype)
+
+
+DEFAULT_STORAGE = Storage()
+
+
 def write_folder(
     path: Path,
     config: ModelConfig,
     tensors: Mapping[str, Tensor],
-    dtype: torch.dtype = torch.float32,
-    shard_bytes: int = 5_000_000_000,
+    storage: Storage = DEFAULT_STORAGE,
     published: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a Hugging Face folder that ``from_pretrained`` loads.
@@ -285,8 +289,7 @@ def write_folder(
         path: the folder.
         config: of the model.
         tensors: whole parameters by our names.
-        dtype: of the files.
-        shard_bytes: most bytes of a file.
+        storage: how tensors are stored.
         published: their config that this model came from: it tells the family, and its further
             keys, such as the numbers of special tokens, are kept.
     """
@@ -295,7 +298,7 @@ def write_folder(
     kind = family_of(config, kind.name if kind else "")
     path.mkdir(parents=True, exist_ok=True)
     published.pop("dtype", None)  # the older name is known to every version
-    published["torch_dtype"] = str(dtype).removeprefix("torch.")
+    published["torch_dtype"] = str(storage.dtype).removeprefix("torch.")
     theirs = _merged(published, kind, config)
     (path / "config.json").write_text(json.dumps(theirs, indent=2), encoding="utf-8")
     shard: dict[str, Tensor] = {}
@@ -303,8 +306,8 @@ def write_folder(
     size, number, total = 0, 1, 0
     for entry in kind.entries(config):
         ours = [_flat(name, tensors[name]) for name in entry.ours]
-        tensor = entry.join(ours, config).to(dtype).contiguous()
-        if shard and size + tensor.nbytes > shard_bytes:
+        tensor = entry.join(ours, config).to(storage.dtype_of(entry.theirs)).contiguous()
+        if shard and size + tensor.nbytes > storage.shard_bytes:
             save_file(shard, path / f"model-{number:05}.safetensors", {"format": "pt"})
             shard, size, number = {}, 0, number + 1
         shard[entry.theirs], where[entry.theirs] = tensor, number
@@ -349,10 +352,3 @@ def _name_shards(path: Path, where: dict[str, int], count: int, total: int) -> N
         "weight_map": {name: final[number] for name, number in where.items()},
     }
     (path / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
-
-
-def carry_tokenizer(source: Path, target: Path) -> None:
-    """Copy the tokenizer's files."""
-    for file in sorted(source.iterdir()):
-        if file.is_file() and file.name.startswith(CARRIED):
-            shutil.copy2(file, target / file.name)

@@ -6,6 +6,7 @@ scratch files on the target's disk, a checkpoint's are read when they are writte
 
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -17,12 +18,12 @@ from torch import Tensor
 from megalite.config.section import Section
 from megalite.distributed.launch import Launch
 from megalite.distributed.mesh import Mesh
-from megalite.errors import ConfigError
+from megalite.errors import ConfigError, DataError
 from megalite.models.config import ModelConfig
 from megalite.models.families import FAMILIES
 from megalite.models.hugging_face import (
+    Storage,
     TensorFiles,
-    carry_tokenizer,
     fitted,
     is_hugging_face,
     our_tensors,
@@ -31,6 +32,12 @@ from megalite.models.hugging_face import (
     write_folder,
 )
 from megalite.models.transformer import Transformer
+from megalite.tools.companions import (
+    carry_code,
+    carry_tokenizer,
+    find_tokenizer,
+    say_special_tokens,
+)
 from megalite.training.checkpoint.load import find_checkpoint, load
 from megalite.training.checkpoint.manager import CheckpointManager
 from megalite.training.checkpoint.manifest import verify
@@ -55,7 +62,8 @@ class ConvertConfig(Section):
         "the first that has such models",
     )
     tokenizer: str = Field(
-        "", description="folder whose tokenizer is copied; empty: that of the source"
+        "",
+        description="tokenizer that is copied, a folder or file; empty: the source's or its run's",
     )
 
 
@@ -68,20 +76,33 @@ def run(config: ConvertConfig, launch: Launch) -> int:
         raise ConfigError(f"--target {target}: exists already; give a new folder")
     if not source.exists():
         raise ConfigError(f"--source {source}: no such folder")
+    tokenizer = find_tokenizer(config.tokenizer, source)
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
         to_ours = is_hugging_face(source)
         (_to_checkpoint if to_ours else _to_folder)(config, source, partial)
-        tokenizer = Path(config.tokenizer) if config.tokenizer else source
-        if tokenizer.is_dir():
+        carry_code(source, partial)
+        if tokenizer is not None:
             carry_tokenizer(tokenizer, partial)
+        if tokenizer is not None and not to_ours:
+            _say_special_tokens(partial, target)
         partial.chmod(0o755)
         partial.rename(target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    print(f"{target}: {'a checkpoint' if to_ours else 'a Hugging Face folder'}")  # noqa: T201
+    kind = "a checkpoint" if to_ours else "a Hugging Face folder"
+    without = "" if tokenizer else ", without a tokenizer: none was found, --tokenizer names one"
+    print(f"{target}: {kind}{without}")  # noqa: T201
     return 0
+
+
+def _say_special_tokens(partial: Path, target: Path) -> None:
+    try:
+        say_special_tokens(partial)
+    except DataError as error:
+        reason = str(error).replace(str(partial), str(target))
+        print(f"{reason}; special tokens stay as the configs have them")  # noqa: T201
 
 
 def _to_checkpoint(_config: ConvertConfig, source: Path, target: Path) -> None:
@@ -100,7 +121,7 @@ def _to_checkpoint(_config: ConvertConfig, source: Path, target: Path) -> None:
             "extra": {},
             "learners": {"model": {}},
             "model": model_config.model_dump(),
-            "dtype": _dtype_of(source),
+            **_dtypes_of(source),
             "published": read_their_config(source),
         }
         manager = CheckpointManager(target / "checkpoints", keep=2, asynchronous=False, say=print)
@@ -119,10 +140,13 @@ def _mapped(path: Path, shape: torch.Size) -> Tensor:
     return torch.from_file(str(path), shared=True, size=shape.numel()).view(shape)
 
 
-def _dtype_of(source: Path) -> str:
+def _dtypes_of(source: Path) -> dict[str, Any]:
+    """The type of most of a folder's tensors, and which have another."""
     files = TensorFiles(source)
-    kinds = {kind: name for name, kind in DTYPES.items()}
-    return kinds.get(files.read(files.names()[0]).dtype, "fp32")
+    names = {kind: name for name, kind in DTYPES.items()}
+    kinds = {name: names.get(files.read(name).dtype, "fp32") for name in files.names()}
+    (most, _), *_ = Counter(kinds.values()).most_common(1)
+    return {"dtype": most, "dtypes": {name: k for name, k in kinds.items() if k != most}}
 
 
 class _Saved(Mapping[str, Tensor]):
@@ -149,11 +173,20 @@ def _to_folder(config: ConvertConfig, source: Path, target: Path) -> None:
     model_config = ModelConfig(**facts["model"])
     prefix = "model" if "model" in facts["learners"] else "actor"
     tensors = _Saved(path, prefix, parameter_shapes(model_config))
-    kept = facts.get("dtype", "fp32")
-    dtype = DTYPES[kept if config.dtype == "keep" else config.dtype]
-    shard_bytes = int(config.shard_gib * 2**30)
-    published = _published(config, facts)
-    write_folder(target, model_config, tensors, dtype, shard_bytes, published)
+    dtype, others = DTYPES[facts.get("dtype", "fp32")], facts.get("dtypes", {})
+    if config.dtype != "keep":
+        dtype, others = DTYPES[config.dtype], {}
+    write_folder(
+        target,
+        model_config,
+        tensors,
+        Storage(
+            dtype,
+            {name: DTYPES[kind] for name, kind in others.items()},
+            int(config.shard_gib * 2**30),
+        ),
+        _published(config, facts),
+    )
 
 
 def _published(config: ConvertConfig, facts: dict[str, Any]) -> dict[str, Any]:

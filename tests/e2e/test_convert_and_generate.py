@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from megalite.cli import main
 from megalite.models.config import ModelConfig
-from megalite.models.hugging_face import write_folder
+from megalite.models.hugging_face import Storage, write_folder
 from megalite.tools.convert import parameter_shapes
 from tests.parity.families import PEERS, randomise
 
@@ -136,7 +136,7 @@ def test_memory_is_about_one_file_of_weights(tmp_path):
         tmp_path / "hf",
         config,
         {name: torch.ones(shape) for name, shape in shapes.items()},
-        shard_bytes=shard,
+        Storage(shard_bytes=shard),
     )
     assert len(list((tmp_path / "hf").glob("*.safetensors"))) > 16
     ours, back = tmp_path / "ours", tmp_path / "back"
@@ -159,6 +159,57 @@ def test_a_failed_conversion_leaves_nothing(tmp_path, capsys):
     assert command("convert", "--source", tmp_path / "hf", "--target", tmp_path / "out") == 2
     assert "mamba" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["hf"]
+
+
+def test_each_tensor_keeps_its_own_type(tmp_path):
+    peer = PEERS["llama gqa"].make().to(torch.bfloat16)
+    for name, parameter in peer.named_parameters():
+        if "norm" in name:
+            parameter.data = parameter.data.float() + 1e-3
+    peer.save_pretrained(tmp_path / "hf")
+    assert command("convert", "--source", tmp_path / "hf", "--target", tmp_path / "ours") == 0
+    assert command("convert", "--source", tmp_path / "ours", "--target", tmp_path / "back") == 0
+    before, after = (load_file(tmp_path / f / "model.safetensors") for f in ("hf", "back"))
+    assert {name: t.dtype for name, t in after.items()} == {n: t.dtype for n, t in before.items()}
+    assert all(torch.equal(after[name], before[name]) for name in before)
+
+
+def test_a_folder_brings_all_code_that_its_config_may_name(tmp_path):
+    peer = PEERS["baichuan 13b"].make()
+    randomise(peer)
+    peer.save_pretrained(tmp_path / "hf")
+    for name in ("modeling_baichuan.py", "quantizer.py", "generation_utils.py"):
+        (tmp_path / "hf" / name).write_text("")
+    assert command("convert", "--source", tmp_path / "hf", "--target", tmp_path / "ours") == 0
+    assert command("convert", "--source", tmp_path / "ours", "--target", tmp_path / "back") == 0
+    found = {path.name for path in (tmp_path / "back").glob("*.py")}
+    assert found == {"modeling_baichuan.py", "quantizer.py", "generation_utils.py"}
+
+
+@pytest.mark.parametrize("named", ["runs/tokenizr", "folder without one"])
+def test_a_tokenizer_that_is_not_there_is_refused_before_anything_is_written(
+    named, tmp_path, capsys
+):
+    peer = PEERS["gpt2"].make()
+    peer.save_pretrained(tmp_path / "hf")
+    (tmp_path / "folder without one").mkdir()
+    words = ["convert", "--source", tmp_path / "hf", "--target", tmp_path / "out"]
+    assert command(*words, "--tokenizer", tmp_path / named) == 2
+    assert "must be a folder with a tokenizer" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_exported_run_brings_its_tokenizer_and_stops_where_ours_stops(work, whole, tmp_path):
+    """Without being asked: the run's config names it."""
+    from transformers import AutoTokenizer, GenerationConfig
+
+    assert command("convert", "--source", whole, "--target", tmp_path / "out") == 0
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    stops = GenerationConfig.from_pretrained(tmp_path / "out")
+    assert config["eos_token_id"] == stops.eos_token_id == tokenizer.eos_token_id
+    assert config["pad_token_id"] == stops.pad_token_id
+    assert config["bos_token_id"] == stops.bos_token_id
 
 
 @pytest.fixture(scope="module")

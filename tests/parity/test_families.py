@@ -24,6 +24,7 @@ from megalite.engine.weights import load_weights
 from megalite.errors import CheckpointError
 from megalite.models.batch import Batch, Stream
 from megalite.models.hugging_face import (
+    Storage,
     _flat,
     our_tensors,
     read_config,
@@ -268,7 +269,7 @@ def test_what_is_written_loads_in_transformers_and_gives_the_same_logits(name, r
     model, config, _ = ours_from(path)
     tensors = {n: p.detach() for n, p in model.named_parameters()}
     published = read_their_config(path)
-    write_folder(tmp_path, config, tensors, shard_bytes=20_000, published=published)
+    write_folder(tmp_path, config, tensors, Storage(shard_bytes=20_000), published)
     again = type(peer).from_pretrained(tmp_path).eval()
     tokens = tokens_of(BATCH, LENGTH, 5)
     inputs = {"input_ids": tokens, "use_cache": False}
