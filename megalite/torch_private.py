@@ -82,8 +82,10 @@ def set_timeout(group: dist.ProcessGroup, timeout: timedelta) -> None:
     """Set how long a group's collectives may take.
 
     A ``DeviceMesh`` makes its groups itself and takes no timeout; theirs is the backend's default.
+    PyTorch 2.14 has a public function for it.
     """
-    dist.distributed_c10d._set_pg_timeout(timeout, group)
+    public = getattr(dist, "set_timeout", None)
+    (public or dist.distributed_c10d._set_pg_timeout)(timeout, group)
 
 
 def calls_by_group() -> dict[str, int]:

@@ -19,6 +19,13 @@ def local_box(parameter: Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 
 def gradient_of(parameter: nn.Parameter) -> Tensor:
-    """The gradient of a parameter that has one."""
+    """The gradient of a parameter that has one, cut as the parameter is.
+
+    PyTorch 2.8 gathers a gradient that accumulates in uneven pieces along a dimension behind the
+    first; it becomes pieces again here.
+    """
     assert parameter.grad is not None
+    cut = getattr(parameter, "placements", None)
+    if isinstance(parameter.grad, DTensor) and parameter.grad.placements != cut:
+        parameter.grad = parameter.grad.redistribute(placements=cut)
     return parameter.grad

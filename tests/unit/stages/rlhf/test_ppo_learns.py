@@ -104,6 +104,7 @@ def test_the_first_update_of_a_run_starts_at_the_reference():
     assert first["policy_loss"] == pytest.approx(0, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_reward_rises_and_an_adaptive_coefficient_holds_the_kl_near_its_target():
     run = Run(
         UpdateConfig(epochs=2, mini_batches=2), KLConfig(coefficient=0.1, target=4.0, horizon=300)
