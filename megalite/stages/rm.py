@@ -77,7 +77,7 @@ def _ranking_step(stage: Stage, learner: Learner) -> DoStep[list[RankingItem]]:
 
     def work(items: list[RankingItem], progress: Progress) -> StepResult:
         started = time.perf_counter()
-        count = sum(len(rankings.rows) for _, rankings in items)
+        count = sum(len(rankings.sequences) for _, rankings in items)
         metrics = learner.step(
             [(batch, rankings.to(stage.mesh.device)) for batch, rankings in items],
             lambda scale: Task(Values(), RankingLoss(scale)),
@@ -105,7 +105,7 @@ def heldout_accuracy(stage: Stage, model: Model, dataset: RankedAnswers) -> dict
         part = own[number * size : (number + 1) * size]
         batch, rankings = _make([dataset[i] for i in part or [0]], part or [0])
         (values,) = model.evaluate([batch.to(mesh.device)], Values())
-        scores = values.cpu()[rankings.rows, rankings.ends]
+        scores = values.cpu()[rankings.sequences, rankings.ends]
         difference, kept = ranking_pairs(scores, rankings.valid)
         if part:
             correct += ((difference > 0) & kept).sum()

@@ -69,8 +69,8 @@ def answer_prompts(
         decoder = CachedDecoder(decode_with(model), batch, sampling.max_new_tokens)
         ending = Ending(ends, tokenizer.pad_id)
         answers = generate(decoder, batch, sampling, ending)
-    rows = [answers.answer(number) for number in range(len(prompts))]
-    return [[token for token in row if token not in ends] for row in rows]
+    sequences = [answers.answer(number) for number in range(len(prompts))]
+    return [[token for token in tokens if token not in ends] for tokens in sequences]
 
 
 def write_samples(

@@ -198,7 +198,9 @@ def test_a_start_that_is_damaged_or_of_another_model_is_refused(
     words = [*work.pretrain_words(work.new_run(), "--checkpoint.start", str(start))]
     said = refused(capsys, [*words, *more.get(fault, [])])
     assert str(newest) in said
-    assert ("another model" in said) == (fault in more)
+    differs = {"other shape": "ffn_size 64 (there 48)", "other depth": "num_layers 3 (there 2)"}
+    assert ("must be as in" in said) == (fault in more)
+    assert differs.get(fault, "") in said
 
 
 def test_an_unknown_command_is_answered_with_the_closest(capsys):

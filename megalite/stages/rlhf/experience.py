@@ -70,8 +70,8 @@ class Experience:
     advantages: Tensor
     returns: Tensor
 
-    def rows(self, index: Tensor) -> "Experience":
-        """The experience of some rows, [B'] int64."""
+    def select(self, index: Tensor) -> "Experience":
+        """The experience of some sequences, [B'] int64."""
         parts = (self.mask, self.log_probs, self.values, self.advantages, self.returns)
         return Experience(*(part.index_select(0, index) for part in parts))
 

@@ -1,4 +1,4 @@
-"""Prompts with their answers as rows that the actor, critic, reference and reward models read."""
+"""Prompts with their answers: the sequences that the four models of PPO read."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,9 +18,9 @@ class Responses:
     """Answered prompts, padded on the right.
 
     Attributes:
-        batch: rows of prompt and answer; the label of a row is the next token where that is the
-            answer's, else ``IGNORE``.
-        mask: [B, S] bool, rows with a label: each row's run of answer tokens.
+        batch: sequences of prompt and answer; the label of a row is the next token where that is
+            the answer's, else ``IGNORE``.
+        mask: [B, S] bool, rows with a label: the answer tokens of each sequence.
     """
 
     batch: Batch
@@ -37,7 +37,7 @@ def respond(
     sample_ids: Sequence[int],
     pad_id: int = 0,
 ) -> Responses:
-    """Put answers behind their prompts, rows padded on the right.
+    """Put answers behind their prompts, sequences padded on the right.
 
     Args:
         prompts: B prompts.
@@ -51,8 +51,8 @@ def respond(
     for number, answer in enumerate(answers):
         if not answer:
             raise DataError(f"answer {number}: has no tokens; it needs one to be scored")
-    rows = [_answered(*pair) for pair in zip(prompts, answers, strict=True)]
-    batch = _to_right(batch_prompts(rows, sample_ids, pad_id))
+    texts = [_answered(*pair) for pair in zip(prompts, answers, strict=True)]
+    batch = _to_right(batch_prompts(texts, sample_ids, pad_id))
     column = torch.arange(batch.decoder.length)[None, :]
     prompt_rows = torch.tensor([len(prompt.tokens) for prompt in prompts])[:, None]
     answer_rows = torch.tensor([len(answer) for answer in answers])[:, None]

@@ -60,7 +60,7 @@ class FrozenModels(Protocol):
         """Whether a process of theirs alone was asked to stop."""
 
     def ask(self, responses: Responses, micro_batch_size: int) -> TakeJudgement:
-        """Hand answers over to be judged, ``micro_batch_size`` rows per pass."""
+        """Hand answers over to be judged, ``micro_batch_size`` sequences per pass."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class LocalModels:
     asked_to_stop: Literal[False] = False
 
     def judge(self, responses: Responses, micro_batch_size: int) -> FrozenJudgement:
-        """Judge answers, ``micro_batch_size`` rows per pass."""
+        """Judge answers, ``micro_batch_size`` sequences per pass."""
 
         def ask(batch: Batch, mask: Tensor) -> tuple[Tensor, Tensor]:
             return self.reference(batch), scores_at_end(self.reward(batch), mask)
@@ -150,11 +150,11 @@ def in_passes(
     micro_batch_size: int,
     ask: Callable[[Batch, Tensor], tuple[Tensor, Tensor]],
 ) -> tuple[Tensor, Tensor]:
-    """Two tensors, [B, ...]: ``ask`` of batch and mask, ``micro_batch_size`` rows per pass."""
-    rows = torch.arange(len(responses.mask), device=responses.mask.device)
+    """Two tensors, [B, ...]: ``ask`` of batch and mask, ``micro_batch_size`` sequences per pass."""
+    sequences = torch.arange(len(responses.mask), device=responses.mask.device)
     parts = [
         ask(responses.batch.select(index), responses.mask[index])
-        for index in rows.split(micro_batch_size)
+        for index in sequences.split(micro_batch_size)
     ]
     first, second = (torch.cat(part) for part in zip(*parts, strict=True))
     return first, second
@@ -162,7 +162,7 @@ def in_passes(
 
 @torch.no_grad()
 def judge(judges: Judges, responses: Responses, ended: Tensor, micro_batch_size: int) -> Judgement:
-    """Ask all models about answers, ``micro_batch_size`` rows per pass."""
+    """Ask all models about answers, ``micro_batch_size`` sequences per pass."""
     take = judges.frozen.ask(responses, micro_batch_size)
     log_probs, values = in_passes(
         responses, micro_batch_size, lambda batch, _: (judges.actor(batch), judges.critic(batch))
@@ -191,7 +191,7 @@ def rollout(
     """
     batch = batch_prompts(prompts, sample_ids, tokens.pad_id)
     answers = answer(judges.decode, batch, config, seed, tokens)
-    rows = [answers.answer(number) for number in range(len(prompts))]
-    responses = respond(prompts, rows, sample_ids, tokens.pad_id).to(judges.device)
+    texts = [answers.answer(number) for number in range(len(prompts))]
+    responses = respond(prompts, texts, sample_ids, tokens.pad_id).to(judges.device)
     ended = answers.ended.to(judges.device)
     return responses, judge(judges, responses, ended, config.micro_batch_size)

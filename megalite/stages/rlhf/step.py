@@ -109,7 +109,7 @@ class PPOStep:
         """The answers of a mini-batch, [B'] int64, with their experience."""
         size = self.config.train.micro_batch_size
         return [
-            (responses.batch.select(part), experience.rows(part))
+            (responses.batch.select(part), experience.select(part))
             for part in chosen.to(responses.mask.device).split(size)
         ]
 

@@ -95,21 +95,21 @@ class ValueLoss:
 
 @dataclass(frozen=True)
 class Rankings:
-    """Which rows of a micro-batch are the answers of which ranking.
+    """Which sequences of a micro-batch are the answers of which ranking.
 
     Attributes:
-        rows: [P, K] int64, rows of the batch, best first.
+        sequences: [P, K] int64, sequences of the batch, best first.
         ends: [P, K] int64, position of each answer's last token.
         valid: [P, K] bool, False for the missing tail of a shorter ranking.
     """
 
-    rows: Tensor
+    sequences: Tensor
     ends: Tensor
     valid: Tensor
 
     def to(self, device: torch.device) -> "Rankings":
         """The same with every tensor on ``device``."""
-        return Rankings(*(t.to(device) for t in (self.rows, self.ends, self.valid)))
+        return Rankings(*(t.to(device) for t in (self.sequences, self.ends, self.valid)))
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ class RankingLoss:
 
         The metrics ``correct_pairs`` and ``pairs`` are counts, whose quotient is the accuracy.
         """
-        scores = result[extra.rows, extra.ends]
+        scores = result[extra.sequences, extra.ends]
         loss = ranking_loss(scores, extra.valid).sum() * self.scale
         difference, kept = ranking_pairs(scores.detach(), extra.valid)
         correct = ((difference > 0) & kept).sum()

@@ -79,7 +79,7 @@ class Run:
         first = None
         for epoch in mini_batches(ROWS, self.updates, self.step):
             for index in epoch:
-                rows, part = batch.select(index), experience.rows(index)
+                rows, part = batch.select(index), experience.select(index)
                 scale = 1 / int(part.mask.sum())
                 loss, seen = PolicyLoss(self.updates.clip, scale)(
                     _log_probs(self.actor, rows), part
