@@ -161,7 +161,8 @@ def our_tensors(path: Path, config: ModelConfig, family: Family) -> Iterator[tup
     zero = {name for name in names if name.endswith(family.zero)}
     unknown = {name for name in names - wanted - zero if not name.endswith(family.ignored)}
     embedding = next(e.theirs for e in entries if "embedding.weight" in e.ours)
-    unknown -= _copies(files, unknown, embedding.removeprefix(prefix), path)
+    if wanted <= names:
+        unknown -= _copies(files, unknown, embedding.removeprefix(prefix), path)
     if wanted - names or unknown:
         raise CheckpointError(
             f"{path}: is not a whole {family.name}: missing {_list(wanted - names)}; "
@@ -186,8 +187,6 @@ def _copies(files: "TensorFiles", names: set[str], embedding: str, path: Path) -
     Raises:
         CheckpointError: one has the name of a copy, and other values.
     """
-    if embedding not in files.names():
-        return set()
     copies = set()
     for name in sorted(names):
         if torch.equal(files.read(name), files.read(embedding)):

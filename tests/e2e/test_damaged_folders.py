@@ -113,8 +113,12 @@ DAMAGES = {
     "a value no model can have": (settings(num_hidden_layers=0), "num_layers = 0: must be"),
     "heads that don't divide": (settings(num_key_value_heads=3), "must divide num_heads 4"),
     "unknown positions": (
+        settings(rope_parameters={"rope_type": "longrope", "rope_theta": 1e4}),
+        "rope type 'longrope'; default, linear, .* are known",
+    ),
+    "positions without their factor": (
         settings(rope_parameters={"rope_type": "yarn", "rope_theta": 1e4}),
-        "rope type 'yarn'; default and linear are known",
+        "config.json: rope: must have factor or original_max_position_embeddings",
     ),
     "a config for other weights": (
         settings(intermediate_size=51),
