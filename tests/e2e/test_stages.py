@@ -23,6 +23,7 @@ def hugging_face(work):
         max_position_embeddings=128,
         tie_word_embeddings=True,
         bos_token_id=5,
+        rms_norm_eps=1e-5,  # as the config that starts from it
     )
     folder = work.folder / "hf"
     LlamaForCausalLM(config).save_pretrained(folder)

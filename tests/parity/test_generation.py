@@ -1,5 +1,7 @@
 """Our models decoding with a cache: token for token transformers' ``generate``, or a reference."""
 
+import copy
+
 import pytest
 import torch
 from transformers import GenerationConfig
@@ -63,6 +65,11 @@ def ours_from_prompts(model, prompts: list[Prompt], search) -> list[list[int]]:
     return answers(decoder, batch, search)
 
 
+def grows_with_its_batch(peer) -> bool:
+    """Whether a prompt's angles would hang on the longest prompt beside it, and on calls before."""
+    return (getattr(peer.config, "rope_parameters", None) or {}).get("rope_type") == "dynamic"
+
+
 def theirs_from(peer, search, is_encoder_decoder: bool) -> list[list[int]]:
     longest = max(LENGTHS)
     padded = [[PAD] * (longest - len(row)) + row for row in rows()]
@@ -81,9 +88,11 @@ def theirs_from(peer, search, is_encoder_decoder: bool) -> list[list[int]]:
         bos_token_id=START,
         decoder_start_token_id=START if is_encoder_decoder else None,
     )
-    tokens = torch.tensor(padded)
-    out = peer.generate(tokens, attention_mask=(tokens != PAD).long())
-    found = out[:, 1 if is_encoder_decoder else longest :].tolist()
+    begin = 1 if is_encoder_decoder else longest
+    found = []
+    for part in torch.tensor(padded).split(1 if grows_with_its_batch(peer) else len(padded)):
+        out = copy.deepcopy(peer).generate(part, attention_mask=(part != PAD).long())
+        found += out[:, begin:].tolist()
     return [row[: row.index(END) + 1] if END in row else row for row in found]
 
 
