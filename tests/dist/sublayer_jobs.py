@@ -11,8 +11,9 @@ from megalite.layers.products import column_products
 from megalite.layers.region import enter
 from megalite.models.attention import Attention, CrossAttention
 from megalite.models.config import ModelConfig
-from megalite.models.context import Context, Dropout, rotation
+from megalite.models.context import Context, Dropout
 from megalite.models.feed_forward import FeedForward
+from megalite.models.rope import rotation
 from megalite.ops import mask as masks
 from tests.dist.exact import numbers, shards
 from tests.dist.placing import double, gradients, mesh_of, place, split_dim, stream

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -102,3 +103,10 @@ def test_the_changelog_has_a_place_for_what_comes():
     text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     assert "## [Unreleased]" in text
     assert PROJECT["version"] in text
+
+
+def test_make_test_collects_every_file_of_tests(request):
+    passed_over = request.config.getini("norecursedirs")
+    tests = (path.relative_to(ROOT) for path in (ROOT / "tests").rglob("test_*.py"))
+    folders = {part for path in tests for part in path.parts}
+    assert not [part for part in folders for name in passed_over if fnmatch(part, name)]

@@ -25,6 +25,8 @@ KINDS = {
     "cross, post": {"num_encoder_layers": 1, "norm_position": "post"},
 }
 
+SUBLAYERS = (Attention, CrossAttention, FeedForward)
+
 
 def block(kind: str) -> Block:
     """A block of no bias, whose sub-layers may be taken out."""
@@ -54,7 +56,7 @@ def test_a_hook_on_a_sublayer_fires_once_a_pass(kind):
         seen[type(module)] += 1
 
     for module in made.modules():
-        if isinstance(module, Attention | FeedForward):
+        if isinstance(module, SUBLAYERS):
             module.register_forward_hook(count)
     for number in (1, 2):
         run(made)
@@ -69,7 +71,7 @@ def test_what_a_hook_gives_is_what_the_block_adds(kind):
     x, y = run(made)
     assert not torch.allclose(x, y)
     for module in made.modules():
-        if isinstance(module, Attention | FeedForward):
+        if isinstance(module, SUBLAYERS):
             module.register_forward_hook(lambda _module, _inputs, output: torch.zeros_like(output))
     x, y = run(made)
     if "post" in kind:
