@@ -15,7 +15,7 @@ help:
 	@echo "make install     make $(VENV) with the locked versions and build the extensions"
 	@echo "make demo        pretrain, fine-tune, reward-model and align on this machine: runs/demo"
 	@echo "make test        run the tests; make test ARGS='-k name tests/unit' runs some of them"
-	@echo "make test-quick  the tests that take seconds and start one process: under two minutes"
+	@echo "make test-quick  unit tests, and operators on the CPU: under two minutes"
 	@echo "make check       format, lint, types, import order, size limits, commands of the docs"
 	@echo "make bench       time megalite beside its peers, a JSON object a line"
 	@echo "make clean       remove $(VENV), build products and caches; runs/ stays"
@@ -29,7 +29,7 @@ test: $(VENV)/built
 	$(BIN)/python -m pytest $(ARGS)
 
 test-quick: $(VENV)/built
-	$(BIN)/python -m pytest -m "not slow and not dist" $(ARGS)
+	$(BIN)/python -m pytest -m "not slow and not dist" -k "not simt" tests/unit tests/kernels $(ARGS)
 
 check: $(VENV)/built
 	$(BIN)/ruff format --check .

@@ -38,6 +38,7 @@ def cubins(request: pytest.FixtureRequest) -> Iterator[Cubins]:
     pool.shutdown(cancel_futures=True)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(("source", "architecture"), EVERY)
 def test_no_kernel_spills(source: Path, architecture: int, cubins: Cubins):

@@ -95,6 +95,7 @@ def same(a, b) -> bool:
     )
 
 
+@pytest.mark.slow
 def test_a_kill_and_another_run_in_parallel_give_the_store_of_one_process(
     corpus, whole, tmp_path, tokenizer_folder
 ):
@@ -192,6 +193,7 @@ def test_many_small_files_share_parts(tmp_path, tokenizer, tokenizer_folder):
     assert read(tmp_path / "store", tokenizer) == [f"file {number}" for number in range(300)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["jsonl", "txt"])
 def test_memory_does_not_grow_with_the_corpus(tmp_path, tokenizer_folder, kind):
     """Tokenized as one, text takes over 100 bytes a character."""
