@@ -49,6 +49,7 @@ def test_the_hot_path_of_a_listing_is_counted():
     assert (bound.limit, bound.bound) == ("shared", 16 / 56)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(("architecture", "least"), [(80, 1.0), (70, 0.6)])
 def test_a_forward_kernel_is_bound_as_the_page_says(architecture: int, least: float):
