@@ -17,6 +17,7 @@ from typing import Any
 from benchmarks.workload import Workload, make_workload
 from megalite.cli import find_command, load_config
 from megalite.distributed.launch import Launch
+from megalite.distributed.mesh import leave_process_group
 from megalite.errors import MegaliteError
 
 CONFIG, STEPS = "configs/small.toml", 5
@@ -86,6 +87,7 @@ def main() -> int:
         return error.exit_code
     if launch.rank == 0:
         show(row, as_json)
+    leave_process_group()
     return 0
 
 

@@ -49,6 +49,7 @@ def serve_layout(parallel: dict[str, Any], batch: int, threads: int) -> None:
     from benchmarks.models import CASES
     from benchmarks.workload import make_workload
     from megalite.distributed.launch import Launch
+    from megalite.distributed.mesh import leave_process_group
     from megalite.stages.pretrain import PretrainConfig
 
     launch = Launch.from_environment(os.environ)
@@ -70,6 +71,7 @@ def serve_layout(parallel: dict[str, Any], batch: int, threads: int) -> None:
         if launch.world_size > 1:
             dist.broadcast_object_list(told)
         if not told[0]:
+            leave_process_group()
             return
         seconds, metrics = work.timed()
         bubble = {k: v for k, v in metrics.items() if k.startswith("bubble")}

@@ -76,10 +76,13 @@ def _dispatch(words: list[str]) -> int:
         _print(_command_help(command))
         return 0
     from megalite.distributed.launch import Launch
+    from megalite.distributed.mesh import leave_process_group
 
     launch = Launch.from_environment(os.environ)
     config, module = load_config(command, rest)
-    return int(module.run(config, launch) or 0)
+    exit_code = int(module.run(config, launch) or 0)
+    leave_process_group()
+    return exit_code
 
 
 def find_command(words: Sequence[str]) -> tuple[Command, list[str]]:

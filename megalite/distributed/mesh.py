@@ -178,6 +178,16 @@ def start_process_group(launch: Launch, device: torch.device, timeout_s: float) 
     )
 
 
+def leave_process_group() -> None:
+    """Leave the default process group, if joined, when nothing is under way in it.
+
+    A thread of gloo may hold the last collective's tensors for a moment longer. A process that ends
+    without leaving takes the interpreter from under it, and is aborted.
+    """
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
 def build_mesh(launch: Launch, config: ParallelConfig, device: torch.device | str) -> Mesh:
     """Start the process group and lay its processes out.
 

@@ -16,6 +16,7 @@ from megalite.models.config import ModelConfig
 from megalite.models.outputs import Logits, Values
 from megalite.ops.random import fold
 from megalite.stages.rlhf.config import PPOConfig
+from megalite.stages.rlhf.experience import Experience
 from megalite.stages.rlhf.kl import KLConfig
 from megalite.stages.rlhf.models import ReferenceModels, TrainedModels
 from megalite.stages.rlhf.responses import respond
@@ -222,12 +223,14 @@ def test_a_pass_of_eight_answers_is_two_updates_of_two_micro_batches(run):
     responses, _ = run.step.roll(PROMPTS, range(8), 1)
     run.step([(PROMPTS, list(range(8)))], Progress(step=2))
     assert run.step.learners[0].updates - before == 2 * 2
-    experience = type("Rows", (), {"rows": staticmethod(lambda index: index)})
+    sequences = torch.arange(8.0)[:, None].expand(8, responses.mask.shape[1])
+    experience = Experience(responses.mask, *[sequences] * 4)
     order = mini_batches(8, run.step.config.update, 0)
     assert [len(epoch) for epoch in order] == [2, 2]
     for rows in order[0]:
         items = run.step.micro_batches(responses, experience, rows)
         assert [len(batch.decoder.tokens) for batch, _ in items] == [2, 2]
+        assert [part.returns[:, 0].tolist() for _, part in items] == rows.view(2, 2).tolist()
 
 
 def test_dropout_is_off_and_the_critic_starts_as_the_reward_model(run):
