@@ -19,8 +19,8 @@ from megalite.models.batch import Batch, Stream
 from megalite.models.config import ModelConfig
 from megalite.models.outputs import Loss
 from megalite.ops.mask import causal, full
+from megalite.stages.device import choose_device, choose_precision
 from megalite.stages.pretrain import PretrainConfig
-from megalite.stages.setup import choose_device
 from megalite.training.learner import Learner, Learning
 from megalite.training.metrics.device import memory_gib, peak_tflops
 from megalite.training.metrics.speed import Speed
@@ -91,7 +91,8 @@ def make_workload(config: PretrainConfig, launch: Launch) -> Workload:
     device = choose_device(config.run, launch)
     check_layout(Demand(config.model, launch.world_size, train.batch_sizes()), parallel)
     mesh = build_mesh(launch, parallel, device)
-    seed, precision = config.run.seed, train.precision
+    seed, precision = config.run.seed, choose_precision(train.precision, device)
+    train = train.model_copy(update={"precision": precision})
     model = build_model(config.model, mesh, parallel, seed=seed, precision=precision)
     learner = Learner(model, mesh, Learning(train, config.optimizer, config.schedule, seed))
     own, size = train.global_batch_size // mesh.dp.size, train.micro_batch_size

@@ -21,6 +21,11 @@ from megalite.torch_private import has_kernel
 
 BACKENDS = ("reference", "cpu", "cuda", "simt")
 _LIBRARIES = {"cpu": "_kernels", "cuda": "_kernels", "simt": "_simt"}
+LEAST_CAPABILITY = (7, 0)  # of a GPU that the CUDA kernels run on
+CUDA_BUILD = (
+    "build them for it beside nvcc and a CUDA build of PyTorch, by `MEGALITE_CUDA=1 pip install "
+    "--no-build-isolation -e .` (docs/gpu.md)"
+)
 _forced: list[str] = []
 
 
@@ -82,6 +87,25 @@ def available(name: str) -> bool:
     return has_kernel(f"{space}::attention_backward", key)
 
 
+def unusable(device: torch.device) -> str | None:
+    """Why the CUDA kernels can't run on a GPU, and what to do; None where they can."""
+    capability = torch.cuda.get_device_capability(device)
+    if capability < LEAST_CAPABILITY:
+        return (
+            f"its compute capability is {capability[0]}.{capability[1]}, the kernels need "
+            f"{LEAST_CAPABILITY[0]}.{LEAST_CAPABILITY[1]} or later"
+        )
+    if not available("cuda"):
+        return f"this build has no CUDA kernels: {CUDA_BUILD}"
+    row = torch.zeros(1, 1, dtype=torch.int32, device=device)
+    try:
+        torch.ops.megalite.mask_plan(row, row, 1)
+        torch.cuda.synchronize(device)
+    except RuntimeError as error:  # such as no kernel image for its architecture
+        return f"a kernel fails on it ({str(error).splitlines()[0]}): {CUDA_BUILD}"
+    return None
+
+
 def kernels(tensor: Tensor) -> Any:
     """The operators of the backend for ``tensor``, or None for the reference.
 
@@ -92,8 +116,9 @@ def kernels(tensor: Tensor) -> Any:
     if name == "reference":
         return None
     if not available(name):
+        build = "run `make install` (or `pip install --no-build-isolation -e .`)"
         raise KernelUnavailable(
-            f"backend {name!r} is not built: run `make install` (or `pip install "
-            "--no-build-isolation -e .`), or choose `reference`, which is slow"
+            f"backend {name!r} is not built: {CUDA_BUILD if name == 'cuda' else build}, or choose "
+            "`reference`, which is slow"
         )
     return torch.ops.megalite_simt if name == "simt" else torch.ops.megalite

@@ -1,11 +1,8 @@
 """What every stage sets up alike: device, mesh, model, log, checkpoints, trainer."""
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
-
-import torch
 
 from megalite.config import dump
 from megalite.config.section import Section
@@ -19,6 +16,7 @@ from megalite.engine.model import Model
 from megalite.engine.recompute import recomputed_blocks
 from megalite.errors import ConfigError
 from megalite.models.config import ModelConfig
+from megalite.stages.device import Precision, check_heads, choose_device, choose_precision
 from megalite.stages.start import load_start, origin_of
 from megalite.training.checkpoint.manager import CheckpointManager, Saving
 from megalite.training.config import (
@@ -83,7 +81,7 @@ class Stage:
     """A stage that is set up.
 
     Attributes:
-        config: of the run.
+        config: of the run; its number format is chosen.
         mesh: the processes that this one shares its models with.
         log: of the run's folder.
         speed: measures steps.
@@ -105,7 +103,9 @@ class Stage:
         ``needs_head``.
         """
         settings = self.config
-        precision, seed = settings.train.precision, settings.run.seed
+        device, seed = self.mesh.device, settings.run.seed
+        precision = choose_precision(settings.train.precision, device)
+        check_heads(config, device)
         model = build_model(config, self.mesh, settings.parallel, seed=seed, precision=precision)
         if start:
             load_start(model, start, needs_head)
@@ -167,13 +167,16 @@ def set_up(
         The stage of this process; one in the separate mesh has its layout in the config.
 
     Raises:
-        ConfigError: the layout doesn't fit, or there is no such device.
+        ConfigError: the layout doesn't fit, there is no such device, or it can't compute this model
+            in this number format.
     """
     device = choose_device(config.run, launch)
     own = launch.world_size - (separate.processes if separate else 0)
     demand = Demand(config.model, own, config.train.batch_sizes(updates))
     check_layout(demand, config.parallel)
     config.check_inputs()
+    check_heads(config.model, device)
+    config = _with_precision(config, choose_precision(config.train.precision, device))
     meshes = [(own, config.parallel)]
     if separate is not None:
         meshes.append((separate.processes, separate.parallel))
@@ -191,6 +194,11 @@ def set_up(
     return Stage(config, mesh, log, speed, heartbeat, watchdog)
 
 
+def _with_precision(config: StageConfig, precision: Precision) -> StageConfig:
+    train = config.train.model_copy(update={"precision": precision})
+    return config.model_copy(update={"train": train})
+
+
 def check_positions(model: ModelConfig, rows: int, key: str) -> None:
     """Refuse more rows than a learned table of positions has.
 
@@ -202,21 +210,3 @@ def check_positions(model: ModelConfig, rows: int, key: str) -> None:
             f"--{key}: needs {rows} positions with its answer, model.max_positions is "
             f"{model.max_positions}: shorten it"
         )
-
-
-def choose_device(run: RunConfig, launch: Launch) -> torch.device:
-    """This process's device; on a CPU, the number of threads too.
-
-    Raises:
-        ConfigError: CUDA is asked for and there is none.
-    """
-    has_cuda = torch.cuda.is_available()
-    if run.device == "cuda" and not has_cuda:
-        raise ConfigError("--run.device cuda: there is no CUDA device here: use cpu or auto")
-    if has_cuda and run.device != "cpu":
-        device = torch.device("cuda", launch.local_rank)
-        torch.cuda.set_device(device)
-        return device
-    cores = os.cpu_count() or 1
-    torch.set_num_threads(run.threads or max(cores // launch.local_world_size, 1))
-    return torch.device("cpu")

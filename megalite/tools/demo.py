@@ -5,6 +5,7 @@ At the end the runs' metrics are compared with what the demo promises.
 """
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field
 
@@ -20,11 +22,13 @@ from megalite.config.load import read_toml
 from megalite.data.records import Record
 from megalite.distributed.launch import Launch
 from megalite.errors import ConfigError, MegaliteError
+from megalite.stages.device import usable_gpus
 from megalite.tools.report import read_jsonl, series
 from megalite.tools.stdlib_corpus import write_corpus
 
 FOLDER = "runs/demo"  # as the configs have it
 STAGES = ("pretrain", "sft", "rm", "ppo")
+CPU_PROCESSES = 2
 PREPARATION = (  # words of a command, its config
     ("tokenizer train", "tokenizer"),
     ("data prepare", "data"),
@@ -38,7 +42,12 @@ class DemoConfig(Section):
 
     folder: str = Field(FOLDER, description="folder of the corpus, the runs and report.html")
     configs: str = Field("configs/demo", description="folder of the steps' configs")
-    processes: int = Field(2, gt=0, description="number of processes of each stage")
+    processes: int = Field(
+        0,
+        ge=0,
+        description="number of processes of each stage; 0: one for each GPU that can be used, on a "
+        "CPU 2",
+    )
     seed: int = Field(0, ge=0, description="seed of the corpus and of each stage")
     corpus_bytes: int = Field(8_000_000, gt=0, description="most bytes of pretraining text")
 
@@ -75,12 +84,15 @@ def steps(config: DemoConfig) -> list[Step]:
     """The commands in their order; all options but folder and seed are in the configs."""
     alone = [sys.executable, "-m", "megalite"]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    launcher += [f"--nproc-per-node={config.processes}", "-m", "megalite"]
+    count = config.processes or CPU_PROCESSES
+    launcher += [f"--nproc-per-node={count}", "-m", "megalite"]
     seed = ["--run.seed", str(config.seed)] if config.seed else []
 
     def words(name: str) -> list[str]:
         path = f"{config.configs}/{name}.toml"
-        return [path, *_moved(read_toml(Path(path)), config.folder)]
+        table = read_toml(Path(path))
+        smaller = _smaller_passes(_batch_sizes(table), count) if name in STAGES else []
+        return [path, *smaller, *_moved(table, config.folder)]
 
     prepare = [
         Step(command, [*alone, *command.split(), *words(name)]) for command, name in PREPARATION
@@ -90,6 +102,32 @@ def steps(config: DemoConfig) -> list[Step]:
     output = f"{config.folder}/report.html"
     report = Step("report", [*alone, "report", "--runs", runs, "--output", output])
     return [*prepare, *stages, report]
+
+
+def processes_for(config: DemoConfig, gpus: int) -> int:
+    """Processes of each stage: as many as there are GPUs and its batch can be divided among.
+
+    Args:
+        config: of the demo; a number in it is taken as it is.
+        gpus: that can be used; 0: the CPU computes.
+    """
+    if config.processes or not gpus:
+        return config.processes or CPU_PROCESSES
+    tables = [read_toml(Path(f"{config.configs}/{name}.toml")) for name in STAGES]
+    samples = math.gcd(*(_batch_sizes(table)[0] for table in tables))
+    return max(count for count in range(1, gpus + 1) if samples % count == 0)
+
+
+def _batch_sizes(table: dict[str, Any]) -> tuple[int, int]:
+    """Samples of a step, and of a process's forward pass, in a stage's config."""
+    return table["train"]["global_batch_size"], table["train"]["micro_batch_size"]
+
+
+def _smaller_passes(sizes: tuple[int, int], processes: int) -> list[str]:
+    """An override for where a process's share of a step is less than its forward passes take."""
+    samples, micro = sizes
+    fits = math.gcd(samples // processes, micro)
+    return ["--train.micro_batch_size", str(fits)] if 0 < fits < micro else []
 
 
 def _moved(table: dict[str, object], folder: str, prefix: str = "") -> list[str]:
@@ -156,6 +194,9 @@ def run(config: DemoConfig, launch: Launch) -> int:
     if launch.world_size > 1:
         raise ConfigError("demo: starts its own processes; run it without torchrun")
     started = time.monotonic()
+    gpus = usable_gpus()
+    config = config.model_copy(update={"processes": processes_for(config, gpus)})
+    _say(f"{config.processes} processes a stage; GPUs that can be used: {gpus or 'none'}")
     folder = Path(config.folder)
     counts = write_corpus(folder / "corpus", config.seed, config.corpus_bytes)
     _say(f"corpus: {', '.join(f'{count} {name}' for name, count in counts.items())}")

@@ -29,8 +29,9 @@ from megalite.generation.sampling import SamplingConfig
 from megalite.models.config import ModelConfig
 from megalite.models.hugging_face import is_hugging_face, read_config
 from megalite.stages.conversation import check_vocabulary, structure_of
+from megalite.stages.device import PrecisionWish, check_heads, choose_device, choose_precision
 from megalite.stages.samples import decode_with
-from megalite.stages.setup import check_positions, choose_device
+from megalite.stages.setup import check_positions
 from megalite.stages.start import load_start
 from megalite.training.checkpoint.load import find_checkpoint
 from megalite.training.checkpoint.manifest import read_manifest
@@ -48,6 +49,11 @@ class GenerateConfig(Section):
     prompts: tuple[str, ...] = Field((), description="files of prompts")
     output: str = Field("", description="new JSONL file of prompts and answers; empty: none")
     batch_size: int = Field(8, ge=1, description="prompts answered together")
+    precision: PrecisionWish = Field(
+        "auto",
+        description="number format of compute: fp32 (CPU only), bf16, fp16, or auto: fp32 on a "
+        "CPU, on a GPU bf16 where it has it, else fp16",
+    )
     stop: tuple[str, ...] = Field((), description="texts that end an answer")
     template: TemplateName = Field("plain", description=TEMPLATE)
     prefix: bool = Field(False, description="attention both ways between a prompt's tokens")
@@ -79,8 +85,11 @@ def run(config: GenerateConfig, launch: Launch) -> int:
     structure = structure_of(options, chat.tokenizer, model_config)
     questions = _questions(config, launch)
     check_layout(Demand(model_config, launch.world_size), config.parallel)
-    mesh = build_mesh(launch, config.parallel, choose_device(config.run, launch))
-    model = build_model(model_config, mesh, config.parallel, seed=0)
+    device = choose_device(config.run, launch)
+    check_heads(model_config, device)
+    precision = choose_precision(config.precision, device, "precision")
+    mesh = build_mesh(launch, config.parallel, device)
+    model = build_model(model_config, mesh, config.parallel, seed=0, precision=precision)
     load_start(model, config.model)
     records = []
     for at in range(0, len(questions), config.batch_size):

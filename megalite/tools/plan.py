@@ -11,6 +11,7 @@ from pydantic import Field
 from megalite.distributed.launch import Launch
 from megalite.engine.layout import Demand, check_layout
 from megalite.errors import ConfigError
+from megalite.stages.device import precision_of_gpu
 from megalite.stages.pretrain import PretrainConfig
 from megalite.training.memory import ProcessMemory, Work, estimate
 
@@ -37,8 +38,13 @@ def run(config: PlanConfig, launch: Launch) -> int:
     """Print the layout and a line per pipeline stage.
 
     Raises:
-        ConfigError: the layout doesn't fit model or batch, or the memory doesn't suffice.
+        ConfigError: the layout doesn't fit model or batch, the device has no such number format, or
+            its memory doesn't suffice.
     """
+    has_bf16 = not config.gpu.startswith("v100")
+    precision = precision_of_gpu(config.train.precision, has_bf16, config.gpu)
+    train = config.train.model_copy(update={"precision": precision})
+    config = config.model_copy(update={"train": train})
     stages = plan(config)
     if launch.rank == 0:
         print("\n".join(table(config, stages)), flush=True)  # noqa: T201

@@ -18,7 +18,7 @@ class RunConfig(Section):
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto",
         description="device that computes: cpu, cuda (each process its own GPU), or auto: cuda "
-        "where there is a GPU",
+        "where there is a GPU that the kernels of this build run on",
     )
     threads: int = Field(0, ge=0, description="CPU threads per process; 0: cores / processes")
     tensorboard: bool = Field(True, description="whether TensorBoard's files are written too")
@@ -34,10 +34,11 @@ class TrainConfig(Section):
     micro_batch_size: int = Field(
         1, ge=1, description="samples per forward pass of a data-parallel rank"
     )
-    precision: Literal["fp32", "bf16", "fp16"] = Field(
-        "fp32",
-        description="number format of compute: fp32, bf16, or fp16 with a dynamic loss scale; "
-        "parameters and optimizer state stay fp32",
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto",
+        description="number format of compute: fp32 (CPU only), bf16, fp16 with a dynamic loss "
+        "scale, or auto: fp32 on a CPU, on a GPU bf16 where it has it, else fp16; parameters and "
+        "optimizer state stay fp32",
     )
     max_grad_norm: float = Field(
         1.0, ge=0, description="largest global gradient norm, clipped to beyond it; 0: no clipping"

@@ -18,7 +18,7 @@ from megalite.models.transformer import Transformer
 from megalite.training.config import TrainConfig
 
 GIB = 2.0**30
-BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+BYTES = {"auto": 2, "fp32": 4, "bf16": 2, "fp16": 2}  # auto: what a GPU takes
 CONTEXT_GIB = 3.0  # CUDA's context, NCCL's buffers, workspaces, a chunk of logits
 FRAGMENTS = 0.05  # of all else, lost between blocks of the allocator
 

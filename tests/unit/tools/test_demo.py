@@ -4,7 +4,15 @@ import pytest
 
 from megalite.distributed.launch import Launch
 from megalite.errors import ConfigError, MegaliteError
-from megalite.tools.demo import DemoConfig, Step, broken_promises, run, run_steps, steps
+from megalite.tools.demo import (
+    DemoConfig,
+    Step,
+    broken_promises,
+    processes_for,
+    run,
+    run_steps,
+    steps,
+)
 
 
 def _python(code: str) -> list[str]:
@@ -90,3 +98,19 @@ def test_metrics_without_evaluation_are_an_error():
 def test_the_demo_starts_its_own_processes():
     with pytest.raises(ConfigError, match="without torchrun"):
         run(DemoConfig(), Launch(world_size=2, local_world_size=2))
+
+
+@pytest.mark.parametrize(
+    ("gpus", "processes", "passes"),
+    [(0, 2, {}), (1, 1, {}), (2, 2, {}), (3, 2, {}), (8, 8, {"pretrain": "1", "ppo": "8"})],
+)
+def test_the_demo_takes_every_gpu_that_its_batches_can_be_divided_among(gpus, processes, passes):
+    count = processes_for(DemoConfig(), gpus)
+    assert count == processes
+    commands = {step.name: list(step.command) for step in steps(DemoConfig(processes=count))}
+    for stage in ("pretrain", "ppo"):
+        words = commands[stage]
+        assert f"--nproc-per-node={processes}" in words
+        given = words[words.index("--train.micro_batch_size") + 1] if passes else None
+        assert given == passes.get(stage)
+    assert processes_for(DemoConfig(processes=5), gpus) == 5
