@@ -5,6 +5,8 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from megalite.config.section import Section
+from megalite.data.chat.long_rows import LongRows, RowRules
+from megalite.data.chat.turns import KNOWN
 from megalite.data.objectives.blank_infilling import BlankInfillingConfig
 from megalite.data.objectives.denoising import DenoisingConfig
 from megalite.data.objectives.mixture import MixtureConfig
@@ -24,6 +26,9 @@ class TokenizerConfig(Section):
 
     path: str = Field(
         "tokenizer", description="Hugging Face folder, tokenizer.json or SentencePiece .model"
+    )
+    end_token: str = Field(
+        "", description="token that ends a document or an answer; empty: as the files say"
     )
 
 
@@ -91,6 +96,17 @@ class ConversationConfig(Section):
 
     train: tuple[str, ...] = Field((), description="JSONL, JSON or Parquet files to learn")
     heldout: tuple[str, ...] = Field((), description="JSONL, JSON or Parquet files for evaluation")
+    columns: dict[str, str] = Field(
+        {},
+        description="the files' names of keys by the names that are known here, such as "
+        '{ instruction = "question", output = "answer" }',
+    )
+    long_rows: LongRows = Field(
+        "refuse",
+        description="what becomes of a record that is longer than sequence_length; refuse: an "
+        "error that counts them; drop: left out; truncate: its end is cut off (sft); split: into "
+        "conversations of as many rounds as fit (sft)",
+    )
     template: TemplateName = Field("plain", description=TEMPLATE)
     sequence_length: int = Field(512, ge=2, description="most tokens of a sequence, S")
     packed: bool = Field(True, description="several short conversations in one sequence (SFT)")
@@ -110,4 +126,15 @@ class ConversationConfig(Section):
                 f"--data.answer_mask {self.answer_mask!r}: must be given together with "
                 f"data.answer_start, came {self.answer_start!r}"
             )
+        for ours in self.columns:
+            if ours not in KNOWN:
+                raise ConfigError(
+                    f"--data.columns {ours!r}: must be a name that is known here, with the file's "
+                    f'name as its value ({{ instruction = "question" }}): {", ".join(KNOWN)}'
+                )
         return self
+
+    @property
+    def rules(self) -> RowRules:
+        """How records are read."""
+        return RowRules(self.sequence_length, self.long_rows, self.columns)

@@ -36,6 +36,10 @@ class Intervals:
         """The intervals moved ``keys`` further on."""
         return Intervals(self.start + np.int32(keys), self.end + np.int32(keys))
 
+    def cut(self, rows: int) -> "Intervals":
+        """The first rows, over as many keys."""
+        return Intervals(self.start[:rows], np.minimum(self.end[:rows], np.int32(rows)))
+
     @classmethod
     def full(cls, rows: int, keys: int) -> "Intervals":
         """Every row sees every key."""
@@ -127,6 +131,13 @@ def encoder_decoder_example(source: Int64, tokens: Int64, labels: Int64) -> Exam
     return Example(
         alone.decoder, alone.labels, encoder=encoder, cross=Intervals.full(len(tokens), count)
     )
+
+
+def cut_rows(example: Example, rows: int) -> Example:
+    """The first rows of a decoder's example."""
+    read = example.decoder
+    decoder = Tokens(read.tokens[:rows], read.positions[:rows], read.mask.cut(rows))
+    return Example(decoder, example.labels[:rows])
 
 
 def pack(examples: Sequence[Example]) -> Example:

@@ -1,82 +1,179 @@
-"""Records of data files: lines of JSONL, items of a JSON list, rows of Parquet."""
+"""Records of data files: lines of JSON, items of a JSON list, rows of Parquet.
+
+A file's content says what it is, not its name: JSON lines may be called ``.json``, a list
+``.jsonl``, and either may be compressed.
+"""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import IO, Any, Generic, TypeVar
 
+from megalite.data.files import is_parquet, open_bytes, open_parquet, refuse_unreadable
 from megalite.errors import DataError
-
-if TYPE_CHECKING:
-    from pyarrow.parquet import ParquetFile
 
 T = TypeVar("T")
 Record = dict[str, Any]  # of whatever JSON holds
+EMPTY: tuple[Any, ...] = ("", [], {})
 
 
-def read_records(paths: Sequence[Path | str], parse: Callable[[Record], T]) -> list[T]:
-    """Read and parse every record of JSONL, JSON or Parquet files; see :func:`located_records`."""
-    return [parsed for _, parsed in located_records(paths, parse)]
+class Fields(Record):
+    """A record under the names that are known here; a null is as good as no key.
 
-
-def located_records(
-    paths: Sequence[Path | str], parse: Callable[[Record], T]
-) -> Iterator[tuple[str, T]]:
-    """Parse every record of JSONL, JSON or Parquet files.
-
-    Yields:
-        The place of a record, such as ``file:line``, and what was parsed.
-
-    Raises:
-        DataError: a record is malformed; names its place.
+    Attributes:
+        unread: the file's names of what was not read; what is empty says nothing.
+        named: those of ``columns`` that are in it or in a record inside it.
     """
-    for path in paths:
-        is_empty = True
-        for where, record in _records(Path(path)):
-            try:
-                yield where, parse(record)
-            except (KeyError, TypeError, ValueError) as error:
-                raise DataError(f"{where}: {_reason(error)}") from None
-            is_empty = False
-        if is_empty:
-            raise DataError(f"{path}: is empty; it needs at least one record")
+
+    def __init__(self, record: Record, columns: Mapping[str, str] | None = None) -> None:
+        """Rename ``record``: ``columns`` are the file's names by those that are known here."""
+        self._columns = dict(columns or {})
+        known = {theirs: ours for ours, theirs in self._columns.items()}
+        given = {key: value for key, value in record.items() if value is not None}
+        renamed = {known[key]: value for key, value in given.items() if key in known}
+        super().__init__({k: v for k, v in given.items() if k not in known} | renamed)
+        self.unread = {key for key, value in given.items() if value not in EMPTY}
+        self.named = set(known) & set(record)
+
+    @classmethod
+    def of(cls, record: Record) -> "Fields":
+        """The record itself where it is one of these already."""
+        return record if isinstance(record, Fields) else cls(record)
+
+    def inner(self, record: Record) -> "Fields":
+        """A record inside this one, such as a message."""
+        found = Fields(record, self._columns)
+        self.named |= found.named
+        return found
+
+    def pass_over(self, *keys: str) -> None:
+        """Take keys for read, whatever they hold."""
+        self.unread -= {self._columns.get(key, key) for key in keys}
+
+    def __getitem__(self, key: str) -> Any:
+        self.pass_over(key)
+        return super().__getitem__(key)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The value of a key, or ``default``."""
+        self.pass_over(key)
+        return super().get(key, default)
 
 
-def _reason(error: Exception) -> str:
-    if isinstance(error, KeyError):
-        return f"key {error.args[0]!r} is missing"
-    return str(error)
+class Records(Generic[T]):
+    """The parsed records of files; counts what they have and nobody read."""
+
+    def __init__(
+        self,
+        paths: Sequence[Path | str],
+        parse: Callable[[Fields], T],
+        columns: Mapping[str, str] | None = None,
+    ) -> None:
+        """Read JSON or Parquet files.
+
+        Args:
+            paths: of the files.
+            parse: makes something of a record.
+            columns: the files' names of keys by the names that ``parse`` knows.
+        """
+        self._paths, self._parse, self._columns = paths, parse, dict(columns or {})
+        self._count, self._unread, self._missing = 0, Counter[str](), set(self._columns.values())
+
+    def __iter__(self) -> Iterator[tuple[str, T]]:
+        """Yield the place of a record, such as ``file:line``, and what was parsed.
+
+        Raises:
+            DataError: a record is malformed; names its place.
+        """
+        for path in self._paths:
+            before = self._count
+            for where, record in _records(Path(path)):
+                yield where, self._parsed(where, record)
+            if self._count == before:
+                raise DataError(f"{path}: is empty; it needs at least one record")
+
+    def _parsed(self, where: str, record: Record) -> T:
+        fields = Fields(record, self._columns)
+        try:
+            parsed = self._parse(fields)
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(f"{where}: {_reason(error, fields)}") from None
+        self._count += 1
+        self._missing -= fields.named
+        self._unread.update(fields.unread)
+        return parsed
+
+    def notes(self) -> list[str]:
+        """What the records that were read have and nobody asked for, and what they lack."""
+        files, notes = ", ".join(map(str, self._paths)), []
+        if self._unread:
+            counts = ", ".join(f"{key!r} ({n:,})" for key, n in self._unread.most_common())
+            notes.append(f"{files}: keys that are not read, of {self._count:,} records: {counts}")
+        if self._missing:
+            names = ", ".join(map(repr, sorted(self._missing)))
+            notes.append(f"{files}: data.columns names {names}, which no record has")
+        return notes
+
+
+def read_records(paths: Sequence[Path | str], parse: Callable[[Fields], T]) -> list[T]:
+    """Read and parse every record of files; see :class:`Records`."""
+    return [parsed for _, parsed in Records(paths, parse)]
+
+
+def _reason(error: Exception, fields: Fields) -> str:
+    if not isinstance(error, KeyError):
+        return str(error)
+    has = ", ".join(map(repr, fields)) or "none"
+    return f"key {error.args[0]!r} is missing, there is {has}; data.columns maps names"
 
 
 def _records(path: Path) -> Iterator[tuple[str, Record]]:
     if not path.is_file():
         raise DataError(f"{path}: no such file")
-    if path.suffix == ".parquet":
-        yield from _parquet_records(path)
-    elif path.suffix == ".json":
-        yield from _json_records(path)
-    else:
-        yield from jsonl_records(path)
+    refuse_unreadable(path)
+    return parquet_records(path) if is_parquet(path) else json_records(path)
 
 
-def jsonl_records(path: Path) -> Iterator[tuple[str, Record]]:
-    """Read JSONL; blank lines are left out.
+def json_records(path: Path) -> Iterator[tuple[str, Record]]:
+    """Read JSON lines or a JSON list, compressed or not; blank lines are left out.
+
+    A list is read as a whole, lines one by one.
 
     Yields:
-        ``file:line`` and the object on that line.
+        ``file:line`` or ``file:record number``, and the object there.
 
     Raises:
-        DataError: a line is not a JSON object in UTF-8.
+        DataError: a line or an item is not a JSON object in UTF-8.
     """
-    with open(path, "rb") as file:
+    with open_bytes(path) as file:
+        if starts_list(path):
+            yield from _items(path, file.read())
+            return
         for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            yield f"{path}:{number}", parse_line(f"{path}:{number}", line)
+            if line.strip() == b"{":
+                raise DataError(f"{path}:{number}: a record must be on one line, or in a list")
+            if line.strip():
+                yield f"{path}:{number}", parse_line(f"{path}:{number}", line)
+
+
+def starts_list(path: Path) -> bool:
+    """Whether a file's first character is that of a JSON list and the next that of an object."""
+    with open_bytes(path) as file:
+        start = _beginning(file)
+    return start[:1] == b"[" and start[1:].lstrip()[:1] == b"{"
+
+
+def _beginning(file: IO[bytes], size: int = 4096) -> bytes:
+    """Some bytes from the first that isn't blank on."""
+    start = file.read(size).removeprefix(b"\xef\xbb\xbf").lstrip()
+    while not start and (more := file.read(size)):
+        start = more.lstrip()
+    return start
 
 
 def parse_line(where: str, line: bytes) -> Record:
-    """Parse one line of JSONL.
+    """Parse one line of JSON.
 
     Raises:
         DataError: it is not a JSON object in UTF-8.
@@ -94,18 +191,27 @@ def parse_line(where: str, line: bytes) -> Record:
     return record
 
 
-def _json_records(path: Path) -> Iterator[tuple[str, Record]]:
+def _items(path: Path, content: bytes) -> Iterator[tuple[str, Record]]:
     try:
-        records = json.loads(path.read_text(encoding="utf-8-sig"))
+        records = json.loads(content.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not JSON: {error}") from None
-    if not isinstance(records, list) or not all(isinstance(one, dict) for one in records):
-        raise DataError(f"{path}: must be a list of JSON objects")
     for number, record in enumerate(records, 1):
-        yield f"{path}:record {number}", record
+        where = f"{path}:record {number}"
+        if not isinstance(record, dict):
+            raise DataError(f"{where}: must be a JSON object, came {type(record).__name__}")
+        yield where, record
 
 
-def _parquet_records(path: Path) -> Iterator[tuple[str, Record]]:
+def parquet_records(path: Path) -> Iterator[tuple[str, Record]]:
+    """Read Parquet.
+
+    Yields:
+        ``file:record number`` and the row.
+
+    Raises:
+        DataError: pyarrow is not installed, or the file is damaged.
+    """
     file, number = open_parquet(path), 0
     try:
         for batch in file.iter_batches(batch_size=1024):
@@ -115,23 +221,6 @@ def _parquet_records(path: Path) -> Iterator[tuple[str, Record]]:
     except (OSError, ValueError) as error:  # pyarrow's errors about a damaged file
         reason = str(error).splitlines()[0]
         raise DataError(f"{path}: damaged after record {number}: {reason}") from None
-
-
-def open_parquet(path: Path) -> "ParquetFile":
-    """Open a Parquet file.
-
-    Raises:
-        DataError: pyarrow is not installed, or the file is not Parquet.
-    """
-    try:
-        import pyarrow.parquet
-    except ImportError:
-        raise DataError(f"{path}: Parquet needs pyarrow: pip install pyarrow") from None
-    try:
-        return pyarrow.parquet.ParquetFile(path)
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise DataError(f"{path}: not a Parquet file: {reason}") from None
 
 
 def check_unicode(text: str) -> None:

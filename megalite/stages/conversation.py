@@ -23,6 +23,17 @@ class ChatFormat:
     chat: Chat
     structure: Structure
 
+    @property
+    def notes(self) -> list[str]:
+        """What a run should know of its tokenizer."""
+        tokenizer = self.chat.tokenizer
+        if tokenizer.end_id is not None:
+            return []
+        return [
+            f"{tokenizer.path}: has no end token that is known, so answers have no end and the "
+            "model does not learn to stop; tokenizer.end_token names one"
+        ]
+
 
 def open_chat(
     tokenizer: TokenizerConfig, data: ConversationConfig, model: ModelConfig
@@ -33,7 +44,7 @@ def open_chat(
         ConfigError: the tokenizer has more tokens than the model.
         DataError: the tokenizer can't be read.
     """
-    chat = Chat(data.template, load_tokenizer(tokenizer.path))
+    chat = Chat(data.template, load_tokenizer(tokenizer.path, tokenizer.end_token))
     check_vocabulary(chat.tokenizer, model)
     return ChatFormat(chat, structure_of(data, chat.tokenizer, model))
 

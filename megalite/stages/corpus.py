@@ -39,7 +39,7 @@ def store_opener(
         return lambda path, _number: Windows(
             TokenStore(path), data.sequence_length, data.separate_documents
         )
-    found = load_tokenizer(tokenizer.path)
+    found = load_tokenizer(tokenizer.path, tokenizer.end_token)
     check_vocabulary(found, model)
     objective = choose_objective(data, found, structure_of(data, found, model))
     room = Room(data.sequence_length, data.encoder_rows)

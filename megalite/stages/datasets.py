@@ -2,11 +2,19 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from megalite.data.config import ConversationConfig
 
+
+class Noted(Protocol):
+    """A dataset that knows what of its files is not read or was left out."""
+
+    notes: list[str]
+
+
 Samples = TypeVar("Samples")
+NotedSamples = TypeVar("NotedSamples", bound=Noted)
 
 
 @dataclass(frozen=True)
@@ -27,3 +35,9 @@ class Datasets(Generic[Samples]):
     ) -> "Datasets[Samples]":
         """Read the files that ``data`` names, each group of them with ``read``."""
         return cls(read(data.train), read(data.heldout) if data.heldout else None)
+
+
+def notes_of(datasets: Datasets[NotedSamples]) -> list[str]:
+    """What of a run's files is not read or was left out."""
+    heldout = datasets.heldout
+    return [*datasets.train.notes, *([] if heldout is None else heldout.notes)]

@@ -12,7 +12,7 @@ from megalite.distributed.launch import Launch
 from megalite.engine.layout import Demand
 from megalite.generation.prompts import Prompt
 from megalite.stages.conversation import ChatFormat, open_chat
-from megalite.stages.datasets import Datasets
+from megalite.stages.datasets import Datasets, notes_of
 from megalite.stages.rlhf.config import PPOConfig
 from megalite.stages.rlhf.models import ReferenceModels, TrainedModels
 from megalite.stages.rlhf.placement import Side, check_placement
@@ -30,10 +30,11 @@ def run(config: PPOConfig, launch: Launch) -> int:
     chat_format = open_chat(config.tokenizer, data, config.model)
 
     def read(paths: Sequence[str]) -> Prompts:
-        return Prompts(paths, chat_format.chat, chat_format.structure, data.sequence_length)
+        return Prompts(paths, chat_format.chat, chat_format.structure, data.rules)
 
     datasets = Datasets.read(data, read)
     stage, bridge = _place(config, launch)
+    stage.say(chat_format.notes, notes_of(datasets))
     with stage.watchdog:
         if bridge is None:
             models = TrainedModels.build(stage, config)

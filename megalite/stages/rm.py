@@ -15,7 +15,7 @@ from megalite.errors import ConfigError
 from megalite.models.batch import Batch
 from megalite.models.outputs import Values
 from megalite.stages.conversation import open_chat
-from megalite.stages.datasets import Datasets
+from megalite.stages.datasets import Datasets, notes_of
 from megalite.stages.rlhf.losses import ranking_pairs
 from megalite.stages.rlhf.updates import RankingLoss, Rankings
 from megalite.stages.setup import Stage, StageConfig, check_positions, set_up
@@ -45,10 +45,11 @@ def run(config: RMConfig, launch: Launch) -> int:
 
     def read(paths: Sequence[str]) -> RankedAnswers:
         chat, structure = chat_format.chat, chat_format.structure
-        return RankedAnswers(paths, chat, structure, data.sequence_length)
+        return RankedAnswers(paths, chat, structure, data.rules)
 
     datasets = Datasets.read(data, read)
     stage = set_up(config, launch)
+    stage.say(chat_format.notes, notes_of(datasets))
     with stage.watchdog:
         _train(config, stage, datasets)
     return 0

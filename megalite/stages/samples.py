@@ -7,6 +7,7 @@ from torch import Tensor
 
 from megalite.config.section import Section
 from megalite.data.chat.datasets import Prompts
+from megalite.data.chat.long_rows import RowRules
 from megalite.data.chat.turns import parse_prompt
 from megalite.data.config import TokenizerConfig
 from megalite.data.records import read_records
@@ -42,7 +43,7 @@ class SamplesConfig(Section):
         """
         if self.prompts:
             read_records(self.prompts, parse_prompt)
-            load_tokenizer(tokenizer.path)
+            load_tokenizer(tokenizer.path, tokenizer.end_token)
 
 
 def decode_with(model: Model) -> Forward:
@@ -80,7 +81,8 @@ def write_samples(
     if not config.prompts:
         return
     chat, structure = chat_format.chat, chat_format.structure
-    prompts = Prompts(config.prompts, chat, structure, stage.config.model.max_positions)
+    rules = RowRules(stage.config.model.max_positions)
+    prompts = Prompts(config.prompts, chat, structure, rules)
     count = min(config.count, len(prompts))
     sampling = SamplingConfig(
         max_new_tokens=config.max_new_tokens,

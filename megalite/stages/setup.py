@@ -96,6 +96,12 @@ class Stage:
     heartbeat: Heartbeat
     watchdog: Watchdog
 
+    def say(self, *notes: Sequence[str]) -> None:
+        """Say what was found in the data, on the console and in log.txt."""
+        for group in notes:
+            for note in group:
+                self.log.say(note)
+
     def model(self, config: ModelConfig, start: str = "", needs_head: bool = False) -> Model:
         """A model, its weights from ``start`` (a checkpoint or a Hugging Face folder) if given.
 

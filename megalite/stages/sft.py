@@ -9,7 +9,7 @@ from megalite.data.example import collate
 from megalite.distributed.launch import Launch
 from megalite.errors import ConfigError
 from megalite.stages.conversation import ChatFormat, open_chat
-from megalite.stages.datasets import Datasets
+from megalite.stages.datasets import Datasets, notes_of
 from megalite.stages.language import heldout_evaluation, language_step
 from megalite.stages.samples import SamplesConfig, write_samples
 from megalite.stages.setup import Stage, StageConfig, check_positions, set_up
@@ -36,10 +36,11 @@ def run(config: SFTConfig, launch: Launch) -> int:
 
     def read(paths: Sequence[str]) -> Conversations:
         chat, structure = chat_format.chat, chat_format.structure
-        return Conversations(paths, chat, structure, data.sequence_length, data.packed)
+        return Conversations(paths, chat, structure, data.rules, data.packed)
 
     datasets = Datasets.read(data, read)
     stage = set_up(config, launch)
+    stage.say(chat_format.notes, notes_of(datasets))
     with stage.watchdog:
         _train(config, stage, chat_format, datasets)
     return 0

@@ -121,7 +121,8 @@ def _tokenizer(config: GenerateConfig) -> Tokenizer:
     is_set = "path" in config.tokenizer.model_fields_set
     own = Path(config.model)
     has_own = any((own / name).exists() for name in ("tokenizer.json", "tokenizer_config.json"))
-    return load_tokenizer(own if has_own and not is_set else config.tokenizer.path)
+    path = own if has_own and not is_set else config.tokenizer.path
+    return load_tokenizer(path, config.tokenizer.end_token)
 
 
 def _questions(config: GenerateConfig, launch: Launch) -> list[tuple[Turn, ...]]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from pydantic import Field
 
 from megalite.config import Section
-from megalite.data.records import Record, jsonl_records
+from megalite.data.records import Record, json_records
 from megalite.distributed.launch import Launch
 from megalite.errors import DataError
 from megalite.tools.chart import line_chart
@@ -81,7 +81,7 @@ def read_jsonl(path: Path) -> list[Record]:
     """
     if not path.exists():
         raise DataError(f"{path}: no such file; give the folder of a run")
-    return [record for _, record in jsonl_records(path)]
+    return [record for _, record in json_records(path)]
 
 
 def series(records: list[Record], key: str) -> list[tuple[float, float]]:

@@ -1,12 +1,13 @@
 """Datasets of the stages after pretraining: conversations, rankings, prompts."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from megalite.data.chat.long_rows import LengthCheck, RowRules, rounds_of
 from megalite.data.chat.segments import conversation_example
 from megalite.data.chat.templates import Chat
 from megalite.data.chat.turns import (
@@ -16,56 +17,110 @@ from megalite.data.chat.turns import (
     parse_prompt,
     parse_ranking,
 )
-from megalite.data.example import Example, collate, pack
+from megalite.data.example import Example, collate, cut_rows, pack
 from megalite.data.layout import as_prompt, paired_example, scored_example
 from megalite.data.packing import first_fit
-from megalite.data.records import located_records
+from megalite.data.records import Records
 from megalite.data.structure import Structure
 from megalite.errors import DataError
 from megalite.generation.prompts import Prompt
-from megalite.models.batch import Batch
+from megalite.models.batch import IGNORE, Batch
 
 
 class Conversations:
-    """SFT samples; with ``packed`` several conversations share a sequence, unseen by each other."""
+    """SFT samples; with ``packed`` several conversations share a sequence, unseen by each other.
+
+    Attributes:
+        notes: what of the files is not read or was left out.
+    """
 
     def __init__(
-        self, paths: Sequence[str], chat: Chat, structure: Structure, length: int, packed: bool
+        self, paths: Sequence[str], chat: Chat, structure: Structure, rules: RowRules, packed: bool
     ) -> None:
         """Read and tokenize files.
 
         Args:
-            paths: of JSONL, JSON or Parquet files.
+            paths: of JSON or Parquet files.
             chat: writes conversations as tokens.
             structure: encoder-decoder, causal or prefix.
-            length: most tokens of a sequence.
+            rules: how records are read.
             packed: whether conversations share sequences.
 
         Raises:
-            DataError: a record is malformed, or longer than ``length``.
+            DataError: a record is malformed or too long, or none has anything to learn.
         """
-        self._chat, self._structure = chat, structure
-        check = LengthCheck(length)
-        self._examples: list[Example] = []
-        for where, turns in located_records(paths, parse_conversation):
-            example = self._example(turns)
-            check.add(where, len(example), example.encoder_length)
-            self._examples.append(example)
-        check.finish()
+        self._chat, self._structure, self._rules = chat, structure, rules
+        if not self._reads_all:
+            rules.check_whole()
+        self._check = LengthCheck(paths, rules)
+        records = Records(paths, parse_conversation, rules.columns)
+        made = [example for where, turns in records for example in self._fitting(where, turns)]
+        self._check.finish()
+        self._examples = [example for example in made if _has_target(example)]
+        if not self._examples:
+            raise DataError(
+                f"{', '.join(paths)}: nothing is learned of any record: no answer has a weight, or "
+                "none is left of the answers in data.sequence_length"
+            )
+        self.notes = [*records.notes(), *self._check.notes()]
+        if without := len(made) - len(self._examples):
+            self.notes.append(
+                f"{', '.join(paths)}: {without:,} of {len(made):,} conversations have nothing to "
+                "learn and are left out"
+            )
         decoder = [len(e) for e in self._examples]
         encoder = [e.encoder_length for e in self._examples]
         alone = [np.array([number]) for number in range(len(decoder))]
+        length = rules.length
         self._sequences = first_fit(decoder, length, encoder, length) if packed else alone
+
+    @property
+    def _reads_all(self) -> bool:
+        """Whether the decoder reads the whole conversation; all its answers are learned then."""
+        return not self._structure.is_encoder_decoder and self._structure.blank is None
+
+    def _fitting(self, where: str, turns: Sequence[Turn]) -> list[Example]:
+        """A conversation's example, or what becomes of one that is too long."""
+        example = self._example(turns)
+        if self._check.fits(where, len(example), example.encoder_length):
+            return [example]
+        if self._rules.long_rows == "truncate":
+            return [cut_rows(example, self._rules.length)]
+        return self._split(turns) if self._rules.long_rows == "split" else []
 
     def _example(self, turns: Sequence[Turn]) -> Example:
         """All answers are learned where the decoder reads the whole conversation, else the last."""
-        if not self._structure.is_encoder_decoder and self._structure.blank is None:
+        if self._reads_all:
             return conversation_example(self._chat.segments(turns), self._structure.is_prefix)
-        last = max(i for i, turn in enumerate(turns) if turn.role == "assistant")
-        prompt = np.array(self._chat.prompt(turns[:last]))
-        return paired_example(
-            prompt, np.array(self._chat.answer(turns[last].text)), self._structure
+        answers = [i for i, turn in enumerate(turns) if turn.role == "assistant"]
+        last = max([i for i in answers if turns[i].is_learned], default=answers[-1])
+        example = paired_example(
+            np.array(self._chat.prompt(turns[:last])),
+            np.array(self._chat.answer(turns[last].text)),
+            self._structure,
         )
+        is_learned = turns[last].is_learned
+        return example if is_learned else replace(example, labels=example.labels * 0 + IGNORE)
+
+    def _split(self, turns: Sequence[Turn]) -> list[Example]:
+        """Examples of as many rounds as fit, each behind the conversation's system message."""
+        system, rounds = rounds_of(turns)
+        done: list[Example] = []
+        held: list[Turn] = []
+        for one in rounds:
+            together = self._example([*system, *held, *one])
+            if held and len(together) <= self._rules.length:
+                held, done[-1] = [*held, *one], together
+                continue
+            alone = self._example([*system, *one]) if held else together
+            if len(alone) <= self._rules.length:
+                held = one
+                done.append(alone)
+            else:
+                held = []
+                self._check.left_out += 1
+        self._check.parts += len(done)
+        return done
 
     def __len__(self) -> int:
         return len(self._sequences)
@@ -74,56 +129,44 @@ class Conversations:
         return pack([self._examples[i] for i in self._sequences[number % len(self)]])
 
 
-class LengthCheck:
-    """Refuses files with records that don't fit a sequence; names the first."""
-
-    def __init__(self, most: int) -> None:
-        """Allow ``most`` tokens."""
-        self._most, self._count = most, 0
-        self._first, self._long, self._longest = "", 0, 0
-
-    def add(self, where: str, *lengths: int) -> None:
-        """Count a record by its place and the tokens of its streams."""
-        longest = max(lengths)
-        self._count += 1
-        if longest <= self._most:
-            return
-        if not self._long:
-            self._first = f"{where}: has {longest} tokens, sequence_length is {self._most}"
-        self._long += 1
-        self._longest = max(self._longest, longest)
-
-    def finish(self) -> None:
-        """Refuse, if any record was too long.
-
-        Raises:
-            DataError: it says where the first is, how many there are and how long.
-        """
-        if self._long:
-            raise DataError(
-                f"{self._first}; {self._long} of {self._count} records are longer: raise it to "
-                f"{self._longest} or drop them"
-            )
+def _has_target(example: Example) -> bool:
+    return bool((example.labels != IGNORE).any())
 
 
 class RankedAnswers:
-    """Rankings as examples: item i is the answers of ranking i after its prompt, best first."""
+    """Rankings as examples: item i is the answers of ranking i after its prompt, best first.
 
-    def __init__(self, paths: Sequence[str], chat: Chat, structure: Structure, length: int) -> None:
+    Attributes:
+        notes: what of the files is not read or was left out.
+    """
+
+    def __init__(
+        self, paths: Sequence[str], chat: Chat, structure: Structure, rules: RowRules
+    ) -> None:
         """Read files; see :class:`Conversations`."""
-        check = LengthCheck(length)
+        rules.check_whole()
+        check, apart = LengthCheck(paths, rules), 0
+        records = Records(paths, parse_ranking, rules.columns)
         self._items: list[list[Example]] = []
-        for where, ranking in located_records(paths, parse_ranking):
+        for where, ranking in records:
             item = self._answers(ranking, chat, structure)
-            check.add(where, *(max(len(e), e.encoder_length) for e in item))
-            self._items.append(item)
+            if check.fits(where, *(max(len(e), e.encoder_length) for e in item)):
+                self._items.append(item)
+            apart += len({turns[:-1] for turns in ranking.conversations}) > 1
         check.finish()
+        self.notes = [*records.notes(), *check.notes()]
+        if apart:
+            self.notes.append(
+                f"{', '.join(paths)}: {apart:,} rankings compare answers to different conversations"
+            )
 
     @staticmethod
     def _answers(ranking: Ranking, chat: Chat, structure: Structure) -> list[Example]:
-        prompt = np.array(chat.prompt(ranking.prompt))
-        answers = [np.array(chat.answer(text)) for text in ranking.answers]
-        return [scored_example(prompt, answer, structure) for answer in answers]
+        prompts = {turns[:-1]: np.array(chat.prompt(turns[:-1])) for turns in ranking.conversations}
+        return [
+            scored_example(prompts[turns[:-1]], np.array(chat.answer(turns[-1].text)), structure)
+            for turns in ranking.conversations
+        ]
 
     def __len__(self) -> int:
         return len(self._items)
@@ -137,19 +180,24 @@ class Prompts:
 
     Attributes:
         texts: the last turn of each, as a user wrote it.
+        notes: what of the files is not read or was left out.
     """
 
-    def __init__(self, paths: Sequence[str], chat: Chat, structure: Structure, length: int) -> None:
+    def __init__(
+        self, paths: Sequence[str], chat: Chat, structure: Structure, rules: RowRules
+    ) -> None:
         """Read files; see :class:`Conversations`."""
-        check = LengthCheck(length)
+        rules.check_whole()
+        check, records = LengthCheck(paths, rules), Records(paths, parse_prompt, rules.columns)
         self._prompts: list[Prompt] = []
         self.texts: list[str] = []
-        for where, turns in located_records(paths, parse_prompt):
+        for where, turns in records:
             prompt = as_prompt(chat.prompt(turns), structure)
-            check.add(where, len(prompt.tokens), len(prompt.encoder_tokens))
-            self._prompts.append(prompt)
-            self.texts.append(turns[-1].whole)
+            if check.fits(where, len(prompt.tokens), len(prompt.encoder_tokens)):
+                self._prompts.append(prompt)
+                self.texts.append(turns[-1].whole)
         check.finish()
+        self.notes = [*records.notes(), *check.notes()]
 
     def __len__(self) -> int:
         return len(self._prompts)

@@ -51,7 +51,8 @@ class OwnTemplate:
                 written = question
             if turn.role == "assistant" or count == len(turns):
                 whole = self._render(turns[:count], is_question=False)
-                yield Segment(self._added(written, whole), turn.role == "assistant")
+                is_target = turn.role == "assistant" and turn.is_learned
+                yield Segment(self._added(written, whole), is_target)
                 written = whole
 
     def answer(self, text: str) -> list[int]:

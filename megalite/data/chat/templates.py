@@ -96,7 +96,7 @@ class Chat:
             if turn.role == "assistant":
                 lead = encode(template.assistant) if template.assistant else []
                 segments.append(Segment(lead, False))
-                segments.append(Segment(encode(turn.text) + self._end(), True))
+                segments.append(Segment(encode(turn.text) + self._end(), turn.is_learned))
             else:
                 round_number += 1
                 said = turn.text + (template.context + turn.context if turn.context else "")

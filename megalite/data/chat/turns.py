@@ -1,16 +1,31 @@
 """Turns of a conversation, and the record formats that they are published in.
 
-SFT: Alpaca (``instruction``, ``input``, ``output``), ShareGPT (``conversations``), ``messages``.
-Rankings: ``prompt`` with ``chosen`` and ``rejected``, or with ``answers``, best first.
-Prompts: ``prompt``, Alpaca without ``output``, or ``messages`` without a last answer.
+A question: ``messages``, ShareGPT's ``conversations``, Alpaca's ``instruction`` and ``input``,
+Dolly's ``context``, or ``prompt`` as text or messages; beside them ``system`` and ``history``.
+An answer: ``output``, ``response`` or ``completion``.
+Rankings: ``chosen`` and ``rejected``, or ``answers``, best first; texts, or messages of the answer
+alone or of the whole conversation; Anthropic's text of a whole conversation (HH-RLHF).
 """
 
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
-from megalite.data.records import Record, check_unicode
+from megalite.data.records import EMPTY, Fields, Record, check_unicode
 
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
 ROLES |= {"system": "system", "bing": "assistant", "chatgpt": "assistant", "bard": "assistant"}
+ROLES |= {"prompter": "user", "model": "assistant"}
+ANSWERS = ("output", "response", "completion")
+IS_LEARNED = ("weight", "train", "loss")  # a message's key that says so, as 0, 1, false or true
+# What a conversation means by these, no template here can write.
+UNWRITABLE = ("tools", "functions", "images", "image", "videos", "video", "audios", "audio")
+CALLS = ("tool_calls", "tool_call_id", "function_call")
+REASONING = ("reasoning_content", "reasoning", "thinking")
+HH = re.compile(r"\n\n(Human|Assistant):")
+QUESTIONS = ("prompt", "instruction", "messages", "conversations")
+KNOWN: tuple[str, ...] = (*QUESTIONS, "input", "context", "system", "history", *ANSWERS, "answers")
+KNOWN += ("chosen", "rejected", "role", "content", *IS_LEARNED)
 
 
 @dataclass(frozen=True)
@@ -21,11 +36,13 @@ class Turn:
         role: system, user or assistant.
         text: what is said.
         context: the text that a user's instruction is about, such as Alpaca's ``input``.
+        is_learned: whether an assistant's text is; irrelevant to other roles, which never are.
     """
 
     role: str
     text: str
     context: str = ""
+    is_learned: bool = True
 
     @property
     def whole(self) -> str:
@@ -33,81 +50,217 @@ class Turn:
         return f"{self.text}\n{self.context}" if self.context else self.text
 
 
+Turns = tuple[Turn, ...]
+
+
 @dataclass(frozen=True)
 class Ranking:
-    """A conversation up to an answer, and answers to it, best first."""
+    """Answers, best first, each the last turn of a whole conversation; mostly of the same one."""
 
-    prompt: tuple[Turn, ...]
-    answers: tuple[str, ...]
+    conversations: tuple[Turns, ...]
+
+    @classmethod
+    def of(cls, prompt: Turns, answers: Sequence[str]) -> "Ranking":
+        """A ranking of answers to one prompt."""
+        return cls(tuple((*prompt, Turn("assistant", answer)) for answer in answers))
+
+
+def parse_conversation(record: Record) -> Turns:
+    """A conversation whose assistant turns are to be learned."""
+    fields = Fields.of(record)
+    _refuse(fields, UNWRITABLE)
+    if "messages" in fields or "conversations" in fields:
+        turns = _whole(fields)
+    else:
+        question = _instruction(fields) if "instruction" in fields else _prompt(fields)
+        turns = (*_before(fields, question), *_answer(fields))
+    if not any(turn.role == "assistant" for turn in turns):
+        raise ValueError("the conversation has no assistant message to learn")
+    return turns
+
+
+def parse_prompt(record: Record) -> Turns:
+    """The conversation that an answer is asked for."""
+    fields = Fields.of(record)
+    _refuse(fields, UNWRITABLE)
+    fields.pass_over(*ANSWERS, "answers", "chosen", "rejected")
+    if "prompt" in fields:
+        return _before(fields, _prompt(fields))
+    if "instruction" in fields:
+        return _before(fields, _instruction(fields))
+    if "messages" in fields or "conversations" in fields:
+        turns = _whole(fields)
+    elif "chosen" in fields:
+        turns = _answered((), fields, fields["chosen"], "chosen")
+    else:
+        raise KeyError("prompt")
+    turns = turns[:-1] if turns[-1].role == "assistant" else turns
+    if not turns:
+        raise ValueError("the conversation has no message before the answer")
+    return turns
+
+
+def parse_ranking(record: Record) -> Ranking:
+    """A ranking of two answers or more."""
+    fields = Fields.of(record)
+    _refuse(fields, UNWRITABLE)
+    prompt = parse_prompt(fields) if any(key in fields for key in QUESTIONS) else ()
+    if "answers" not in fields:
+        pair = ("chosen", "rejected")
+        return Ranking(tuple(_answered(prompt, fields, fields[name], name) for name in pair))
+    answers = fields["answers"]
+    if not isinstance(answers, list) or len(answers) < 2:
+        raise ValueError("'answers' must be a list of at least two, best first")
+    return Ranking(tuple(_answered(prompt, fields, answer, "answers") for answer in answers))
+
+
+def _refuse(fields: Fields, keys: Sequence[str]) -> None:
+    """Refuse what would be left out of a conversation and change what it says."""
+    for key in keys:
+        if key in fields and fields[key] not in (*EMPTY, "[]", "{}", False):
+            raise ValueError(
+                f"{key!r} can't be written by any template here: take it out of the record"
+            )
 
 
 def _text(value: object, name: str) -> str:
+    """Text, or a list of parts that are all text."""
+    if isinstance(value, list):
+        return "".join(_part(part, name) for part in value)
     if not isinstance(value, str):
         raise TypeError(f"{name!r} must be text, came {type(value).__name__}")
     check_unicode(value)
     return value
 
 
-def _messages(record: Record) -> tuple[Turn, ...]:
-    is_sharegpt = "conversations" in record
-    items = record["conversations"] if is_sharegpt else record["messages"]
-    role_key, text_key = ("from", "value") if is_sharegpt else ("role", "content")
+def _part(part: object, name: str) -> str:
+    if not isinstance(part, dict) or "type" not in part:
+        raise TypeError(f"{name!r} must be text or a list of parts with 'type' and 'text'")
+    if part["type"] != "text":
+        raise ValueError(f"{name!r} has a part of type {part['type']!r}: only text can be read")
+    return _text(part.get("text"), "text")
+
+
+def _messages(fields: Fields, items: object, name: str) -> Turns:
+    if isinstance(items, dict):
+        items = [items]
     if not isinstance(items, list) or not items:
-        raise ValueError("the conversation must be a list of at least one message")
-    turns = []
-    for item in items:
-        if not isinstance(item, dict):
-            raise TypeError(f"a message must be an object, came {type(item).__name__}")
-        role = _text(item[role_key], role_key)
-        if role not in ROLES:
-            raise ValueError(f"{role_key} {role!r} must be one of {', '.join(ROLES)}")
-        turns.append(Turn(ROLES[role], _text(item[text_key], text_key)))
-    return tuple(turns)
+        raise ValueError(f"{name!r} must be a list of at least one message")
+    return tuple(_message(fields, item) for item in items)
 
 
-def _instruction(record: Record) -> tuple[Turn, ...]:
-    text = _text(record["instruction"], "instruction")
-    more = _text(record.get("input") or "", "input")
-    return (Turn("user", text, more),)
+def _message(fields: Fields, item: object) -> Turn:
+    if not isinstance(item, dict):
+        raise TypeError(f"a message must be an object, came {type(item).__name__}")
+    message = fields.inner(item)
+    _refuse(message, (*UNWRITABLE, *CALLS, *REASONING))
+    role_key = "from" if "from" in message and "role" not in message else "role"
+    text_key = "value" if "value" in message and "content" not in message else "content"
+    for key in (role_key, text_key):
+        if key not in message:
+            raise ValueError(f"a message must have {key!r}, has {', '.join(map(repr, item))}")
+    role = _text(message[role_key], role_key)
+    if role.lower() not in ROLES:
+        raise ValueError(f"{role_key} {role!r} must be one of {', '.join(ROLES)}")
+    turn = Turn(ROLES[role.lower()], _text(message[text_key], text_key))
+    learned = _is_learned(message, turn.role)
+    fields.unread |= {f"message.{key}" for key in message.unread}
+    return replace(turn, is_learned=learned)
 
 
-def parse_prompt(record: Record) -> tuple[Turn, ...]:
-    """The conversation that an answer is asked for."""
-    if "prompt" in record:
-        prompt = record["prompt"]
-        if isinstance(prompt, list):
-            return _messages({"messages": prompt})
-        return (Turn("user", _text(prompt, "prompt")),)
-    if "instruction" in record:
-        return _instruction(record)
-    if "messages" in record or "conversations" in record:
-        turns = _messages(record)
-        turns = turns[:-1] if turns[-1].role == "assistant" else turns
-        if not turns:
-            raise ValueError("the conversation has no message before the answer")
-        return turns
-    raise KeyError("prompt")
+def _is_learned(message: Fields, role: str) -> bool:
+    said = {key: message[key] for key in IS_LEARNED if key in message}
+    for key, value in said.items():
+        if value not in (0, 1):
+            raise ValueError(f"{key!r} of a message must be 0, 1, false or true, came {value!r}")
+        if value and role != "assistant":
+            raise ValueError(f"{key!r} of a message of {role}: only an assistant's is learned")
+    return role != "assistant" or all(said.values())
 
 
-def parse_conversation(record: Record) -> tuple[Turn, ...]:
-    """A conversation whose assistant turns are to be learned."""
-    if "messages" in record or "conversations" in record:
-        turns = _messages(record)
-    elif "instruction" in record:
-        turns = (*_instruction(record), Turn("assistant", _text(record["output"], "output")))
+def _whole(fields: Fields) -> Turns:
+    """A conversation that is a list of messages."""
+    name = "conversations" if "conversations" in fields else "messages"
+    return _before(fields, _messages(fields, fields[name], name))
+
+
+def _prompt(fields: Fields) -> Turns:
+    prompt = fields["prompt"]
+    if isinstance(prompt, list):
+        turns = _messages(fields, prompt, "prompt")
+    elif HH.match(text := _text(prompt, "prompt")):
+        turns = _hh_turns(text)
+        turns = turns[:-1] if turns[-1] == Turn("assistant", "") and turns[1:] else turns
     else:
-        turns = (*parse_prompt(record), Turn("assistant", _text(record["response"], "response")))
-    if not any(turn.role == "assistant" for turn in turns):
-        raise ValueError("the conversation has no assistant message to learn")
+        turns = (Turn("user", text),)
+    return tuple(replace(t, is_learned=t.role != "assistant") for t in turns)
+
+
+def _instruction(fields: Fields) -> Turns:
+    text = _text(fields["instruction"], "instruction")
+    key = "input" if "input" in fields else "context"
+    return (Turn("user", text, _text(fields.get(key, ""), key)),)
+
+
+def _before(fields: Fields, turns: Turns) -> Turns:
+    """Turns behind the system text and the earlier rounds that stand beside them."""
+    system = _text(fields.get("system", ""), "system")
+    if system and turns[0].role == "system":
+        raise ValueError("'system' stands beside a system message: keep one of them")
+    return (*((Turn("system", system),) if system else ()), *_history(fields), *turns)
+
+
+def _history(fields: Fields) -> Iterator[Turn]:
+    rounds = fields.get("history", [])
+    if not isinstance(rounds, list):
+        raise TypeError(f"'history' must be a list of rounds, came {type(rounds).__name__}")
+    for pair in rounds:
+        if not isinstance(pair, list) or len(pair) != 2:
+            raise ValueError("'history' must be a list of rounds, each a question and an answer")
+        yield Turn("user", _text(pair[0], "history"))
+        yield Turn("assistant", _text(pair[1], "history"))
+
+
+def _answer(fields: Fields) -> Turns:
+    key = next((key for key in ANSWERS if key in fields), None)
+    if key is None:
+        raise KeyError(ANSWERS[0] if "instruction" in fields else ANSWERS[1])
+    answer = fields[key]
+    if isinstance(answer, list):
+        return _messages(fields, answer, key)
+    return (Turn("assistant", _text(answer, key)),)
+
+
+def _answered(prompt: Turns, fields: Fields, answer: object, name: str) -> Turns:
+    """The conversation that an answer of a ranking ends."""
+    if isinstance(answer, str):
+        if prompt:
+            return (*prompt, Turn("assistant", _text(answer, name)))
+        turns = _hh_turns(_text(answer, name))
+    elif isinstance(answer, (list, dict)):
+        turns = _messages(fields, answer, name)
+    else:
+        raise TypeError(f"{name!r} must be text or messages, came {type(answer).__name__}")
+    if turns[-1].role != "assistant":
+        raise ValueError(f"{name!r} must end with an assistant's message")
+    if turns[0].role == "assistant":
+        turns = (*prompt, *turns)
+    elif prompt and turns[-2].text != prompt[-1].text:
+        raise ValueError(f"{name!r} is a conversation whose last question is not the prompt's")
+    elif prompt and prompt[0].role == "system" and turns[0].role != "system":
+        turns = (prompt[0], *turns)
+    if len(turns) < 2:
+        raise KeyError("prompt")
     return turns
 
 
-def parse_ranking(record: Record) -> Ranking:
-    """A ranking of two answers or more."""
-    if "answers" in record:
-        answers = record["answers"]
-        if not isinstance(answers, list) or len(answers) < 2:
-            raise ValueError("'answers' must be a list of at least two texts, best first")
-    else:
-        answers = [record["chosen"], record["rejected"]]
-    return Ranking(parse_prompt(record), tuple(_text(answer, "answers") for answer in answers))
+def _hh_turns(text: str) -> Turns:
+    """The turns of a text in Anthropic's form, Human: or Assistant: in front of each."""
+    head, *parts = HH.split(text)
+    if head or not parts:
+        raise KeyError("prompt")
+    roles, texts = parts[::2], parts[1::2]
+    return tuple(
+        Turn(ROLES["human" if role == "Human" else "assistant"], said.strip())
+        for role, said in zip(roles, texts, strict=True)
+    )

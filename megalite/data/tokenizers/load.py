@@ -9,12 +9,23 @@ from megalite.data.tokenizers.tokenizer_json import JSONTokenizer
 from megalite.errors import DataError
 
 
-def load_tokenizer(path: Path | str) -> Tokenizer:
+def load_tokenizer(path: Path | str, end_token: str = "") -> Tokenizer:
     """Load a Hugging Face folder, a ``tokenizer.json`` or a SentencePiece ``.model``.
 
+    Args:
+        path: of the tokenizer.
+        end_token: ends a document or an answer; empty: as the files say.
+
     Raises:
-        DataError: there is none, or it can't be read.
+        DataError: there is none, it can't be read, or it has no such token.
     """
+    tokenizer = _loaded(path)
+    if end_token:
+        tokenizer.end_id = tokenizer.token_id(end_token)
+    return tokenizer
+
+
+def _loaded(path: Path | str) -> Tokenizer:
     path = Path(path)
     if not path.exists():
         raise DataError(

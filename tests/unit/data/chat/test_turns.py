@@ -42,6 +42,56 @@ CONVERSATIONS = {
         (Turn("system", "be brief"), *HELLO),
     ),
     "prompt and response": ({"prompt": "hi", "response": "hello"}, HELLO),
+    "prompt and completion": ({"prompt": "hi", "completion": "hello"}, HELLO),
+    "prompt and completion as messages": (
+        {
+            "prompt": [{"role": "user", "content": "hi"}],
+            "completion": [{"role": "assistant", "content": "hello"}],
+        },
+        HELLO,
+    ),
+    "dolly": (
+        {"instruction": "add", "context": "1 2", "response": "3", "category": "qa"},
+        (Turn("user", "add", "1 2"), Turn("assistant", "3")),
+    ),
+    "alpaca with system and history": (
+        {
+            "system": "be brief",
+            "history": [["one", "two"], ["three", "four"]],
+            "instruction": "hi",
+            "output": "hello",
+        },
+        (
+            Turn("system", "be brief"),
+            *(Turn("user", "one"), Turn("assistant", "two")),
+            *(Turn("user", "three"), Turn("assistant", "four")),
+            *HELLO,
+        ),
+    ),
+    "sharegpt with system": (
+        {
+            "system": "be brief",
+            "tools": "[]",
+            "conversations": [
+                {"from": "human", "value": "hi"},
+                {"from": "gpt", "value": "hello"},
+            ],
+        },
+        (Turn("system", "be brief"), *HELLO),
+    ),
+    "parts of content": (
+        {
+            "messages": [
+                {"role": "user", "content": [{"type": "text", "text": "h"}] * 2},
+                {"role": "assistant", "content": "hello"},
+            ]
+        },
+        (Turn("user", "hh"), HELLO[1]),
+    ),
+    "nulls beside another format": (
+        {"messages": None, "prompt": None, "instruction": "hi", "input": None, "output": "hello"},
+        HELLO,
+    ),
 }
 
 
@@ -62,15 +112,15 @@ def test_conversations(kind):
     ],
 )
 def test_rankings(record):
-    assert parse_ranking(record) == Ranking((Turn("user", "hi"),), ("good", "fair", "bad"))
+    assert parse_ranking(record) == Ranking.of((Turn("user", "hi"),), ("good", "fair", "bad"))
     pair = {key: value for key, value in record.items() if key != "answers"}
     pair |= {"chosen": "good", "rejected": "bad"}
-    assert parse_ranking(pair) == Ranking((Turn("user", "hi"),), ("good", "bad"))
+    assert parse_ranking(pair) == Ranking.of((Turn("user", "hi"),), ("good", "bad"))
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "json", "parquet"])
 def test_every_kind_of_file_gives_the_same_records(tmp_path, suffix):
-    records = [record for record, _ in CONVERSATIONS.values() if "messages" in record] * 3
+    records = [CONVERSATIONS["messages"][0]] * 3
     path = tmp_path / f"records.{suffix}"
     if suffix == "jsonl":
         write_jsonl(path, records)
@@ -97,7 +147,8 @@ JSON = st.recursive(
     max_leaves=5,
 )
 KEYS = ["prompt", "messages", "conversations", "instruction", "input", "output", "response"]
-KEYS += ["answers", "chosen", "rejected", "role", "content", "from", "value"]
+KEYS += ["answers", "chosen", "rejected", "role", "content", "from", "value", "history"]
+KEYS += ["system", "completion", "context", "tools"]
 
 
 @given(st.dictionaries(st.sampled_from(KEYS), JSON))
@@ -107,6 +158,117 @@ def test_any_object_is_parsed_or_refused(parse, record):
         parsed = parse(record)
     except (KeyError, TypeError, ValueError):
         return
-    turns = parsed.prompt if isinstance(parsed, Ranking) else parsed
-    assert turns
-    assert all(isinstance(turn.text, str) for turn in turns)
+    several = parsed.conversations if isinstance(parsed, Ranking) else (parsed,)
+    for turns in several:
+        assert turns
+        assert all(isinstance(turn.text, str) for turn in turns)
+
+
+QUESTION = {"role": "user", "content": "hi"}
+
+
+def says(text: str) -> dict:
+    return {"role": "assistant", "content": text}
+
+
+HH = "\n\nHuman: hi\n\nAssistant:{}"
+PAIRS = {
+    "answers as messages": {
+        "prompt": [QUESTION],
+        "chosen": [says("good")],
+        "rejected": [says("bad")],
+    },
+    "an answer is one message": {
+        "conversations": [{"from": "human", "value": "hi"}],
+        "chosen": {"from": "gpt", "value": "good"},
+        "rejected": {"from": "gpt", "value": "bad"},
+    },
+    "the prompt within the answers": {
+        "chosen": [QUESTION, says("good")],
+        "rejected": [QUESTION, says("bad")],
+    },
+    "the prompt there and within": {
+        "prompt": "hi",
+        "chosen": [QUESTION, says("good")],
+        "rejected": [QUESTION, says("bad")],
+    },
+    "HH-RLHF": {"chosen": HH.format(" good"), "rejected": HH.format(" bad")},
+    "HH-RLHF cut": {"prompt": HH.format(""), "chosen": "good", "rejected": "bad"},
+    "several": {"answers": [[QUESTION, says("good")], [QUESTION, says("bad")]]},
+}
+
+
+@pytest.mark.parametrize("kind", PAIRS)
+def test_a_pair_is_the_same_in_every_form(kind):
+    assert parse_ranking(PAIRS[kind]) == Ranking.of((Turn("user", "hi"),), ("good", "bad"))
+    if "answers" not in PAIRS[kind]:
+        assert parse_prompt(PAIRS[kind]) == (Turn("user", "hi"),)
+
+
+def test_a_pair_may_be_of_several_rounds_and_of_two_conversations():
+    text = "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant: "
+    chosen, rejected = parse_ranking(
+        {"chosen": text + "d", "rejected": HH.format("e")}
+    ).conversations
+    assert [turn.text for turn in chosen] == ["a", "b", "c", "d"]
+    assert [turn.text for turn in rejected] == ["hi", "e"]
+    with pytest.raises(ValueError, match="'chosen' is a conversation whose last question is not"):
+        parse_ranking(PAIRS["the prompt there and within"] | {"prompt": "ho"})
+
+
+@pytest.mark.parametrize("key", ["weight", "train", "loss"])
+def test_a_message_says_that_it_is_not_learned(key):
+    messages = [QUESTION | {key: 0}, says("one") | {key: 0}, QUESTION, says("two") | {key: 1}]
+    turns = parse_conversation({"messages": messages})
+    assert [turn.is_learned for turn in turns if turn.role == "assistant"] == [False, True]
+    for value in (0.5, "yes"):
+        with pytest.raises(ValueError, match=f"'{key}' of a message must be 0, 1"):
+            parse_conversation({"messages": [QUESTION, says("one") | {key: value}]})
+    with pytest.raises(ValueError, match="only an assistant's is learned"):
+        parse_conversation({"messages": [QUESTION | {key: True}, says("one")]})
+
+
+def test_answers_within_a_prompt_are_not_learned():
+    prompt = [QUESTION, says("one"), QUESTION]
+    for answer in ("two", [says("two")]):
+        turns = parse_conversation({"prompt": prompt, "completion": answer})
+        assert [turn.is_learned for turn in turns if turn.role == "assistant"] == [False, True]
+
+
+REFUSED = {
+    "tools": ({"tools": [{"name": "f"}]}, {}),
+    "images": ({"images": ["a.png"]}, {}),
+    "tool_calls": ({}, {"tool_calls": [{"id": "1"}]}),
+    "reasoning_content": ({}, {"reasoning_content": "hm"}),
+}
+
+
+@pytest.mark.parametrize("key", REFUSED)
+@pytest.mark.parametrize("parse", [parse_conversation, parse_ranking, parse_prompt])
+def test_what_no_template_writes_is_refused_by_name(key, parse):
+    row, message = REFUSED[key]
+    record = {"messages": [says("a") | message, QUESTION, says("b")], "answers": ["c", "d"]} | row
+    with pytest.raises(ValueError, match=f"'{key}' can't be written by any template"):
+        parse(record)
+
+
+@pytest.mark.parametrize(
+    ("record", "says"),
+    [
+        ({"messages": [{"role": "tool", "content": "x"}]}, "role 'tool' must be one of"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "type 'image_url'"),
+        ({"messages": [{"role": "user"}]}, "a message must have 'content', has 'role'"),
+        ({"system": "a", "messages": [{"role": "system", "content": "b"}]}, "keep one of them"),
+        ({"history": ["a"], "instruction": "b", "output": "c"}, "'history' must be a list of"),
+        ({"instruction": "b", "output": ["c"]}, "a message must be an object, came str"),
+    ],
+)
+def test_what_a_record_cannot_mean_is_refused(record, says):
+    with pytest.raises((ValueError, TypeError), match=says):
+        parse_conversation(record)
+
+
+def test_a_missing_key_names_those_that_there_are(tmp_path):
+    path = write_jsonl(tmp_path / "rows.jsonl", [{"question": "a", "answer": "b"}])
+    with pytest.raises(DataError, match="'prompt' is missing, there is 'question', 'answer'; data"):
+        read_records([path], parse_conversation)
