@@ -14,6 +14,7 @@ r"""Token stores: documents of token ids in Megatron-LM's indexed format, memory
 Source: ``megatron/core/datasets/indexed_dataset.py`` of NVIDIA/Megatron-LM.
 """
 
+import functools
 import os
 import struct
 from collections.abc import Iterator, Sequence
@@ -73,7 +74,7 @@ class StoreWriter:
         Raises:
             DataError: the document has more tokens than the format can count.
         """
-        array = np.asarray(tokens, dtype=self._dtype)
+        array = self._stored(np.asarray(tokens))
         self._tokens += len(array)
         with naming(self._file.name):
             self._file.write(array.tobytes())
@@ -88,6 +89,20 @@ class StoreWriter:
             self._lengths.write(np.int32(self._tokens).tobytes())
         self._tokens, self._documents = 0, self._documents + 1
 
+    def _stored(self, tokens: StoredTokens) -> StoredTokens:
+        """Tokens in the store's type.
+
+        Raises:
+            DataError: the type can't hold one.
+        """
+        bounds = np.iinfo(self._dtype)
+        if len(tokens) and not bounds.min <= tokens.min() <= tokens.max() <= bounds.max:
+            raise DataError(
+                f"{self._prefix}: token {tokens.max()} doesn't fit a store of {self._dtype}; the "
+                "tokenizer has ids beyond its size"
+            )
+        return tokens.astype(self._dtype)
+
     def add_store(self, other: "TokenStore") -> None:
         """Append all documents of another store; those that lie in order are copied as a block."""
         if not other.is_in_order:
@@ -97,7 +112,7 @@ class StoreWriter:
         with naming(self._file.name):
             for first in range(0, other.num_tokens, 64 * BLOCK):
                 block = other.stream(first, min(first + 64 * BLOCK, other.num_tokens))
-                self._file.write(block.astype(self._dtype).tobytes())
+                self._file.write(self._stored(block).tobytes())
         with naming(self._lengths.name):
             self._lengths.write(other.lengths.astype(np.int32).tobytes())
         self._documents += len(other)
@@ -172,8 +187,9 @@ class TokenStore:
             if not path.is_file():
                 raise DataError(f"{path}: no such file; `megalite data prepare` makes stores")
         found = _read_index(index)
-        lengths, offsets, self._dtype = found.lengths, found.offsets, found.dtype
-        needed = int(offsets[-1]) + int(lengths[-1]) * self._dtype.itemsize if len(lengths) else 0
+        found.check(index)
+        self._dtype = found.dtype
+        needed = int(found.ends.max(initial=0))
         if data.stat().st_size < needed:
             raise DataError(
                 f"{data}: must have {needed} bytes as its index says, has "
@@ -182,9 +198,9 @@ class TokenStore:
         if not needed:
             raise DataError(f"{data}: holds no tokens; prepare it from text that isn't empty")
         firsts = found.documents
-        self._offsets = offsets[firsts[:-1]]
-        ends = np.concatenate(([0], np.cumsum(lengths, dtype=np.int64)))
-        self.lengths: Int64 = ends[firsts[1:]] - ends[firsts[:-1]]
+        before = np.concatenate(([0], np.cumsum(found.lengths, dtype=np.int64)))
+        self.lengths: Int64 = before[firsts[1:]] - before[firsts[:-1]]
+        self._offsets = np.append(found.offsets, found.ends[-1])[firsts[:-1]]
         self._tokens = np.memmap(data, dtype=self._dtype, mode="r")
 
     def __len__(self) -> int:
@@ -229,6 +245,37 @@ class _Index:
     offsets: Int64
     documents: Int64
     dtype: np.dtype[np.number]
+
+    @functools.cached_property
+    def ends(self) -> Int64:
+        """Bytes before each item and in it, int64 [items]."""
+        return self.offsets + self.lengths.astype(np.int64) * self.dtype.itemsize
+
+    def check(self, path: Path) -> None:
+        """Refuse an index that doesn't say where documents of whole tokens lie.
+
+        Raises:
+            DataError: it says what is wrong.
+        """
+        items, documents, reason = len(self.lengths), self.documents, ""
+        is_first = np.zeros(items + 1, dtype=bool)
+        if not np.issubdtype(self.dtype, np.integer):
+            reason = f"its tokens are {self.dtype}, not whole numbers"
+        elif (self.lengths < 0).any() or (self.offsets < 0).any():
+            reason = "an item has a negative length or place"
+        elif (self.offsets % self.dtype.itemsize).any():
+            reason = "an item begins within a token"
+        elif not len(documents) or documents[0] or (np.diff(documents) < 0).any():
+            reason = "its documents are not in order from item 0 on"
+        elif documents[-1] != items:
+            reason = f"its documents end at item {documents[-1]} of {items}"
+        else:
+            is_first[documents] = True
+            apart = self.offsets[1:] != self.ends[:-1]
+            if (apart & ~is_first[1:-1]).any():
+                reason = "the items of a document do not lie one after another"
+        if reason:
+            raise DataError(f"{path}: damaged, {reason}: prepare it again")
 
 
 def _read_index(path: Path) -> _Index:

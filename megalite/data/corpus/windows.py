@@ -21,8 +21,13 @@ class Windows:
         """Cut a store into windows.
 
         Raises:
-            DataError: the store has less than one window.
+            DataError: the store has less than one window, or nothing to learn.
         """
+        if separate and store.lengths.max() < 2:
+            raise DataError(
+                f"{store.prefix}: no document has 2 tokens, the least to learn from: prepare it "
+                "again, or set data.separate_documents to false"
+            )
         self._store, self._length, self._separate = store, sequence_length, separate
         self._index = index.DocumentIndex(store.lengths)
         self._count = (self._index.num_tokens - 1) // sequence_length

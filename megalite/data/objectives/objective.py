@@ -28,7 +28,7 @@ class Objective(Protocol):
         """
 
 
-SHORTEST = 2  # tokens of a document: one to read, one to learn
+SHORTEST = 2  # tokens of a document, its end included: one to read, one to learn
 
 
 def pair_sizes(source: Int64, target: Int64, structure: Structure) -> tuple[Int64, Int64]:
@@ -47,5 +47,5 @@ def split_end(tokens: Int64, end_id: int | None) -> tuple[Int64, Int64]:
     """
     if end_id is None:
         return tokens, tokens[:0]
-    body = tokens[:-1] if len(tokens) > SHORTEST and tokens[-1] == end_id else tokens
+    body = tokens[:-1] if len(tokens) > 1 and tokens[-1] == end_id else tokens
     return body, np.array([end_id], dtype=np.int64)

@@ -24,10 +24,12 @@ def random_noise_mask(length: int, density: float, mean_span: float, random: Ran
     """Which tokens are noise: bool [length].
 
     Spans of other tokens and of noise alternate; the last one is noise. All masks with these
-    numbers of noise tokens and spans are equally likely.
+    numbers of noise tokens and spans are equally likely. A single token is never noise.
 
     Source: see :func:`noise_counts`.
     """
+    if length == 1:
+        return np.zeros(1, dtype=bool)
     counts = noise_counts(np.array(length), density, mean_span)
     noise, spans = int(counts[0]), int(counts[1])
     noise_lengths = random_segments(noise, spans, random)
@@ -96,7 +98,8 @@ def sentences(tokens: Int64, is_end: Bool) -> Int64:
 
     Args:
         tokens: int64 [n].
-        is_end: bool [V], tokens that end a sentence.
+        is_end: bool [V], tokens that end a sentence; tokens beyond V don't.
     """
-    ends = np.flatnonzero(is_end[tokens]) + 1
+    known = np.flatnonzero(tokens < len(is_end))
+    ends = known[is_end[tokens[known]]] + 1
     return np.unique(np.concatenate(([0], ends, [len(tokens)])))

@@ -143,3 +143,58 @@ def test_a_missing_store_says_what_makes_one(tmp_path):
 def test_the_dtype_is_that_of_megatron(size, dtype):
     assert smallest_dtype(size) == dtype
     assert megatron().DType.optimal_dtype(size) is dtype
+
+
+@pytest.mark.parametrize("counts", [(1, 0), (0, 2, 0, 0), (2, 0, 1, 0)])
+def test_documents_without_items_are_empty(tmp_path, counts):
+    """Megatron's builder makes one wherever a document is ended that has no sequence."""
+    builder = megatron().IndexedDatasetBuilder(f"{tmp_path}/a.bin", dtype=np.uint16)
+    documents = []
+    for count in counts:
+        for number in range(count):
+            builder.add_item(torch.tensor([number + 1, 7]))
+        documents.append([token for number in range(count) for token in (number + 1, 7)])
+        builder.end_document()
+    builder.finalize(f"{tmp_path}/a.idx")
+    store = TokenStore(tmp_path / "a")
+    assert [store[i].tolist() for i in range(len(store))] == documents
+    assert store.is_in_order
+    joined = StoreWriter(tmp_path / "b", np.uint16)
+    joined.add_store(store)
+    joined.close()
+    assert [row.tolist() for row in TokenStore(tmp_path / "b")] == documents
+
+
+def index(lengths, offsets, documents, code=8) -> bytes:
+    head = MAGIC + HEADER.pack(1, code, len(lengths), len(documents))
+    parts = (np.int32, lengths), (np.int64, offsets), (np.int64, documents)
+    return head + b"".join(np.array(values, dtype).tobytes() for dtype, values in parts)
+
+
+DAMAGED = {
+    "negative length": ([2, -1], [0, 4], [0, 1, 2]),
+    "within a token": ([2, 1], [0, 3], [0, 1, 2]),
+    "not in order from item 0": ([2, 1], [0, 4], [0, 2, 1]),
+    "end at item 1 of 2": ([2, 1], [0, 4], [0, 1]),
+    "do not lie one after another": ([1, 1], [4, 0], [0, 2]),
+}
+
+
+@pytest.mark.parametrize("reason", DAMAGED)
+def test_an_index_that_contradicts_itself_is_refused(tmp_path, reason):
+    (tmp_path / "a.bin").write_bytes(bytes(6))
+    (tmp_path / "a.idx").write_bytes(index(*DAMAGED[reason]))
+    says = "negative length or place" if "negative" in reason else reason
+    with pytest.raises(DataError, match=f"a.idx: damaged, .*{says}"):
+        TokenStore(tmp_path / "a")
+    (tmp_path / "a.idx").write_bytes(index([1], [0], [0, 1], code=7))
+    with pytest.raises(DataError, match="its tokens are float32, not whole numbers"):
+        TokenStore(tmp_path / "a")
+
+
+def test_a_token_that_the_stores_type_cannot_hold_is_refused(tmp_path):
+    writer = StoreWriter(tmp_path / "a", np.uint16)
+    for tokens in ([1, 70_000], [-1]):
+        with pytest.raises(DataError, match="doesn't fit a store of uint16"):
+            writer.add(tokens)
+    writer.discard()

@@ -65,3 +65,14 @@ def test_a_blend_reads_each_dataset_in_its_share(store):
 def test_a_store_without_a_whole_window_is_refused(store):
     with pytest.raises(DataError, match="has 40 tokens"):
         Windows(store, 40)
+
+
+def test_documents_of_one_token_each_have_nothing_to_learn_apart(tmp_path):
+    writer = StoreWriter(tmp_path / "ends", np.uint16)
+    for _ in range(20):
+        writer.add([7])
+    writer.close()
+    store = TokenStore(tmp_path / "ends")
+    with pytest.raises(DataError, match="ends: no document has 2 tokens, the least to learn from"):
+        Windows(store, 4)
+    assert (Windows(store, 4, separate=False)[0].labels == 7).all()

@@ -105,7 +105,7 @@ def generator(seed: int) -> np.random.Generator:
 def body(document: np.ndarray) -> list[int]:
     """A document without its end token."""
     tokens = document.tolist()
-    return tokens[:-1] if len(tokens) > 2 and tokens[-1] == END else tokens
+    return tokens[:-1] if len(tokens) > 1 and tokens[-1] == END else tokens
 
 
 def source_and_target(example, structure: Structure) -> tuple[list[int], list[int]]:

@@ -201,3 +201,22 @@ def test_blanks_filled_by_their_spans_are_the_document(blanks, document, seed):
     assert (example.labels[:count] == -100).all()
     rebuilt = [t for i, token in enumerate(source) for t in filled.get(i, [token])]
     assert rebuilt == body(document)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+@settings(max_examples=8, deadline=None)
+@given(seed=SEEDS)
+def test_a_document_of_one_token_has_one_end(name, seed):
+    """T5 leaves such a document as it is: its target is a sentinel without a span."""
+    (objective, structure), document = OBJECTIVES[name], np.array([FULL_STOP, END])
+    example = objective(document, generator(seed))
+    decoder, encoder = objective.sizes(np.array([2]))
+    assert len(example) <= decoder[0]
+    assert example.encoder_length <= encoder[0]
+    learned = example.labels[example.labels != -100].tolist()
+    assert learned[-1] in (END, BLANKS.end)
+    assert END not in learned[:-1]
+    if name.startswith("span_corruption"):
+        source, target = source_and_target(example, structure)
+        assert [token for token in source if token != MODE] == [FULL_STOP, END]
+        assert target == [SENTINELS[0], END]

@@ -102,3 +102,12 @@ def test_a_mixture_takes_the_modes_of_its_config(full):
 def test_an_objective_of_another_structure_is_refused(name, kind, full):
     with pytest.raises(ConfigError, match=f"data.objective {name}: needs"):
         choose_objective(CorpusConfig(objective=name), full, STRUCTURES[kind])
+
+
+def test_tokens_of_another_tokenizer_end_no_sentence(full):
+    """A store of another tokenizer is refused by the model's size; objectives read it till then."""
+    data = CorpusConfig(objective="denoising", sequence_length=60)
+    objective = choose_objective(data, full, STRUCTURES["encoder-decoder"])
+    tokens = np.array([70_000, full.encode("Yes.")[-1], 80_000, 90_000])
+    example = objective(tokens, np.random.default_rng(0))
+    assert example.labels[:-1].tolist() == tokens.tolist()
