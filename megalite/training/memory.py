@@ -209,6 +209,10 @@ def _activation_bytes(model: ModelConfig, parallel: ParallelConfig, size: int) -
     split = heads + out + inner
     if model.is_encoder_decoder:
         streams, products, split = 9 * width, 3 * width, split + heads + out
+    if model.norm_position == "both":  # what the second norms read
+        streams += width * (3 if model.is_encoder_decoder else 2)
+    if model.query_key_norm:  # what they give, beside what they read
+        split += model.head_dim * (model.num_heads + model.kv_heads)
     across = parallel.tp if parallel.sequence_parallel else 1
     made = heads + out + model.ffn_size * (2 if model.gated else 1)
     return _ActivationBytes(
