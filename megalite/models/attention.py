@@ -13,6 +13,7 @@ from megalite.layers.linear import ColumnParallelLinear, RowParallelLinear, Sele
 from megalite.layers.products import Matrix, column_products
 from megalite.models.config import ModelConfig
 from megalite.models.context import Context
+from megalite.models.norm import Norm
 from megalite.ops import AttentionOptions, RowIntervals, attention
 
 
@@ -72,6 +73,11 @@ class _Heads(nn.Module):
         self.output = RowParallelLinear(
             mesh, (heads, width), size, Initial(output_std), config.attention_bias
         )
+        self.query_norm: Norm | None = None
+        self.key_norm: Norm | None = None
+        if config.query_key_norm:
+            self.query_norm = Norm(config, mesh, width, of_heads=True)
+            self.key_norm = Norm(config, mesh, width, of_heads=True)
 
     def _key_value(
         self, mesh: Mesh, out: tuple[int, int], std: Initial
@@ -111,6 +117,13 @@ class _Heads(nn.Module):
 class Attention(_Heads):
     """Attention of a stream to itself."""
 
+    def __init__(
+        self, config: ModelConfig, mesh: Mesh, name: str, output_std: float, window: int = 0
+    ) -> None:
+        """Declare the weights; ``window`` is what its rows see of their stream, 0 all."""
+        super().__init__(config, mesh, name, output_std)
+        self.window = window
+
     def matrices(self) -> list[Matrix]:
         """What multiplies the input: query, key, value.
 
@@ -142,10 +155,14 @@ class Attention(_Heads):
     def _to_itself(self, products: Sequence[Tensor], context: Context) -> Tensor:
         interleaved = self.config.rope_interleaved
         query, key, v = products
-        q, k = context.rotate(query, interleaved), context.rotate(key, interleaved)
+        if self.query_norm is not None and self.key_norm is not None:
+            query, key = self.query_norm(query), self.key_norm(key)
+        is_windowed = self.window > 0
+        q, k = (context.rotate(x, interleaved, is_windowed) for x in (query, key))
         if context.cache is not None:
             k, v = context.cache.extend(self.name, k, v)
-        return self._attend((q, k, v), context, context.mask, context.bias)
+        mask = context.mask.narrowed(self.window, context.looks_both_ways)
+        return self._attend((q, k, v), context, mask, context.bias)
 
 
 class CrossAttention(_Heads):
@@ -165,8 +182,12 @@ class CrossAttention(_Heads):
         assert context.cross is not None
         (q,) = column_products(x, [self.query.matrix()], self.mesh, context.length)
 
+        if self.query_norm is not None:
+            q = self.query_norm(q)
+
         def make() -> tuple[Tensor, Tensor]:
-            return self.key(memory), self.value(memory)
+            key = self.key(memory)
+            return key if self.key_norm is None else self.key_norm(key), self.value(memory)
 
         k, v = make() if context.cache is None else context.cache.once(self.name, make)
         return self.output.finish(self._attend((q, k, v), context, context.cross, None))

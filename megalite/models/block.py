@@ -24,23 +24,39 @@ def output_std(config: ModelConfig) -> float:
 class Block(nn.Module):
     """One block; what it adds to and how is the config's choice.
 
-    - pre: ``x + f(norm(x))``; post: ``norm(alpha x + f(x))``, alpha the residual scale;
+    - pre: ``alpha x + f(norm(x))``, alpha the residual scale; post: ``norm(alpha x + f(x))``;
+    - both: ``alpha x + norm(f(norm(x)))``;
     - parallel: ``x + attention(norm(x)) + feed_forward(norm(x))``.
     """
 
-    def __init__(self, config: ModelConfig, mesh: Mesh, name: str, has_cross: bool) -> None:
-        """Declare the weights; ``name`` is the block's in the model, such as decoder.layers.3."""
+    def __init__(
+        self, config: ModelConfig, mesh: Mesh, name: str, has_cross: bool, window: int = 0
+    ) -> None:
+        """Declare the weights.
+
+        Args:
+            config: of the model.
+            mesh: the mesh.
+            name: the block's in the model, such as decoder.layers.3.
+            has_cross: it reads an encoder.
+            window: of its attention to its own stream; 0 is none.
+        """
         super().__init__()
         std = output_std(config)
         self.config, self.mesh, self.name = config, mesh, name
         self.attention_norm = Norm(config, mesh)
-        self.attention = Attention(config, mesh, f"{name}.attention", std)
+        self.attention = Attention(config, mesh, f"{name}.attention", std, window)
         self.cross: CrossAttention | None = None
         if has_cross:
             self.cross_norm = Norm(config, mesh)
             self.cross = CrossAttention(config, mesh, f"{name}.cross", std)
         self.ffn_norm = None if config.parallel_block == "one_norm" else Norm(config, mesh)
         self.ffn = FeedForward(config, mesh, std)
+        if config.norm_position == "both":
+            self.attention_post_norm = Norm(config, mesh)
+            if has_cross:
+                self.cross_post_norm = Norm(config, mesh)
+            self.ffn_post_norm = Norm(config, mesh)
 
     def forward(self, x: Tensor, context: Context, memory: Tensor | None = None) -> Tensor:
         """Map the residual stream.
@@ -61,12 +77,15 @@ class Block(nn.Module):
     def _add(
         self, x: Tensor, name: str, sublayer: Callable[[Tensor], Tensor], context: Context
     ) -> Tensor:
-        """Add one sub-layer, before or behind its norm."""
+        """Add one sub-layer, before or behind its norm, or between its two."""
         config, norm = self.config, getattr(self, f"{name}_norm")
-        is_pre = config.norm_position == "pre"
-        y = self._drop(sublayer(norm(x) if is_pre else x), name, context)
+        is_post = config.norm_position == "post"
+        y = sublayer(x if is_post else norm(x))
+        if config.norm_position == "both":
+            y = getattr(self, f"{name}_post_norm")(y)
+        y = self._drop(y, name, context)
         residual = x if config.residual_scale == 1.0 else x * config.residual_scale
-        return residual + y if is_pre else norm(residual + y)
+        return norm(residual + y) if is_post else residual + y
 
     def _parallel(self, x: Tensor, context: Context) -> Tensor:
         """Attention and feed-forward beside each other: both leave the tp region by one collective.

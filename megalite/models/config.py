@@ -1,9 +1,9 @@
 """The one config of every model; a family is values of it."""
 
 import difflib
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from megalite.config.section import Section
 from megalite.errors import ConfigError
@@ -34,8 +34,11 @@ class ModelConfig(Section):
     )
     norm_eps: float = Field(1e-5, gt=0, description="constant added to the variance or mean square")
     norm_bias: bool = Field(True, description="bias of layer_norm")
-    norm_position: Literal["pre", "post"] = Field(
-        "pre", description="place of the norms: pre (before a sub-layer) or post (after the sum)"
+    norm_plus_one: bool = Field(False, description="scale of rms_norm is 1 + weight (Gemma)")
+    norm_position: Literal["pre", "post", "both"] = Field(
+        "pre",
+        description="place of the norms: pre (before a sub-layer), post (after the sum) or both "
+        "(before and after a sub-layer)",
     )
     residual_scale: float = Field(
         1.0, gt=0, description="factor of the residual (DeepNorm's alpha)"
@@ -59,6 +62,12 @@ class ModelConfig(Section):
     attention_scale: float = Field(
         0.0, ge=0, description="factor of attention scores; 0: 1 / sqrt(head_size)"
     )
+    query_key_norm: bool = Field(False, description="norm of each head's queries and keys")
+    windows: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        (),
+        description="keys up to its own that a row of each layer may see, the pattern repeated "
+        "over the layers; 0: all",
+    )
 
     position: Literal["rope", "learned", "alibi", "relative", "none"] = Field(
         "rope",
@@ -71,6 +80,11 @@ class ModelConfig(Section):
         0, ge=0, description="unused entries at the start of a learned table (OPT, BART: 2)"
     )
     rope_base: float = Field(10000.0, gt=0, description="base of RoPE's angles")
+    rope_window_base: float = Field(
+        0.0,
+        ge=0,
+        description="base of RoPE's angles, unstretched, in layers with a window; 0: as elsewhere",
+    )
     rope_scaling: Literal["linear", "dynamic", "llama3", "yarn"] = Field(
         "linear",
         description="stretching of RoPE by rope_scale: linear divides positions; dynamic "
@@ -140,6 +154,12 @@ class ModelConfig(Section):
             )
         return {**PRESETS[name].values, **values}
 
+    @field_validator("windows", mode="before")
+    @classmethod
+    def _tuple(cls, values: Any) -> Any:
+        """A list, as a checkpoint's manifest has it, is as good."""
+        return tuple(values) if isinstance(values, list) else values
+
     @model_validator(mode="after")
     def _check(self) -> "ModelConfig":
         if not self.head_size and self.hidden_size % self.num_heads:
@@ -150,6 +170,16 @@ class ModelConfig(Section):
         if self.num_heads % self.kv_heads:
             raise ConfigError(
                 f"--model.num_kv_heads {self.num_kv_heads}: must divide num_heads {self.num_heads}"
+            )
+        if self.norm_position == "both" and self.parallel_block != "no":
+            raise ConfigError(
+                f"--model.norm_position both: needs parallel_block no, came {self.parallel_block}"
+            )
+        if self.norm_plus_one and self.norm != "rms_norm":
+            raise ConfigError(f"--model.norm_plus_one true: needs norm rms_norm, came {self.norm}")
+        if self.rope_window_base and not any(self.windows):
+            raise ConfigError(
+                f"--model.rope_window_base {self.rope_window_base:g}: needs windows, came none"
             )
         if self.rope_scaling == "dynamic" and self.rope_axes == 2:
             raise ConfigError("--model.rope_scaling dynamic: needs rope_axes 1, came 2")
@@ -193,6 +223,10 @@ class ModelConfig(Section):
     def is_encoder_decoder(self) -> bool:
         """Whether there is an encoder."""
         return self.num_encoder_layers > 0
+
+    def window_of(self, layer: int) -> int:
+        """Keys up to its own that a row of a layer, counted from 0, may see; 0 is all."""
+        return self.windows[layer % len(self.windows)] if self.windows else 0
 
     @property
     def scale(self) -> float:

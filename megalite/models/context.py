@@ -54,6 +54,8 @@ class Context:
         bias: [N/tp, Sq + Sk - 1] fp32 a head and distance, or None.
         dropout: None turns it off.
         cache: keys and values of earlier rows, or None.
+        window_tables: RoPE's (cos, sin) in layers with a window.
+        looks_both_ways: a window is around a row, not up to it.
         keeps_products: matrix products are kept for the backward pass as they are, so nothing is
             written over them.
     """
@@ -66,13 +68,16 @@ class Context:
     dropout: Dropout | None = None
     cache: KeyValueCache | None = None
     keeps_products: bool = False
+    window_tables: tuple[Tensor, Tensor] | None = None
+    looks_both_ways: bool = False
 
-    def rotate(self, product: Tensor, interleaved: bool) -> Tensor:
+    def rotate(self, product: Tensor, interleaved: bool, is_windowed: bool = False) -> Tensor:
         """Turn queries or keys [B, S, N, H] by their positions, where the model does."""
-        if self.tables is None:
+        tables = self.window_tables if is_windowed else self.tables
+        if tables is None:
             return product
         in_place = not self.keeps_products
-        return rope(product, *self.tables, interleaved=interleaved, in_place=in_place)
+        return rope(product, *tables, interleaved=interleaved, in_place=in_place)
 
     def drop(self, x: Tensor, p: float, site: str, mesh: Mesh) -> Tensor:
         """Dropout of [B, S', D] between matrices."""

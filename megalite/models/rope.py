@@ -29,6 +29,16 @@ def rotation(config: ModelConfig, positions: Tensor) -> tuple[Tensor, Tensor] | 
     return cos, sin
 
 
+def window_rotation(
+    config: ModelConfig, positions: Tensor, elsewhere: tuple[Tensor, Tensor] | None
+) -> tuple[Tensor, Tensor] | None:
+    """RoPE's tables in layers with a window: those of elsewhere unless they have their own base."""
+    if elsewhere is None or not config.rope_window_base:
+        return elsewhere
+    plain = {"rope_base": config.rope_window_base, "rope_scaling": "linear", "rope_scale": 1.0}
+    return rotation(config.model_copy(update=plain), positions)
+
+
 def _powers(config: ModelConfig, base: float | Tensor, device: torch.device) -> Tensor:
     """``base``, a number or [..., 1], to the power 2i / section: fp32 [..., section / 2]."""
     section = config.rotary // config.rope_axes

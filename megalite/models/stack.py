@@ -23,7 +23,7 @@ from megalite.models.context import (
     relative_bucket,
 )
 from megalite.models.norm import Norm
-from megalite.models.rope import rotation
+from megalite.models.rope import rotation, window_rotation
 from megalite.ops import RowIntervals
 
 
@@ -115,7 +115,7 @@ class Stack(nn.Module):
             self.relative = RelativeBias(config, mesh, both_ways=not is_decoder)
         self.layers = nn.ModuleDict(
             {
-                str(i): Block(config, mesh, f"{name}.layers.{i}", has_cross)
+                str(i): Block(config, mesh, f"{name}.layers.{i}", has_cross, config.window_of(i))
                 for i in range(blocks[0], blocks[1])
             }
         )
@@ -166,9 +166,17 @@ class Stack(nn.Module):
         """
         tables = rotation(self.config, stream.positions)
         past = stream.mask.num_keys - stream.length
-        bias = self._bias(stream.length, past, stream.positions.device)
         return Context(
-            stream.length, stream.mask, cross, tables, bias, random, cache, self.keeps_products
+            length=stream.length,
+            mask=stream.mask,
+            cross=cross,
+            tables=tables,
+            bias=self._bias(stream.length, past, stream.positions.device),
+            dropout=random,
+            cache=cache,
+            keeps_products=self.keeps_products,
+            window_tables=window_rotation(self.config, stream.positions, tables),
+            looks_both_ways=self.name == "encoder",
         )
 
     def _bias(self, length: int, past: int, device: torch.device) -> Tensor | None:

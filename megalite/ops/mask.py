@@ -87,6 +87,34 @@ class RowIntervals:
         start, end = (x.index_select(0, sequences) for x in (self.start, self.end))
         return RowIntervals(start, end, self.num_keys)
 
+    @cached_property
+    def _narrow(self) -> "dict[tuple[int, bool], RowIntervals]":
+        return {}
+
+    def narrowed(self, width: int, both_ways: bool = False) -> "RowIntervals":
+        """The mask within a window, made once: rows see their own key and those right before it.
+
+        The last row stands at the last key, as in a stream that is whole or continues a cache. What
+        a row sees behind its own key, as inside of a prefix, stays.
+
+        Args:
+            width: keys, a row's own the last of them; 0 is no window.
+            both_ways: ``width`` keys on either side of its own instead.
+        """
+        if not width:
+            return self
+        key = (width, both_ways)
+        if key not in self._narrow:
+            queries = self.start.shape[1]
+            own = torch.arange(queries, dtype=torch.int32, device=self.start.device)
+            own = own + (self.num_keys - queries)
+            end = torch.minimum(self.end, own + width + 1) if both_ways else self.end
+            first = own - width if both_ways else own - width + 1
+            end = torch.maximum(end, self.start)
+            start = torch.minimum(torch.maximum(self.start, first), end)
+            self._narrow[key] = RowIntervals(start, end, self.num_keys)
+        return self._narrow[key]
+
     def last_row(self) -> "RowIntervals":
         """The mask of each sequence's last row alone."""
         return RowIntervals(self.start[:, -1:], self.end[:, -1:], self.num_keys)

@@ -10,7 +10,7 @@ from torch.distributed.tensor import DTensor
 
 from megalite.distributed.launch import Launch
 from megalite.distributed.mesh import Axis, Mesh, ParallelConfig, build_mesh
-from megalite.layers.shards import local_part
+from megalite.layers.shards import gradient_of, local_part
 from tests.dist.exact import even_shards, shards
 
 
@@ -52,4 +52,4 @@ def stream(x: Tensor, mesh: Mesh, fill: float) -> Tensor:
 def gradients(layer: nn.Module) -> dict[str, Tensor]:
     """What this process has of the gradients, of those parameters that have one."""
     named = layer.named_parameters()
-    return {name: local_part(p.grad) for name, p in named if p.grad is not None}
+    return {name: local_part(gradient_of(p)) for name, p in named if p.grad is not None}

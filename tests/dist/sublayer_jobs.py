@@ -23,8 +23,20 @@ _BIASES = {"qkv_bias": True, "attention_bias": True, "ffn_bias": True}
 CONFIGS = {
     "4 heads": {"num_heads": 4, "rope_interleaved": True},
     "4 heads of 2": {"num_heads": 4, "num_kv_heads": 2, "activation": "gelu", "gated": False},
-    "6 heads of 3": {"num_heads": 6, "num_kv_heads": 3, **_BIASES},  # a border inside a group
-    "5 heads of 1": {"num_heads": 5, "num_kv_heads": 1, "attention_dropout": 0.3, **_BIASES},
+    "6 heads of 3": {  # a border inside a group
+        "num_heads": 6,
+        "num_kv_heads": 3,
+        "query_key_norm": True,
+        "windows": (2,),
+        **_BIASES,
+    },
+    "5 heads of 1": {
+        "num_heads": 5,
+        "num_kv_heads": 1,
+        "attention_dropout": 0.3,
+        "query_key_norm": True,
+        **_BIASES,
+    },
     "5 heads, bias": {"num_heads": 5, "position": "relative", "attention_dropout": 0.3, **_BIASES},
     "5 heads of 1, bias": {"num_heads": 5, "num_kv_heads": 1, "position": "alibi"},
 }

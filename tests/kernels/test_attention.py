@@ -117,6 +117,12 @@ def of_structures() -> dict[str, tuple[Case, RowIntervals]]:
         "one query": (Case(1, 77, 4, 4, 64), masks.full(3, 1, 77)),
         "prefix": (Case(133, 133, 6, 3, 33), masks.prefix(torch.tensor([57, 0]), 133)),
         "window": (Case(200, 200, 2, 2, 16), masks.window(2, 200, 37)),
+        "window in documents": (Case(131, 131, 4, 2, 16), causal_documents.narrowed(29)),
+        "window behind a prefix": (
+            Case(133, 133, 2, 1, 8),
+            masks.prefix(torch.tensor([57, 0]), 133).narrowed(40),
+        ),
+        "window behind a cache": (Case(5, 77, 4, 1, 16), masks.causal(2, 5, 77).narrowed(33)),
         "packed causal": (Case(131, 131, 4, 1, 24), causal_documents),
         "packed full": (Case(131, 131), masks.packed([[64, 64], [1, 2, 3]], 131, is_causal=False)),
         "padding": (Case(66, 66), masks.padding(torch.tensor([66, 3, 0]), 66)),
@@ -209,7 +215,7 @@ def test_every_plan_is_the_reference_plan(mask):
 
 
 @on_every_backend
-@pytest.mark.parametrize("structure", ["window", "packed causal", "padding", "cross"])
+@pytest.mark.parametrize("structure", ["window", "window in documents", "padding", "cross"])
 def test_skipping_tiles_changes_no_bit(name: str, structure: str, monkeypatch):
     case, mask = STRUCTURES[structure]
     case = fitted(name, case)

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from tests.parity.heirs import gptj, internlm2, tiny
 from tests.parity.reference_decoders import Baichuan, Moss, Palm
 from tests.parity.reference_glm import ChatGLM2, DeepNormModel
 
@@ -102,9 +103,9 @@ def _falcon(**more: Any):
     return make
 
 
-def _t5(**more: Any):
+def _t5(name: str = "T5", **more: Any):
     def make():
-        from transformers import T5Config, T5ForConditionalGeneration
+        import transformers
 
         sizes = {
             "vocab_size": VOCABULARY,
@@ -117,22 +118,27 @@ def _t5(**more: Any):
             "relative_attention_num_buckets": 8,
             "relative_attention_max_distance": 12,
         }
-        return T5ForConditionalGeneration(T5Config(**(sizes | more)))
+        config = getattr(transformers, f"{name}Config")(**(sizes | more))
+        return getattr(transformers, f"{name}ForConditionalGeneration")(config)
 
     return make
 
 
-def _untied_t5() -> Any:
+def _untied_t5(**more: Any):
     """T5 1.1 as published: a head of its own, which transformers ties in a model made afresh."""
-    model = _t5(feed_forward_proj="gated-gelu", tie_word_embeddings=False)()
-    model.config.tie_word_embeddings = False
-    model.lm_head.weight = torch.nn.Parameter(torch.zeros_like(model.lm_head.weight))
-    return model
 
-
-def _bart(**more: Any):
     def make():
-        from transformers import BartConfig, BartForConditionalGeneration
+        model = _t5(**{"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False} | more)()
+        model.config.tie_word_embeddings = False
+        model.lm_head.weight = torch.nn.Parameter(torch.zeros_like(model.lm_head.weight))
+        return model
+
+    return make
+
+
+def _bart(name: str = "Bart", **more: Any):
+    def make():
+        import transformers
 
         sizes = {
             "vocab_size": VOCABULARY,
@@ -145,7 +151,8 @@ def _bart(**more: Any):
             "decoder_ffn_dim": 50,
             "max_position_embeddings": 64,
         }
-        return BartForConditionalGeneration(BartConfig(**(sizes | more)))
+        config = getattr(transformers, f"{name}Config")(**(sizes | more))
+        return getattr(transformers, f"{name}ForConditionalGeneration")(config)
 
     return make
 
@@ -268,6 +275,20 @@ PEERS = {
             | {"attention_factor": 1.3, "beta_fast": 8.0, "beta_slow": 2.0, "truncate": False}
         )
     ),
+    "mistral": Peer(tiny("Mistral", head_dim=12, sliding_window=4)),
+    "qwen2": Peer(tiny("Qwen2", rope_theta=1e6, tie_word_embeddings=True)),
+    "qwen2, windows in the last layers": Peer(
+        tiny("Qwen2", use_sliding_window=True, sliding_window=3, max_window_layers=1)
+    ),
+    "qwen3": Peer(tiny("Qwen3", head_dim=12, attention_bias=True)),
+    "internlm2": Peer(internlm2, is_reference=True),
+    "gpt-neox": Peer(tiny("GPTNeoX", hidden_size=48, rotary_pct=0.5, rotary_emb_base=500.0)),
+    "gpt-neox, one after the other": Peer(
+        tiny("GPTNeoX", use_parallel_residual=False, attention_bias=False, hidden_size=32)
+    ),
+    "gpt-j": Peer(gptj),
+    "glm": Peer(tiny("Glm", head_dim=12, pad_token_id=0)),
+    "glm4": Peer(tiny("Glm4", head_dim=8, attention_bias=False, pad_token_id=0)),
     "gpt2": Peer(_gpt2()),
     "gpt2, another name of its activation": Peer(_gpt2(activation_function="gelu_pytorch_tanh")),
     "gpt2 untied": Peer(_gpt2(tie_word_embeddings=False)),
@@ -294,8 +315,11 @@ PEERS = {
     "t5 gated, unscaled head": Peer(
         _t5(feed_forward_proj="gated-gelu", tie_word_embeddings=False), is_encoder_decoder=True
     ),
-    "t5 v1.1, untied": Peer(_untied_t5, is_encoder_decoder=True),
+    "t5 v1.1, untied": Peer(_untied_t5(), is_encoder_decoder=True),
+    "mt5": Peer(_untied_t5(name="MT5"), is_encoder_decoder=True),
+    "ul2": Peer(_untied_t5(feed_forward_proj="gated-silu"), is_encoder_decoder=True),
     "bart": Peer(_bart(), is_encoder_decoder=True),
+    "mbart": Peer(_bart("MBart", scale_embedding=True), is_encoder_decoder=True),
     "codegen": Peer(_codegen),
     "moss": Peer(_moss, is_reference=True),
     "baichuan 7b": Peer(_baichuan(max_position_embeddings=64), is_reference=True),

@@ -1,7 +1,8 @@
-"""References of Baichuan, MOSS and PaLM.
+"""References of Baichuan, InternLM2, MOSS and PaLM.
 
-Source: modeling_baichuan.py beside the weights of baichuan-inc's models, models/modeling_moss.py of
-OpenMOSS/MOSS, palm_pytorch/palm_pytorch.py of lucidrains/PaLM-pytorch and arXiv:2204.02311.
+Source: modeling_baichuan.py beside the weights of baichuan-inc's models, modeling_internlm2.py
+beside those of internlm's, models/modeling_moss.py of OpenMOSS/MOSS, palm_pytorch/palm_pytorch.py
+of lucidrains/PaLM-pytorch and arXiv:2204.02311.
 """
 
 import math
@@ -83,6 +84,55 @@ class Baichuan(Reference):
         if "z_loss_weight" in self.settings:
             weight = weight / weight.norm(dim=-1, keepdim=True)
         return self.model.norm(x) @ weight.T
+
+
+class _InternLM2Block(nn.Module):
+    def __init__(self, settings: dict[str, Any]) -> None:
+        super().__init__()
+        size, inner, eps = (
+            settings[k] for k in ("hidden_size", "intermediate_size", "rms_norm_eps")
+        )
+        self.heads, self.groups = settings["num_attention_heads"], settings["num_key_value_heads"]
+        rows, bias = size + 2 * size // self.heads * self.groups, settings["bias"]
+        self.attention_norm, self.ffn_norm = RootMeanSquare(size, eps), RootMeanSquare(size, eps)
+        self.attention, self.feed_forward = nn.Module(), nn.Module()
+        self.attention.wqkv = nn.Linear(size, rows, bias=bias)
+        self.attention.wo = nn.Linear(size, size, bias=bias)
+        self.feed_forward.w1 = nn.Linear(size, inner, bias=False)
+        self.feed_forward.w3 = nn.Linear(size, inner, bias=False)
+        self.feed_forward.w2 = nn.Linear(inner, size, bias=False)
+
+    def forward(self, x: Tensor, positions: Tensor, allowed: Tensor) -> Tensor:
+        ratio = self.heads // self.groups
+        packed = self.attention.wqkv(self.attention_norm(x))
+        packed = packed.unflatten(-1, (self.groups, ratio + 2, -1))
+        q = packed[..., :ratio, :].flatten(2, 3)
+        k, v = (packed[..., i, :].repeat_interleave(ratio, 2) for i in (-2, -1))
+        q, k = turn_halves(q, positions), turn_halves(k, positions)
+        x = x + self.attention.wo(softmax_attention(q, k, v, allowed))
+        y, layers = self.ffn_norm(x), self.feed_forward
+        return x + layers.w2(functional.silu(layers.w1(y)) * layers.w3(y))
+
+
+class InternLM2(Reference):
+    """InternLM2."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        size, words = settings["hidden_size"], settings["vocab_size"]
+        self.model = nn.Module()
+        self.model.tok_embeddings = nn.Embedding(words, size)
+        self.model.layers = nn.ModuleList(
+            _InternLM2Block(settings) for _ in range(settings["num_hidden_layers"])
+        )
+        self.model.norm = RootMeanSquare(size, settings["rms_norm_eps"])
+        self.output = nn.Linear(size, words, bias=False)
+
+    def logits(self, tokens: Tensor, positions: Tensor, allowed: Tensor) -> Tensor:
+        x = self.model.tok_embeddings(tokens)
+        for layer in self.model.layers:
+            x = layer(x, positions, allowed)
+        return self.output(self.model.norm(x))
 
 
 class _MossBlock(nn.Module):

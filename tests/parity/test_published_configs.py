@@ -7,17 +7,21 @@ import pytest
 from megalite.models.config import ModelConfig
 from megalite.models.families import FAMILIES
 from megalite.models.families.table import Family, decisive
-from tests.parity.published import CONFIGS
+from tests.parity.published import CONFIGS as FIRST
+from tests.parity.published_heirs import HEIRS
+
+CONFIGS = FIRST | HEIRS
 
 # Keys that change nothing that a forward pass computes, by what they are for.
 NEUTRAL = {
     "names": {"architectures", "model_type", "transformers_version", "dtype", "torch_dtype"}
-    | {"_name_or_path", "auto_map"},
+    | {"_name_or_path", "auto_map", "tokenizer_class", "attn_implementation"},
     "special tokens": {"bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id"}
     | {"decoder_start_token_id", "forced_eos_token_id", "mask_token_id", "gmask_token_id"},
     "what a call gives": {"use_cache", "return_dict", "output_attentions", "output_hidden_states"}
-    | {"output_past", "early_stopping", "task_specific_params"},
+    | {"output_past", "early_stopping", "task_specific_params", "max_length", "num_beams"},
     "other heads": {"id2label", "label2id", "problem_type", "classifier_dropout"}
+    | {"_num_labels", "classif_dropout"}
     | {"summary_activation", "summary_first_dropout", "summary_proj_to_labels", "summary_type"}
     | {"summary_use_proj"},
     "training": {"activation_dropout", "layerdrop", "encoder_layerdrop", "decoder_layerdrop"}
@@ -34,7 +38,8 @@ NEUTRAL = {
     "said by another key": {"n_ctx", "seq_length", "dense_act_fn", "is_gated_act", "n_positions"}
     | {"is_encoder_decoder", "is_decoder", "max_sequence_length", "offset_alibi"}
     | {"extra_pos_embeddings", "original_rope", "num_hidden_layers"},
-    "unused by the published code": {"add_bias_logits", "static_position_embeddings"},
+    "unused by the published code": {"add_bias_logits", "static_position_embeddings"}
+    | {"attention_probs_dropout_prob", "hidden_dropout_prob"},
     "off unless a prefix is trained": {"pre_seq_len", "prefix_projection"},
 }
 
@@ -90,7 +95,8 @@ def classes() -> list[tuple[str, dict[str, Any]]]:
     """All keys that transformers' classes know, with their defaults."""
     import transformers
 
-    names = ("Llama", "GPT2", "OPT", "Bloom", "Falcon", "T5", "Bart", "CodeGen")
+    names = ("Llama", "GPT2", "OPT", "Bloom", "Falcon", "T5", "Bart", "CodeGen", "Qwen2", "GPTNeoX")
+    names += ("GPTJ", "MT5", "MBart", "Glm", "Glm4", "Mistral", "Qwen3")
     return [(name, getattr(transformers, f"{name}Config")().to_dict()) for name in names]
 
 

@@ -22,7 +22,6 @@ ROOMS = (  # a room imports only from those before it
     "generation",
     "data",
     "training",
-    "plan",
     "stages",
     "tools",
     "commands",

@@ -4,42 +4,40 @@ import math
 from typing import Any
 
 from megalite.models.config import ModelConfig
-from megalite.models.families.table import Entry, Family, same
-from megalite.models.presets.bart import PRESETS
+from megalite.models.families.activations import read_activation
+from megalite.models.families.gpt2 import ACTIVATIONS
+from megalite.models.families.table import Entry, Family, pairs, same
+from megalite.models.presets.bart import BASE, PRESETS
 
 
-def _from_theirs(theirs: dict[str, Any]) -> ModelConfig:
+def values_of(theirs: dict[str, Any]) -> dict[str, Any]:
+    """Our values of a config's keys, without the place of its norms; mBART's has the same keys.
+
+    Raises:
+        ValueError: encoder and decoder differ where ours can't.
+    """
     for name in ("attention_heads", "ffn_dim"):
         if theirs[f"encoder_{name}"] != theirs[f"decoder_{name}"]:
             raise ValueError(f"encoder_{name} and decoder_{name} must be equal")
     size = theirs["d_model"]
-    return ModelConfig(
-        vocab_size=theirs["vocab_size"],
-        hidden_size=size,
-        num_encoder_layers=theirs["encoder_layers"],
-        num_layers=theirs["decoder_layers"],
-        num_heads=theirs["encoder_attention_heads"],
-        ffn_size=theirs["encoder_ffn_dim"],
-        norm="layer_norm",
-        norm_position="post",
-        embedding_norm=True,
-        final_norm=False,
-        activation=theirs.get("activation_function", "gelu"),
-        gated=False,
-        qkv_bias=True,
-        attention_bias=True,
-        ffn_bias=True,
-        position="learned",
-        max_positions=theirs["max_position_embeddings"],
-        position_offset=2,
-        embedding_scale=math.sqrt(size) if theirs.get("scale_embedding") else 1.0,
-        dropout=theirs.get("dropout", 0.1),
-        attention_dropout=theirs.get("attention_dropout", 0.0),
-        init_std=theirs.get("init_std", 0.02),
-    )
+    return {
+        "vocab_size": theirs["vocab_size"],
+        "hidden_size": size,
+        "num_encoder_layers": theirs["encoder_layers"],
+        "num_layers": theirs["decoder_layers"],
+        "num_heads": theirs["encoder_attention_heads"],
+        "ffn_size": theirs["encoder_ffn_dim"],
+        "activation": read_activation(theirs, "activation_function", "gelu"),
+        "max_positions": theirs["max_position_embeddings"],
+        "embedding_scale": math.sqrt(size) if theirs.get("scale_embedding") else 1.0,
+        "dropout": theirs.get("dropout", 0.1),
+        "attention_dropout": theirs.get("attention_dropout", 0.0),
+        "init_std": theirs.get("init_std", 0.02),
+    }
 
 
-def _to_theirs(config: ModelConfig) -> dict[str, Any]:
+def keys_of(config: ModelConfig) -> dict[str, Any]:
+    """The inverse of :func:`values_of`."""
     stacks = {"encoder": config.num_encoder_layers, "decoder": config.num_layers}
     sizes = {}
     for stack, layers in stacks.items():
@@ -49,7 +47,7 @@ def _to_theirs(config: ModelConfig) -> dict[str, Any]:
     return sizes | {
         "vocab_size": config.vocab_size,
         "d_model": config.hidden_size,
-        "activation_function": config.activation,
+        "activation_function": ACTIVATIONS[config.activation],
         "max_position_embeddings": config.max_positions,
         "scale_embedding": config.embedding_scale != 1.0,
         "dropout": config.dropout,
@@ -59,43 +57,45 @@ def _to_theirs(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-def _once(_config: ModelConfig) -> list[Entry]:
+def once(config: ModelConfig) -> list[Entry]:
+    """Entries outside the layers."""
     entries = [same("model.shared.weight", "embedding.weight")]
     for stack in ("encoder", "decoder"):
         theirs = f"model.{stack}."
         entries.append(same(f"{theirs}embed_positions.weight", f"{stack}.positions.weight"))
-        entries += [
-            same(f"{theirs}layernorm_embedding.{kind}", f"{stack}.embedding_norm.{kind}")
-            for kind in ("weight", "bias")
-        ]
+        norms = {"layernorm_embedding": "embedding_norm"}
+        if config.final_norm:
+            norms["layer_norm"] = "norm"
+        entries += pairs(theirs, f"{stack}.", norms, "weight", "bias")
     return entries
 
 
-def _block(stack: str) -> list[Entry]:
+def block(stack: str) -> list[Entry]:
+    """Entries of a layer of the encoder or the decoder."""
     theirs, ours = f"model.{stack}.layers.{{i}}.", f"{stack}.layers.{{i}}."
     linears = {"q_proj": "query", "k_proj": "key", "v_proj": "value", "out_proj": "output"}
-    pairs = {"fc1": "ffn.up", "fc2": "ffn.output", "final_layer_norm": "ffn_norm"}
+    names = {"fc1": "ffn.up", "fc2": "ffn.output", "final_layer_norm": "ffn_norm"}
     attentions = {"self_attn": "attention"} | (
         {"encoder_attn": "cross"} if stack == "decoder" else {}
     )
     for a, b in attentions.items():
-        pairs[f"{a}_layer_norm"] = f"{b}_norm"
-        pairs |= {f"{a}.{c}": f"{b}.{d}" for c, d in linears.items()}
-    return [
-        same(f"{theirs}{a}.{kind}", f"{ours}{b}.{kind}")
-        for a, b in pairs.items()
-        for kind in ("weight", "bias")
-    ]
+        names[f"{a}_layer_norm"] = f"{b}_norm"
+        names |= {f"{a}.{c}": f"{b}.{d}" for c, d in linears.items()}
+    return pairs(theirs, ours, names, "weight", "bias")
+
+
+def _from_theirs(theirs: dict[str, Any]) -> ModelConfig:
+    return ModelConfig(**(BASE | values_of(theirs)))
 
 
 FAMILY = Family(
     name="bart",
     architecture="BartForConditionalGeneration",
     from_theirs=_from_theirs,
-    to_theirs=_to_theirs,
-    once=_once,
-    layer=lambda _: _block("decoder"),
-    encoder_layer=lambda _: _block("encoder"),
+    to_theirs=keys_of,
+    once=once,
+    layer=lambda _: block("decoder"),
+    encoder_layer=lambda _: block("encoder"),
     aliases={
         "hidden_size": "d_model",
         "num_attention_heads": "encoder_attention_heads",

@@ -80,7 +80,7 @@ def _to_theirs(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-def _split_groups(tensor: Tensor, config: ModelConfig) -> list[Tensor]:
+def split_groups(tensor: Tensor, config: ModelConfig) -> list[Tensor]:
     """[G, N / G query heads and a key and a value head, H, ...] to q, k and v."""
     ratio = config.num_heads // config.kv_heads
     shape = config.kv_heads, ratio + 2, config.head_dim, *tensor.shape[1:]
@@ -88,7 +88,8 @@ def _split_groups(tensor: Tensor, config: ModelConfig) -> list[Tensor]:
     return [groups[:, :ratio], groups[:, ratio], groups[:, ratio + 1]]
 
 
-def _join_groups(tensors: list[Tensor], config: ModelConfig) -> Tensor:
+def join_groups(tensors: list[Tensor], config: ModelConfig) -> Tensor:
+    """The inverse of :func:`split_groups`."""
     rest = config.head_dim, *tensors[0].shape[1:]
     parts = [tensor.reshape(config.kv_heads, -1, *rest) for tensor in tensors]
     return torch.cat(parts, 1).flatten(0, 2)
@@ -125,7 +126,7 @@ def _layer(config: ModelConfig) -> list[Entry]:
         entries += [same(f"{theirs}{a}.{kind}", f"{ours}{b}.{kind}") for a, b in linears.items()]
         names = tuple(f"{ours}attention.{name}.{kind}" for name in ("query", "key", "value"))
         fused = f"{theirs}self_attention.query_key_value.{kind}"
-        entries.append(Entry(fused, names, _split_groups, _join_groups))
+        entries.append(Entry(fused, names, split_groups, join_groups))
     return entries
 
 

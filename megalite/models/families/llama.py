@@ -1,35 +1,45 @@
-"""LLaMA 1 and 2. Touvron et al. 2023, arXiv:2302.13971 and arXiv:2307.09288."""
+"""LLaMA 1 to 3.3, and models under its name such as Yi; its tables are those of its heirs too.
+
+Touvron et al. 2023, arXiv:2302.13971 and arXiv:2307.09288; Grattafiori et al. 2024,
+arXiv:2407.21783; Young et al. 2024, arXiv:2403.04652.
+"""
 
 from typing import Any
 
 from megalite.models.config import ModelConfig
 from megalite.models.families.rope import read_rope, write_rope
-from megalite.models.families.table import Entry, Family, same
+from megalite.models.families.table import Entry, Family, pairs, same
 from megalite.models.presets.llama import PRESETS
 
-
-def _from_theirs(theirs: dict[str, Any]) -> ModelConfig:
-    return ModelConfig(
-        vocab_size=theirs["vocab_size"],
-        hidden_size=theirs["hidden_size"],
-        num_layers=theirs["num_hidden_layers"],
-        num_heads=theirs["num_attention_heads"],
-        num_kv_heads=theirs.get("num_key_value_heads") or 0,
-        head_size=theirs.get("head_dim") or 0,
-        ffn_size=theirs["intermediate_size"],
-        max_positions=theirs.get("max_position_embeddings", 2048),
-        norm_eps=theirs["rms_norm_eps"],
-        **read_rope(theirs),
-        qkv_bias=theirs.get("attention_bias", False),
-        attention_bias=theirs.get("attention_bias", False),
-        ffn_bias=theirs.get("mlp_bias", False),
-        tie_embeddings=theirs.get("tie_word_embeddings", False),
-        attention_dropout=theirs.get("attention_dropout", 0.0),
-        init_std=theirs.get("initializer_range", 0.02),
-    )
+HEAD_NORMS = {"self_attn.q_norm": "attention.query_norm", "self_attn.k_norm": "attention.key_norm"}
+SURROUNDING_NORMS = {  # Gemma's
+    "input_layernorm": "attention_norm",
+    "post_attention_layernorm": "attention_post_norm",
+    "pre_feedforward_layernorm": "ffn_norm",
+    "post_feedforward_layernorm": "ffn_post_norm",
+}
 
 
-def _to_theirs(config: ModelConfig) -> dict[str, Any]:
+def shared_values(theirs: dict[str, Any]) -> dict[str, Any]:
+    """Our values of the keys that LLaMA's configs and its heirs' have alike."""
+    return read_rope(theirs) | {
+        "vocab_size": theirs["vocab_size"],
+        "hidden_size": theirs["hidden_size"],
+        "num_layers": theirs["num_hidden_layers"],
+        "num_heads": theirs["num_attention_heads"],
+        "num_kv_heads": theirs.get("num_key_value_heads") or 0,
+        "head_size": theirs.get("head_dim") or 0,
+        "ffn_size": theirs["intermediate_size"],
+        "max_positions": theirs.get("max_position_embeddings", 2048),
+        "norm_eps": theirs["rms_norm_eps"],
+        "tie_embeddings": theirs.get("tie_word_embeddings", False),
+        "attention_dropout": theirs.get("attention_dropout", 0.0),
+        "init_std": theirs.get("initializer_range", 0.02),
+    }
+
+
+def shared_keys(config: ModelConfig) -> dict[str, Any]:
+    """The inverse of :func:`shared_values`."""
     return write_rope(config) | {
         "vocab_size": config.vocab_size,
         "hidden_size": config.hidden_size,
@@ -40,15 +50,29 @@ def _to_theirs(config: ModelConfig) -> dict[str, Any]:
         "intermediate_size": config.ffn_size,
         "max_position_embeddings": config.max_positions,
         "rms_norm_eps": config.norm_eps,
-        "attention_bias": config.qkv_bias,
-        "mlp_bias": config.ffn_bias,
         "tie_word_embeddings": config.tie_embeddings,
         "attention_dropout": config.attention_dropout,
         "initializer_range": config.init_std,
     }
 
 
-def _once(config: ModelConfig) -> list[Entry]:
+def _from_theirs(theirs: dict[str, Any]) -> ModelConfig:
+    has_bias = theirs.get("attention_bias", False)
+    return ModelConfig(
+        **shared_values(theirs),
+        qkv_bias=has_bias,
+        attention_bias=has_bias,
+        ffn_bias=theirs.get("mlp_bias", False),
+    )
+
+
+def _to_theirs(config: ModelConfig) -> dict[str, Any]:
+    biases = {"attention_bias": config.qkv_bias, "mlp_bias": config.ffn_bias}
+    return shared_keys(config) | biases
+
+
+def once(config: ModelConfig) -> list[Entry]:
+    """Entries outside the layers."""
     entries = [
         same("model.embed_tokens.weight", "embedding.weight"),
         same("model.norm.weight", "decoder.norm.weight"),
@@ -56,7 +80,8 @@ def _once(config: ModelConfig) -> list[Entry]:
     return entries if config.tie_embeddings else [*entries, same("lm_head.weight", "head.weight")]
 
 
-def _layer(config: ModelConfig) -> list[Entry]:
+def layer(config: ModelConfig) -> list[Entry]:
+    """Entries of a layer, with the norms and biases that its config has."""
     theirs, ours = "model.layers.{i}.", "decoder.layers.{i}."
     linears = {
         "self_attn.q_proj": ("attention.query", config.qkv_bias),
@@ -67,10 +92,10 @@ def _layer(config: ModelConfig) -> list[Entry]:
         "mlp.up_proj": ("ffn.up", config.ffn_bias),
         "mlp.down_proj": ("ffn.output", config.ffn_bias),
     }
-    entries = [
-        same(f"{theirs}input_layernorm.weight", f"{ours}attention_norm.weight"),
-        same(f"{theirs}post_attention_layernorm.weight", f"{ours}ffn_norm.weight"),
-    ]
+    norms = {"input_layernorm": "attention_norm", "post_attention_layernorm": "ffn_norm"}
+    if config.norm_position == "both":
+        norms = SURROUNDING_NORMS
+    entries = pairs(theirs, ours, norms | (HEAD_NORMS if config.query_key_norm else {}), "weight")
     for name, (mine, has_bias) in linears.items():
         entries.append(same(f"{theirs}{name}.weight", f"{ours}{mine}.weight"))
         if has_bias:
@@ -83,8 +108,8 @@ FAMILY = Family(
     architecture="LlamaForCausalLM",
     from_theirs=_from_theirs,
     to_theirs=_to_theirs,
-    once=_once,
-    layer=_layer,
+    once=once,
+    layer=layer,
     fixed={"hidden_act": "silu"},
     ignored=("rotary_emb.inv_freq",),
     presets=PRESETS,

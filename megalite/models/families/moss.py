@@ -19,15 +19,14 @@ from megalite.models.presets.moss import BASE, PRESETS
 CORES = 4
 
 
-def _from_theirs(theirs: dict[str, Any]) -> ModelConfig:
-    size, heads = theirs["n_embd"], theirs["n_head"]
-    if heads % CORES:
-        raise ValueError(f"n_head must be a multiple of {CORES}, came {heads}")
-    values: dict[str, Any] = {
+def shared_values(theirs: dict[str, Any]) -> dict[str, Any]:
+    """Our values of the keys of a config; GPT-J's has the same."""
+    size = theirs["n_embd"]
+    return {
         "vocab_size": theirs["vocab_size"],
         "hidden_size": size,
         "num_layers": theirs["n_layer"],
-        "num_heads": heads,
+        "num_heads": theirs["n_head"],
         "ffn_size": theirs.get("n_inner") or 4 * size,
         "max_positions": theirs["n_positions"],
         "rotary_size": theirs["rotary_dim"],
@@ -37,10 +36,10 @@ def _from_theirs(theirs: dict[str, Any]) -> ModelConfig:
         "attention_dropout": theirs.get("attn_pdrop", 0.0),
         "init_std": theirs.get("initializer_range", 0.02),
     }
-    return ModelConfig(**(BASE | values))
 
 
-def _to_theirs(config: ModelConfig) -> dict[str, Any]:
+def shared_keys(config: ModelConfig) -> dict[str, Any]:
+    """The inverse of :func:`shared_values`."""
     return {
         "vocab_size": config.vocab_size,
         "n_embd": config.hidden_size,
@@ -55,6 +54,12 @@ def _to_theirs(config: ModelConfig) -> dict[str, Any]:
         "attn_pdrop": config.attention_dropout,
         "initializer_range": config.init_std,
     }
+
+
+def _from_theirs(theirs: dict[str, Any]) -> ModelConfig:
+    if theirs["n_head"] % CORES:
+        raise ValueError(f"n_head must be a multiple of {CORES}, came {theirs['n_head']}")
+    return ModelConfig(**(BASE | shared_values(theirs)))
 
 
 def _split(tensor: Tensor, config: ModelConfig) -> list[Tensor]:
@@ -89,7 +94,7 @@ FAMILY = Family(
     name="moss",
     architecture="MossForCausalLM",
     from_theirs=_from_theirs,
-    to_theirs=_to_theirs,
+    to_theirs=shared_keys,
     once=_once,
     layer=_layer,
     also=("codegen",),

@@ -79,6 +79,17 @@ def _factor(theirs: dict[str, Any], rope: dict[str, Any]) -> float:
     return float(theirs["max_position_embeddings"]) / float(first)
 
 
+def read_turned_share(theirs: dict[str, Any], default: float) -> float:
+    """The share of a head that turns, under any of its names."""
+    new = theirs.get("rope_parameters") or {}
+    said = (
+        new.get("partial_rotary_factor"),
+        theirs.get("partial_rotary_factor"),
+        theirs.get("rotary_pct"),
+    )
+    return float(next((share for share in said if share is not None), default))
+
+
 def write_rope(config: ModelConfig) -> dict[str, Any]:
     """All keys that say it, older and newer, so that every version reads the same."""
     kind: str = config.rope_scaling
@@ -91,8 +102,10 @@ def write_rope(config: ModelConfig) -> dict[str, Any]:
             said[key] = value
     if kind in ("llama3", "yarn"):
         said["original_max_position_embeddings"] = config.rope_trained_positions
+    turned = config.rotary / config.head_dim
+    share = {} if turned == 1.0 else {"partial_rotary_factor": turned}
     return {
         "rope_theta": config.rope_base,
         "rope_scaling": {"rope_type": kind, "type": kind} | said if said else None,
-        "rope_parameters": {"rope_theta": config.rope_base, "rope_type": kind} | said,
+        "rope_parameters": {"rope_theta": config.rope_base, "rope_type": kind} | said | share,
     }

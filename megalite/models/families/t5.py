@@ -1,6 +1,7 @@
-"""T5: 1.0 (ReLU, tied), 1.1 and Flan-T5 (gated GELU, untied).
+"""T5: 1.0 (ReLU, tied), 1.1, Flan-T5 and mT5 (gated GELU, untied), UL2 (gated SiLU, untied).
 
-Raffel et al. 2019, arXiv:1910.10683; Chung et al. 2022, arXiv:2210.11416.
+Raffel et al. 2019, arXiv:1910.10683; Chung et al. 2022, arXiv:2210.11416; Xue et al. 2020,
+arXiv:2010.11934; Tay et al. 2022, arXiv:2205.05131.
 """
 
 from typing import Any
@@ -106,6 +107,7 @@ FAMILY = Family(
     once=_once,
     layer=lambda config: _block(config, "decoder"),
     encoder_layer=lambda config: _block(config, "encoder"),
+    also=("mt5",),
     aliases={
         "hidden_size": "d_model",
         "num_attention_heads": "num_heads",

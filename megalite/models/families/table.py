@@ -89,6 +89,7 @@ def decisive(config: ModelConfig) -> dict[str, Any]:
         "attention_scale": config.scale,
         "rotary_size": config.rotary,
         "rope_original_positions": config.rope_trained_positions,
+        "windows": [config.window_of(i) for i in range(_deepest(config))],
     }
     unread = {key for keys in _POSITIONS.values() for key in keys}
     unread -= set(_POSITIONS.get(config.position, ()))
@@ -100,10 +101,15 @@ def decisive(config: ModelConfig) -> dict[str, Any]:
     return {key: value for key, value in values.items() if key not in unread}
 
 
+def _deepest(config: ModelConfig) -> int:
+    return max(config.num_layers, config.num_encoder_layers)
+
+
 # What a model reads of a kind of positions, and of a kind of RoPE's scaling, and others don't.
 _POSITIONS = {
     "rope": (
         "rope_base",
+        "rope_window_base",
         "rope_scaling",
         "rope_scale",
         "rope_interleaved",

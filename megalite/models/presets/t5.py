@@ -1,4 +1,4 @@
-"""Published sizes of T5 1.0 and 1.1, and Flan-T5."""
+"""Published sizes of T5 1.0 and 1.1, Flan-T5, mT5, UL2 and Flan-UL2."""
 
 from typing import Any
 
@@ -35,7 +35,12 @@ def _presets() -> dict[str, Preset]:
     ):
         rows = {f"{name}-{size}": row for size, row in _SECOND.items()}
         found |= sizes(source, gelu, _KEYS, rows)
-    return found
+    many = gelu | {"vocab_size": 250112}  # in the files; the vocabulary itself has 250100
+    rows = {f"mt5-{size}": row for size, row in _SECOND.items()}
+    found |= sizes("arXiv:2010.11934, config.json of google/mt5-*", many, _KEYS, rows)
+    rows = dict.fromkeys(("ul2", "flan-ul2"), (4096, 32, 32, 16, 256, 16384))
+    silu = gelu | {"activation": "silu"}
+    return found | sizes("arXiv:2205.05131, config.json of google/ul2", silu, _KEYS, rows)
 
 
 PRESETS: dict[str, Preset] = _presets()

@@ -6,6 +6,7 @@ scores.
 Source: Chowdhery et al. 2022, arXiv:2204.02311, appendix B; attention by its row intervals.
 """
 
+from collections import Counter
 from dataclasses import dataclass
 
 from megalite.models.batch import Batch
@@ -42,14 +43,15 @@ def step_operations(
         batch: the head computes its rows with a target only.
         recomputed: encoder and decoder blocks whose whole forward pass is made again.
     """
-    rows, pairs = _rows_pairs(batch.decoder.mask)
+    rows, pairs = _rows_pairs(config, batch.decoder.mask, config.num_layers)
     per_row, per_pair = _block_costs(config)
     decoder, scores = rows * per_row + pairs * per_pair, config.num_layers * pairs
     encoder = encoder_rows = 0.0
     if batch.encoder is not None and batch.cross is not None:
-        encoder_rows, encoder_pairs = _rows_pairs(batch.encoder.mask)
+        depth = config.num_encoder_layers
+        encoder_rows, encoder_pairs = _rows_pairs(config, batch.encoder.mask, depth, True)
         encoder = encoder_rows * per_row + encoder_pairs * per_pair
-        _, cross_pairs = _rows_pairs(batch.cross)
+        cross_pairs = _pairs(batch.cross)
         decoder += _cross_costs(config, rows, encoder_rows, cross_pairs)
         scores += config.num_encoder_layers * encoder_pairs + config.num_layers * cross_pairs
     head = 0.0
@@ -64,14 +66,23 @@ def step_operations(
 
 def _skipped_in_recompute(config: ModelConfig) -> float:
     """Operations a row that recompute leaves out: nothing needs the last product's result again."""
-    if config.norm_position == "post":
+    if config.norm_position != "pre":
         return 0.0
     return 2.0 * config.ffn_size * config.hidden_size
 
 
-def _rows_pairs(mask: RowIntervals) -> tuple[float, float]:
-    widths = (mask.end - mask.start).clamp(min=0)
-    return float((widths > 0).sum()), float(widths.sum())
+def _rows_pairs(
+    config: ModelConfig, mask: RowIntervals, layers: int, both_ways: bool = False
+) -> tuple[float, float]:
+    """Rows that aren't padding, and (query, key) pairs of a layer, the mean over a stack's."""
+    windows = Counter(config.window_of(layer) for layer in range(layers))
+    pairs = {window: _pairs(mask.narrowed(window, both_ways)) for window in windows}
+    mean = sum(count * pairs[window] for window, count in windows.items()) / layers
+    return float((mask.end > mask.start).sum()), mean
+
+
+def _pairs(mask: RowIntervals) -> float:
+    return float((mask.end - mask.start).clamp(min=0).sum())
 
 
 def _block_costs(config: ModelConfig) -> tuple[float, float]:

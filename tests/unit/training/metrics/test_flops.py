@@ -54,6 +54,16 @@ def test_only_what_is_attended_to_counts():
     assert whole - half == 2 * 4 * 24 * B * (S * S - S * (S + 1) // 2)
 
 
+def test_layers_with_windows_cost_what_they_attend_to():
+    shape = {"hidden_size": 24, "num_heads": 4, "num_layers": 3, "vocab_size": V}
+    whole, narrow = (
+        forward_flops(ModelConfig(**shape, windows=windows), batch(causal(B, S)))
+        for windows in ((), (2, 0))
+    )
+    unseen = (S - 2) * (S - 1) // 2  # of each sequence, in each of the first and third layer
+    assert whole - narrow == 2 * 4 * 24 * B * unseen
+
+
 def test_a_batch_without_targets_has_no_head():
     config = ModelConfig(hidden_size=24, num_heads=4, num_layers=2, vocab_size=V)
     scored = batch(causal(B, S))

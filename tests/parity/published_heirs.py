@@ -1,0 +1,302 @@
+"""Published config.json files of LLaMA's heirs, GPT-NeoX, GPT-J, and mT5, UL2 and mBART."""
+
+from typing import Any
+
+_SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+
+
+def _of(*sizes: int, inner: int, **more: Any) -> dict[str, Any]:
+    named = dict(zip(_SIZES, sizes, strict=True))
+    return named | {"intermediate_size": inner} | more
+
+
+_COMMON = {"hidden_act": "silu", "initializer_range": 0.02, "use_cache": True}
+_LLAMA = _COMMON | {
+    "architectures": ["LlamaForCausalLM"],
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "model_type": "llama",
+    "pretraining_tp": 1,
+    "rope_scaling": None,
+}
+_LLAMA3 = _LLAMA | {
+    "bos_token_id": 128000,
+    "eos_token_id": 128001,
+    "mlp_bias": False,
+    "rms_norm_eps": 1e-05,
+    "rope_theta": 500000.0,
+    "torch_dtype": "bfloat16",
+    "vocab_size": 128256,
+}
+_STRETCHED = {
+    "factor": 32.0,
+    "high_freq_factor": 4.0,
+    "low_freq_factor": 1.0,
+    "original_max_position_embeddings": 8192,
+    "rope_type": "llama3",
+}
+_YI = _LLAMA | {
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "max_position_embeddings": 4096,
+    "pad_token_id": 0,
+    "rope_theta": 5000000.0,
+    "tie_word_embeddings": False,
+    "vocab_size": 64000,
+}
+_QWEN2 = _COMMON | {
+    "architectures": ["Qwen2ForCausalLM"],
+    "attention_dropout": 0.0,
+    "bos_token_id": 151643,
+    "eos_token_id": 151643,
+    "model_type": "qwen2",
+    "rms_norm_eps": 1e-06,
+    "rope_theta": 1000000.0,
+    "use_mrope": False,
+    "use_sliding_window": False,
+}
+_MISTRAL = _COMMON | {
+    "architectures": ["MistralForCausalLM"],
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "model_type": "mistral",
+    "rms_norm_eps": 1e-05,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+}
+_NEOX = {
+    "architectures": ["GPTNeoXForCausalLM"],
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+    "initializer_range": 0.02,
+    "layer_norm_eps": 1e-05,
+    "max_position_embeddings": 2048,
+    "model_type": "gpt_neox",
+    "rotary_emb_base": 10000,
+    "rotary_pct": 0.25,
+    "tie_word_embeddings": False,
+    "torch_dtype": "float16",
+    "use_cache": True,
+    "use_parallel_residual": True,
+}
+_GLM = _COMMON | {
+    "attention_dropout": 0.0,
+    "eos_token_id": [151329, 151336, 151338],
+    "head_dim": 128,
+    "pad_token_id": 151329,
+    "partial_rotary_factor": 0.5,
+    "rope_theta": 10000.0,
+    "tie_word_embeddings": False,
+}
+_T5 = {
+    "decoder_start_token_id": 0,
+    "eos_token_id": 1,
+    "initializer_factor": 1.0,
+    "is_encoder_decoder": True,
+    "layer_norm_epsilon": 1e-06,
+    "output_past": True,
+    "pad_token_id": 0,
+    "relative_attention_num_buckets": 32,
+    "tie_word_embeddings": False,
+    "use_cache": True,
+}
+
+# Name: preset, what the preset doesn't say, config.json.
+HEIRS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "Meta-Llama-3-8B": (
+        "llama3-8b",
+        {},
+        _LLAMA3
+        | _of(4096, 32, 32, 8, inner=14336, max_position_embeddings=8192)
+        | {"tie_word_embeddings": False},
+    ),
+    "Llama-3.2-1B": (
+        "llama3.2-1b",
+        {},
+        _LLAMA3
+        | _of(2048, 16, 32, 8, inner=8192, head_dim=64, max_position_embeddings=131072)
+        | {"rope_scaling": _STRETCHED, "tie_word_embeddings": True},
+    ),
+    "Yi-6B": ("yi-6b", {}, _YI | _of(4096, 32, 32, 4, inner=11008, rms_norm_eps=1e-05)),
+    "Yi-1.5-9B": (
+        "yi-1.5-9b",
+        {},
+        _YI | _of(4096, 48, 32, 4, inner=11008, rms_norm_eps=1e-06, mlp_bias=False),
+    ),
+    "Qwen2.5-0.5B": (
+        "qwen2.5-0.5b",
+        {},
+        _QWEN2
+        | _of(896, 24, 14, 2, inner=4864, max_position_embeddings=32768, vocab_size=151936)
+        | {"max_window_layers": 24, "sliding_window": 32768, "tie_word_embeddings": True},
+    ),
+    "Qwen2-7B": (
+        "qwen2-7b",
+        {},
+        _QWEN2
+        | _of(3584, 28, 28, 4, inner=18944, max_position_embeddings=131072, vocab_size=152064)
+        | {"max_window_layers": 28, "sliding_window": 131072, "tie_word_embeddings": False},
+    ),
+    "Mistral-7B-v0.1": (
+        "mistral-7b-v0.1",
+        {},
+        _MISTRAL
+        | _of(4096, 32, 32, 8, inner=14336, max_position_embeddings=32768, vocab_size=32000)
+        | {"rope_theta": 10000.0, "sliding_window": 4096},
+    ),
+    "Mistral-Nemo-Base-2407": (
+        "mistral-nemo",
+        {},
+        _MISTRAL
+        | _of(5120, 40, 32, 8, inner=14336, head_dim=128, max_position_embeddings=131072)
+        | {"rope_theta": 1000000.0, "sliding_window": None, "vocab_size": 131072},
+    ),
+    "Qwen3-0.6B": (
+        "qwen3-0.6b",
+        {},
+        _COMMON
+        | _of(1024, 28, 16, 8, inner=3072, head_dim=128, max_position_embeddings=40960)
+        | {"architectures": ["Qwen3ForCausalLM"], "attention_bias": False, "model_type": "qwen3"}
+        | {"attention_dropout": 0.0, "max_window_layers": 28, "rms_norm_eps": 1e-06}
+        | {"rope_scaling": None, "rope_theta": 1000000, "sliding_window": None}
+        | {"tie_word_embeddings": True, "use_sliding_window": False, "vocab_size": 151936},
+    ),
+    "internlm2-7b": (
+        "internlm2-7b",
+        {"rope_scaling": "dynamic", "rope_scale": 2.0},
+        _COMMON
+        | _of(4096, 32, 32, 8, inner=14336, max_position_embeddings=32768, vocab_size=92544)
+        | {"architectures": ["InternLM2ForCausalLM"], "attn_implementation": "eager"}
+        | {"bias": False, "model_type": "internlm2", "rms_norm_eps": 1e-05}
+        | {"rope_scaling": {"type": "dynamic", "factor": 2.0}, "rope_theta": 1000000}
+        | {"tie_word_embeddings": False},
+    ),
+    "pythia-160m": (
+        "pythia-160m",
+        {},
+        _NEOX
+        | {"hidden_act": "gelu", "hidden_size": 768, "intermediate_size": 3072}
+        | {"num_attention_heads": 12, "num_hidden_layers": 12, "vocab_size": 50304},
+    ),
+    "gpt-neox-20b": (
+        "gpt-neox-20b",
+        {},
+        _NEOX
+        | {"attention_probs_dropout_prob": 0, "hidden_act": "gelu_fast", "hidden_dropout_prob": 0}
+        | {"hidden_size": 6144, "intermediate_size": 24576, "num_attention_heads": 64}
+        | {"num_hidden_layers": 44, "vocab_size": 50432},
+    ),
+    "gpt-j-6b": (
+        "gpt-j-6b",
+        {},
+        {
+            "activation_function": "gelu_new",
+            "architectures": ["GPTJForCausalLM"],
+            "attn_pdrop": 0.0,
+            "bos_token_id": 50256,
+            "embd_pdrop": 0.0,
+            "eos_token_id": 50256,
+            "gradient_checkpointing": False,
+            "initializer_range": 0.02,
+            "layer_norm_epsilon": 1e-05,
+            "model_type": "gptj",
+            "n_embd": 4096,
+            "n_head": 16,
+            "n_inner": None,
+            "n_layer": 28,
+            "n_positions": 2048,
+            "resid_pdrop": 0.0,
+            "rotary": True,
+            "rotary_dim": 64,
+            "scale_attn_weights": True,
+            "summary_activation": None,
+            "summary_first_dropout": 0.1,
+            "summary_proj_to_labels": True,
+            "summary_type": "cls_index",
+            "summary_use_proj": True,
+            "task_specific_params": {"text-generation": {"do_sample": True}},
+            "tie_word_embeddings": False,
+            "tokenizer_class": "GPT2Tokenizer",
+            "use_cache": True,
+            "vocab_size": 50400,
+        },
+    ),
+    "mt5-small": (
+        "mt5-small",
+        {},
+        _T5
+        | {"architectures": ["MT5ForConditionalGeneration"], "d_ff": 1024, "d_kv": 64}
+        | {"d_model": 512, "dropout_rate": 0.1, "feed_forward_proj": "gated-gelu"}
+        | {"model_type": "mt5", "num_decoder_layers": 8, "num_heads": 6, "num_layers": 8}
+        | {"tokenizer_class": "T5Tokenizer", "vocab_size": 250112},
+    ),
+    "flan-ul2": (
+        "flan-ul2",
+        {},
+        _T5
+        | {"architectures": ["T5ForConditionalGeneration"], "d_ff": 16384, "d_kv": 256}
+        | {"d_model": 4096, "dense_act_fn": "silu", "dropout_rate": 0.0}
+        | {"feed_forward_proj": "gated-silu", "is_gated_act": True, "model_type": "t5"}
+        | {"num_decoder_layers": 32, "num_heads": 16, "num_layers": 32}
+        | {"relative_attention_max_distance": 128, "vocab_size": 32128},
+    ),
+    "mbart-large-cc25": (
+        "mbart-large-cc25",
+        {},
+        {
+            "_num_labels": 3,
+            "activation_dropout": 0.0,
+            "activation_function": "gelu",
+            "add_bias_logits": False,
+            "add_final_layer_norm": True,
+            "architectures": ["MBartForConditionalGeneration"],
+            "attention_dropout": 0.0,
+            "bos_token_id": 0,
+            "classif_dropout": 0.0,
+            "classifier_dropout": 0.0,
+            "d_model": 1024,
+            "decoder_attention_heads": 16,
+            "decoder_ffn_dim": 4096,
+            "decoder_layerdrop": 0.0,
+            "decoder_layers": 12,
+            "dropout": 0.1,
+            "encoder_attention_heads": 16,
+            "encoder_ffn_dim": 4096,
+            "encoder_layerdrop": 0.0,
+            "encoder_layers": 12,
+            "eos_token_id": 2,
+            "forced_eos_token_id": 2,
+            "init_std": 0.02,
+            "is_encoder_decoder": True,
+            "max_length": 1024,
+            "max_position_embeddings": 1024,
+            "model_type": "mbart",
+            "normalize_before": True,
+            "normalize_embedding": True,
+            "num_beams": 5,
+            "num_hidden_layers": 12,
+            "output_past": True,
+            "pad_token_id": 1,
+            "scale_embedding": True,
+            "static_position_embeddings": False,
+            "task_specific_params": {"translation_en_to_ro": {"decoder_start_token_id": 250020}},
+            "vocab_size": 250027,
+        },
+    ),
+    "glm-4-9b-chat-hf": (
+        "glm-4-9b",
+        {},
+        _GLM
+        | _of(4096, 40, 32, 2, inner=13696, max_position_embeddings=131072, vocab_size=151552)
+        | {"architectures": ["GlmForCausalLM"], "attention_bias": True, "model_type": "glm"}
+        | {"rms_norm_eps": 1.5625e-07},
+    ),
+    "GLM-4-32B-0414": (
+        "glm-4-32b-0414",
+        {},
+        _GLM
+        | _of(6144, 61, 48, 2, inner=23040, max_position_embeddings=32768, vocab_size=151552)
+        | {"architectures": ["Glm4ForCausalLM"], "attention_bias": False, "model_type": "glm4"}
+        | {"rms_norm_eps": 1e-05},
+    ),
+}
