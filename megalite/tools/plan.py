@@ -11,9 +11,10 @@ from pydantic import Field
 from megalite.distributed.launch import Launch
 from megalite.engine.layout import Demand, check_layout
 from megalite.errors import ConfigError
+from megalite.plan.advice import changes, devices
+from megalite.plan.memory import HEADROOM, ProcessMemory, Work, estimate, most
 from megalite.stages.device import precision_of_gpu
 from megalite.stages.pretrain import PretrainConfig
-from megalite.training.memory import ProcessMemory, Work, estimate
 
 DEVICE_GIB = {  # what nvidia-smi shows, less what the driver keeps
     "a100-80gb": 79.0,
@@ -52,10 +53,11 @@ def run(config: PlanConfig, launch: Launch) -> int:
     return 0
 
 
-def processes(config: PretrainConfig) -> int:
-    """Processes of the layout; ``replicate = 0`` counts as one copy."""
-    parallel = config.parallel
-    return parallel.pp * max(parallel.replicate, 1) * parallel.shard * parallel.tp
+def work_of(config: PretrainConfig) -> Work:
+    """What a pretraining run trains."""
+    data = config.data
+    encoder = data.encoder_rows if config.model.is_encoder_decoder else 0
+    return Work(config.model, config.train, data.sequence_length, encoder)
 
 
 def plan(config: PretrainConfig) -> list[ProcessMemory]:
@@ -64,11 +66,9 @@ def plan(config: PretrainConfig) -> list[ProcessMemory]:
     Raises:
         ConfigError: the layout doesn't fit the model or the batch.
     """
-    train, data = config.train, config.data
-    demand = Demand(config.model, processes(config), train.batch_sizes())
+    demand = Demand(config.model, devices(config.parallel), config.train.batch_sizes())
     check_layout(demand, config.parallel)
-    encoder = data.encoder_rows if config.model.is_encoder_decoder else 0
-    return estimate(Work(config.model, train, data.sequence_length, encoder), config.parallel)
+    return estimate(work_of(config), config.parallel)
 
 
 def table(config: PlanConfig, stages: list[ProcessMemory]) -> list[str]:
@@ -77,20 +77,25 @@ def table(config: PlanConfig, stages: list[ProcessMemory]) -> list[str]:
     copies = max(parallel.replicate, 1)
     tokens = train.global_batch_size * config.data.sequence_length
     lines = [
-        f"{processes(config)} processes: pp {parallel.pp} x replicate {copies} x shard "
+        f"{devices(parallel)} processes: pp {parallel.pp} x replicate {copies} x shard "
         f"{parallel.shard} x tp {parallel.tp}; {train.precision}, recompute {parallel.recompute}",
         f"{sum(stage.parameters for stage in stages):,} parameters over the stages; "
         f"{tokens:,} tokens per step; {train.steps * tokens:,} in {train.steps:,} steps",
-        f"{'stage':>5} {'blocks':>7} {'parameters':>16} {'states':>8} {'gathered':>9} "
-        f"{'activations':>12} {'rest':>6} {'total':>7}  GiB per process",
+        f"{'stage':>5} {'blocks':>7} {'parameters':>16} {'states':>8} {'gradients':>10} "
+        f"{'gathered':>9} {'activations':>12} {'working':>8} {'rest':>6} {'total':>7}"
+        "  GiB per process",
     ]
     for number, stage in enumerate(stages):
         lines.append(
             f"{number:>5} {stage.blocks:>7} {stage.parameters:>16,} {stage.states:>8.1f} "
-            f"{stage.gathered:>9.1f} {stage.activations:>12.1f} {stage.rest:>6.1f} "
-            f"{stage.total:>7.1f}"
+            f"{stage.gradients:>10.1f} {stage.gathered:>9.1f} {stage.activations:>12.1f} "
+            f"{stage.working:>8.1f} {stage.rest:>6.1f} {stage.total:>7.1f}"
         )
-    return [*lines, f"{config.gpu}: {DEVICE_GIB[config.gpu]} GiB"]
+    limit = HEADROOM * DEVICE_GIB[config.gpu]
+    return [
+        *lines,
+        f"{config.gpu}: {DEVICE_GIB[config.gpu]} GiB, of which a plan fills at most {limit:.1f}",
+    ]
 
 
 def check_memory(config: PlanConfig, stages: list[ProcessMemory]) -> None:
@@ -99,11 +104,19 @@ def check_memory(config: PlanConfig, stages: list[ProcessMemory]) -> None:
     Raises:
         ConfigError: names the stage that is too large and what to change.
     """
-    most = max(stages, key=lambda stage: stage.total)
-    if most.total > DEVICE_GIB[config.gpu]:
-        raise ConfigError(
-            f"--gpu {config.gpu}: stage {stages.index(most)} needs about {most.total:.0f} GiB of "
-            f"{DEVICE_GIB[config.gpu]}: raise --parallel.shard, tp or pp, set "
-            "--parallel.reshard_after_forward or --parallel.recompute full, or lower "
-            "--train.micro_batch_size"
+    fullest, limit = most(stages), HEADROOM * DEVICE_GIB[config.gpu]
+    if fullest.total <= limit:
+        return
+    found = changes(work_of(config), config.parallel, limit)
+    fits = [change for change in found if change.total <= limit]
+    offers = "; or ".join(f"{one.words} ({one.total:.1f} GiB)" for one in fits or found)
+    if fits:
+        advice = f"what fits: {offers}"
+    else:
+        advice = (
+            f"no single change fits; what saves most: {offers}" if found else "use more devices"
         )
+    raise ConfigError(
+        f"--gpu {config.gpu}: stage {stages.index(fullest)} needs about {fullest.total:.1f} GiB; "
+        f"{HEADROOM:.0%} of its {DEVICE_GIB[config.gpu]} GiB are {limit:.1f}: {advice}"
+    )

@@ -1,11 +1,23 @@
 """Jobs that weigh what FSDP2 holds beyond its shards while a step runs."""
 
+import gc
+import itertools
 from typing import Any
 
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
+from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.workload import batch_of
 from megalite.distributed.launch import Launch
+from megalite.distributed.mesh import ParallelConfig, build_mesh
+from megalite.engine.build import build_model
+from megalite.engine.model import Task
+from megalite.layers.shards import local_part
+from megalite.models.config import ModelConfig
+from megalite.models.outputs import Loss
+from megalite.training.config import OptimizerConfig, ScheduleConfig, TrainConfig
+from megalite.training.learner import Learner, Learning
 from tests.dist import jobs
 
 
@@ -38,3 +50,32 @@ def gathered(launch: Launch, model: str, layout: dict[str, Any], precision: str)
         block.register_full_backward_hook(weigh)
     jobs.step(learner, model, 1)
     return most
+
+
+def peak(launch: Launch, layout: dict[str, Any], sizes: dict[str, Any]) -> int:
+    """The most bytes of tensors at once in a second step, as PyTorch's own profiler counts them.
+
+    What lives before the step is weighed: parameters and averages.
+    """
+    config = ModelConfig(**sizes["model"])
+    parallel = ParallelConfig(**layout)
+    mesh = build_mesh(launch, parallel, "cpu")
+    built = build_model(config, mesh, parallel, seed=1, precision=sizes["precision"])
+    train = TrainConfig(steps=9, precision=sizes["precision"], **sizes["train"])
+    learner = Learner(built, mesh, Learning(train, OptimizerConfig(), ScheduleConfig(), 1))
+    own, size = train.global_batch_size // mesh.dp.size, train.micro_batch_size
+    items = [(batch_of(config, size, sizes["length"], at), None) for at in range(0, own, size)]
+    count = sum(batch.num_targets for batch, _ in items)
+
+    def step() -> None:
+        learner.step(items, lambda scale: Task(Loss(scale)), count, 0)
+
+    step()
+    gc.collect()
+    before = _weigh([local_part(tensor) for tensor in learner.tensors().values()])
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        step()
+    events = profiler.profiler.kineto_results.events()
+    changes = [(e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"]
+    grown = itertools.accumulate(size for _, size in sorted(changes, key=lambda one: one[0]))
+    return before + max(grown)

@@ -22,6 +22,7 @@ ROOMS = (  # a room imports only from those before it
     "generation",
     "data",
     "training",
+    "plan",
     "stages",
     "tools",
     "commands",

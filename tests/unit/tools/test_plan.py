@@ -9,10 +9,11 @@ import pytest
 from megalite.cli import find_command, load_config, main
 from megalite.distributed.mesh import ParallelConfig
 from megalite.models.config import ModelConfig
+from megalite.plan.advice import changes, devices
+from megalite.plan.memory import HEADROOM, Work, estimate, most
 from megalite.tools.models import num_parameters
-from megalite.tools.plan import DEVICE_GIB, plan, processes
+from megalite.tools.plan import DEVICE_GIB, plan
 from megalite.training.config import TrainConfig
-from megalite.training.memory import Work, estimate
 
 ROOT = Path(__file__).parents[3]
 CLUSTER = ROOT / "configs" / "cluster"
@@ -31,11 +32,11 @@ def test_a_cluster_config_fits_its_processes_model_batch_and_device(path: Path):
     count, gpu = re.search(r"For (\d+) [AV]100", head)[1], re.search(r"--gpu (\S+)`", head)[1]
     command, rest = find_command(["plan", str(path), "--gpu", gpu])
     config = load_config(command, rest)[0]
-    assert processes(config) == int(count)
+    assert devices(config.parallel) == int(count)
     assert config.parallel.tp <= 8  # within a node
     stages = plan(config)
     assert len(stages) == config.parallel.pp
-    assert max(stage.total for stage in stages) < DEVICE_GIB[gpu]
+    assert max(stage.total for stage in stages) <= HEADROOM * DEVICE_GIB[gpu]
     load_config(*pretrain(path))
 
 
@@ -49,7 +50,7 @@ def test_parameters_of_the_stages_are_those_of_the_model():
     (whole,) = estimate(work, ParallelConfig())
     assert whole.parameters == num_parameters(model)
     assert sum(s.parameters for s in estimate(work, ParallelConfig(pp=4))) == whole.parameters
-    assert whole.states * 2**30 == 16 * whole.parameters
+    assert whole.states * 2**30 == 12 * whole.parameters
 
 
 @pytest.mark.parametrize(
@@ -69,14 +70,80 @@ def test_activations_grow_with_what_is_kept(less, more):
     assert totals[0] < totals[1]
 
 
-def test_what_does_not_fit_is_refused_with_advice(capsys):
-    path = str(CLUSTER / "llama-65b-a100.toml")
-    words = ["--parallel.pp", "1", "--parallel.shard", "1", "--parallel.tp", "1"]
-    assert main(["plan", path, *words]) == 2
+def gpt(layers: int, width: int, heads: int) -> ModelConfig:
+    return ModelConfig(
+        vocab_size=51200,
+        hidden_size=width,
+        num_layers=layers,
+        num_heads=heads,
+        ffn_size=4 * width,
+        gated=False,
+        activation="gelu",
+        position="learned",
+    )
+
+
+def test_a_parameter_takes_18_bytes_alone_in_bf16_and_16_in_fp32():
+    for precision, bytes_ in (("bf16", 18), ("fp32", 16)):
+        train = TrainConfig(global_batch_size=8, precision=precision)
+        (whole,) = estimate(Work(ModelConfig(), train, 64), ParallelConfig())
+        found = whole.states + whole.gradients + whole.gathered
+        assert found * 2**30 == bytes_ * whole.parameters
+
+
+def test_a_published_layout_with_selective_recompute_fits_as_it_did():
+    """GPT-3 of Korthikanti et al. 2022, figure 1: 62.2 GB of states and activations.
+
+    Products that leave tp are kept of all rows here, 4 bytes D a row and block more than there.
+    """
+    work = Work(gpt(96, 12288, 96), TrainConfig(global_batch_size=64), 2048)
+    layout = ParallelConfig(
+        tp=8,
+        pp=8,
+        chunks_per_rank=3,
+        schedule="interleaved",
+        sequence_parallel=True,
+        recompute="selective",
+    )
+    fullest = most(estimate(work, layout))
+    assert fullest.total < HEADROOM * DEVICE_GIB["a100-80gb"]
+    ours = fullest.states + fullest.gradients + fullest.gathered + fullest.activations
+    assert 62.2 < ours * 1.0737 < 1.15 * 62.2
+
+
+def test_only_one_chunk_works_at_a_time():
+    train = TrainConfig(global_batch_size=16, precision="bf16")
+    work = Work(ModelConfig(num_layers=8, vocab_size=64), train, 512)
+    stages = [
+        estimate(work, ParallelConfig(pp=2, schedule=schedule, chunks_per_rank=chunks))[0]
+        for schedule, chunks in (("1f1b", 1), ("interleaved", 4))
+    ]
+    assert stages[0].working == stages[1].working
+    assert stages[0].activations < stages[1].activations < 2 * stages[0].activations
+
+
+def test_what_does_not_fit_is_refused_with_changes_that_make_it_fit(capsys):
+    path = str(CLUSTER / "llama-7b-a100.toml")
+    assert main(["plan", path, "--gpu", "a100-40gb"]) == 2
     captured = capsys.readouterr()
-    assert "needs about" in captured.err
-    assert "--parallel.shard" in captured.err
+    (advice,) = re.findall(r"what fits: (.*)", captured.err)
     assert "parameters" in captured.out
+    for offer in advice.split("; or "):
+        words, total = re.fullmatch(r"(--.*) \(([0-9.]+) GiB\)", offer).groups()
+        assert float(total) <= HEADROOM * DEVICE_GIB["a100-40gb"]
+        assert main(["plan", path, "--gpu", "a100-40gb", *words.split()]) == 0
+
+
+def test_advice_names_no_setting_that_is_on_or_changes_nothing():
+    layout = ParallelConfig(
+        tp=8, sequence_parallel=True, recompute="full", reshard_after_forward=True, shard=4
+    )
+    work = Work(ModelConfig(num_layers=8), TrainConfig(global_batch_size=4), 512)
+    before = most(estimate(work, layout)).total
+    found = changes(work, layout, 0.0)
+    assert all(change.total < before for change in found)
+    for name in ("sequence_parallel", "recompute", "reshard", "micro_batch_size", "tp"):
+        assert not any(f".{name}" in change.words for change in found)
 
 
 def test_the_slurm_script_is_a_script():

@@ -1,0 +1,352 @@
+"""How much memory a run needs on the processes of each pipeline rank, before anything starts.
+
+Parameters are counted exactly; activations by what autograd keeps of each operation, for attention
+that keeps no scores and a loss that keeps no logits.
+
+Source: Rajbhandari et al. 2020, arXiv:1910.02054, section 3; Korthikanti et al. 2022,
+arXiv:2205.05198, section 4.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from megalite.distributed.mesh import Mesh, ParallelConfig
+from megalite.engine.cut import parts_of
+from megalite.models.config import ModelConfig
+from megalite.models.part import Part
+from megalite.models.transformer import Transformer
+from megalite.ops.linear_cross_entropy import CHUNK_ELEMENTS
+from megalite.training.config import TrainConfig
+
+GIB = 2.0**30
+BYTES = {"auto": 2, "fp32": 4, "bf16": 2, "fp16": 2}  # auto: what a GPU takes
+CONTEXT_GIB = 3.0  # CUDA's context (1.3 to 1.6 GiB), NCCL's buffers, workspaces
+FRAGMENTS = 0.08  # of all else: lost between blocks of the allocator
+HEADROOM = 0.95  # of a device's memory that a plan may fill
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is trained.
+
+    Attributes:
+        model: its shape.
+        train: batch sizes and precision.
+        sequence_length: rows of the decoder, S.
+        encoder_length: rows of the encoder.
+    """
+
+    model: ModelConfig
+    train: TrainConfig
+    sequence_length: int
+    encoder_length: int = 0
+
+    @property
+    def width(self) -> int:
+        """Bytes of a number that is computed with."""
+        return BYTES[self.train.precision]
+
+    def micro_batches(self, parallel: ParallelConfig) -> int:
+        """Micro-batches a step of a data-parallel rank."""
+        samples = self.train.micro_batch_size * data_parallel(parallel)
+        return max(self.train.global_batch_size // samples, 1)
+
+
+def data_parallel(parallel: ParallelConfig) -> int:
+    """Data-parallel processes; ``replicate = 0`` counts as one copy."""
+    return parallel.shard * max(parallel.replicate, 1)
+
+
+_SUMMED = ("states", "gradients", "gathered")
+
+
+@dataclass(frozen=True)
+class PartMemory:
+    """What a part of the model takes of each process that holds it, in GiB.
+
+    Attributes:
+        blocks: of the part, encoder and decoder.
+        parameters: of the whole part, over all its processes.
+        states: fp32 parameters and AdamW's two averages.
+        gradients: in fp32: this process's shard, or all of them where they wait to be reduced.
+        gathered: what FSDP2 gathers for compute and keeps.
+        activations: of one micro-batch, from its forward to its backward pass.
+        working: what only the part holds that is just computing: a block's activations and their
+            gradients, the head's, and parameters and gradients on their way.
+    """
+
+    blocks: int
+    parameters: int
+    states: float
+    gradients: float
+    gathered: float
+    activations: float
+    working: float
+
+
+@dataclass(frozen=True)
+class ProcessMemory(PartMemory):
+    """What all parts that a process holds take of it together, in GiB; one of them is computing.
+
+    Attributes:
+        activations: of all micro-batches under way.
+        rest: context and fragments.
+    """
+
+    rest: float
+
+    @classmethod
+    def of(
+        cls, parts: Sequence[PartMemory], activations: float, accumulates: bool
+    ) -> "ProcessMemory":
+        """The memory of a process with these parts.
+
+        Args:
+            parts: what it holds.
+            activations: of all micro-batches under way, GiB.
+            accumulates: whether gradients of earlier micro-batches are there when activations are
+                most; else gradients come as activations go.
+        """
+        sums = {kind: sum(getattr(part, kind) for part in parts) for kind in _SUMMED}
+        sums["activations"] = activations
+        if not accumulates:
+            sums["gradients"] = max(sums["gradients"] - activations, 0.0)
+        working = max(part.working for part in parts)
+        return cls(
+            blocks=sum(part.blocks for part in parts),
+            parameters=sum(part.parameters for part in parts),
+            working=working,
+            rest=CONTEXT_GIB + FRAGMENTS * (sum(sums.values()) + working),
+            **sums,
+        )
+
+    @property
+    def tensors(self) -> float:
+        """What PyTorch itself counts."""
+        return self.states + self.gradients + self.gathered + self.activations + self.working
+
+    @property
+    def total(self) -> float:
+        """All of it."""
+        return self.tensors + self.rest
+
+
+def estimate(work: Work, parallel: ParallelConfig) -> list[ProcessMemory]:
+    """The memory of a process of each pipeline rank, in order."""
+    parts = parts_of(work.model, parallel)
+    memory = [_part_memory(work, parallel, part) for part in parts]
+    count, stages = work.micro_batches(parallel), []
+    for rank in range(parallel.pp):
+        held = memory[rank :: parallel.pp]
+        activations = _most_under_way([part.activations for part in held], parallel, rank, count)
+        stages.append(ProcessMemory.of(held, activations, count > 1))
+    return stages
+
+
+def most(stages: Sequence[ProcessMemory]) -> ProcessMemory:
+    """The stage that needs most."""
+    return max(stages, key=lambda stage: stage.total)
+
+
+@dataclass(frozen=True)
+class PartSize:
+    """How large a part is.
+
+    Attributes:
+        parameters: of all of it.
+        blocks: how many it has.
+        block: parameters of the largest one.
+    """
+
+    parameters: int
+    blocks: int
+    block: int
+
+    @property
+    def at_once(self) -> int:
+        """Parameters of two blocks and of what is in no block."""
+        return self.parameters - self.block * max(self.blocks - 2, 0)
+
+
+def size_of(model: ModelConfig, part: Part) -> PartSize:
+    """The size of a part of a model; nothing is allocated."""
+    return _size_of_json(model.model_dump_json(), part)
+
+
+@lru_cache(maxsize=4096)
+def _size_of_json(model: str, part: Part) -> PartSize:
+    built = Transformer(ModelConfig.model_validate_json(model), Mesh.single(), part)
+    blocks = [sum(p.numel() for p in block.parameters()) for block in built.blocks()]
+    return PartSize(sum(p.numel() for p in built.parameters()), len(blocks), max(blocks))
+
+
+def _part_memory(work: Work, parallel: ParallelConfig, part: Part) -> PartMemory:
+    size = size_of(work.model, part)
+    states = 12.0 * size.parameters / (parallel.tp * parallel.shard)
+    kept, block = _activations(work, parallel, part)
+    gradients, gathered, moving = sharding_bytes(work, parallel, size)
+    working = block + moving
+    if part.ends:
+        waiting, chunk = _head_bytes(work, parallel)
+        is_late = parallel.schedule == "gpipe" and parallel.pp > 1
+        kept += waiting if is_late else 0.0
+        working = max(working, chunk + (0.0 if is_late else waiting))
+    sizes = (states, gradients, gathered, kept, working)
+    return PartMemory(size.blocks, size.parameters, *(bytes_ / GIB for bytes_ in sizes))
+
+
+def sharding_bytes(
+    work: Work, parallel: ParallelConfig, size: PartSize
+) -> tuple[float, float, float]:
+    """Bytes of gradients, of gathered parameters that stay, and of both on their way.
+
+    Gradients are reduced in the step's last micro-batch: until then all of them accumulate in fp32,
+    and those of two blocks are just being computed. With one micro-batch, or where each reduces its
+    own, those of two blocks and of what is in no block wait for their reduction, and one block's is
+    under way in fp32. Parameters that are dropped after each pass are there for two blocks and for
+    what is in no block.
+    """
+    width, tp = work.width, parallel.tp
+    shards = 4.0 * size.parameters / (tp * parallel.shard)
+    if data_parallel(parallel) == 1 and work.train.precision == "fp32":
+        return shards, 0.0, 0.0
+    is_resharded = parallel.reshard_after_forward and parallel.pp == 1
+    gathered = width * (size.at_once if is_resharded else size.parameters)
+    if work.micro_batches(parallel) > 1:
+        moving = 2.0 * width * size.block if width < 4 else 0.0
+        return 4.0 * size.parameters / tp, gathered / tp, moving / tp
+    return shards, gathered / tp, (width * size.at_once + 4.0 * size.block) / tp
+
+
+def _most_under_way(
+    kept: Sequence[float], parallel: ParallelConfig, rank: int, count: int
+) -> float:
+    """The most that the micro-batches under way keep at once in a pipeline process.
+
+    Args:
+        kept: of one micro-batch in each chunk of the process.
+        parallel: the layout.
+        rank: of the process along the pipeline.
+        count: micro-batches of a step.
+
+    The interleaved schedule runs as many micro-batches as there are processes through a chunk
+    before the next one: the first passes are forward only, then each is followed by a backward one.
+
+    Source: Narayanan et al. 2021, arXiv:2104.04473, figure 4.
+    """
+    pp, chunks = parallel.pp, len(kept)
+    if pp == 1:
+        return kept[0]
+    if parallel.schedule != "interleaved":
+        return kept[0] * (count if parallel.schedule == "gpipe" else min(pp - rank, count))
+    turn = count // max(count // pp, 1)
+    warm = 2 * (pp - rank - 1) + (chunks - 1) * turn + 1
+    passes = min(count * chunks, warm + 2 * chunks * turn)
+    most = now = 0.0
+    for number in range(passes):
+        now += kept[number // turn % chunks]
+        most = max(most, now)
+        if number + 1 >= warm:
+            now -= kept[chunks - 1 - (number + 1 - warm) // turn % chunks]
+    return most
+
+
+def _activations(work: Work, parallel: ParallelConfig, part: Part) -> tuple[float, float]:
+    """Bytes that a micro-batch keeps in a part, and what a working block has beside them."""
+    model, width, tp = work.model, work.width, parallel.tp
+    encoder, decoder = part.encoder[1] - part.encoder[0], part.decoder[1] - part.decoder[0]
+    micro = work.train.micro_batch_size
+    across = tp if parallel.sequence_parallel else 1
+    stacks = [
+        (encoder, micro * work.encoder_length, block_bytes(model, parallel, width, False)),
+        (decoder, micro * work.sequence_length, block_bytes(model, parallel, width, True)),
+    ]
+    stacks = [(blocks, rows, block) for blocks, rows, block in stacks if blocks]
+    kept = sum(blocks * rows * block.kept(parallel, blocks) for blocks, rows, block in stacks)
+    if part.decoder[1] and model.is_encoder_decoder:
+        keys = 2 * model.head_dim * model.kv_heads / tp
+        kept += decoder * micro * work.encoder_length * width * keys
+        kept += micro * work.encoder_length * width * model.hidden_size / across
+    if parallel.pp > 1 and not part.ends:  # what is sent stays until its gradient is there
+        kept += stacks[-1][1] * width * model.hidden_size / across
+    working = max(rows * block.working(parallel) for _, rows, block in stacks)
+    return kept, working
+
+
+def _head_bytes(work: Work, parallel: ParallelConfig) -> tuple[float, float]:
+    """Of the head: its gradients, made in the forward pass, and what a chunk of logits takes."""
+    model, width, tp = work.model, work.width, parallel.tp
+    rows = work.train.micro_batch_size * work.sequence_length
+    across = tp if parallel.sequence_parallel else 1
+    norm = 2.0 * width * rows * model.hidden_size / across
+    if model.head != "lm":
+        return norm, 0.0
+    weight = 4.0 * model.vocab_size * model.embedding_width / tp
+    chunk = min(4.0 * rows * model.vocab_size / tp, 4.0 * CHUNK_ELEMENTS)
+    narrow = 0.0 if width == 4 else chunk / 2 + weight  # a product in half precision, then added
+    return norm + 4.0 * rows * model.embedding_width + weight, chunk + narrow
+
+
+@dataclass(frozen=True)
+class BlockBytes:
+    """Bytes of activations a row of a block.
+
+    Attributes:
+        whole: without recompute.
+        products: the results of matrix products and attention.
+        entry: the input of the block.
+        gradient: of the largest sub-layer's activations.
+    """
+
+    whole: float
+    products: float
+    entry: float
+    gradient: float
+
+    def kept(self, parallel: ParallelConfig, blocks: int) -> float:
+        """Bytes that stay until the backward pass, averaged over blocks."""
+        kinds = {"none": self.whole, "selective": self.products + self.entry, "full": self.entry}
+        share = 1.0
+        if parallel.recompute_blocks:
+            share = min(parallel.recompute_blocks, blocks) / blocks
+        return share * kinds[parallel.recompute] + (1 - share) * self.whole
+
+    def working(self, parallel: ParallelConfig) -> float:
+        """Bytes that a block has beside what is kept, while it runs backward."""
+        kinds = {"none": self.whole, "selective": self.products + self.entry, "full": self.entry}
+        return self.whole - kinds[parallel.recompute] + self.gradient
+
+
+def block_bytes(
+    model: ModelConfig, parallel: ParallelConfig, width: int, is_decoder: bool
+) -> BlockBytes:
+    """What a block of a stack keeps a row, in numbers of ``width`` bytes.
+
+    A norm keeps its input and the matrices behind it its output: 2 D. Attention keeps its queries,
+    keys, values and results. A feed-forward layer keeps the result of each product, of the
+    activation (ReLU keeps that instead) and what enters the last matrix. Selective recompute keeps
+    the results of products, of which those that leave tp are of all rows.
+    """
+    tp, size = parallel.tp, model.hidden_size
+    across = tp if parallel.sequence_parallel else 1
+    has_cross = is_decoder and model.is_encoder_decoder
+    out = model.head_dim * model.num_heads
+    heads = out + 2 * model.head_dim * model.kv_heads
+    norms = {"no": 3 if has_cross else 2, "one_norm": 1, "two_norms": 1.5}[model.parallel_block]
+    if model.norm_position == "both":  # the norm behind a sub-layer keeps its input alone
+        norms *= 1.5
+    is_relu = model.activation == "relu"
+    inner = model.ffn_size * (2 + 2 * model.gated - is_relu)
+    made = heads + out + model.ffn_size * (2 if model.gated else 1)
+    split, leaving = heads + out + inner, 2 * size
+    if has_cross:
+        split, made, leaving = split + 2 * out, made + 2 * out, leaving + size
+    if model.query_key_norm:  # what it gives, beside what it reads
+        split += model.head_dim * (model.num_heads + model.kv_heads)
+    return BlockBytes(
+        whole=width * (2 * norms * size / across + split / tp),
+        products=width * (leaving + made / tp),
+        entry=width * size / across,
+        gradient=width * (2 * size / across + max(inner, heads + 2 * out) / tp),
+    )
