@@ -40,4 +40,4 @@ def _attention_backward(
 
 
 def _logit_statistics(logits: Tensor, *_: object) -> Tensor:
-    return logits.new_empty(5, logits.shape[0])
+    return logits.new_empty(5, logits.shape[0], dtype=torch.float32)

@@ -322,3 +322,5 @@ def test_registered_operators_pass_opcheck():
     torch.library.opcheck(ops.dropout, (hidden, 0.1, 5, samples, 0, 0), test_utils=tests)
     logits, labels = torch.randn(6, 11), torch.arange(6)
     torch.library.opcheck(ops.logit_statistics, (logits, labels, 0), test_utils=tests)
+    narrow = logits.to("meta", torch.bfloat16), labels.to("meta"), 0
+    assert ops.logit_statistics(*narrow).dtype == torch.float32  # as the CUDA kernel gives it
