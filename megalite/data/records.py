@@ -146,10 +146,11 @@ def json_records(path: Path) -> Iterator[tuple[str, Record]]:
     Raises:
         DataError: a line or an item is not a JSON object in UTF-8.
     """
+    if starts_list(path):
+        for where, item in list_items(path):
+            yield where, _as_object(where, item)
+        return
     with open_bytes(path) as file:
-        if starts_list(path):
-            yield from _items(path, file.read())
-            return
         for number, line in enumerate(file, 1):
             if line.strip() == b"{":
                 raise DataError(f"{path}:{number}: a record must be on one line, or in a list")
@@ -186,21 +187,32 @@ def parse_line(where: str, line: bytes) -> Record:
         raise DataError(f"{where}: not JSON: {error.msg} at column {error.colno}") from None
     except (ValueError, RecursionError) as error:  # a number of thousands of digits; deep nesting
         raise DataError(f"{where}: not JSON that can be read: {error}") from None
-    if not isinstance(record, dict):
-        raise DataError(f"{where}: must be a JSON object, came {type(record).__name__}")
-    return record
+    return _as_object(where, record)
 
 
-def _items(path: Path, content: bytes) -> Iterator[tuple[str, Record]]:
+def _as_object(where: str, value: object) -> Record:
+    if not isinstance(value, dict):
+        raise DataError(f"{where}: must be a JSON object, came {type(value).__name__}")
+    return value
+
+
+def list_items(path: Path) -> Iterator[tuple[str, object]]:
+    """Read a file that is one JSON list, as a whole.
+
+    Yields:
+        ``file:record number`` and what stands there.
+
+    Raises:
+        DataError: the file is not JSON.
+    """
+    with open_bytes(path) as file:
+        content = file.read()
     try:
-        records = json.loads(content.decode("utf-8-sig"))
+        items = json.loads(content.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not JSON: {error}") from None
-    for number, record in enumerate(records, 1):
-        where = f"{path}:record {number}"
-        if not isinstance(record, dict):
-            raise DataError(f"{where}: must be a JSON object, came {type(record).__name__}")
-        yield where, record
+    for number, item in enumerate(items, 1):
+        yield f"{path}:record {number}", item
 
 
 def parquet_records(path: Path) -> Iterator[tuple[str, Record]]:

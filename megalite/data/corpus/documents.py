@@ -1,31 +1,38 @@
-"""Documents of raw text, streamed from folders of text, JSONL and Parquet files."""
+"""Documents of raw text, streamed from text files, JSON and Parquet."""
 
 import codecs
+import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from megalite.data.records import check_unicode, open_parquet, parse_line
+from megalite.data.corpus.sources import SourceFile
+from megalite.data.files import compression_of, is_parquet, open_bytes, open_parquet
+from megalite.data.records import check_unicode, list_items, parse_line, starts_list
 from megalite.errors import DataError
 
-JSONL = (".jsonl", ".ndjson")
 PIECE = 1 << 18  # characters of a text file that are read at once
 OnError = Callable[[DataError], None]  # is given the error of a malformed record
 
 
 @dataclass(frozen=True)
 class FileRange:
-    """A file or a part of it: bytes of JSONL from line to line, or row groups of Parquet.
+    """A file or a part of it: bytes of JSON from line to line, or row groups of Parquet.
 
     Attributes:
-        path: of the file.
+        file: what is read.
         first: the first byte or row group.
         last: the one after the last; 0 is the file's end.
     """
 
-    path: Path
+    file: SourceFile
     first: int = 0
     last: int = 0
+
+    @property
+    def path(self) -> Path:
+        """Of the file."""
+        return self.file.path
 
 
 @dataclass(frozen=True)
@@ -46,79 +53,61 @@ def stop(error: DataError) -> None:
     raise error
 
 
-def files(sources: Sequence[str]) -> list[Path]:
-    """Every file below the sources, in a fixed order.
-
-    Raises:
-        DataError: a source is missing, or a folder holds no file.
-    """
-    found: list[Path] = []
-    for source in map(Path, sources):
-        if source.is_dir():
-            inside = sorted(path for path in source.rglob("*") if path.is_file())
-            if not inside:
-                raise DataError(f"{source}: holds no file")
-            found += inside
-        elif source.is_file():
-            found.append(source)
-        else:
-            raise DataError(f"{source}: no such file or folder")
-    return found
-
-
 def documents(
-    sources: Sequence[str], text_key: str, on_error: OnError = stop
+    files: Sequence[SourceFile], text_key: str, on_error: OnError = stop
 ) -> Iterator[DocumentPiece]:
-    """Yield the documents of files and folders, long ones in pieces; blank ones are left out.
-
-    A record of JSONL or Parquet is a document, and so is any other file as a whole.
+    """Yield the documents of files, long ones in pieces; blank ones are left out.
 
     Raises:
         DataError: a record is malformed and ``on_error`` raises what it is given.
     """
-    for path in files(sources):
-        yield from range_documents(FileRange(path), text_key, on_error)
+    for file in files:
+        yield from range_documents(FileRange(file), text_key, on_error)
 
 
 def range_documents(
     source: FileRange, text_key: str, on_error: OnError = stop
 ) -> Iterator[DocumentPiece]:
     """The documents of a part of a file; see :func:`documents`."""
-    if source.path.suffix in JSONL:
-        return _jsonl(source, text_key, on_error)
-    if source.path.suffix == ".parquet":
+    if not source.file.has_rows:
+        return _text_file(source.path, on_error)
+    if is_parquet(source.path):
         return _parquet(source, text_key, on_error)
-    return _text_file(source.path, on_error)
+    if starts_list(source.path):
+        return _listed(source.path, text_key, on_error)
+    return _lines(source, text_key, on_error)
 
 
-def file_ranges(path: Path, size: int) -> Iterator[FileRange]:
-    """Cut JSONL at line ends and Parquet at row groups into ranges of about ``size`` bytes.
+def file_ranges(file: SourceFile, size: int) -> Iterator[FileRange]:
+    """Cut JSON lines at line ends and Parquet at row groups into ranges of about ``size`` bytes.
 
     Any other file stays whole.
     """
+    path = file.path
     total = path.stat().st_size
-    if total <= size:
-        yield FileRange(path)
-    elif path.suffix in JSONL:
-        first = 0
-        with open(path, "rb") as file:
-            while first < total:
-                file.seek(min(first + size, total))
-                file.readline()
-                yield FileRange(path, first, file.tell())
-                first = file.tell()
-    elif path.suffix == ".parquet":
+    if total <= size or not file.has_rows:
+        yield FileRange(file)
+    elif is_parquet(path):
         groups = open_parquet(path).num_row_groups
         step = max(groups * size // total, 1)
         for first in range(0, groups, step):
-            yield FileRange(path, first, min(first + step, groups))
+            yield FileRange(file, first, min(first + step, groups))
+    elif not compression_of(path) and not starts_list(path):
+        first = 0
+        with open(path, "rb") as opened:
+            while first < total:
+                opened.seek(min(first + size, total))
+                opened.readline()
+                yield FileRange(file, first, opened.tell())
+                first = opened.tell()
     else:
-        yield FileRange(path)
+        yield FileRange(file)
 
 
-def _jsonl(source: FileRange, key: str, on_error: OnError) -> Iterator[DocumentPiece]:
-    with open(source.path, "rb") as file:
-        file.seek(source.first)
+def _lines(source: FileRange, key: str, on_error: OnError) -> Iterator[DocumentPiece]:
+    with open_bytes(source.path) as file:
+        if source.first:
+            file.seek(source.first)
         before, number, at = -1, 0, source.first
         while not source.last or at < source.last:
             line = file.readline()
@@ -126,8 +115,7 @@ def _jsonl(source: FileRange, key: str, on_error: OnError) -> Iterator[DocumentP
                 return
             at, number = at + len(line), number + 1
             try:
-                value = parse_line("", line).get(key) if line.strip() else ""
-                text = _text(value, f"text under {key!r}")
+                text = _text_of(parse_line("", line), key) if line.strip() else ""
             except DataError as error:
                 if before < 0:  # the lines before this range are counted when one must be named
                     before = _lines_before(source)
@@ -135,6 +123,30 @@ def _jsonl(source: FileRange, key: str, on_error: OnError) -> Iterator[DocumentP
                 continue
             if text.strip():
                 yield DocumentPiece(text)
+
+
+def _listed(path: Path, key: str, on_error: OnError) -> Iterator[DocumentPiece]:
+    """Rows of a JSON list."""
+    try:
+        items = list(list_items(path))
+    except DataError as error:
+        on_error(error)
+        return
+    for where, item in items:
+        try:
+            text = _text_of(item, key)
+        except DataError as error:
+            on_error(DataError(f"{where}{error}"))
+            continue
+        if text.strip():
+            yield DocumentPiece(text)
+
+
+def _text_of(record: object, key: str) -> str:
+    if not isinstance(record, dict):
+        raise DataError(f": must be a JSON object, came {type(record).__name__}")
+    has = ", ".join(map(repr, record)) or "nothing"
+    return _text(record.get(key), f"text under {key!r}, has {has}")
 
 
 def _text(value: object, what: str) -> str:
@@ -186,7 +198,7 @@ def _text_file(path: Path, on_error: OnError) -> Iterator[DocumentPiece]:
     except DataError as error:
         on_error(error)
         return
-    with open(path, encoding="utf-8-sig") as file:
+    with open_bytes(path) as opened, io.TextIOWrapper(opened, encoding="utf-8-sig") as file:
         text = file.read(PIECE)
         if not text.strip() and len(text) < PIECE:
             return
@@ -199,7 +211,7 @@ def _text_file(path: Path, on_error: OnError) -> Iterator[DocumentPiece]:
 
 def _check_utf8(path: Path) -> None:
     decoder, at = codecs.getincrementaldecoder("utf-8")(), 0
-    with open(path, "rb") as file:
+    with open_bytes(path) as file:
         while True:
             block = file.read(PIECE)
             pending = len(decoder.getstate()[0])

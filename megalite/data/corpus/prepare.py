@@ -29,10 +29,10 @@ from megalite.data.corpus.documents import (
     FileRange,
     OnError,
     file_ranges,
-    files,
     range_documents,
     stop,
 )
+from megalite.data.corpus.sources import FORMAT, FileFormat, SourceFile, Sources, find_sources
 from megalite.data.corpus.store import StoreWriter, TokenStore, smallest_dtype
 from megalite.data.tokenizers.load import load_tokenizer
 from megalite.data.tokenizers.tokenizer import Tokenizer
@@ -48,7 +48,8 @@ NAMED = 10  # skipped records that are printed
 class PrepareConfig(Section):
     """What is tokenized and where it goes."""
 
-    source: tuple[str, ...] = Field(description="folders, text files, JSONL or Parquet files")
+    source: tuple[str, ...] = Field(description="folders, text files, JSON or Parquet files")
+    format: FileFormat = Field("auto", description=FORMAT)
     output: str = Field(description="new token store, without .bin and .idx")
     tokenizer: str = Field(
         "tokenizer", description="Hugging Face folder, tokenizer.json or SentencePiece .model"
@@ -90,27 +91,27 @@ def run(config: PrepareConfig, launch: Launch) -> int:
     if launch.rank != 0:
         return 0
     tokenizer = load_tokenizer(config.tokenizer)
-    paths = files(config.source)
+    sources = find_sources(config.source, config.text_key, config.format)
     folder = Path(f"{config.output}.parts")
-    parts = list(_parts(paths, config.part_bytes, folder))
-    _open_folder(folder, config, paths)
+    parts = list(_parts(sources.files, config.part_bytes, folder))
+    _open_folder(folder, config, [file.path for file in sources.files])
     _tokenize_all(config, parts)
     _join(config, parts, tokenizer)
     skipped = _join_skipped(config, parts)
     shutil.rmtree(folder)
-    _report(config, skipped)
+    _report(config, sources, skipped)
     return 0
 
 
-def _parts(paths: list[Path], most: int, folder: Path) -> Iterator[_Part]:
+def _parts(files: list[SourceFile], most: int, folder: Path) -> Iterator[_Part]:
     """Parts of about equal size; small files share one."""
-    total = sum(path.stat().st_size for path in paths)
+    total = sum(file.path.stat().st_size for file in files)
     size = min(most, max(total // LEAST_PARTS, LEAST_PART_BYTES))
     group: list[FileRange] = []
     number, filled = 0, 0
-    for path in paths:
-        for part_range in file_ranges(path, size):
-            own = min(path.stat().st_size, size)
+    for file in files:
+        for part_range in file_ranges(file, size):
+            own = min(file.path.stat().st_size, size)
             if group and filled + own > size:
                 yield _Part(tuple(group), f"{folder}/{number}", filled)
                 group, number, filled = [], number + 1, 0
@@ -284,9 +285,10 @@ def _join_skipped(config: PrepareConfig, parts: list[_Part]) -> _Skipped:
     return _Skipped(count, first, output)
 
 
-def _report(config: PrepareConfig, skipped: _Skipped) -> None:
+def _report(config: PrepareConfig, sources: Sources, skipped: _Skipped) -> None:
     store = TokenStore(config.output)
     lines = [f"{config.output}: {len(store):,} documents, {store.num_tokens:,} tokens"]
     if skipped.count:
         lines[0] += f"; skipped {skipped.count:,} records, all listed in {skipped.listed}:"
-    sys.stdout.write("\n".join([*lines, *(f"  {message}" for message in skipped.first)]) + "\n")
+    lines += [f"  {message}" for message in skipped.first]
+    sys.stdout.write("\n".join([*lines, *sources.notes()]) + "\n")

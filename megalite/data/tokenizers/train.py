@@ -1,7 +1,8 @@
 """Train a byte-level BPE tokenizer on text."""
 
 import itertools
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pydantic import Field, model_validator
@@ -9,6 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from megalite.config.section import Section
 from megalite.data.corpus.documents import documents
+from megalite.data.corpus.sources import FORMAT, FileFormat, SourceFile, find_sources
 from megalite.distributed.launch import Launch
 from megalite.errors import ConfigError, DataError
 
@@ -16,7 +18,8 @@ from megalite.errors import ConfigError, DataError
 class TokenizerTrainConfig(Section):
     """What a tokenizer is trained on and how large it is."""
 
-    source: tuple[str, ...] = Field(description="folders, text files, JSONL or Parquet files")
+    source: tuple[str, ...] = Field(description="folders, text files, JSON or Parquet files")
+    format: FileFormat = Field("auto", description=FORMAT)
     text_key: str = Field("text", description="key of a record's text")
     output: str = Field("tokenizer", description="new Hugging Face folder of the tokenizer")
     vocab_size: int = Field(8192, ge=260, description="number of tokens, special ones included")
@@ -56,7 +59,8 @@ def run(config: TokenizerTrainConfig, launch: Launch) -> int:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    texts = _texts(config)
+    sources = find_sources(config.source, config.text_key, config.format)
+    texts = _texts(config, sources.files)
     first = next(texts, None)
     if first is None:
         raise DataError(f"{', '.join(config.source)}: holds no text to train a tokenizer on")
@@ -68,12 +72,14 @@ def run(config: TokenizerTrainConfig, launch: Launch) -> int:
     )
     Path(config.output).mkdir(parents=True, exist_ok=True)
     wrapped.save_pretrained(config.output)
+    for note in sources.notes():
+        sys.stdout.write(f"{note}\n")
     return 0
 
 
-def _texts(config: TokenizerTrainConfig) -> Iterator[str]:
+def _texts(config: TokenizerTrainConfig, files: Sequence[SourceFile]) -> Iterator[str]:
     size = 0
-    for piece in documents(config.source, config.text_key):
+    for piece in documents(files, config.text_key):
         yield piece.text
         size += len(piece.text.encode())
         if size >= config.max_bytes:

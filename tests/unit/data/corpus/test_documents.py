@@ -16,37 +16,45 @@ from megalite.data.corpus.documents import (
     file_ranges,
     range_documents,
 )
+from megalite.data.corpus.sources import SourceFile, find_sources
 from megalite.errors import DataError
 from tests.unit.data.conftest import write_jsonl
 
 TEXTS = st.lists(st.text(st.characters(exclude_categories=["Cs"])), min_size=1, max_size=20)
 
 
-def texts(sources, key="text") -> list[str]:
-    return [piece.text for piece in documents([str(path) for path in sources], key)]
+def texts(sources, key="text", as_what="auto") -> list[str]:
+    found = find_sources([str(path) for path in sources], key, as_what)
+    return [piece.text for piece in documents(found.files, key)]
+
+
+def rows(path: Path) -> SourceFile:
+    return SourceFile(path, True)
 
 
 @settings(max_examples=40)
 @given(TEXTS, st.integers(1, 60))
-def test_parts_of_a_jsonl_file_together_are_the_file(tmp_path_factory, rows, size):
+def test_parts_of_a_jsonl_file_together_are_the_file(tmp_path_factory, content, size):
     path = tmp_path_factory.mktemp("rows") / "a.jsonl"
-    lines = [json.dumps({"text": text}, ensure_ascii=False) for text in rows]
+    lines = [json.dumps({"text": text}, ensure_ascii=False) for text in content]
     path.write_text("\n".join(lines), encoding="utf-8", newline="")
-    parts = list(file_ranges(path, size))
+    parts = list(file_ranges(rows(path), size))
     assert parts[-1].last in (0, path.stat().st_size)
     read = [piece.text for part in parts for piece in range_documents(part, "text")]
-    assert read == [text for text in rows if text.strip()]
+    assert read == [text for text in content if text.strip()]
 
 
 @settings(max_examples=25)
 @given(TEXTS, st.integers(1, 4), st.integers(1, 2000))
-def test_parts_of_a_parquet_file_together_are_the_file(tmp_path_factory, rows, group, size):
+def test_parts_of_a_parquet_file_together_are_the_file(tmp_path_factory, content, group, size):
     path = tmp_path_factory.mktemp("rows") / "a.parquet"
-    pyarrow.parquet.write_table(pyarrow.table({"text": rows}), path, row_group_size=group)
+    pyarrow.parquet.write_table(pyarrow.table({"text": content}), path, row_group_size=group)
     read = [
-        piece.text for part in file_ranges(path, size) for piece in range_documents(part, "text")
+        piece.text
+        for part in file_ranges(rows(path), size)
+        for piece in range_documents(part, "text")
     ]
-    assert read == [text for text in rows if text.strip()]
+    assert read == [text for text in content if text.strip()]
 
 
 @given(st.text("ab \n語é", max_size=200), st.integers(1, 30))
@@ -56,7 +64,7 @@ def test_pieces_of_a_text_file_together_are_the_file(tmp_path_factory, text, siz
     path.write_text(text, encoding="utf-8", newline="")
     before, source.PIECE = source.PIECE, size
     try:
-        pieces = list(range_documents(FileRange(path), "text"))
+        pieces = list(range_documents(FileRange(SourceFile(path, False)), "text"))
     finally:
         source.PIECE = before
     assert "".join(piece.text for piece in pieces) in (text, "")
@@ -101,7 +109,7 @@ def test_a_bad_row_is_named_by_file_and_line_in_any_part(tmp_path, kind):
     path.write_bytes(GOOD.encode() * 3 + (bad if isinstance(bad, bytes) else bad.encode()))
     for size in (10**6, len(GOOD) - 1):
         errors: list[DataError] = []
-        for part in file_ranges(path, size):
+        for part in file_ranges(rows(path), size):
             list(range_documents(part, "text", errors.append))
         found = [str(error) for error in errors]
         assert len(found) == 1, found
@@ -115,7 +123,7 @@ def test_bad_rows_of_parquet_are_named(tmp_path):
     path = tmp_path / "rows.parquet"
     pyarrow.parquet.write_table(pyarrow.table({"text": ["a", None, "b"]}), path)
     found: list[str] = []
-    pieces = range_documents(FileRange(path), "text", lambda error: found.append(str(error)))
+    pieces = range_documents(FileRange(rows(path)), "text", lambda error: found.append(str(error)))
     assert [piece.text for piece in pieces] == ["a", "b"]
     assert found == [f"{path}:record 2: must have text in column 'text'; see --text_key"]
     with pytest.raises(DataError, match="has no column 'body' but text"):
@@ -127,8 +135,8 @@ def test_bad_rows_of_parquet_are_named(tmp_path):
 
 def test_damaged_parquet_is_one_line(tmp_path):
     path = tmp_path / "rows.parquet"
-    rows = [f"row {number} " * 20 for number in range(500)]
-    pyarrow.parquet.write_table(pyarrow.table({"text": rows}), path, row_group_size=50)
+    long = [f"row {number} " * 20 for number in range(500)]
+    pyarrow.parquet.write_table(pyarrow.table({"text": long}), path, row_group_size=50)
     whole = path.read_bytes()
     broken = whole[:500] + bytes(len(whole) // 2 - 500) + whole[len(whole) // 2 :]
     for content in (b"", b"no parquet", whole[:-9], broken):
@@ -145,8 +153,9 @@ def test_a_text_file_that_is_not_utf8_is_named_with_the_byte(tmp_path):
     with pytest.raises(DataError, match=f"a.txt: must be text in UTF-8: .* at byte {place}"):
         texts([path])
     found: list[str] = []
+    file = SourceFile(path, False)
     assert not list(
-        range_documents(FileRange(path), "text", lambda error: found.append(str(error)))
+        range_documents(FileRange(file), "text", lambda error: found.append(str(error)))
     )
     assert len(found) == 1
 
