@@ -14,10 +14,30 @@ from megalite.data.objectives.prefix_lm import PrefixLMConfig
 from megalite.data.objectives.span_corruption import SpanCorruptionConfig
 from megalite.errors import ConfigError
 
-TemplateName = Literal["plain", "alpaca", "vicuna", "chatglm2", "tokenizer"]
+TemplateName = Literal[
+    "raw",
+    "plain",
+    "alpaca",
+    "vicuna",
+    "chatglm",
+    "chatglm2",
+    "llama2",
+    "llama3",
+    "mistral",
+    "moss",
+    "baichuan",
+    "baichuan2",
+    "chatml",
+    "zephyr",
+    "tokenizer",
+]
 TEMPLATE = (
-    "format of a conversation; plain: bare text, a line for each question; alpaca, vicuna, "
-    "chatglm2: as these models were trained; tokenizer: the tokenizer's own chat template"
+    "format of a conversation; raw: nothing around a text; plain: a line for each question; "
+    "tokenizer: the tokenizer's own chat template; others: as these models were trained"
+)
+DECODER_START = (
+    "first token of an encoder-decoder's decoder; empty: as the config says that the model comes "
+    "with, else the padding token"
 )
 
 
@@ -65,9 +85,7 @@ class CorpusConfig(Section):
     prefix: bool = Field(
         True, description="attention both ways between a source's tokens in a decoder alone"
     )
-    decoder_start: str = Field(
-        "", description="first token of an encoder-decoder's decoder; empty: the padding token"
-    )
+    decoder_start: str = Field("", description=DECODER_START)
     prefix_lm: PrefixLMConfig = PrefixLMConfig()
     span_corruption: SpanCorruptionConfig = SpanCorruptionConfig()
     denoising: DenoisingConfig = DenoisingConfig()
@@ -111,9 +129,7 @@ class ConversationConfig(Section):
     sequence_length: int = Field(512, ge=2, description="most tokens of a sequence, S")
     packed: bool = Field(True, description="several short conversations in one sequence (SFT)")
     prefix: bool = Field(False, description="attention both ways between a prompt's tokens")
-    decoder_start: str = Field(
-        "", description="first token of an encoder-decoder's decoder; empty: the padding token"
-    )
+    decoder_start: str = Field("", description=DECODER_START)
     answer_mask: str = Field(
         "", description="mask after a prompt that the answer fills, such as [gMASK] (GLM)"
     )

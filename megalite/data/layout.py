@@ -46,7 +46,10 @@ def lead(source: Int64, structure: Structure) -> Lead:
     blank = structure.blank
     if blank is None:
         return Lead(source, len(source) if structure.is_prefix else 0)
-    tokens = np.concatenate((source, [blank.mask_id, blank.start_id]))
+    own = [blank.mask_id, blank.start_id]
+    if source[-2:].tolist() == own:  # the tokenizer itself writes them
+        source = source[:-2]
+    tokens = np.concatenate((source, own))
     prefix = len(source) + 1 if structure.is_prefix else 0
     return Lead(tokens, prefix, len(source) if structure.axes == 2 else None)
 
@@ -85,7 +88,10 @@ def _example(
 def as_prompt(tokens: list[int], structure: Structure) -> Prompt:
     """What generation starts an answer from."""
     before = lead(np.array(tokens, dtype=np.int64), structure)
-    encoder = tokens if structure.is_encoder_decoder else ()
     positions = before.positions(len(before.tokens))
     pairs = None if positions is None else [(int(a), int(b)) for a, b in positions]
-    return Prompt(before.tokens.tolist(), before.prefix, encoder, pairs)
+    first = before.tokens.tolist()
+    if structure.forced_id is not None and structure.is_encoder_decoder:
+        first.append(structure.forced_id)
+    encoder = tokens if structure.is_encoder_decoder else ()
+    return Prompt(first, before.prefix, encoder, pairs)

@@ -24,6 +24,7 @@ class Structure:
         is_encoder_decoder: prompts go to an encoder.
         is_prefix: rows of a prompt see each other both ways.
         start_id: the decoder's first token, for an encoder-decoder.
+        forced_id: the first token of every answer of an encoder-decoder, or None.
         blank: the tokens that an answer fills and starts with (GLM), or None.
         axes: of positions; with two (ChatGLM) an answer's rows stand at the mask and count on the
             second.
@@ -34,3 +35,4 @@ class Structure:
     start_id: int = 0
     blank: AnswerBlank | None = None
     axes: int = 1
+    forced_id: int | None = None

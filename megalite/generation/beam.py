@@ -9,7 +9,9 @@ from torch import Tensor
 
 from megalite.config import Section
 from megalite.generation.decoder import Decoder
-from megalite.generation.generate import Answers
+from megalite.generation.generate import Answers, Ending, Repetition
+from megalite.generation.sampling import penalise_repetition
+from megalite.generation.text import cut_at_stop
 
 IMPOSSIBLE = -1.0e9
 
@@ -64,16 +66,23 @@ class BeamSearch:
         self,
         decoder: Decoder,
         config: BeamConfig,
-        end_ids: list[int],
+        ending: Ending,
         max_new_tokens: int,
-        pad_id: int = 0,
+        repetition: Repetition | None = None,
     ) -> None:
-        """Prepare a search; ``decoder`` has the prompts."""
-        self._decoder = decoder
-        self._config = config
-        self._end_ids = end_ids
-        self._limit = max_new_tokens
-        self._pad_id = pad_id
+        """Prepare a search.
+
+        Args:
+            decoder: has the prompts.
+            config: how the answer is searched for.
+            ending: what ends an answer; nothing is told of its text.
+            max_new_tokens: most tokens of an answer.
+            repetition: the penalty of tokens that came before, or None.
+        """
+        self._decoder, self._config = decoder, config
+        self._ending, self._limit = ending, max_new_tokens
+        self._end_ids, self._pad_id = sorted(ending.end_ids), ending.pad_id
+        self._repetition = repetition
 
     def run(self) -> Answers:
         """Give the best answer of each prompt."""
@@ -82,12 +91,13 @@ class BeamSearch:
         prompts = torch.arange(batch, device=logits.device)
         self._decoder.select(prompts.repeat_interleave(beams))
         logits = logits.repeat_interleave(beams, 0)
+        seen = None if self._repetition is None else self._repetition.seen(logits.shape[-1], beams)
         running = self._empty(batch, logits.device)
         running.scores[:, 0] = 0
         done = self._empty(batch, logits.device)
         improvable = torch.ones(batch, 1, dtype=torch.bool, device=logits.device)
         for number in range(self._limit):
-            candidates, parents = self._candidates(running, logits, number)
+            candidates, parents = self._candidates(running, self._scores(logits, seen), number)
             done = self._collect(done, candidates, improvable)
             blocked = candidates.scores + candidates.ended * IMPOSSIBLE
             best = blocked.topk(beams).indices
@@ -97,9 +107,23 @@ class BeamSearch:
             if self._is_over(improvable, done, candidates):
                 break
             chosen = parents.gather(1, best) + prompts[:, None] * beams
+            tokens = running.tokens[:, :, number].flatten()
+            if seen is not None:
+                seen = seen[chosen.flatten()].scatter(1, tokens[:, None], True)
             self._decoder.select(chosen.flatten())
-            logits = self._decoder.advance(running.tokens[:, :, number].flatten())
-        return Answers(done.tokens[:, 0], done.lengths[:, 0], self._has_end(done.tokens[:, 0]))
+            logits = self._decoder.advance(tokens)
+        best = done.tokens[:, :1]
+        ended = torch.isin(best, self._ends(best)).any(-1) | self._stopped(
+            best, done.lengths[:, :1]
+        )
+        return Answers(best[:, 0], done.lengths[:, 0], ended[:, 0])
+
+    def _scores(self, logits: Tensor, seen: Tensor | None) -> Tensor:
+        """Log-probabilities [B K, V] of next tokens, less the penalty of those that were seen."""
+        scores = logits.log_softmax(-1)
+        if seen is None or self._repetition is None:
+            return scores
+        return penalise_repetition(scores, seen, self._repetition.penalty)
 
     def _empty(self, batch: int, device: torch.device) -> _Beams:
         shape = (batch, self._config.num_beams)
@@ -110,10 +134,10 @@ class BeamSearch:
             torch.zeros(shape, dtype=torch.bool, device=device),
         )
 
-    def _candidates(self, running: _Beams, logits: Tensor, number: int) -> tuple[_Beams, Tensor]:
+    def _candidates(self, running: _Beams, scores: Tensor, number: int) -> tuple[_Beams, Tensor]:
         """The best continuations of each prompt, enough that num_beams of them go on."""
         batch, beams = running.scores.shape
-        scores = logits.log_softmax(-1).view(batch, beams, -1) + running.scores[..., None]
+        scores = scores.view(batch, beams, -1) + running.scores[..., None]
         kept = max(2, 1 + len(self._end_ids)) * beams
         top, flat = scores.flatten(1).topk(min(kept, scores[0].numel()))
         parents, tokens = flat // scores.shape[-1], flat % scores.shape[-1]
@@ -121,8 +145,8 @@ class BeamSearch:
         candidates.tokens[:, :, number] = tokens
         candidates.scores = top
         candidates.lengths = torch.full_like(tokens, number + 1)
-        ends = torch.tensor(self._end_ids, dtype=torch.int64, device=tokens.device)
-        candidates.ended = torch.isin(tokens, ends) | (number + 1 == self._limit)
+        candidates.ended = torch.isin(tokens, self._ends(tokens)) | (number + 1 == self._limit)
+        candidates.ended |= self._stopped(candidates.tokens, candidates.lengths)
         return candidates, parents
 
     def _collect(self, done: _Beams, candidates: _Beams, improvable: Tensor) -> _Beams:
@@ -152,6 +176,14 @@ class BeamSearch:
         enough = bool(done.ended.all()) and self._config.early_stopping == "first"
         return enough or not bool(improvable.any()) or bool(candidates.ended.all())
 
-    def _has_end(self, tokens: Tensor) -> Tensor:
-        ends = torch.tensor(self._end_ids, dtype=torch.int64, device=tokens.device)
-        return torch.isin(tokens, ends).any(1)
+    def _ends(self, like: Tensor) -> Tensor:
+        return torch.tensor(self._end_ids, dtype=torch.int64, device=like.device)
+
+    def _stopped(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+        """Whether a stop text is in the text of each hypothesis [B, K, M]: [B, K] bool."""
+        stops, decode = self._ending.stops, self._ending.decode
+        if decode is None or not stops:
+            return torch.zeros_like(lengths, dtype=torch.bool)
+        rows = zip(tokens.flatten(0, 1).tolist(), lengths.flatten().tolist(), strict=True)
+        stopped = [cut_at_stop(decode(row[:length]), stops)[1] for row, length in rows]
+        return torch.tensor(stopped, device=lengths.device).view_as(lengths)

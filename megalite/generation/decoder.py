@@ -38,7 +38,8 @@ class CachedDecoder:
         """Hold prompts until :meth:`start`.
 
         Args:
-            forward: runs the model on a batch and a cache without dropout; gives [B, S, V].
+            forward: runs the model on a batch and a cache without dropout; gives [B, S, V], or
+                the last row of it.
             prompts: from :func:`batch_prompts`.
             max_new_tokens: most calls of :meth:`advance`.
         """

@@ -52,6 +52,26 @@ class Answers:
         return self.tokens[number, : int(self.lengths[number])].tolist()
 
 
+@dataclass(frozen=True)
+class Repetition:
+    """The penalty of tokens that came before.
+
+    Attributes:
+        prompts: whose tokens count, padding left out.
+        penalty: above 1 makes them less likely.
+    """
+
+    prompts: Stream
+    penalty: float
+
+    def seen(self, vocabulary: int, copies: int = 1) -> Tensor:
+        """Which tokens each prompt has: bool [B copies, V], the copies of a prompt together."""
+        tokens, real = self.prompts.tokens, ~self.prompts.mask.is_empty
+        counts = torch.zeros(len(tokens), vocabulary, dtype=torch.int32, device=tokens.device)
+        counts = counts.scatter_add_(1, tokens, real.int())
+        return counts.bool().repeat_interleave(copies, 0)
+
+
 class _Texts:
     """The texts of all answers as they grow; none where nothing asks for text."""
 
@@ -92,14 +112,16 @@ def generate(decoder: Decoder, prompts: Batch, config: SamplingConfig, ending: E
     """
     logits = decoder.start()
     sample_ids, count = prompts.sample_ids, len(prompts.sample_ids)
-    seen = _seen(prompts.decoder, logits.shape[-1]) if config.repetition_penalty != 1 else None
+    penalty, seen = config.repetition_penalty, None
+    if penalty != 1:
+        seen = Repetition(prompts.decoder, penalty).seen(logits.shape[-1])
     is_open = torch.ones(count, dtype=torch.bool, device=logits.device)
     ends = torch.tensor(sorted(ending.end_ids), dtype=torch.int64, device=logits.device)
     lengths = torch.zeros_like(sample_ids)
     texts, columns = _Texts(count, ending), []
     for index in range(config.max_new_tokens):
         if seen is not None:
-            logits = penalise_repetition(logits, seen, config.repetition_penalty)
+            logits = penalise_repetition(logits, seen, penalty)
         tokens = choose(logits, config, sample_ids, index).masked_fill(~is_open, ending.pad_id)
         columns.append(tokens)
         lengths += is_open
@@ -112,10 +134,3 @@ def generate(decoder: Decoder, prompts: Batch, config: SamplingConfig, ending: E
         logits = decoder.advance(tokens)
     texts.finish()
     return Answers(torch.stack(columns, 1), lengths, ~is_open)
-
-
-def _seen(prompts: Stream, vocabulary: int) -> Tensor:
-    """Which tokens each prompt has, padding left out: bool [B, V]."""
-    tokens, real = prompts.tokens, ~prompts.mask.is_empty
-    counts = torch.zeros(len(tokens), vocabulary, dtype=torch.int32, device=tokens.device)
-    return counts.scatter_add_(1, tokens, real.int()).bool()

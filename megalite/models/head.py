@@ -55,6 +55,8 @@ class Head(Layer):
         if hasattr(self, "project"):
             hidden = self.project(hidden)
         hidden = enter(hidden, self.mesh, length)
+        if isinstance(output, Logits) and output.last_row:
+            hidden = hidden[:, -1:]
         weight = self.local("weight") if tied is None else tied
         if self.config.normalised_head:
             weight = functional.normalize(weight, dim=-1)

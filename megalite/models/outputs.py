@@ -17,7 +17,9 @@ class Loss:
 
 @dataclass(frozen=True)
 class Logits:
-    """The logits, [B, S, V]."""
+    """The logits, [B, S, V]; with ``last_row`` of each sequence's last row only, [B, 1, V]."""
+
+    last_row: bool = False
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,15 @@
 
 from dataclasses import dataclass
 
-from megalite.data.chat.templates import Chat
+from megalite.data.chat.chat import Chat
+from megalite.data.chat.templates import TEMPLATES
 from megalite.data.config import ConversationConfig, CorpusConfig, TokenizerConfig
 from megalite.data.structure import AnswerBlank, Structure
 from megalite.data.tokenizers.load import load_tokenizer
 from megalite.data.tokenizers.tokenizer import Tokenizer
 from megalite.errors import ConfigError
 from megalite.models.config import ModelConfig
+from megalite.stages.special_tokens import NOTHING_SAID, SpecialTokens
 
 
 @dataclass(frozen=True)
@@ -36,9 +38,12 @@ class ChatFormat:
 
 
 def open_chat(
-    tokenizer: TokenizerConfig, data: ConversationConfig, model: ModelConfig
+    tokenizer: TokenizerConfig,
+    data: ConversationConfig,
+    model: ModelConfig,
+    said: SpecialTokens = NOTHING_SAID,
 ) -> ChatFormat:
-    """The format of a run's conversations.
+    """The format of a run's conversations; ``said`` is what the model's published config says.
 
     Raises:
         ConfigError: the tokenizer has more tokens than the model.
@@ -46,29 +51,52 @@ def open_chat(
     """
     chat = Chat(data.template, load_tokenizer(tokenizer.path, tokenizer.end_token))
     check_vocabulary(chat.tokenizer, model)
-    return ChatFormat(chat, structure_of(data, chat.tokenizer, model))
+    return ChatFormat(chat, structure_of(data, chat.tokenizer, model, said))
 
 
 def structure_of(
-    data: ConversationConfig | CorpusConfig, tokenizer: Tokenizer, model: ModelConfig
+    data: ConversationConfig | CorpusConfig,
+    tokenizer: Tokenizer,
+    model: ModelConfig,
+    said: SpecialTokens = NOTHING_SAID,
 ) -> Structure:
     """How the data of a model is laid out.
 
+    The decoder of an encoder-decoder starts with the token that ``data`` names, else with the one
+    that the model's published config says, else with padding.
+
     Raises:
-        DataError: the tokenizer lacks a token that ``data`` names.
+        ConfigError: a decoder alone is told how its decoder starts.
+        DataError: the tokenizer lacks a token that ``data`` or the template names.
     """
-    blank = None
-    if isinstance(data, ConversationConfig) and data.answer_mask:
-        blank = AnswerBlank(
-            tokenizer.token_id(data.answer_mask), tokenizer.token_id(data.answer_start)
+    if data.decoder_start and not model.is_encoder_decoder:
+        raise ConfigError(
+            f"--data.decoder_start {data.decoder_start}: is of an encoder-decoder, and this model "
+            "has no encoder: leave it out"
         )
+    start = tokenizer.pad_id if said.decoder_start is None else said.decoder_start
+    if data.decoder_start:
+        start = tokenizer.token_id(data.decoder_start)
     return Structure(
         model.is_encoder_decoder,
         data.prefix,
-        tokenizer.token_id(data.decoder_start) if data.decoder_start else tokenizer.pad_id,
-        blank,
+        start,
+        _blank(data, tokenizer),
         model.rope_axes if model.position == "rope" else 1,
+        said.forced_begin,
     )
+
+
+def _blank(data: ConversationConfig | CorpusConfig, tokenizer: Tokenizer) -> AnswerBlank | None:
+    """What an answer fills and starts with, as ``data`` names it, else as its template does."""
+    if isinstance(data, CorpusConfig):
+        return None
+    tokens = None
+    if data.template in TEMPLATES:
+        tokens = TEMPLATES[data.template].blank
+    if data.answer_mask:
+        tokens = data.answer_mask, data.answer_start
+    return None if tokens is None else AnswerBlank(*map(tokenizer.token_id, tokens))
 
 
 def check_vocabulary(tokenizer: Tokenizer, model: ModelConfig) -> None:

@@ -15,16 +15,22 @@ from megalite.models.batch import Batch
 from megalite.models.config import ModelConfig
 from megalite.ops.random import fold
 from megalite.stages.conversation import check_vocabulary, structure_of
+from megalite.stages.special_tokens import NOTHING_SAID, SpecialTokens
 
 OpenStore = Callable[[str, int], Windows | PackedDocuments]
 
 
 def store_opener(
-    data: CorpusConfig, tokenizer: TokenizerConfig, model: ModelConfig, seed: int
+    data: CorpusConfig,
+    tokenizer: TokenizerConfig,
+    model: ModelConfig,
+    seed: int,
+    said: SpecialTokens = NOTHING_SAID,
 ) -> OpenStore:
     """What opens a store, given its path and number, as samples of the configured objective.
 
     Next-token samples are windows of the text; other objectives' are documents, packed into rows.
+    ``said`` is what the model's published config says.
 
     Raises:
         ConfigError: the model's structure can't have the objective.
@@ -41,7 +47,7 @@ def store_opener(
         )
     found = load_tokenizer(tokenizer.path, tokenizer.end_token)
     check_vocabulary(found, model)
-    objective = choose_objective(data, found, structure_of(data, found, model))
+    objective = choose_objective(data, found, structure_of(data, found, model, said))
     room = Room(data.sequence_length, data.encoder_rows)
     return lambda path, number: PackedDocuments(
         TokenStore(path), objective, room, fold(seed, number)

@@ -21,13 +21,14 @@ from megalite.stages.rlhf.rollout import FrozenModels, special_tokens
 from megalite.stages.rlhf.step import PPOStep, PromptItem
 from megalite.stages.samples import write_samples
 from megalite.stages.setup import SeparateMesh, Stage, set_up
+from megalite.stages.start import said_by
 
 
 def run(config: PPOConfig, launch: Launch) -> int:
     """Align a model."""
     data, temperature = config.data, config.rollout.temperature
     config.check_sources()
-    chat_format = open_chat(config.tokenizer, data, config.model)
+    chat_format = open_chat(config.tokenizer, data, config.model, said_by(config.checkpoint.start))
 
     def read(paths: Sequence[str]) -> Prompts:
         return Prompts(paths, chat_format.chat, chat_format.structure, data.rules)
@@ -75,7 +76,7 @@ def _train(
     if config.critic_learning_rate:
         learners[1].set_learning_rate(config.critic_learning_rate)
     progress = trainer.resume()
-    tokens = special_tokens(chat_format.chat.tokenizer)
+    tokens = special_tokens(chat_format.chat)
     step = PPOStep(config, stage, models, learners, frozen, tokens)
     heldout = datasets.heldout
     trainer.fit(

@@ -14,6 +14,7 @@ from megalite.stages.datasets import Datasets
 from megalite.stages.language import heldout_evaluation, language_step
 from megalite.stages.samples import SamplesConfig, write_samples
 from megalite.stages.setup import Stage, StageConfig, check_positions, set_up
+from megalite.stages.start import said_by
 
 
 class PretrainConfig(StageConfig):
@@ -38,7 +39,8 @@ def run(config: PretrainConfig, launch: Launch) -> int:
         raise ConfigError(
             "--data.train: needs at least one store; `megalite data prepare` makes it"
         )
-    open_store = store_opener(data, config.tokenizer, config.model, config.run.seed)
+    said = said_by(config.checkpoint.start)
+    open_store = store_opener(data, config.tokenizer, config.model, config.run.seed, said)
     datasets = Datasets(
         train=blend_stores(open_store, data.train, data.weights),
         heldout=blend_stores(open_store, data.heldout) if data.heldout else None,
@@ -61,6 +63,9 @@ def _train(config: PretrainConfig, stage: Stage, datasets: Datasets[Blend]) -> N
     )
     if config.samples.prompts:
         is_prefix = config.data.prefix and config.data.objective != "next_token"
-        how = ConversationConfig(prefix=is_prefix, decoder_start=config.data.decoder_start)
-        chat_format = open_chat(config.tokenizer, how, config.model)
+        how = ConversationConfig(
+            template="raw", prefix=is_prefix, decoder_start=config.data.decoder_start
+        )
+        said = said_by(config.checkpoint.start)
+        chat_format = open_chat(config.tokenizer, how, config.model, said)
         write_samples(stage, model, config.samples, chat_format)

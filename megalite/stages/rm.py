@@ -19,6 +19,7 @@ from megalite.stages.datasets import Datasets, notes_of
 from megalite.stages.rlhf.losses import ranking_pairs
 from megalite.stages.rlhf.updates import RankingLoss, Rankings
 from megalite.stages.setup import Stage, StageConfig, check_positions, set_up
+from megalite.stages.start import said_by
 from megalite.training.learner import Learner
 from megalite.training.progress import Progress, StepResult
 from megalite.training.trainer import DoStep
@@ -41,7 +42,7 @@ def run(config: RMConfig, launch: Launch) -> int:
     data = config.data
     if not data.train:
         raise ConfigError("--data.train: needs at least one file of rankings")
-    chat_format = open_chat(config.tokenizer, data, config.model)
+    chat_format = open_chat(config.tokenizer, data, config.model, said_by(config.checkpoint.start))
 
     def read(paths: Sequence[str]) -> RankedAnswers:
         chat, structure = chat_format.chat, chat_format.structure

@@ -6,13 +6,13 @@ from pydantic import Field
 from torch import Tensor
 
 from megalite.config.section import Section
+from megalite.data.chat.chat import Chat
 from megalite.data.chat.datasets import Prompts
 from megalite.data.chat.long_rows import RowRules
 from megalite.data.chat.turns import parse_prompt
 from megalite.data.config import TokenizerConfig
 from megalite.data.records import read_records
 from megalite.data.tokenizers.load import load_tokenizer
-from megalite.data.tokenizers.tokenizer import Tokenizer
 from megalite.engine.model import Model
 from megalite.generation.decoder import CachedDecoder, Forward
 from megalite.generation.generate import Ending, generate
@@ -47,28 +47,28 @@ class SamplesConfig(Section):
 
 
 def decode_with(model: Model) -> Forward:
-    """The model as a function of a batch and a cache: logits [B, S, V]."""
+    """The model as a function of a batch and a cache: the last row's logits, [B, 1, V]."""
     device = model.mesh.device
 
     def forward(batch: Batch, cache: KeyValueCache) -> Tensor:
-        logits: Tensor = model.evaluate([batch.to(device)], Logits(), cache)[0]
+        logits: Tensor = model.evaluate([batch.to(device)], Logits(last_row=True), cache)[0]
         return logits.cpu()
 
     return forward
 
 
 def answer_prompts(
-    model: Model, prompts: Sequence[Prompt], sampling: SamplingConfig, tokenizer: Tokenizer
+    model: Model, prompts: Sequence[Prompt], sampling: SamplingConfig, chat: Chat
 ) -> list[list[int]]:
     """Answers to prompts, as tokens without their end.
 
     Comm: every process calls it; parameters are gathered over shard once.
     """
-    ends = [] if tokenizer.end_id is None else [tokenizer.end_id]
-    batch = batch_prompts(prompts, range(len(prompts)), tokenizer.pad_id)
+    ends, pad = chat.end_ids, chat.tokenizer.pad_id
+    batch = batch_prompts(prompts, range(len(prompts)), pad)
     with model.gathered():
         decoder = CachedDecoder(decode_with(model), batch, sampling.max_new_tokens)
-        ending = Ending(ends, tokenizer.pad_id)
+        ending = Ending(ends, pad)
         answers = generate(decoder, batch, sampling, ending)
     sequences = [answers.answer(number) for number in range(len(prompts))]
     return [[token for token in tokens if token not in ends] for tokens in sequences]
@@ -90,7 +90,7 @@ def write_samples(
         seed=stage.config.run.seed,
     )
     chosen = [prompts[i] for i in range(count)]
-    answers = answer_prompts(model, chosen, sampling, chat.tokenizer)
+    answers = answer_prompts(model, chosen, sampling, chat)
     stage.log.samples(
         [
             {"prompt": prompts.texts[i], "answer": chat.tokenizer.decode(answers[i])}

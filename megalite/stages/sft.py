@@ -13,6 +13,7 @@ from megalite.stages.datasets import Datasets, notes_of
 from megalite.stages.language import heldout_evaluation, language_step
 from megalite.stages.samples import SamplesConfig, write_samples
 from megalite.stages.setup import Stage, StageConfig, check_positions, set_up
+from megalite.stages.start import said_by
 
 
 class SFTConfig(StageConfig):
@@ -32,7 +33,7 @@ def run(config: SFTConfig, launch: Launch) -> int:
     data = config.data
     if not data.train:
         raise ConfigError("--data.train: needs at least one file of conversations")
-    chat_format = open_chat(config.tokenizer, data, config.model)
+    chat_format = open_chat(config.tokenizer, data, config.model, said_by(config.checkpoint.start))
 
     def read(paths: Sequence[str]) -> Conversations:
         chat, structure = chat_format.chat, chat_format.structure

@@ -1,12 +1,15 @@
 """The weights that a run starts from: a checkpoint's, or a Hugging Face folder's."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 from megalite.engine.model import Model
 from megalite.engine.weights import check_same_model, load_weights
 from megalite.errors import CheckpointError
 from megalite.models.config import ModelConfig
 from megalite.models.hugging_face import is_hugging_face, read_their_config
+from megalite.stages.special_tokens import SpecialTokens
 from megalite.training.checkpoint.load import find_checkpoint, load
 from megalite.training.checkpoint.manifest import Facts, read_manifest, verify
 
@@ -19,6 +22,32 @@ def origin_of(start: str) -> Facts:
         return {"published": read_their_config(Path(start))}
     facts, _ = read_manifest(find_checkpoint(start))
     return {"published": facts["published"]} if "published" in facts else {}
+
+
+def said_by(start: str) -> SpecialTokens:
+    """What the published config of a start says of special tokens; nothing without a start."""
+    folder = Path(start)
+    if start and is_hugging_face(folder):
+        return SpecialTokens.of(read_their_config(folder) | generation_config(folder))
+    return SpecialTokens.of(origin_of(start).get("published", {}))
+
+
+def generation_config(folder: Path) -> dict[str, Any]:
+    """What a folder's generation_config.json says; nothing where there is none.
+
+    Raises:
+        CheckpointError: it can't be read.
+    """
+    path = folder / "generation_config.json"
+    if not path.is_file():
+        return {}
+    try:
+        said = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: can't be read: {error}") from None
+    if not isinstance(said, dict):
+        raise CheckpointError(f"{path}: must be a JSON object")
+    return {key: value for key, value in said.items() if value is not None}
 
 
 def load_start(model: Model, start: str, needs_head: bool = False) -> None:

@@ -40,8 +40,8 @@ def find_tokenizer(named: str, source: Path) -> Path | None:
         return path
     if has_tokenizer(source):
         return source
-    said = _tokenizer_of_run(source)
-    return said if said is not None and said.exists() else None
+    said = section_of_run(source, "tokenizer").get("path")
+    return Path(said) if said and Path(said).exists() else None
 
 
 def has_tokenizer(folder: Path) -> bool:
@@ -49,14 +49,14 @@ def has_tokenizer(folder: Path) -> bool:
     return any(file.name.startswith(TOKENIZER) for file in folder.iterdir() if file.is_file())
 
 
-def _tokenizer_of_run(source: Path) -> Path | None:
-    """The tokenizer that the config of a run's folder, or of a checkpoint's run, names."""
+def section_of_run(source: Path, name: str) -> dict[str, Any]:
+    """A section of the config of a run's folder, or of a checkpoint's run; empty without one."""
     for folder in (source, *source.resolve().parents[:2]):
         config = folder / "config.toml"
         if config.is_file():
-            section: Any = read_toml(config).get("tokenizer", {})
-            return Path(section["path"]) if "path" in section else None
-    return None
+            section: Any = read_toml(config).get(name, {})
+            return section if isinstance(section, dict) else {}
+    return {}
 
 
 def carry_tokenizer(source: Path, target: Path) -> None:

@@ -3,15 +3,22 @@
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from pydantic import Field
 
 from megalite.config.section import Section
-from megalite.data.chat.templates import Chat
+from megalite.data.chat.chat import Chat
+from megalite.data.chat.examples import prompt_of
 from megalite.data.chat.turns import Turn, parse_prompt
-from megalite.data.config import TEMPLATE, ConversationConfig, TemplateName, TokenizerConfig
-from megalite.data.layout import as_prompt
+from megalite.data.config import (
+    DECODER_START,
+    TEMPLATE,
+    ConversationConfig,
+    TemplateName,
+    TokenizerConfig,
+)
 from megalite.data.records import read_records
 from megalite.data.tokenizers.load import load_tokenizer
 from megalite.data.tokenizers.tokenizer import Tokenizer
@@ -23,19 +30,43 @@ from megalite.engine.model import Model
 from megalite.errors import ConfigError, DataError
 from megalite.generation.beam import BeamConfig, BeamSearch
 from megalite.generation.decoder import CachedDecoder
-from megalite.generation.generate import Ending, generate
+from megalite.generation.generate import Ending, Repetition, generate
 from megalite.generation.prompts import Prompt, batch_prompts
 from megalite.generation.sampling import SamplingConfig
+from megalite.generation.text import cut_at_stop
+from megalite.models.batch import Batch
 from megalite.models.config import ModelConfig
 from megalite.models.hugging_face import is_hugging_face, read_config
 from megalite.stages.conversation import check_vocabulary, structure_of
 from megalite.stages.device import PrecisionWish, check_heads, choose_device, choose_precision
 from megalite.stages.samples import decode_with
-from megalite.stages.setup import check_positions
-from megalite.stages.start import load_start
+from megalite.stages.special_tokens import SpecialTokens
+from megalite.stages.start import generation_config, load_start, said_by
+from megalite.tools.companions import find_tokenizer, section_of_run
 from megalite.training.checkpoint.load import find_checkpoint
 from megalite.training.checkpoint.manifest import read_manifest
 from megalite.training.config import RunConfig
+
+WRITING = ("template", "prefix", "decoder_start", "answer_mask", "answer_start")
+SUGGESTED = (  # what a generation_config.json may say that options of the command decide
+    "do_sample",
+    "temperature",
+    "top_k",
+    "top_p",
+    "repetition_penalty",
+    "num_beams",
+    "length_penalty",
+    "early_stopping",
+    "no_repeat_ngram_size",
+    "forced_eos_token_id",
+    "min_length",
+    "min_new_tokens",
+    "max_length",
+    "max_new_tokens",
+    "bad_words_ids",
+    "suppress_tokens",
+    "begin_suppress_tokens",
+)
 
 
 class GenerateConfig(Section):
@@ -55,11 +86,9 @@ class GenerateConfig(Section):
         "CPU, on a GPU bf16 where it has it, else fp16",
     )
     stop: tuple[str, ...] = Field((), description="texts that end an answer")
-    template: TemplateName = Field("plain", description=TEMPLATE)
+    template: TemplateName = Field("raw", description=TEMPLATE + "; not given: as the model's run")
     prefix: bool = Field(False, description="attention both ways between a prompt's tokens")
-    decoder_start: str = Field(
-        "", description="first token of an encoder-decoder's decoder; empty: the padding token"
-    )
+    decoder_start: str = Field("", description=DECODER_START)
     answer_mask: str = Field(
         "", description="mask after a prompt that the answer fills, such as [gMASK] (GLM)"
     )
@@ -72,18 +101,17 @@ class GenerateConfig(Section):
 
 def run(config: GenerateConfig, launch: Launch) -> int:
     """Answer every prompt; the first process prints."""
-    model_config = stored_config(config.model)
-    options = ConversationConfig(
-        template=config.template,
-        prefix=config.prefix,
-        decoder_start=config.decoder_start,
-        answer_mask=config.answer_mask,
-        answer_start=config.answer_start,
-    )
+    _check_options(config)
+    model_config, said = stored_config(config.model), said_by(config.model)
+    _check_language_model(model_config, config.model)
+    options = _options(config)
     chat = Chat(options.template, _tokenizer(config))
     check_vocabulary(chat.tokenizer, model_config)
-    structure = structure_of(options, chat.tokenizer, model_config)
+    structure = structure_of(options, chat.tokenizer, model_config, said)
     questions = _questions(config, launch)
+    prompts = [prompt_of(chat, structure, turns) for turns in questions]
+    _check_lengths(prompts, model_config, config.sampling.max_new_tokens)
+    ending = _ending(config, options.template, chat, said)
     check_layout(Demand(model_config, launch.world_size), config.parallel)
     device = choose_device(config.run, launch)
     check_heads(model_config, device)
@@ -91,17 +119,134 @@ def run(config: GenerateConfig, launch: Launch) -> int:
     mesh = build_mesh(launch, config.parallel, device)
     model = build_model(model_config, mesh, config.parallel, seed=0, precision=precision)
     load_start(model, config.model)
-    records = []
-    for at in range(0, len(questions), config.batch_size):
-        part = questions[at : at + config.batch_size]
-        prompts = [as_prompt(chat.prompt(turns), structure) for turns in part]
-        texts = _answer(config, model, prompts, chat, at, launch.rank == 0)
-        for turns, text in zip(part, texts, strict=True):
-            records.append({"prompt": turns[-1].whole, "answer": text})
-    if config.output and launch.rank == 0:
-        lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
-        Path(config.output).write_text("".join(lines), encoding="utf-8")
+    if launch.rank == 0:
+        _say_what_is_not_taken(Path(config.model))
+    with Output(config.output if launch.rank == 0 else "") as output:
+        for at in range(0, len(questions), config.batch_size):
+            part = slice(at, at + config.batch_size)
+            texts = _answer(config, model, prompts[part], ending, at, launch.rank == 0)
+            output.add(questions[part], texts)
     return 0
+
+
+class Output:
+    """The file of prompts and answers; each is there as soon as it is answered."""
+
+    def __init__(self, path: str) -> None:
+        """Write to ``path``; nowhere where it is empty.
+
+        Raises:
+            ConfigError: it can't be written.
+        """
+        self._path, self._file = path, None
+        if not path:
+            return
+        try:
+            self._file = open(path, "w", encoding="utf-8")  # noqa: SIM115 - closed by __exit__
+        except OSError as error:
+            raise ConfigError(f"--output {path}: can't be written: {error.strerror}") from None
+
+    def __enter__(self) -> "Output":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def add(self, questions: Sequence[Sequence[Turn]], answers: Sequence[str]) -> None:
+        """Write some questions and their answers."""
+        if self._file is None:
+            return
+        for turns, answer in zip(questions, answers, strict=True):
+            record = {"prompt": turns[-1].whole, "answer": answer}
+            self._file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        self._file.flush()
+
+
+def _check_options(config: GenerateConfig) -> None:
+    """Refuse options that would have no effect.
+
+    Raises:
+        ConfigError: it names them.
+    """
+    sampling, beam = config.sampling, config.beam
+    draws = sampling.temperature not in (0, 1) or sampling.top_k > 0 or sampling.top_p < 1
+    if beam.num_beams > 1 and draws:
+        raise ConfigError(
+            f"--beam.num_beams {beam.num_beams}: searches for the likeliest answer and draws "
+            "nothing: leave out sampling.temperature, sampling.top_k and sampling.top_p"
+        )
+    alone = [key for key in ("length_penalty", "early_stopping") if key in beam.model_fields_set]
+    if beam.num_beams == 1 and alone:
+        raise ConfigError(f"--beam.{alone[0]}: is of a beam search: give --beam.num_beams above 1")
+    if config.output and not Path(config.output).resolve().parent.is_dir():
+        raise ConfigError(f"--output {config.output}: there is no such folder: make it")
+
+
+def _check_language_model(model: ModelConfig, path: str) -> None:
+    if model.head != "lm":
+        raise ConfigError(
+            f"--model {path}: is a reward model, which scores text and writes none: give a "
+            "language model, such as the one that it started from"
+        )
+
+
+def _check_lengths(prompts: Sequence[Prompt], model: ModelConfig, most: int) -> None:
+    """Refuse prompts that can't be answered, before the first is.
+
+    Raises:
+        DataError: it names the first.
+    """
+    for number, prompt in enumerate(prompts, 1):
+        if not prompt.tokens:
+            raise DataError(f"prompt {number}: has no tokens; an answer needs one to start from")
+        rows = max(len(prompt.tokens) + most, len(prompt.encoder_tokens))
+        if model.position == "learned" and rows > model.max_positions:
+            raise DataError(
+                f"prompt {number}: needs {rows} positions with an answer of "
+                f"--sampling.max_new_tokens {most}, the model has {model.max_positions}: shorten it"
+            )
+
+
+def _options(config: GenerateConfig) -> ConversationConfig:
+    """How prompts are written: as options say, else as the model's run was told."""
+    told = section_of_run(Path(config.model), "data")
+    if "objective" in told:  # of pretraining, which writes no conversations
+        told["prefix"] = bool(told.get("prefix")) and told["objective"] != "next_token"
+    chosen = {key: told[key] for key in WRITING if key in told}
+    chosen |= {key: getattr(config, key) for key in WRITING if key in config.model_fields_set}
+    return ConversationConfig(**({"template": config.template} | chosen))
+
+
+def _ending(config: GenerateConfig, template: str, chat: Chat, said: SpecialTokens) -> Ending:
+    """What ends an answer: what the model's config says, its template's end, and stop texts."""
+    ends = {*said.ends, *chat.end_ids}
+    if template == "raw" and said.ends and is_hugging_face(Path(config.model)):
+        ends = set(said.ends)
+    texts = []
+    special = chat.tokenizer.special_tokens()
+    for stop in config.stop:
+        if stop in special:
+            ends.add(special[stop])
+            continue
+        inside = [token for token in special if token in stop]
+        if inside:
+            raise ConfigError(
+                f"--stop {stop!r}: {inside[0]} is a special token, which no text has: give it alone"
+            )
+        texts.append(stop)
+    return Ending(ends, chat.tokenizer.pad_id, tuple(texts), chat.tokenizer.decode)
+
+
+def _say_what_is_not_taken(folder: Path) -> None:
+    """Name what a folder suggests for generating and options of the command decide."""
+    said = generation_config(folder) if is_hugging_face(folder) else {}
+    found = ", ".join(f"{key} {said[key]}" for key in SUGGESTED if key in said)
+    if found:
+        sys.stderr.write(
+            f"megalite: {folder}/generation_config.json suggests {found}; options of the command "
+            "decide\n"
+        )
 
 
 def stored_config(path: str) -> ModelConfig:
@@ -117,12 +262,12 @@ def stored_config(path: str) -> ModelConfig:
 
 
 def _tokenizer(config: GenerateConfig) -> Tokenizer:
-    """The tokenizer that is set, or the model's own."""
+    """The tokenizer that is set, the model's own, or the one that its run was told."""
     is_set = "path" in config.tokenizer.model_fields_set
-    own = Path(config.model)
-    has_own = any((own / name).exists() for name in ("tokenizer.json", "tokenizer_config.json"))
-    path = own if has_own and not is_set else config.tokenizer.path
-    return load_tokenizer(path, config.tokenizer.end_token)
+    own = None if is_set else find_tokenizer("", Path(config.model))
+    told = section_of_run(Path(config.model), "tokenizer").get("end_token", "")
+    end_token = config.tokenizer.end_token or ("" if is_set else told)
+    return load_tokenizer(own or config.tokenizer.path, end_token)
 
 
 def _questions(config: GenerateConfig, launch: Launch) -> list[tuple[Turn, ...]]:
@@ -143,16 +288,12 @@ def _answer(
     config: GenerateConfig,
     model: Model,
     prompts: Sequence[Prompt],
-    chat: Chat,
+    ending: Ending,
     first: int,
     is_writer: bool,
 ) -> list[str]:
     """Answers as text; the answer to a single prompt is shown as it is drawn."""
-    tokenizer = chat.tokenizer
-    ends = [] if tokenizer.end_id is None else [tokenizer.end_id]
-    batch = batch_prompts(prompts, range(first, first + len(prompts)), tokenizer.pad_id)
-    longest = batch.decoder.length + config.sampling.max_new_tokens
-    check_positions(model.config, longest, "sampling.max_new_tokens")
+    batch = batch_prompts(prompts, range(first, first + len(prompts)), ending.pad_id)
     texts = [""] * len(prompts)
     streams = is_writer and len(prompts) == 1
 
@@ -162,20 +303,33 @@ def _answer(
             sys.stdout.write(text)
             sys.stdout.flush()
 
-    ending = Ending(ends, tokenizer.pad_id, config.stop, tokenizer.decode, on_text)
     with model.gathered():
-        decoder = CachedDecoder(decode_with(model), batch, config.sampling.max_new_tokens)
+        limit = config.sampling.max_new_tokens
+        decoder = CachedDecoder(decode_with(model), batch, limit)
         if config.beam.num_beams > 1:
-            limit = config.sampling.max_new_tokens
-            answers = BeamSearch(decoder, config.beam, ends, limit, tokenizer.pad_id).run()
-            for number in range(len(prompts)):
-                kept = [token for token in answers.answer(number) if token not in ends]
-                on_text(number, tokenizer.decode(kept))
+            for number, text in enumerate(_search(config, decoder, batch, ending)):
+                on_text(number, text)
         else:
-            generate(decoder, batch, config.sampling, ending)
+            generate(decoder, batch, config.sampling, replace(ending, on_text=on_text))
     if streams:
         sys.stdout.write("\n")
     elif is_writer:
         for text in texts:
             sys.stdout.write(text + "\n")
+    return texts
+
+
+def _search(
+    config: GenerateConfig, decoder: CachedDecoder, prompts: Batch, ending: Ending
+) -> list[str]:
+    """The texts of the likeliest answers."""
+    penalty = config.sampling.repetition_penalty
+    repetition = Repetition(prompts.decoder, penalty) if penalty != 1 else None
+    limit = config.sampling.max_new_tokens
+    answers = BeamSearch(decoder, config.beam, ending, limit, repetition).run()
+    texts, decode = [], ending.decode
+    assert decode is not None
+    for number in range(len(answers.lengths)):
+        kept = [token for token in answers.answer(number) if token not in ending.end_ids]
+        texts.append(cut_at_stop(decode(kept), ending.stops)[0])
     return texts

@@ -226,9 +226,7 @@ def theirs(exported, prompt: str, **options) -> str:
 
     tokenizer = AutoTokenizer.from_pretrained(exported)
     model = AutoModelForCausalLM.from_pretrained(exported)
-    inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)
-    begin = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    ids = torch.cat((torch.tensor([begin], dtype=torch.int64), inputs["input_ids"]), 1)
+    ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
     out = model.generate(
         ids,
         attention_mask=torch.ones_like(ids),

@@ -55,7 +55,7 @@ def answers(decoder, batch, search) -> list[list[int]]:
         found = generate(decoder, batch, config, ending)
     else:
         config = BeamConfig(num_beams=beams, length_penalty=penalty, early_stopping=early)
-        found = BeamSearch(decoder, config, [END], LIMIT, PAD).run()
+        found = BeamSearch(decoder, config, Ending({END}, PAD), LIMIT).run()
     return [found.answer(i) for i in range(len(LENGTHS))]
 
 

@@ -1,24 +1,18 @@
 """Datasets of the stages after pretraining: conversations, rankings, prompts."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from megalite.data.chat.chat import Chat
+from megalite.data.chat.examples import answer_example, learned_example, prompt_of, reads_all
 from megalite.data.chat.long_rows import LengthCheck, RowRules, rounds_of
-from megalite.data.chat.segments import conversation_example
-from megalite.data.chat.templates import Chat
-from megalite.data.chat.turns import (
-    Ranking,
-    Turn,
-    parse_conversation,
-    parse_prompt,
-    parse_ranking,
-)
+from megalite.data.chat.turns import Turn, parse_conversation, parse_prompt, parse_ranking
 from megalite.data.example import Example, collate, cut_rows, pack
-from megalite.data.layout import as_prompt, paired_example, scored_example
 from megalite.data.packing import first_fit
 from megalite.data.records import Records
 from megalite.data.structure import Structure
@@ -50,7 +44,7 @@ class Conversations:
             DataError: a record is malformed or too long, or none has anything to learn.
         """
         self._chat, self._structure, self._rules = chat, structure, rules
-        if not self._reads_all:
+        if not reads_all(structure):
             rules.check_whole()
         self._check = LengthCheck(paths, rules)
         records = Records(paths, parse_conversation, rules.columns)
@@ -74,14 +68,10 @@ class Conversations:
         length = rules.length
         self._sequences = first_fit(decoder, length, encoder, length) if packed else alone
 
-    @property
-    def _reads_all(self) -> bool:
-        """Whether the decoder reads the whole conversation; all its answers are learned then."""
-        return not self._structure.is_encoder_decoder and self._structure.blank is None
-
     def _fitting(self, where: str, turns: Sequence[Turn]) -> list[Example]:
         """A conversation's example, or what becomes of one that is too long."""
-        example = self._example(turns)
+        with located(where):
+            example = self._example(turns)
         if self._check.fits(where, len(example), example.encoder_length):
             return [example]
         if self._rules.long_rows == "truncate":
@@ -89,18 +79,7 @@ class Conversations:
         return self._split(turns) if self._rules.long_rows == "split" else []
 
     def _example(self, turns: Sequence[Turn]) -> Example:
-        """All answers are learned where the decoder reads the whole conversation, else the last."""
-        if self._reads_all:
-            return conversation_example(self._chat.segments(turns), self._structure.is_prefix)
-        answers = [i for i, turn in enumerate(turns) if turn.role == "assistant"]
-        last = max([i for i in answers if turns[i].is_learned], default=answers[-1])
-        example = paired_example(
-            np.array(self._chat.prompt(turns[:last])),
-            np.array(self._chat.answer(turns[last].text)),
-            self._structure,
-        )
-        is_learned = turns[last].is_learned
-        return example if is_learned else replace(example, labels=example.labels * 0 + IGNORE)
+        return learned_example(self._chat, self._structure, turns)
 
     def _split(self, turns: Sequence[Turn]) -> list[Example]:
         """Examples of as many rounds as fit, each behind the conversation's system message."""
@@ -129,6 +108,15 @@ class Conversations:
         return pack([self._examples[i] for i in self._sequences[number % len(self)]])
 
 
+@contextmanager
+def located(where: str) -> Iterator[None]:
+    """Name the place of a record in what is wrong with it."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from None
+
+
 def _has_target(example: Example) -> bool:
     return bool((example.labels != IGNORE).any())
 
@@ -149,7 +137,11 @@ class RankedAnswers:
         records = Records(paths, parse_ranking, rules.columns)
         self._items: list[list[Example]] = []
         for where, ranking in records:
-            item = self._answers(ranking, chat, structure)
+            with located(where):
+                item = [
+                    answer_example(chat, structure, turns[:-1], turns[-1].text)
+                    for turns in ranking.conversations
+                ]
             if check.fits(where, *(max(len(e), e.encoder_length) for e in item)):
                 self._items.append(item)
             apart += len({turns[:-1] for turns in ranking.conversations}) > 1
@@ -159,14 +151,6 @@ class RankedAnswers:
             self.notes.append(
                 f"{', '.join(paths)}: {apart:,} rankings compare answers to different conversations"
             )
-
-    @staticmethod
-    def _answers(ranking: Ranking, chat: Chat, structure: Structure) -> list[Example]:
-        prompts = {turns[:-1]: np.array(chat.prompt(turns[:-1])) for turns in ranking.conversations}
-        return [
-            scored_example(prompts[turns[:-1]], np.array(chat.answer(turns[-1].text)), structure)
-            for turns in ranking.conversations
-        ]
 
     def __len__(self) -> int:
         return len(self._items)
@@ -192,7 +176,8 @@ class Prompts:
         self._prompts: list[Prompt] = []
         self.texts: list[str] = []
         for where, turns in records:
-            prompt = as_prompt(chat.prompt(turns), structure)
+            with located(where):
+                prompt = prompt_of(chat, structure, turns)
             if check.fits(where, len(prompt.tokens), len(prompt.encoder_tokens)):
                 self._prompts.append(prompt)
                 self.texts.append(turns[-1].whole)

@@ -1,16 +1,16 @@
-"""A tokenizer's own chat template (Jinja): what it writes, and which of it is learned."""
+"""A tokenizer's own chat template (Jinja): what it writes, and which of it is an answer."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import jinja2
 
-from megalite.data.chat.segments import Segment
+from megalite.data.chat.page import Page
 from megalite.data.chat.turns import Turn
 from megalite.data.tokenizers.tokenizer import Tokenizer
 from megalite.errors import ConfigError, DataError
 
 NAME = "tokenizer"
-QUESTION = Turn("user", "?")
+QUESTION, ANSWER = Turn("user", "?"), Turn("assistant", "!")
 
 
 class OwnTemplate:
@@ -31,14 +31,16 @@ class OwnTemplate:
                 f"--data.template {NAME}: {tokenizer.path} has no chat template; choose a "
                 "template by name, or a tokenizer that has one"
             )
-        if tokenizer.end_id not in self.answer("!"):
+        page = Page(tokenizer, tokenizer.end_id)
+        self.write(page, (QUESTION, ANSWER))
+        if tokenizer.end_id not in [one.token for one in page.tokens() if one.answer == 0]:
             raise ConfigError(
                 f"--data.template {NAME}: an answer must end with the end token (eos_token) of "
                 f"{tokenizer.path}, but its template writes another: set eos_token to that one"
             )
 
-    def segments(self, turns: Sequence[Turn]) -> Iterator[Segment]:
-        """A conversation as segments; an answer, its end included, is a target.
+    def write(self, page: Page, turns: Sequence[Turn]) -> None:
+        """Write a conversation; an answer is what its turn adds to its question.
 
         Raises:
             DataError: the template refuses the turns, or rewrites earlier ones.
@@ -47,19 +49,23 @@ class OwnTemplate:
         for count, turn in enumerate(turns, 1):
             if turn.role == "assistant":
                 question = self._render(turns[: count - 1], is_question=True)
-                yield Segment(self._added(written, question), False)
-                written = question
-            if turn.role == "assistant" or count == len(turns):
+                page.text(self._added(written, question))
                 whole = self._render(turns[:count], is_question=False)
-                is_target = turn.role == "assistant" and turn.is_learned
-                yield Segment(self._added(written, whole), is_target)
+                page.answer(self._added(question, whole), ends=False)
                 written = whole
+            elif count == len(turns):
+                page.text(self._added(written, self._render(turns, is_question=False)))
 
-    def answer(self, text: str) -> list[int]:
-        """An answer's tokens with its end."""
-        return list(self.segments((QUESTION, Turn("assistant", text))))[-1].tokens
+    def write_prompt(self, page: Page, turns: Sequence[Turn]) -> None:
+        """Write turns up to where their answer begins.
+
+        Raises:
+            DataError: the template refuses the turns.
+        """
+        page.text(self._render(turns, is_question=True))
 
     def _render(self, turns: Sequence[Turn], is_question: bool) -> str:
+        """Turns as text, up to where an answer begins if asked."""
         messages = [{"role": turn.role, "content": turn.whole} for turn in turns]
         try:
             return self._tokenizer.render(messages, is_question)
@@ -69,10 +75,10 @@ class OwnTemplate:
                 f"{', '.join(turn.role for turn in turns)}: {error}"
             ) from None
 
-    def _added(self, before: str, after: str) -> list[int]:
+    def _added(self, before: str, after: str) -> str:
         if not after.startswith(before):
             raise DataError(
                 f"{self._tokenizer.path}: its chat template rewrites earlier turns, so that "
                 "conversations can't be learned turn by turn; choose a template by name"
             )
-        return self._tokenizer.encode(after[len(before) :])
+        return after[len(before) :]

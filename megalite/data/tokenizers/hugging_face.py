@@ -4,10 +4,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from megalite.data.tokenizers.runs import (
+    Owned,
+    Run,
+    Span,
+    around,
+    at_once,
+    by_stretches,
+    spans_by_cuts,
+)
 from megalite.data.tokenizers.tokenizer import Tokenizer, decode_known, no_template, size_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+TEXT = "text"  # of which a tokenizer shows what it writes around one
 
 
 class HuggingFaceTokenizer(Tokenizer):
@@ -26,6 +37,7 @@ class HuggingFaceTokenizer(Tokenizer):
         self.end_id = inner.eos_token_id
         self.begin_id = inner.bos_token_id
         self.pad_id = inner.pad_token_id or 0
+        self.before, self.after = around(self.encode(TEXT), inner.encode(TEXT))
         self.chat_template = inner.chat_template
 
     def encode(self, text: str) -> list[int]:
@@ -37,6 +49,21 @@ class HuggingFaceTokenizer(Tokenizer):
         if not texts:
             return []
         return self._inner(list(texts), add_special_tokens=False)["input_ids"]
+
+    def encode_runs(self, runs: Sequence[Run]) -> Owned:
+        """Tokens of texts with special tokens between them, which a text gives too if it can."""
+        texts = [run if isinstance(run, str) else self._text(run) for run in runs]
+        whole = at_once(runs, texts, self._spans)
+        return by_stretches(runs, self._spans) if whole is None else whole
+
+    def _text(self, token: int) -> str:
+        return str(self._inner.convert_ids_to_tokens(token))
+
+    def _spans(self, text: str, cuts: Sequence[int]) -> tuple[list[int], list[Span]]:
+        if not self._inner.is_fast:
+            return spans_by_cuts(text, cuts, self.encode)
+        read = self._inner(text, add_special_tokens=False, return_offsets_mapping=True)
+        return read["input_ids"], read["offset_mapping"]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids, special tokens left out."""
@@ -51,6 +78,12 @@ class HuggingFaceTokenizer(Tokenizer):
         if number is None or self._inner.convert_ids_to_tokens(number) != token:
             return None
         return int(number)
+
+    def special_tokens(self) -> dict[str, int]:
+        """The tokens that no decoded text shows, by their exact text."""
+        added = self._inner.added_tokens_decoder.items()
+        special = {number for number, token in added if token.special}
+        return {self._text(number): number for number in special | set(self._inner.all_special_ids)}
 
     def token_texts(self) -> list[str]:
         """The text of every token, by id; empty for special tokens and ids without a token."""

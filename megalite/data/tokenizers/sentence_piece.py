@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from megalite.data.tokenizers.runs import Owned, Run, Span, by_stretches
 from megalite.data.tokenizers.tokenizer import Tokenizer, no_template, shown
 
 
@@ -20,10 +21,15 @@ class SentencePieceTokenizer(Tokenizer):
 
         self.path = str(path)
         self._processor = SentencePieceProcessor(model_file=self.path)
+        before_0_2_2 = getattr(self._processor, "encode_as_immutable_proto", None)
+        self._encode_as_proto = before_0_2_2 or self._processor.encode_as_proto
         self.vocab_size = self._processor.vocab_size()
         self.end_id = _known(self._processor.eos_id())
         self.begin_id = _known(self._processor.bos_id())
         self.pad_id = max(self._processor.pad_id(), 0)
+        # the file doesn't say; LLaMA's own code writes the beginning wherever there is one
+        self.before = [] if self.begin_id is None else [self.begin_id]
+        self.after: list[int] = []
         self.chat_template = None
 
     def encode(self, text: str) -> list[int]:
@@ -33,6 +39,20 @@ class SentencePieceTokenizer(Tokenizer):
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of several texts."""
         return self._processor.encode(list(texts))
+
+    def encode_runs(self, runs: Sequence[Run]) -> Owned:
+        """Tokens of texts with special tokens between them."""
+        return by_stretches(runs, self._spans)
+
+    def _spans(self, text: str, cuts: Sequence[int]) -> tuple[list[int], list[Span]]:
+        pieces = self._encode_as_proto(text).pieces
+        spans: list[Span] = []
+        end = len(text)
+        for piece in reversed(pieces):  # the first bytes of a character have no text of their own
+            begin = end - len(piece.surface)
+            spans.append((begin, end) if begin < end or not spans else spans[-1])
+            end = begin
+        return [piece.id for piece in pieces], spans[::-1]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids, special tokens left out."""
@@ -49,6 +69,12 @@ class SentencePieceTokenizer(Tokenizer):
         """The id of a token by its exact text, or None."""
         number = self._processor.piece_to_id(token)
         return number if self._processor.id_to_piece(number) == token else None
+
+    def special_tokens(self) -> dict[str, int]:
+        """The tokens that no decoded text shows, by their exact text."""
+        processor = self._processor
+        control = filter(processor.is_control, range(self.vocab_size))
+        return {processor.id_to_piece(number): number for number in control}
 
     def token_texts(self) -> list[str]:
         """The text of every token, by id; empty for special tokens."""

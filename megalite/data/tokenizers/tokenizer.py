@@ -5,6 +5,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Protocol
 
+from megalite.data.tokenizers.runs import Owned, Run
 from megalite.errors import DataError
 
 
@@ -20,6 +21,7 @@ class Tokenizer(Protocol):
         end_id: ends a document or an answer; None where the tokenizer has no such token.
         begin_id: begins a document; None where it has none.
         pad_id: stands in padding (0 where it has none: padding is never attended to).
+        before, after: what the tokenizer itself writes around a text that a model is to read.
         chat_template: the tokenizer's own chat template (Jinja), or None.
     """
 
@@ -28,6 +30,8 @@ class Tokenizer(Protocol):
     end_id: int | None
     begin_id: int | None
     pad_id: int
+    before: list[int]
+    after: list[int]
     chat_template: str | None
 
     def encode(self, text: str) -> list[int]:
@@ -36,6 +40,17 @@ class Tokenizer(Protocol):
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of several texts."""
+        ...
+
+    def encode_runs(self, runs: Sequence[Run]) -> Owned:
+        """Tokens of texts with special tokens between them; neighbouring texts are one.
+
+        Args:
+            runs: texts, and ids of special tokens.
+
+        Returns:
+            Each token, and the number of the run that has its last character.
+        """
         ...
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -56,6 +71,10 @@ class Tokenizer(Protocol):
         if number is None:
             raise DataError(f"{self.path}: has no token {token!r}")
         return number
+
+    def special_tokens(self) -> dict[str, int]:
+        """The tokens that no decoded text shows, by their exact text."""
+        ...
 
     def token_texts(self) -> list[str]:
         """The text of every token, by id; empty for special tokens and ids without a token."""

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import tokenizers
 
+from megalite.data.tokenizers.runs import Owned, Run, Span, around, at_once, by_stretches
 from megalite.data.tokenizers.tokenizer import Tokenizer, decode_known, no_template, size_of
 
 # The file doesn't say what ends or begins a document: special tokens by their usual names.
@@ -13,6 +14,7 @@ USUAL_NAMES = {
     "bos_token": ("<s>", "<|startoftext|>"),
     "pad_token": ("<pad>", "<|pad|>"),
 }
+TEXT = "text"  # of which a tokenizer shows what it writes around one
 
 
 class JSONTokenizer(Tokenizer):
@@ -30,6 +32,7 @@ class JSONTokenizer(Tokenizer):
         self.end_id = self._special_id("eos_token")
         self.begin_id = self._special_id("bos_token")
         self.pad_id = self._special_id("pad_token") or 0
+        self.before, self.after = around(self.encode(TEXT), self._inner.encode(TEXT).ids)
         self.chat_template = None
 
     def _special_tokens(self) -> dict[str, str]:
@@ -56,6 +59,19 @@ class JSONTokenizer(Tokenizer):
         encoded = self._inner.encode_batch(list(texts), add_special_tokens=False)
         return [one.ids for one in encoded]
 
+    def encode_runs(self, runs: Sequence[Run]) -> Owned:
+        """Tokens of texts with special tokens between them, which a text gives too if it can."""
+        texts = [run if isinstance(run, str) else self._text(run) for run in runs]
+        whole = at_once(runs, texts, self._spans)
+        return by_stretches(runs, self._spans) if whole is None else whole
+
+    def _text(self, token: int) -> str:
+        return self._inner.id_to_token(token) or ""
+
+    def _spans(self, text: str, cuts: Sequence[int]) -> tuple[list[int], list[Span]]:
+        read = self._inner.encode(text, add_special_tokens=False)
+        return read.ids, read.offsets
+
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids, special tokens left out."""
         return decode_known(ids, self._ids, self._inner.decode)
@@ -63,6 +79,11 @@ class JSONTokenizer(Tokenizer):
     def find(self, token: str) -> int | None:
         """The id of a token by its exact text, or None."""
         return self._inner.token_to_id(token)
+
+    def special_tokens(self) -> dict[str, int]:
+        """The tokens that no decoded text shows, by their exact text."""
+        added = self._inner.get_added_tokens_decoder().items()
+        return {token.content: number for number, token in added if token.special}
 
     def token_texts(self) -> list[str]:
         """The text of every token, by id; empty for special tokens and ids without a token."""

@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from megalite.config import Section
-from megalite.data.tokenizers.tokenizer import Tokenizer
+from megalite.data.chat.chat import Chat
 from megalite.generation.decoder import CachedDecoder, Forward
 from megalite.generation.generate import Answers, Ending, generate
 from megalite.generation.prompts import Prompt, batch_prompts
@@ -123,12 +123,13 @@ class SpecialTokens:
     pad_id: int
 
 
-def special_tokens(tokenizer: Tokenizer) -> SpecialTokens:
-    """The special tokens of answers; padding differs from the end even where the tokenizer's is."""
-    end, pad = tokenizer.end_id, tokenizer.pad_id
-    if end is None:
-        return SpecialTokens((), pad)
-    return SpecialTokens((end,), pad if pad != end else (0 if end != 0 else 1))
+def special_tokens(chat: Chat) -> SpecialTokens:
+    """The special tokens of answers: an answer ends where the reward model learned to score it.
+
+    Padding differs from the ends even where the tokenizer's does not.
+    """
+    ends, pad = chat.end_ids, chat.tokenizer.pad_id
+    return SpecialTokens(ends, next(n for n in (pad, *range(len(ends) + 1)) if n not in ends))
 
 
 def answer(

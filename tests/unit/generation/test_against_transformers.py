@@ -9,13 +9,15 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    StoppingCriteria,
+    StoppingCriteriaList,
     T5Config,
     T5ForConditionalGeneration,
 )
 from transformers.modeling_outputs import BaseModelOutput
 
 from megalite.generation.beam import BeamConfig, BeamSearch
-from megalite.generation.generate import Ending, generate
+from megalite.generation.generate import Ending, Repetition, generate
 from megalite.generation.sampling import SamplingConfig
 from megalite.models.batch import Batch, Stream
 from megalite.ops import RowIntervals
@@ -147,8 +149,70 @@ def test_beam_search_equals_transformers(name, beams, penalty, early):
         early_stopping=stopping,
     )
     config = BeamConfig(num_beams=beams, length_penalty=penalty, early_stopping=early)
-    ours = BeamSearch(decoder, config, [END], LIMIT, PAD).run()
+    ours = BeamSearch(decoder, config, Ending({END}, PAD), LIMIT).run()
     _same(ours, theirs, skipped)
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_a_repetition_penalty_equals_transformers_with_beams_too(beams):
+    """Of one prompt: transformers counts padding as a token that came before."""
+    model, tokens, mask, _, _ = _case("gpt2")
+    tokens, mask = tokens[:1], mask[:1]
+    theirs = model.generate(
+        tokens,
+        attention_mask=mask,
+        max_new_tokens=LIMIT,
+        do_sample=False,
+        num_beams=beams,
+        repetition_penalty=1.7,
+    )
+    decoder, batch = WholeDecoder(model, tokens, mask), prompts(tokens, mask)
+    if beams == 1:
+        config = SamplingConfig(max_new_tokens=LIMIT, temperature=0.0, repetition_penalty=1.7)
+        ours = generate(decoder, batch, config, Ending({END}, PAD))
+    else:
+        repetition = Repetition(batch.decoder, 1.7)
+        config = BeamConfig(num_beams=beams)
+        ours = BeamSearch(decoder, config, Ending({END}, PAD), LIMIT, repetition).run()
+    _same(ours, theirs, 7)
+
+
+class Letters(StoppingCriteria):
+    """Ends a sequence of transformers' whose letters behind the prompt have a stop text."""
+
+    def __init__(self, stop: str, skipped: int) -> None:
+        self.stop, self.skipped = stop, skipped
+
+    def __call__(self, input_ids, scores, **more):
+        return torch.tensor([self.stop in letters(row[self.skipped :]) for row in input_ids])
+
+
+def letters(ids) -> str:
+    return "".join(chr(0x4E00 + int(token)) for token in ids)
+
+
+@pytest.mark.parametrize("beams", [2, 3])
+def test_a_stop_string_ends_a_beam_as_it_does_in_transformers(beams):
+    model, tokens, mask, decoder, skipped = _case("llama")
+    config, without = BeamConfig(num_beams=beams), Ending(set(), PAD)
+    plain = BeamSearch(decoder, config, without, LIMIT).run()
+    stop = letters(plain.answer(0)[3:5])
+    theirs = model.generate(
+        tokens,
+        attention_mask=mask,
+        max_new_tokens=LIMIT,
+        do_sample=False,
+        num_beams=beams,
+        eos_token_id=None,
+        stopping_criteria=StoppingCriteriaList([Letters(stop, skipped)]),
+    )
+    ending = Ending(set(), PAD, (stop,), letters)
+    ours = BeamSearch(_case("llama")[3], config, ending, LIMIT).run()
+    for row in range(len(tokens)):
+        assert ours.answer(row) == theirs[row, skipped:].tolist()[: int(ours.lengths[row])]
+    found = stop in letters(ours.answer(0))
+    assert found == bool(ours.ended[0])
+    assert ours.answer(0) != plain.answer(0) or found
 
 
 def test_a_stop_string_ends_a_row_and_streams_what_came_before():

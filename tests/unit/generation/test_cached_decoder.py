@@ -154,7 +154,7 @@ def test_beam_search_reorders_the_cache_as_transformers_does(name):
         tokens, attention_mask=mask, max_new_tokens=LIMIT, do_sample=False, num_beams=3
     )
     decoder = CachedDecoder(forward, batch, LIMIT)
-    ours = BeamSearch(decoder, BeamConfig(num_beams=3), [END], LIMIT, PAD).run()
+    ours = BeamSearch(decoder, BeamConfig(num_beams=3), Ending({END}, PAD), LIMIT).run()
     for row, expected in enumerate(theirs[:, given:].tolist()):
         assert ours.answer(row) == _expected(expected)
 

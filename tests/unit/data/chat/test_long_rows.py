@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from megalite.data.chat.chat import Chat
 from megalite.data.chat.datasets import Conversations, Prompts, RankedAnswers
 from megalite.data.chat.long_rows import RowRules
-from megalite.data.chat.templates import Chat
 from megalite.data.structure import AnswerBlank, Structure
 from megalite.errors import ConfigError, DataError
 from megalite.models.batch import IGNORE
@@ -16,10 +16,15 @@ class Letters:
     """A tokenizer whose tokens are characters."""
 
     path, begin_id, end_id = "letters", None, 0
+    before, after = [], []
 
     @staticmethod
     def encode(text: str) -> list[int]:
         return [ord(letter) for letter in text]
+
+    def encode_runs(self, runs) -> list[tuple[int, int]]:
+        parts = [self.encode(run) if isinstance(run, str) else [run] for run in runs]
+        return [(token, number) for number, part in enumerate(parts) for token in part]
 
 
 CHAT = Chat("plain", Letters())

@@ -2,11 +2,14 @@
 
 import pytest
 import torch
+from tokenizers import Tokenizer, models
 
+from megalite.data.chat.chat import Chat
 from megalite.data.chat.datasets import ranking_batch
 from megalite.data.example import collate
 from megalite.data.layout import scored_example
 from megalite.data.structure import Structure
+from megalite.data.tokenizers.load import load_tokenizer
 from megalite.distributed.mesh import Mesh, ParallelConfig
 from megalite.engine.build import build_model
 from megalite.generation.prompts import Prompt, batch_prompts
@@ -96,15 +99,13 @@ def test_log_probs_are_those_of_the_logits_divided_by_the_temperature():
     assert torch.allclose(entropy[answered.mask], own[answered.mask], atol=1e-5)
 
 
-class Words:
-    """The special tokens of a tokenizer."""
-
-    def __init__(self, end: int, pad: int) -> None:
-        self.end_id, self.pad_id, self.begin_id = end, pad, None
-
-
 @pytest.mark.parametrize(("end", "pad", "expected"), [(5, 5, 0), (0, 0, 1), (5, 3, 3), (5, 0, 0)])
-def test_padding_is_never_the_end_token(end, pad, expected):
-    found = special_tokens(Words(end, pad))
+def test_padding_is_never_the_end_token(end, pad, expected, tmp_path):
+    letters = Tokenizer(models.BPE({"a": 0}, []))
+    letters.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = load_tokenizer(tmp_path / "tokenizer.json")
+    chat = Chat("plain", tokenizer)
+    chat.end_ids, tokenizer.pad_id = [end], pad
+    found = special_tokens(chat)
     assert tuple(found.end_ids) == (end,)
     assert found.pad_id == expected

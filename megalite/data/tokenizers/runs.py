@@ -1,0 +1,101 @@
+"""Texts with special tokens between them as one sequence, each token with the text it ends in."""
+
+from collections.abc import Callable, Sequence
+from itertools import accumulate
+
+Run = str | int  # a text, or the id of a special token
+Owned = list[tuple[int, int]]  # a token's id, and the number of the run that has its last character
+Span = tuple[int, int]  # the characters [first, last) of a token
+
+EncodeSpans = Callable[[str, Sequence[int]], tuple[list[int], list[Span]]]  # of a text and its cuts
+
+
+def by_stretches(runs: Sequence[Run], encode: EncodeSpans) -> Owned:
+    """Tokenize each stretch of texts between special tokens whole.
+
+    Args:
+        runs: texts and special tokens.
+        encode: from a text, and where its parts end, to its tokens and their spans.
+    """
+    owned: Owned = []
+    stretch: list[tuple[int, str]] = []
+    for number, run in enumerate(runs):
+        if isinstance(run, str):
+            stretch.append((number, run))
+            continue
+        owned += _stretch(stretch, encode)
+        owned.append((run, number))
+        stretch = []
+    return owned + _stretch(stretch, encode)
+
+
+def _stretch(texts: Sequence[tuple[int, str]], encode: EncodeSpans) -> Owned:
+    whole = "".join(text for _, text in texts)
+    if not whole:
+        return []
+    owners = [number for number, text in texts for _ in text]
+    ids, spans = encode(whole, list(accumulate(len(text) for _, text in texts)))
+    return [
+        (token, owners[_last(span, len(owners))]) for token, span in zip(ids, spans, strict=True)
+    ]
+
+
+def at_once(runs: Sequence[Run], texts: Sequence[str], encode: EncodeSpans) -> Owned | None:
+    """Tokenize all of it as one text, in which the tokenizer finds its special tokens.
+
+    Args:
+        runs: texts and special tokens.
+        texts: the text of each run.
+        encode: from a text, and where its parts end, to its tokens and their spans.
+
+    Returns:
+        The tokens, or None where a special token was not found at its place.
+    """
+    owners = [number for number, text in enumerate(texts) for _ in text]
+    ends = list(accumulate(len(text) for text in texts))
+    wanted = {
+        end - len(text): number
+        for number, (run, text, end) in enumerate(zip(runs, texts, ends, strict=True))
+        if isinstance(run, int)
+    }
+    if not owners:
+        return [] if not wanted else None
+    owned: Owned = []
+    for token, span in zip(*encode("".join(texts), ends), strict=True):
+        # a special token may take the spaces beside it along: it is known by its first character
+        special = [n for at, n in wanted.items() if span[0] <= at < span[1] and runs[n] == token]
+        owned.append((token, special[0] if special else owners[_last(span, len(owners))]))
+    found = [(token, number) for token, number in owned if not isinstance(runs[number], str)]
+    expected = [(run, number) for number, run in enumerate(runs) if isinstance(run, int)]
+    return owned if found == expected else None
+
+
+def _last(span: Span, count: int) -> int:
+    """The last character of a token; libraries may leave spaces out of a span's front."""
+    return min(max(span[1] - 1, 0), count - 1)
+
+
+def spans_by_cuts(
+    text: str, cuts: Sequence[int], encode: Callable[[str], list[int]]
+) -> tuple[list[int], list[Span]]:
+    """Tokens of a text and the cuts that they lie between, for tokenizers that tell no spans.
+
+    A cut falls behind those tokens that the text up to it has as well.
+    """
+    ids, before = encode(text), 0
+    spans: list[Span] = []
+    for cut in cuts:
+        known = ids if cut == len(text) else encode(text[:cut])
+        same = [a == b for a, b in zip(known, ids, strict=False)]
+        count = same.index(False) if False in same else len(same)
+        spans += [(before, cut)] * (count - len(spans))
+        before = cut
+    return ids, spans + [(before, len(text))] * (len(ids) - len(spans))
+
+
+def around(plain: Sequence[int], whole: Sequence[int]) -> tuple[list[int], list[int]]:
+    """What a tokenizer writes before and after a text, of its tokens without and with that."""
+    for at in range(len(whole) - len(plain) + 1):
+        if list(whole[at : at + len(plain)]) == list(plain):
+            return list(whole[:at]), list(whole[at + len(plain) :])
+    return [], []
