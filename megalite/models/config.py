@@ -128,6 +128,9 @@ class ModelConfig(Section):
     head_bias: bool = Field(False, description="bias of the head")
     normalised_head: bool = Field(False, description="rows of the head's matrix scaled to length 1")
     logit_scale: float = Field(1.0, gt=0, description="factor of the logits")
+    logit_cap: float = Field(
+        0.0, ge=0, description="cap of the logits, cap tanh(logits / cap); 0: none"
+    )
     embedding_scale: float = Field(1.0, gt=0, description="factor of the embeddings")
 
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout of sub-layers and embeddings")

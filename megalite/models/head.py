@@ -1,5 +1,6 @@
 """The head: what a caller asks of the last hidden states."""
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -68,7 +69,11 @@ class Head(Layer):
             return self._loss(hidden, weight, bias, batch, output)
         assert isinstance(output, LogProbs)
         labels = batch.labels.flatten()
-        options = self._options(logit_scale=self.config.logit_scale / output.temperature)
+        # One temperature of capped logits: that of what is capped, and of the cap.
+        scale, cap = self.config.logit_scale, self.config.logit_cap
+        options = self._options(
+            logit_scale=scale / output.temperature, logit_cap=cap / output.temperature
+        )
         results = token_log_probs(hidden, weight, labels, bias, options)
         # Nothing else uses the results: no views for autograd, of which FSDP2 would warn.
         return tuple(torch_private.shaped(r, batch.labels.shape) for r in results)
@@ -87,6 +92,8 @@ class Head(Layer):
         logits = functional.linear(hidden, weight, bias)
         if self.config.logit_scale != 1.0:
             logits = logits * self.config.logit_scale
+        if self.config.logit_cap:
+            logits = self.config.logit_cap * torch.tanh(logits / self.config.logit_cap)
         return gather_copies(logits, self.mesh.tp, 2, self.config.vocab_size)
 
     def _loss(
@@ -100,5 +107,6 @@ class Head(Layer):
             label_smoothing=output.label_smoothing,
             z_loss=output.z_loss,
             logit_scale=self.config.logit_scale,
+            logit_cap=self.config.logit_cap,
         )
         return linear_cross_entropy(hidden, weight, labels, token_weights, bias, options)

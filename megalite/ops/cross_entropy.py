@@ -14,8 +14,10 @@ from megalite.ops.vocabulary import (
     LossOptions,
     RowStatistics,
     add_at_labels,
+    cap_slope,
     check_labels,
     row_statistics,
+    scale_and_cap,
 )
 
 
@@ -87,9 +89,11 @@ class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, labels: Tensor, options: LossOptions) -> Tensor:
         scaled = logits if options.logit_scale == 1.0 else logits * options.logit_scale
+        if options.logit_cap:
+            scaled = scale_and_cap(wide(scaled).clone(), 1.0, options.logit_cap)
         statistics = row_statistics(wide(scaled), labels, options.own_slice)
         ctx.save_for_backward(scaled, labels, statistics.lse)
-        ctx.options = options
+        ctx.options, ctx.dtype = options, logits.dtype
         return row_loss(statistics, labels, options)
 
     @staticmethod
@@ -97,4 +101,6 @@ class _CrossEntropy(torch.autograd.Function):
         logits, labels, lse = ctx.saved_tensors
         upstream = upstream * ctx.options.logit_scale
         gradient = logit_gradient(logits, lse, labels, upstream, ctx.options)
-        return gradient.to(logits.dtype), None, None
+        slope = cap_slope(logits, ctx.options.logit_cap)
+        gradient = gradient if slope is None else gradient * slope
+        return gradient.to(ctx.dtype), None, None

@@ -15,7 +15,14 @@ from torch import Tensor
 from megalite.errors import ShapeError
 from megalite.ops.cross_entropy import logit_gradient, row_loss
 from megalite.ops.precision import wide
-from megalite.ops.vocabulary import IGNORE, LossOptions, check_labels, row_statistics
+from megalite.ops.vocabulary import (
+    IGNORE,
+    LossOptions,
+    cap_slope,
+    check_labels,
+    row_statistics,
+    scale_and_cap,
+)
 
 CHUNK_ELEMENTS = 7 << 21  # logits at a time: 56 MiB in fp32; few chunks, as each reads all of dW
 
@@ -28,7 +35,7 @@ def linear_cross_entropy(
     bias: Tensor | None = None,
     options: LossOptions = LossOptions(),  # noqa: B008 - it is frozen
 ) -> Tensor:
-    """``sum_t token_weights_t * cross_entropy(logit_scale (hidden_t W^T + b), label_t)``.
+    """``sum_t token_weights_t * cross_entropy(cap(logit_scale (hidden_t W^T + b)), label_t)``.
 
     Args:
         hidden: [T, D].
@@ -37,7 +44,7 @@ def linear_cross_entropy(
         labels: int64 [T], -100 where there is no target: such rows cost nothing.
         token_weights: fp32 [T], no gradient; None is 1.
         bias: [V] or [V/tp].
-        options: smoothing, z-loss, scale and the slice of the vocabulary.
+        options: smoothing, z-loss, scale, cap and the slice of the vocabulary.
 
     Returns:
         fp32 scalar, the same on all of the vocabulary's group.
@@ -100,14 +107,15 @@ def _forward_backward(
     for part in chunks:
         x, label, share = hidden[part], labels[part], wide(token_weights[part])
         logits = _logits(x, weight, bias, memory[: len(part)])
-        if options.logit_scale != 1.0:
-            logits *= options.logit_scale
+        scale_and_cap(logits, options.logit_scale, options.logit_cap)
         statistics = row_statistics(logits, label, options.own_slice)
         loss += (row_loss(statistics, label, options) * share).sum()
         if not any(needs):
             continue
-        share = share * options.logit_scale
+        share, slope = share * options.logit_scale, cap_slope(logits, options.logit_cap)
         gradient = logit_gradient(logits, statistics.lse, label, share, options, in_place=True)
+        if slope is not None:
+            gradient *= slope
         narrow = gradient.to(weight.dtype)
         if dhidden is not None:
             dhidden[part] = wide(narrow @ weight)

@@ -13,7 +13,13 @@ from megalite.errors import ShapeError
 from megalite.ops.cross_entropy import logit_gradient
 from megalite.ops.linear_cross_entropy import add_product, labelled_chunks
 from megalite.ops.precision import wide
-from megalite.ops.vocabulary import LossOptions, check_labels, row_statistics
+from megalite.ops.vocabulary import (
+    LossOptions,
+    cap_slope,
+    check_labels,
+    row_statistics,
+    scale_and_cap,
+)
 
 
 def token_log_probs(
@@ -30,7 +36,7 @@ def token_log_probs(
         weight: [V, D], or [V/tp, D]: as in :func:`linear_cross_entropy`.
         labels: int64 [T], -100 where there is none.
         bias: [V] or [V/tp].
-        options: scale (1 / temperature) and the slice of the vocabulary.
+        options: scale (1 / temperature), cap and the slice of the vocabulary.
 
     Returns:
         log_probs fp32 [T] and entropy fp32 [T] in nats (no gradient), 0 where there is no label.
@@ -46,14 +52,17 @@ def token_log_probs(
             f"{list(hidden.shape)} and {list(weight.shape)}"
         )
     options = LossOptions(
-        logit_scale=options.logit_scale, vocabulary=options.slice(weight.shape[0])
+        logit_scale=options.logit_scale,
+        logit_cap=options.logit_cap,
+        vocabulary=options.slice(weight.shape[0]),
     )
     check_labels(labels, hidden.shape[0], options.own_slice.size, "token_log_probs")
     return _TokenLogProbs.apply(hidden, weight, bias, labels, options)
 
 
-def _logits(x: Tensor, weight: Tensor, bias: Tensor | None, scale: float) -> Tensor:
-    return wide(torch.nn.functional.linear(x, weight, bias)) * scale
+def _logits(x: Tensor, weight: Tensor, bias: Tensor | None, options: LossOptions) -> Tensor:
+    product = wide(torch.nn.functional.linear(x, weight, bias))
+    return scale_and_cap(product, options.logit_scale, options.logit_cap)
 
 
 class _TokenLogProbs(torch.autograd.Function):
@@ -63,7 +72,7 @@ class _TokenLogProbs(torch.autograd.Function):
         shape = labels.shape
         log_probs, entropy, lse = (wide(hidden.new_zeros(shape)) for _ in range(3))
         for part in labelled_chunks(labels, weight.shape[0]):
-            logits = _logits(hidden[part], weight, bias, options.logit_scale)
+            logits = _logits(hidden[part], weight, bias, options)
             statistics = row_statistics(logits, labels[part], options.own_slice)
             log_probs[part] = statistics.target - statistics.lse
             entropy[part] = statistics.lse - statistics.weighted
@@ -81,11 +90,14 @@ class _TokenLogProbs(torch.autograd.Function):
         dbias = None if bias is None else wide(torch.zeros_like(bias))
         for part in labelled_chunks(labels, weight.shape[0]):
             x = hidden[part]
-            logits = _logits(x, weight, bias, options.logit_scale)
+            logits = _logits(x, weight, bias, options)
             share = -upstream[part] * options.logit_scale
+            slope = cap_slope(logits, options.logit_cap)
             gradient = logit_gradient(
                 logits, lse[part], labels[part], share, options, in_place=True
             )
+            if slope is not None:
+                gradient *= slope
             narrow = gradient.to(weight.dtype)
             dhidden[part] = wide(narrow @ weight)
             add_product(dweight, narrow.t(), x)

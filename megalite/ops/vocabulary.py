@@ -37,12 +37,14 @@ class LossOptions:
         label_smoothing: the share of the target that is uniform over the vocabulary.
         z_loss: factor of lse^2, which keeps logits from drifting.
         logit_scale: logits are multiplied by it first.
+        logit_cap: then they become cap tanh(logits / cap); 0 is no cap.
         vocabulary: the slice of it that is here; None is all.
     """
 
     label_smoothing: float = 0.0
     z_loss: float = 0.0
     logit_scale: float = 1.0
+    logit_cap: float = 0.0
     vocabulary: VocabularySlice | None = None
 
     @property
@@ -54,6 +56,18 @@ class LossOptions:
     def slice(self, width: int) -> VocabularySlice:
         """The vocabulary's slice, ``width`` tokens being here."""
         return self.vocabulary or VocabularySlice(Axis("tp"), 0, width)
+
+
+def cap_slope(capped: Tensor, cap: float) -> Tensor | None:
+    """Derivative of capped logits by those before the cap; None where there is none."""
+    return None if not cap else 1.0 - (capped / cap).square_()
+
+
+def scale_and_cap(logits: Tensor, scale: float, cap: float) -> Tensor:
+    """Write ``scale logits``, capped where ``cap`` is not 0, over logits of at least fp32."""
+    if scale != 1.0:
+        logits *= scale
+    return logits.div_(cap).tanh_().mul_(cap) if cap else logits
 
 
 @dataclass(frozen=True)

@@ -64,6 +64,7 @@ LATER = {
         "query_key_norm": True,
         "norm_position": "both",
         "norm_plus_one": True,
+        "logit_cap": 4.0,
         "embedding_scale": 50.0,  # as large as what is added: roundings stay roundings
     },
 }

@@ -33,6 +33,7 @@ OPTIONS = [
     LossOptions(label_smoothing=0.1),
     LossOptions(z_loss=1e-3),
     LossOptions(label_smoothing=0.2, z_loss=1e-3, logit_scale=0.7),
+    LossOptions(label_smoothing=0.1, z_loss=1e-3, logit_scale=0.7, logit_cap=3.0),
 ]
 
 
@@ -146,6 +147,34 @@ def test_head_and_loss_is_a_weighted_sum_of_cross_entropy(name: str):
     torch.testing.assert_close(ours, (rows * weights).sum(), rtol=1e-5, atol=1e-5)
 
 
+def test_a_cap_of_logits_is_that_of_its_definition():
+    """Loss, log-probabilities and their gradients, by PyTorch's autograd of the definition."""
+    labels, options = labels_for(20, 31), LossOptions(logit_scale=0.7, logit_cap=3.0)
+    inputs = torch.randn(20, 8), torch.randn(31, 8)
+
+    def capped(x, w):
+        return 3.0 * torch.tanh(0.7 * (x @ w.T) / 3.0)
+
+    def loss(x, w):
+        return torch.nn.functional.cross_entropy(capped(x, w), labels, reduction="sum")
+
+    def log_probs(x, w):
+        found = torch.log_softmax(capped(x, w), -1).gather(1, labels.clamp(min=0)[:, None])[:, 0]
+        return torch.where(labels < 0, 0.0, found)
+
+    pairs = [
+        (lambda x, w: linear_cross_entropy(x, w, labels, options=options), loss),
+        (lambda x, w: cross_entropy(x @ w.T, labels, options).sum(), loss),
+        (lambda x, w: token_log_probs(x, w, labels, None, options)[0], log_probs),
+    ]
+    for ours, definition in pairs:
+        for mine, theirs in zip(
+            *(on("reference", torch.float64, f, *inputs) for f in (ours, definition)), strict=True
+        ):
+            for a, b in zip(mine, theirs, strict=False):
+                torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-9)  # a weight is fp32
+
+
 def test_gradients_of_head_and_loss_are_given_once():
     hidden, weight = torch.randn(4, 8, requires_grad=True), torch.randn(9, 8)
     loss = linear_cross_entropy(hidden, weight, torch.arange(4))
@@ -155,13 +184,13 @@ def test_gradients_of_head_and_loss_are_given_once():
 
 
 @on_every_row_backend
-@pytest.mark.parametrize("scale", [1.0, 1.7])
-def test_token_log_probs_are_as_exact_as_pytorch(name: str, scale: float):
+@pytest.mark.parametrize(("scale", "cap"), [(1.0, 0.0), (1.7, 0.0), (1.7, 2.5)])
+def test_token_log_probs_are_as_exact_as_pytorch(name: str, scale: float, cap: float):
     generator = torch.Generator().manual_seed(6)
     labels = labels_for(401, 131)  # many rows, as the largest of few roundings is mostly luck
     hidden = torch.randn(401, 20, generator=generator)
     weight = torch.randn(131, 20, generator=generator) * 0.3
-    options = LossOptions(logit_scale=scale)
+    options = LossOptions(logit_scale=scale, logit_cap=cap)
     check(
         name, lambda x, w: token_log_probs(x, w, labels.to(x.device), None, options), hidden, weight
     )

@@ -281,6 +281,21 @@ PEERS = {
         tiny("Qwen2", use_sliding_window=True, sliding_window=3, max_window_layers=1)
     ),
     "qwen3": Peer(tiny("Qwen3", head_dim=12, attention_bias=True)),
+    "gemma3": Peer(
+        tiny(
+            "Gemma3",
+            "Gemma3TextConfig",
+            num_hidden_layers=3,
+            sliding_window=4,
+            layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+            rope_theta=500.0,
+            rope_local_base_freq=50.0,
+            rope_scaling={"rope_type": "linear", "factor": 2.0},
+            head_dim=12,
+            query_pre_attn_scalar=20,
+            final_logit_softcapping=2.0,
+        )
+    ),
     "internlm2": Peer(internlm2, is_reference=True),
     "gpt-neox": Peer(tiny("GPTNeoX", hidden_size=48, rotary_pct=0.5, rotary_emb_base=500.0)),
     "gpt-neox, one after the other": Peer(

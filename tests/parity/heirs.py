@@ -16,13 +16,13 @@ _SIZES = {
 }
 
 
-def tiny(name: str, **more: Any) -> Callable[[], Any]:
-    """Build a causal decoder by the name of its classes, of sizes as LLaMA calls them."""
+def tiny(name: str, config_name: str = "", **more: Any) -> Callable[[], Any]:
+    """Build a causal decoder by the names of its classes, of sizes as LLaMA calls them."""
 
     def make() -> Any:
         import transformers
 
-        config = getattr(transformers, f"{name}Config")(**(_SIZES | more))
+        config = getattr(transformers, config_name or f"{name}Config")(**(_SIZES | more))
         return getattr(transformers, f"{name}ForCausalLM")(config)
 
     return make

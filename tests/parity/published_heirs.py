@@ -64,6 +64,27 @@ _MISTRAL = _COMMON | {
     "tie_word_embeddings": False,
     "torch_dtype": "bfloat16",
 }
+_GEMMA3 = {
+    "architectures": ["Gemma3ForCausalLM"],
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "attn_logit_softcapping": None,
+    "bos_token_id": 2,
+    "cache_implementation": "hybrid",
+    "eos_token_id": [1, 106],
+    "final_logit_softcapping": None,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "initializer_range": 0.02,
+    "model_type": "gemma3_text",
+    "pad_token_id": 0,
+    "query_pre_attn_scalar": 256,
+    "rms_norm_eps": 1e-06,
+    "rope_local_base_freq": 10000,
+    "rope_scaling": None,
+    "rope_theta": 1000000,
+    "use_cache": True,
+    "vocab_size": 262144,
+}
 _NEOX = {
     "architectures": ["GPTNeoXForCausalLM"],
     "bos_token_id": 0,
@@ -160,6 +181,22 @@ HEIRS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         | {"attention_dropout": 0.0, "max_window_layers": 28, "rms_norm_eps": 1e-06}
         | {"rope_scaling": None, "rope_theta": 1000000, "sliding_window": None}
         | {"tie_word_embeddings": True, "use_sliding_window": False, "vocab_size": 151936},
+    ),
+    "gemma-3-1b-pt": (
+        "gemma3-1b",
+        {},
+        _GEMMA3
+        | _of(1152, 26, 4, 1, inner=6912, head_dim=256, max_position_embeddings=32768)
+        | {"sliding_window": 512, "sliding_window_pattern": 6},
+    ),
+    "gemma-3-270m, with its kinds of layers": (
+        "gemma3-270m",
+        {},
+        _GEMMA3
+        | _of(640, 18, 4, 1, inner=2048, head_dim=256, max_position_embeddings=32768)
+        | {"_sliding_window_pattern": 6, "sliding_window": 512}
+        | {"use_bidirectional_attention": False}
+        | {"layer_types": [*["sliding_attention"] * 5, "full_attention"] * 3},
     ),
     "internlm2-7b": (
         "internlm2-7b",

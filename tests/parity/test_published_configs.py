@@ -15,7 +15,13 @@ CONFIGS = FIRST | HEIRS
 # Keys that change nothing that a forward pass computes, by what they are for.
 NEUTRAL = {
     "names": {"architectures", "model_type", "transformers_version", "dtype", "torch_dtype"}
-    | {"_name_or_path", "auto_map", "tokenizer_class", "attn_implementation"},
+    | {
+        "_name_or_path",
+        "auto_map",
+        "tokenizer_class",
+        "attn_implementation",
+        "cache_implementation",
+    },
     "special tokens": {"bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id"}
     | {"decoder_start_token_id", "forced_eos_token_id", "mask_token_id", "gmask_token_id"},
     "what a call gives": {"use_cache", "return_dict", "output_attentions", "output_hidden_states"}
@@ -37,7 +43,7 @@ NEUTRAL = {
     | {"reorder_and_upcast_attn", "quantization_bit"},
     "said by another key": {"n_ctx", "seq_length", "dense_act_fn", "is_gated_act", "n_positions"}
     | {"is_encoder_decoder", "is_decoder", "max_sequence_length", "offset_alibi"}
-    | {"extra_pos_embeddings", "original_rope", "num_hidden_layers"},
+    | {"_sliding_window_pattern", "extra_pos_embeddings", "original_rope", "num_hidden_layers"},
     "unused by the published code": {"add_bias_logits", "static_position_embeddings"}
     | {"attention_probs_dropout_prob", "hidden_dropout_prob"},
     "off unless a prefix is trained": {"pre_seq_len", "prefix_projection"},
@@ -96,7 +102,7 @@ def classes() -> list[tuple[str, dict[str, Any]]]:
     import transformers
 
     names = ("Llama", "GPT2", "OPT", "Bloom", "Falcon", "T5", "Bart", "CodeGen", "Qwen2", "GPTNeoX")
-    names += ("GPTJ", "MT5", "MBart", "Glm", "Glm4", "Mistral", "Qwen3")
+    names += ("GPTJ", "MT5", "MBart", "Glm", "Glm4", "Mistral", "Qwen3", "Gemma3Text")
     return [(name, getattr(transformers, f"{name}Config")().to_dict()) for name in names]
 
 

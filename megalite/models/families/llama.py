@@ -22,7 +22,12 @@ SURROUNDING_NORMS = {  # Gemma's
 
 def shared_values(theirs: dict[str, Any]) -> dict[str, Any]:
     """Our values of the keys that LLaMA's configs and its heirs' have alike."""
-    return read_rope(theirs) | {
+    return read_rope(theirs) | sizes_of(theirs)
+
+
+def sizes_of(theirs: dict[str, Any]) -> dict[str, Any]:
+    """Those of them that don't say how heads turn."""
+    return {
         "vocab_size": theirs["vocab_size"],
         "hidden_size": theirs["hidden_size"],
         "num_layers": theirs["num_hidden_layers"],

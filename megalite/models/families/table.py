@@ -89,6 +89,7 @@ def decisive(config: ModelConfig) -> dict[str, Any]:
         "attention_scale": config.scale,
         "rotary_size": config.rotary,
         "rope_original_positions": config.rope_trained_positions,
+        "rope_window_base": config.rope_window_base or _plain_base(config),
         "windows": [config.window_of(i) for i in range(_deepest(config))],
     }
     unread = {key for keys in _POSITIONS.values() for key in keys}
@@ -103,6 +104,12 @@ def decisive(config: ModelConfig) -> dict[str, Any]:
 
 def _deepest(config: ModelConfig) -> int:
     return max(config.num_layers, config.num_encoder_layers)
+
+
+def _plain_base(config: ModelConfig) -> float:
+    """The base of unstretched angles, or 0 for those that are stretched."""
+    is_plain = config.rope_scaling == "linear" and config.rope_scale == 1.0
+    return config.rope_base if is_plain else 0.0
 
 
 # What a model reads of a kind of positions, and of a kind of RoPE's scaling, and others don't.
