@@ -50,6 +50,7 @@ class TokenizerConfig(Section):
     end_token: str = Field(
         "", description="token that ends a document or an answer; empty: as the files say"
     )
+    trust_code: bool = Field(False, description="Python code in the tokenizer's folder may run")
 
 
 class CorpusConfig(Section):

@@ -49,7 +49,7 @@ def open_chat(
         ConfigError: the tokenizer has more tokens than the model.
         DataError: the tokenizer can't be read.
     """
-    chat = Chat(data.template, load_tokenizer(tokenizer.path, tokenizer.end_token))
+    chat = Chat(data.template, load_tokenizer(**tokenizer.model_dump()))
     check_vocabulary(chat.tokenizer, model)
     return ChatFormat(chat, structure_of(data, chat.tokenizer, model, said))
 

@@ -45,7 +45,7 @@ def store_opener(
         return lambda path, _number: Windows(
             TokenStore(path), data.sequence_length, data.separate_documents
         )
-    found = load_tokenizer(tokenizer.path, tokenizer.end_token)
+    found = load_tokenizer(**tokenizer.model_dump())
     check_vocabulary(found, model)
     objective = choose_objective(data, found, structure_of(data, found, model, said))
     room = Room(data.sequence_length, data.encoder_rows)

@@ -43,7 +43,7 @@ class SamplesConfig(Section):
         """
         if self.prompts:
             read_records(self.prompts, parse_prompt)
-            load_tokenizer(tokenizer.path, tokenizer.end_token)
+            load_tokenizer(**tokenizer.model_dump())
 
 
 def decode_with(model: Model) -> Forward:

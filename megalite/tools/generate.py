@@ -267,7 +267,8 @@ def _tokenizer(config: GenerateConfig) -> Tokenizer:
     own = None if is_set else find_tokenizer("", Path(config.model))
     told = section_of_run(Path(config.model), "tokenizer").get("end_token", "")
     end_token = config.tokenizer.end_token or ("" if is_set else told)
-    return load_tokenizer(own or config.tokenizer.path, end_token)
+    trust_code = config.tokenizer.trust_code
+    return load_tokenizer(own or config.tokenizer.path, end_token, trust_code)
 
 
 def _questions(config: GenerateConfig, launch: Launch) -> list[tuple[Turn, ...]]:

@@ -37,7 +37,7 @@ from megalite.data.corpus.store import StoreWriter, TokenStore, smallest_dtype
 from megalite.data.tokenizers.load import load_tokenizer
 from megalite.data.tokenizers.tokenizer import Tokenizer
 from megalite.distributed.launch import Launch
-from megalite.errors import DataError, MegaliteError, naming
+from megalite.errors import ConfigError, DataError, MegaliteError, naming
 
 BATCH_DOCUMENTS = 64
 BATCH_CHARACTERS = 1 << 18
@@ -56,6 +56,15 @@ class PrepareConfig(Section):
     )
     text_key: str = Field("text", description="key of a record's text")
     append_end: bool = Field(True, description="end token after each document")
+    prepend_begin: bool = Field(False, description="begin token before each document")
+    end_token: str = Field(
+        "", description="token that ends a document; empty: as the tokenizer's files say"
+    )
+    special_in_text: bool = Field(
+        True,
+        description="special tokens that a text spells out are those tokens; false: they are text",
+    )
+    trust_code: bool = Field(False, description="Python code in the tokenizer's folder may run")
     processes: int = Field(0, ge=0, description="number of processes; 0: one per core")
     part_bytes: int = Field(
         32_000_000, gt=0, description="most bytes of a part of the input, which is saved when done"
@@ -90,7 +99,9 @@ def run(config: PrepareConfig, launch: Launch) -> int:
     """Write the store; only rank 0 does."""
     if launch.rank != 0:
         return 0
-    tokenizer = load_tokenizer(config.tokenizer)
+    tokenizer = _tokenizer(config.tokenizer, config.end_token, config.trust_code)
+    if config.prepend_begin and tokenizer.begin_id is None:
+        raise ConfigError(f"--prepend_begin: {tokenizer.path} has no begin token: leave it out")
     sources = find_sources(config.source, config.text_key, config.format)
     folder = Path(f"{config.output}.parts")
     parts = list(_parts(sources.files, config.part_bytes, folder))
@@ -100,6 +111,11 @@ def run(config: PrepareConfig, launch: Launch) -> int:
     skipped = _join_skipped(config, parts)
     shutil.rmtree(folder)
     _report(config, sources, skipped)
+    if config.append_end and tokenizer.end_id is None:
+        sys.stdout.write(
+            f"{tokenizer.path}: has no end token that is known, so no document has an end; "
+            "--end_token names one, --append_end false says that none is meant\n"
+        )
     return 0
 
 
@@ -189,14 +205,14 @@ def _end_with_parent() -> None:
 
 
 @functools.cache
-def _tokenizer(path: str) -> Tokenizer:
+def _tokenizer(path: str, end_token: str, trust_code: bool) -> Tokenizer:
     """The tokenizer of this process."""
-    return load_tokenizer(path)
+    return load_tokenizer(path, end_token, trust_code)
 
 
 def _tokenize(config: PrepareConfig, part: _Part) -> None:
     """Tokenize one part; skipped records are listed beside its store."""
-    tokenizer = _tokenizer(config.tokenizer)
+    tokenizer = _tokenizer(config.tokenizer, config.end_token, config.trust_code)
     listed = Path(f"{part.prefix}.skipped")
     writer = StoreWriter(part.prefix, smallest_dtype(tokenizer.vocab_size))
     try:
@@ -213,13 +229,18 @@ def _tokenize(config: PrepareConfig, part: _Part) -> None:
 
 
 def _write(config: PrepareConfig, part: _Part, on_error: OnError, writer: StoreWriter) -> None:
-    tokenizer = _tokenizer(config.tokenizer)
+    tokenizer = _tokenizer(config.tokenizer, config.end_token, config.trust_code)
     end = [tokenizer.end_id] if config.append_end and tokenizer.end_id is not None else []
+    begin = [tokenizer.begin_id] if config.prepend_begin and tokenizer.begin_id is not None else []
+    starts = True
     for part_range in part.ranges:
         for pieces in _batches(range_documents(part_range, config.text_key, on_error)):
-            encoded = tokenizer.encode_batch([piece.text for piece in pieces])
+            texts = [piece.text for piece in pieces]
+            encoded = tokenizer.encode_batch(texts, config.special_in_text)
             for piece, tokens in zip(pieces, encoded, strict=True):
-                writer.add(tokens + end if piece.ends else tokens, piece.ends)
+                around = (begin if starts else [], end if piece.ends else [])
+                writer.add([*around[0], *tokens, *around[1]], piece.ends)
+                starts = piece.ends
 
 
 def _batches(pieces: Iterable[DocumentPiece]) -> Iterator[list[DocumentPiece]]:

@@ -1,8 +1,9 @@
 """A Hugging Face tokenizer folder, read by transformers."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from megalite.data.tokenizers.runs import (
     Owned,
@@ -24,15 +25,11 @@ TEXT = "text"  # of which a tokenizer shows what it writes around one
 class HuggingFaceTokenizer(Tokenizer):
     """Whatever transformers' ``AutoTokenizer`` makes of a folder."""
 
-    def __init__(self, path: Path) -> None:
-        """Open a folder; nothing is downloaded."""
-        from transformers import AutoTokenizer
-
-        inner: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            str(path), local_files_only=True
-        )
+    def __init__(self, path: Path, inner: "PreTrainedTokenizerBase") -> None:
+        """Wrap what :func:`open_folder` made of a folder."""
         self._inner, self.path = inner, str(path)
-        self._ids = frozenset(inner.get_vocab().values())
+        added = (*inner.added_tokens_decoder, *inner.all_special_ids)
+        self._ids = frozenset((*inner.get_vocab().values(), *added))
         self.vocab_size = size_of(self._ids)
         self.end_id = inner.eos_token_id
         self.begin_id = inner.bos_token_id
@@ -44,11 +41,13 @@ class HuggingFaceTokenizer(Tokenizer):
         """Token ids of a text, without special tokens around it."""
         return self._inner.encode(text, add_special_tokens=False)
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+    def encode_batch(self, texts: Sequence[str], special: bool = True) -> list[list[int]]:
         """Token ids of several texts."""
         if not texts:
             return []
-        return self._inner(list(texts), add_special_tokens=False)["input_ids"]
+        return self._inner(list(texts), add_special_tokens=False, split_special_tokens=not special)[
+            "input_ids"
+        ]
 
     def encode_runs(self, runs: Sequence[Run]) -> Owned:
         """Tokens of texts with special tokens between them, which a text gives too if it can."""
@@ -109,3 +108,34 @@ class HuggingFaceTokenizer(Tokenizer):
     def save(self, folder: Path | str) -> None:
         """Write the tokenizer as a Hugging Face folder."""
         self._inner.save_pretrained(str(folder))
+
+
+def folder_config(path: Path) -> dict[str, Any]:
+    """What a folder's ``tokenizer_config.json`` says; nothing where there is none."""
+    file = path / "tokenizer_config.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
+def open_folder(path: Path, trust_code: bool = False) -> "PreTrainedTokenizerBase":
+    """What transformers makes of a folder, also of one that has a bare vocabulary alone.
+
+    Nothing is downloaded, and code in the folder runs only if it is trusted.
+    """
+    from transformers import AutoTokenizer, BertTokenizerFast, GPT2TokenizerFast
+
+    files = {file.name for file in path.iterdir()}
+    if not files & {"tokenizer.json", "tokenizer_config.json", "config.json"}:
+        if "vocab.txt" in files:
+            is_lower = _is_lower(path / "vocab.txt")
+            return BertTokenizerFast.from_pretrained(str(path), do_lower_case=is_lower)
+        if {"vocab.json", "merges.txt"} <= files:
+            return GPT2TokenizerFast.from_pretrained(str(path))
+    return AutoTokenizer.from_pretrained(
+        str(path), local_files_only=True, trust_remote_code=trust_code
+    )
+
+
+def _is_lower(vocabulary: Path) -> bool:
+    """Whether no word of a BERT vocabulary has a capital; its special tokens are in brackets."""
+    words = vocabulary.read_text(encoding="utf-8").splitlines()
+    return not any(word != word.lower() for word in words if not word.startswith("["))

@@ -2,53 +2,75 @@
 
 from pathlib import Path
 
-from megalite.data.tokenizers.hugging_face import HuggingFaceTokenizer
+from megalite.data.tokenizers.hugging_face import HuggingFaceTokenizer, folder_config, open_folder
 from megalite.data.tokenizers.sentence_piece import SentencePieceTokenizer
+from megalite.data.tokenizers.sentence_piece_folder import SentencePieceFolder, processor_of
 from megalite.data.tokenizers.tokenizer import Tokenizer
 from megalite.data.tokenizers.tokenizer_json import JSONTokenizer
 from megalite.errors import DataError
 
 
-def load_tokenizer(path: Path | str, end_token: str = "") -> Tokenizer:
+def load_tokenizer(path: Path | str, end_token: str = "", trust_code: bool = False) -> Tokenizer:
     """Load a Hugging Face folder, a ``tokenizer.json`` or a SentencePiece ``.model``.
 
     Args:
         path: of the tokenizer.
         end_token: ends a document or an answer; empty: as the files say.
+        trust_code: whether Python code in the folder may run.
 
     Raises:
-        DataError: there is none, it can't be read, or it has no such token.
+        DataError: there is none, it can't be read, it has no such token, or it is code that is not
+            trusted.
     """
-    tokenizer = _loaded(path)
+    tokenizer = _loaded(Path(path), trust_code)
     if end_token:
         tokenizer.end_id = tokenizer.token_id(end_token)
     return tokenizer
 
 
-def _loaded(path: Path | str) -> Tokenizer:
-    path = Path(path)
+def _loaded(path: Path, trust_code: bool) -> Tokenizer:
     if not path.exists():
         raise DataError(
             f"{path}: no such tokenizer; give a Hugging Face folder, a tokenizer.json or a "
             "SentencePiece .model, or make one with `megalite tokenizer train`"
         )
     try:
-        return _open(path)
+        return _open(path, trust_code)
     except ImportError as error:
         raise DataError(f"{path}: needs {error.name}: pip install {error.name}") from None
     except (OSError, ValueError, KeyError) as error:
+        if not trust_code and (code := _own_code(path)):
+            raise DataError(
+                f"{path}: its tokenizer is code of its own, {code}, which runs only where it is "
+                "trusted: read it, then give tokenizer.trust_code true (--trust_code of data "
+                "prepare)"
+            ) from None
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(f"{path}: not a tokenizer that can be read: {reason}") from None
     except Exception as error:  # the tokenizers library raises bare Exception on bad files
         raise DataError(f"{path}: not a tokenizer that can be read: {error}") from None
 
 
-def _open(path: Path) -> Tokenizer:
+def _own_code(path: Path) -> str:
+    """The Python file that a folder's tokenizer is, or empty."""
+    try:
+        named = folder_config(path)["auto_map"]["AutoTokenizer"]
+    except (ValueError, KeyError, TypeError):
+        return ""
+    first = next(iter(filter(None, named if isinstance(named, list) else [named])), "")
+    return f"{str(first).rpartition('--')[2].partition('.')[0]}.py" if first else ""
+
+
+def _open(path: Path, trust_code: bool) -> Tokenizer:
     model = _sentencepiece_model(path)
     if model is not None:
         return SentencePieceTokenizer(model)
     if path.is_dir():
-        return HuggingFaceTokenizer(path)
+        inner = open_folder(path, trust_code)
+        processor = processor_of(path, inner)
+        if processor is None:
+            return HuggingFaceTokenizer(path, inner)
+        return SentencePieceFolder(path, inner, processor)
     if path.suffix == ".json":
         return JSONTokenizer(path)
     raise ValueError("must be a folder, a tokenizer.json or a SentencePiece .model")

@@ -3,9 +3,13 @@
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from megalite.data.tokenizers.runs import Owned, Run, Span, by_stretches
 from megalite.data.tokenizers.tokenizer import Tokenizer, no_template, shown
+
+if TYPE_CHECKING:
+    from sentencepiece import SentencePieceProcessor
 
 
 class SentencePieceTokenizer(Tokenizer):
@@ -21,8 +25,6 @@ class SentencePieceTokenizer(Tokenizer):
 
         self.path = str(path)
         self._processor = SentencePieceProcessor(model_file=self.path)
-        before_0_2_2 = getattr(self._processor, "encode_as_immutable_proto", None)
-        self._encode_as_proto = before_0_2_2 or self._processor.encode_as_proto
         self.vocab_size = self._processor.vocab_size()
         self.end_id = _known(self._processor.eos_id())
         self.begin_id = _known(self._processor.bos_id())
@@ -36,23 +38,13 @@ class SentencePieceTokenizer(Tokenizer):
         """Token ids of a text, without special tokens around it."""
         return self._processor.encode(text)
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+    def encode_batch(self, texts: Sequence[str], special: bool = True) -> list[list[int]]:
         """Token ids of several texts."""
         return self._processor.encode(list(texts))
 
     def encode_runs(self, runs: Sequence[Run]) -> Owned:
         """Tokens of texts with special tokens between them."""
-        return by_stretches(runs, self._spans)
-
-    def _spans(self, text: str, cuts: Sequence[int]) -> tuple[list[int], list[Span]]:
-        pieces = self._encode_as_proto(text).pieces
-        spans: list[Span] = []
-        end = len(text)
-        for piece in reversed(pieces):  # the first bytes of a character have no text of their own
-            begin = end - len(piece.surface)
-            spans.append((begin, end) if begin < end or not spans else spans[-1])
-            end = begin
-        return [piece.id for piece in pieces], spans[::-1]
+        return by_stretches(runs, lambda text, _cuts: spans_of_pieces(self._processor, text))
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids, special tokens left out."""
@@ -98,6 +90,19 @@ class SentencePieceTokenizer(Tokenizer):
         """Copy the model into a folder, from which it can be loaded."""
         Path(folder).mkdir(parents=True, exist_ok=True)
         shutil.copyfile(self.path, Path(folder) / "tokenizer.model")
+
+
+def spans_of_pieces(processor: "SentencePieceProcessor", text: str) -> tuple[list[int], list[Span]]:
+    """The tokens of a text, and the characters of each."""
+    before_0_2_2 = getattr(processor, "encode_as_immutable_proto", None)
+    pieces = (before_0_2_2 or processor.encode_as_proto)(text).pieces
+    spans: list[Span] = []
+    end = len(text)
+    for piece in reversed(pieces):  # the first bytes of a character have no text of their own
+        begin = end - len(piece.surface)
+        spans.append((begin, end) if begin < end or not spans else spans[-1])
+        end = begin
+    return [piece.id for piece in pieces], spans[::-1]
 
 
 def _known(number: int) -> int | None:

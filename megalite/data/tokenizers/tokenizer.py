@@ -38,8 +38,14 @@ class Tokenizer(Protocol):
         """Token ids of a text, without special tokens around it."""
         ...
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of several texts."""
+    def encode_batch(self, texts: Sequence[str], special: bool = True) -> list[list[int]]:
+        """Token ids of several texts.
+
+        Args:
+            texts: each is encoded alone.
+            special: whether special tokens that a text spells out are those tokens; as text, they
+                are read letter by letter. SentencePiece's own control symbols are always text.
+        """
         ...
 
     def encode_runs(self, runs: Sequence[Run]) -> Owned:

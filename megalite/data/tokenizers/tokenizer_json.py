@@ -54,9 +54,13 @@ class JSONTokenizer(Tokenizer):
         """Token ids of a text, without special tokens around it."""
         return self._inner.encode(text, add_special_tokens=False).ids
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+    def encode_batch(self, texts: Sequence[str], special: bool = True) -> list[list[int]]:
         """Token ids of several texts."""
-        encoded = self._inner.encode_batch(list(texts), add_special_tokens=False)
+        self._inner.encode_special_tokens = not special
+        try:
+            encoded = self._inner.encode_batch(list(texts), add_special_tokens=False)
+        finally:
+            self._inner.encode_special_tokens = False
         return [one.ids for one in encoded]
 
     def encode_runs(self, runs: Sequence[Run]) -> Owned:

@@ -1,0 +1,149 @@
+"""Folders that transformers alone reads wrong, not at all, or only by code of their own."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import sentencepiece
+from tokenizers import BertWordPieceTokenizer, ByteLevelBPETokenizer
+from transformers import dynamic_module_utils
+
+from megalite.data import files
+from megalite.data.corpus.store import TokenStore
+from megalite.data.tokenizers.load import load_tokenizer
+from megalite.errors import DataError
+from tests.unit.data.conftest import TEXTS, command, write_jsonl
+from tests.unit.data.tokenizers.conftest import train_sentencepiece
+
+SPACED = ["  two", " one", "a  b   c", "def f():\n        return  1", "\n\n  x ", "\t", "é  ☕"]
+LLAMA = {
+    "tokenizer_class": "LlamaTokenizer",
+    "bos_token": "<s>",
+    "eos_token": "</s>",
+    "unk_token": "<unk>",
+    "add_bos_token": True,
+}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    return train_sentencepiece(tmp_path_factory.mktemp("llama"), "bytes")
+
+
+def folder_of(path: Path, model: Path, **more) -> Path:
+    path.mkdir()
+    shutil.copyfile(model, path / "tokenizer.model")
+    (path / "tokenizer_config.json").write_text(json.dumps(LLAMA | more))
+    return path
+
+
+@pytest.mark.parametrize("has_json", [False, True])
+def test_text_of_a_folder_with_a_sentencepiece_model_is_read_by_it(tmp_path, model, has_json):
+    """transformers 5 leaves out a space at the beginning, and may make another tokenizer.json."""
+    added = {"400": {"content": "<|im_end|>", "special": True}}
+    folder = folder_of(tmp_path / "own", model, added_tokens_decoder=added, chat_template="{{ 1 }}")
+    if has_json:
+        load_tokenizer(folder).save(tmp_path / "saved")
+        shutil.copyfile(tmp_path / "saved" / "tokenizer.json", folder / "tokenizer.json")
+    ours = load_tokenizer(folder)
+    theirs = sentencepiece.SentencePieceProcessor(model_file=str(model))
+    texts = [*SPACED, *TEXTS, Path(files.__file__).read_text()]
+    assert [ours.encode(text) for text in texts] == theirs.encode(texts)
+    assert ours.encode_batch(texts) == theirs.encode(texts)
+    assert [ours.decode(ours.encode(text)) for text in texts] == texts
+    assert (ours.begin_id, ours.end_id, ours.chat_template) == (1, 2, "{{ 1 }}")
+    last = ours.token_id("<|im_end|>")
+    assert ours.vocab_size == last + 1 == theirs.vocab_size() + 1
+    parts = [*theirs.encode("the cat"), last, *theirs.encode("  sees"), 2]
+    assert ours.encode("the cat<|im_end|>  sees</s>") == parts
+    assert ours.encode_batch(["the</s>"], special=False) == [theirs.encode("the</s>")]
+    assert [token for token, _ in ours.encode_runs(["the cat", last, "  sees", 2])] == parts
+    assert (ours.before, ours.after) == ([1], [])
+
+
+def test_a_folder_may_say_that_no_space_stands_behind_a_special_token(tmp_path, model):
+    ours = load_tokenizer(folder_of(tmp_path / "own", model, legacy=False))
+    theirs = sentencepiece.SentencePieceProcessor(model_file=str(model))
+    found = ours.encode("the</s>the cat")
+    assert found[: found.index(2)] == theirs.encode("the")
+    assert theirs.decode(found[found.index(2) + 1 :]) == "the cat"
+    assert found[found.index(2) + 1 :] != theirs.encode("the cat")
+
+
+def test_a_folder_of_another_way_to_read_text_is_left_to_transformers(tmp_path, model):
+    folder = folder_of(tmp_path / "own", model, add_prefix_space=False)
+    assert not hasattr(load_tokenizer(folder), "_processor")
+
+
+@pytest.mark.parametrize("is_lower", [True, False])
+def test_a_bare_bert_vocabulary_is_read(tmp_path, is_lower):
+    theirs = BertWordPieceTokenizer(lowercase=is_lower)
+    theirs.train_from_iterator(["The Red cat"] * 9 + TEXTS * 5, 150, show_progress=False)
+    theirs.save_model(str(tmp_path))
+    ours = load_tokenizer(tmp_path)
+    for text in ("The Red cat", "the red dog", "Zwei"):
+        assert ours.encode(text) == theirs.encode(text, add_special_tokens=False).ids
+    assert ours.end_id is None
+    assert ours.find("[MASK]") == theirs.token_to_id("[MASK]")
+
+
+def test_a_bare_gpt2_vocabulary_is_read(tmp_path):
+    theirs = ByteLevelBPETokenizer()
+    theirs.train_from_iterator(
+        TEXTS * 5, 280, special_tokens=["<|endoftext|>"], show_progress=False
+    )
+    theirs.save_model(str(tmp_path))
+    ours = load_tokenizer(tmp_path)
+    assert [ours.encode(text) for text in SPACED] == [theirs.encode(text).ids for text in SPACED]
+    assert ours.end_id == theirs.token_to_id("<|endoftext|>")
+
+
+CODE = """
+from transformers import PreTrainedTokenizer
+open({mark!r}, "w").close()
+
+class Letters(PreTrainedTokenizer):
+    def __init__(self, **more):
+        self._size = 128
+        super().__init__(eos_token="\\x03", **more)
+    @property
+    def vocab_size(self):
+        return self._size
+    def get_vocab(self):
+        return {{chr(n): n for n in range(128)}}
+    def _tokenize(self, text, **more):
+        return list(text)
+    def _convert_token_to_id(self, token):
+        return ord(token)
+    def _convert_id_to_token(self, number):
+        return chr(number)
+    def convert_tokens_to_string(self, tokens):
+        return "".join(tokens)
+    def save_vocabulary(self, folder, filename_prefix=None):
+        return ()
+"""
+
+
+def test_code_in_a_folder_runs_only_if_it_is_trusted(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.syspath_prepend(str(tmp_path / "modules"))
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("a question on the terminal"))
+    folder, mark = tmp_path / "letters", tmp_path / "ran"
+    folder.mkdir()
+    (folder / "tokenization_letters.py").write_text(CODE.format(mark=str(mark)))
+    config = {"auto_map": {"AutoTokenizer": ["tokenization_letters.Letters", None]}}
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps(config | {"tokenizer_class": "Letters"})
+    )
+    with pytest.raises(DataError, match=r"code of its own, tokenization_letters.py, which runs "):
+        load_tokenizer(folder)
+    source = write_jsonl(tmp_path / "rows.jsonl", [{"text": "ab"}])
+    words = ["data", "prepare", "--source", f'["{source}"]', "--output", tmp_path / "store"]
+    words += ["--tokenizer", folder, "--processes", 1]
+    assert command(*words) == 2
+    assert not mark.exists()
+    assert "tokenizer.trust_code true (--trust_code of data prepare)" in capsys.readouterr().err
+    assert command(*words, "--trust_code", "true") == 0
+    assert mark.exists()
+    assert TokenStore(tmp_path / "store")[0].tolist() == [*b"ab", 3]
