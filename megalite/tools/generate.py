@@ -104,7 +104,7 @@ def run(config: GenerateConfig, launch: Launch) -> int:
     _check_options(config)
     model_config, said = stored_config(config.model), said_by(config.model)
     _check_language_model(model_config, config.model)
-    options = _options(config)
+    options = writing_of(config)
     chat = Chat(options.template, _tokenizer(config))
     check_vocabulary(chat.tokenizer, model_config)
     structure = structure_of(options, chat.tokenizer, model_config, said)
@@ -208,7 +208,7 @@ def _check_lengths(prompts: Sequence[Prompt], model: ModelConfig, most: int) -> 
             )
 
 
-def _options(config: GenerateConfig) -> ConversationConfig:
+def writing_of(config: GenerateConfig) -> ConversationConfig:
     """How prompts are written: as options say, else as the model's run was told."""
     told = section_of_run(Path(config.model), "data")
     if "objective" in told:  # of pretraining, which writes no conversations

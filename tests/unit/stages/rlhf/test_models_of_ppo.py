@@ -12,11 +12,13 @@ from megalite.data.structure import Structure
 from megalite.data.tokenizers.load import load_tokenizer
 from megalite.distributed.mesh import Mesh, ParallelConfig
 from megalite.engine.build import build_model
+from megalite.generation.cache import Cache
 from megalite.generation.prompts import Prompt, batch_prompts
 from megalite.models.config import ModelConfig
 from megalite.models.outputs import Logits, LogProbs, Values
 from megalite.stages.rlhf.responses import respond
 from megalite.stages.rlhf.rollout import special_tokens
+from megalite.stages.samples import decode_with
 
 SHAPE = {"vocab_size": 31, "hidden_size": 24, "num_layers": 2, "num_heads": 4, "ffn_size": 40}
 GPT = {"norm": "layer_norm", "gated": False, "activation": "gelu", "position": "learned"}
@@ -109,3 +111,13 @@ def test_padding_is_never_the_end_token(end, pad, expected, tmp_path):
     found = special_tokens(chat)
     assert tuple(found.end_ids) == (end,)
     assert found.pad_id == expected
+
+
+def test_decoding_makes_the_logits_of_the_last_row_alone():
+    """Of prompts of S tokens the logits of all rows would be S times as many."""
+    actor = model()
+    batch = batch_prompts([Prompt([4, 9, 2]), Prompt([5])], [0, 1])
+    (whole,) = actor.evaluate([batch], Logits())
+    last = decode_with(actor)(batch, Cache(8))
+    assert last.shape == (2, 1, 31)
+    assert torch.allclose(last, whole[:, -1:], atol=1e-6)
