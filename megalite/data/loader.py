@@ -65,6 +65,30 @@ class Share:
         return [list(range(at, at + size)) for at in range(first, first + own, size)]
 
 
+def passes_over(count: int, size: int, rank: int = 0, ranks: int = 1) -> list[list[int]]:
+    """Which of ``count`` samples a rank reads in each forward pass; all ranks read each once.
+
+    Args:
+        count: samples, numbered from 0.
+        size: most samples of a pass.
+        rank: of the ranks that share them.
+        ranks: how many.
+
+    Returns:
+        As many lists on every rank, since its passes communicate; those of a rank with fewer
+        samples end shorter, or empty: there it runs something that weighs nothing.
+    """
+    own = range(rank, count, ranks)
+    most = -(-count // ranks)
+    return [list(own[at : at + size]) for at in range(0, most, size)]
+
+
+def spread(count: int, size: int) -> list[int]:
+    """Numbers of ``count`` samples, evenly over a dataset of ``size``; all where it has fewer."""
+    count = min(count, size)
+    return [i * size // count for i in range(count)]
+
+
 class Loader(Generic[Sample, MicroBatch]):
     """Gives each step's micro-batches, made ahead by a thread.
 

@@ -91,6 +91,20 @@ def set_gradient_sync(part: Transformer, how: DataParallel, is_last: bool) -> No
         part.set_reshard_after_backward(is_last or how.reshard_after_forward)
 
 
+def _sharded_modules(parts: Sequence[Transformer]) -> list[FSDPModule]:
+    return [m for part in parts for m in part.modules() if isinstance(m, FSDPModule)]
+
+
+def reshard(parts: Sequence[Transformer]) -> None:
+    """Drop gathered parameters.
+
+    A forward pass without a backward pass leaves them in the modules, in place of the pieces that
+    the optimizer and checkpoints know.
+    """
+    for module in _sharded_modules(parts):
+        module.reshard()
+
+
 @contextmanager
 def gathered(parts: Sequence[Transformer], how: DataParallel) -> Iterator[None]:
     """Keep all parameters of some parts gathered, for many forward passes.
@@ -99,15 +113,13 @@ def gathered(parts: Sequence[Transformer], how: DataParallel) -> Iterator[None]:
 
     Comm: all-gather of the parameters over shard on entry.
     """
-    modules = [m for part in parts for m in part.modules() if isinstance(m, FSDPModule)]
-    for module in modules:
+    for module in _sharded_modules(parts):
         module.set_reshard_after_forward(False, recurse=False)
         module.unshard()
     try:
         yield
     finally:
-        for module in modules:
-            module.reshard()
+        reshard(parts)
         for block in (block for part in parts for block in part.blocks()):
             if isinstance(block, FSDPModule):
                 block.set_reshard_after_forward(how.reshard_after_forward, recurse=False)

@@ -5,16 +5,16 @@ parts, and :class:`megalite.engine.pipeline.Pipeline`. What both hold is here.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from megalite.distributed.mesh import Mesh
-from megalite.engine.data_parallel import DataParallel, gathered
+from megalite.engine.data_parallel import DataParallel, gathered, reshard
 from megalite.layers.shards import local_part
 from megalite.models.batch import Batch
 from megalite.models.config import ModelConfig
@@ -38,10 +38,16 @@ class Task:
         output: what the model gives, such as ``Loss(scale=1 / targets)``.
         loss: of the model's result and the item's extra: a scalar that adds up over micro-batches
             and ranks, and metrics that add up too.
+        others: what the model gives instead for items whose extra is of a class.
     """
 
     output: Output
     loss: Callable[[Any, Any], tuple[Tensor, dict[str, Tensor]]] = _identity
+    others: Mapping[type, Output] = field(default_factory=dict)
+
+    def output_for(self, extra: Any) -> Output:
+        """What the model gives for an item with this extra."""
+        return self.others.get(type(extra), self.output)
 
 
 class Model(Protocol):
@@ -104,6 +110,9 @@ class Model(Protocol):
             cache: for decoding (one batch).
         """
 
+    def reshard(self) -> None:
+        """Make the parameters pieces again, which :meth:`evaluate` may have left whole."""
+
     def gathered(self) -> AbstractContextManager[None]:
         """Keep all parameters gathered inside a block: forward passes communicate nothing over dp.
 
@@ -153,6 +162,10 @@ class Parts:
         for first, *others in self.copies().values():
             for other in others:
                 local_part(other).copy_(local_part(first))
+
+    def reshard(self) -> None:
+        """See :class:`Model`."""
+        reshard(self.parts)
 
     def gathered(self) -> AbstractContextManager[None]:
         """See :class:`Model`."""

@@ -159,10 +159,11 @@ class Pipeline(Parts):
         padded = same_shape(items)
 
         def run(part: Transformer, number: int, flow: Flow) -> Any:
-            result = part(padded[number], task.output, *flow, dropout_seed=dropout_seed)
+            batch, extra = items[number]
+            output = task.output_for(extra)
+            result = part(padded[number], output, *flow, dropout_seed=dropout_seed)
             if not part.part.ends:
                 return result
-            batch, extra = items[number]
             loss = sums.add(unpadded(result, batch.decoder.length), extra)
             return loss.view(1)  # a schedule concatenates what the last part gives
 

@@ -29,7 +29,7 @@ class Whole(Parts):
         sums = LossSums(task, loss_scale, self.mesh.device)
         for number, (batch, extra) in enumerate(items):
             set_gradient_sync(part, self.how, is_last=number == len(items) - 1)
-            result = part(batch, task.output, dropout_seed=dropout_seed)
+            result = part(batch, task.output_for(extra), dropout_seed=dropout_seed)
             sums.add(result, extra).backward()
         return dict(sums.sums)
 

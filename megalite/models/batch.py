@@ -1,5 +1,6 @@
 """What flows from data to a model: streams of tokens, row intervals and targets."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -49,6 +50,15 @@ class Stream:
             self.tokens.index_select(0, rows),
             self.positions.index_select(0, rows),
             self.mask.select(rows),
+        )
+
+    @classmethod
+    def joined(cls, parts: Sequence["Stream"]) -> "Stream":
+        """The sequences of several streams of one length, one after another."""
+        return cls(
+            torch.cat([part.tokens for part in parts]),
+            torch.cat([part.positions for part in parts]),
+            RowIntervals.joined([part.mask for part in parts]),
         )
 
     def padded(self, length: int) -> "Stream":
@@ -104,6 +114,10 @@ class Batch:
             None if self.cross is None else self.cross.select(rows),
         )
 
+    def without_targets(self) -> "Batch":
+        """The batch with nothing to learn: it runs, and weighs nothing."""
+        return replace(self, labels=torch.full_like(self.labels, IGNORE))
+
     def padded(self, length: int, encoder_length: int) -> "Batch":
         """The batch with padding behind each stream, up to these lengths."""
         return replace(
@@ -113,6 +127,27 @@ class Batch:
             weights=None if self.weights is None else _longer(self.weights, length),
             encoder=None if self.encoder is None else self.encoder.padded(encoder_length),
             cross=None if self.cross is None else self.cross.padded(length, encoder_length),
+        )
+
+    @classmethod
+    def joined(cls, batches: Sequence["Batch"]) -> "Batch":
+        """The sequences of several batches one after another, padded to the longest.
+
+        Args:
+            batches: all with or all without an encoder's stream; without weights.
+        """
+        length = max(batch.decoder.length for batch in batches)
+        encoders = [batch.encoder.length for batch in batches if batch.encoder is not None]
+        padded = [batch.padded(length, max(encoders, default=0)) for batch in batches]
+        streams = [batch.encoder for batch in padded if batch.encoder is not None]
+        crosses = [batch.cross for batch in padded if batch.cross is not None]
+        return cls(
+            Stream.joined([batch.decoder for batch in padded]),
+            torch.cat([batch.labels for batch in padded]),
+            torch.cat([batch.sample_ids for batch in padded]),
+            None,
+            Stream.joined(streams) if streams else None,
+            RowIntervals.joined(crosses) if crosses else None,
         )
 
     @property

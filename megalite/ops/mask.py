@@ -1,5 +1,6 @@
 """A mask is two integers a query row: row i may attend to keys [start_i, end_i)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -114,6 +115,12 @@ class RowIntervals:
             start = torch.minimum(torch.maximum(self.start, first), end)
             self._narrow[key] = RowIntervals(start, end, self.num_keys)
         return self._narrow[key]
+
+    @classmethod
+    def joined(cls, parts: Sequence["RowIntervals"]) -> "RowIntervals":
+        """The masks of several batches of the same rows and keys, one after another."""
+        start, end = (torch.cat([getattr(p, name) for p in parts]) for name in ("start", "end"))
+        return cls(start, end, parts[0].num_keys)
 
     def last_row(self) -> "RowIntervals":
         """The mask of each sequence's last row alone."""

@@ -15,6 +15,7 @@ from megalite.models.batch import Batch
 from megalite.models.config import ModelConfig
 from megalite.ops.random import fold
 from megalite.stages.conversation import check_vocabulary, structure_of
+from megalite.stages.setup import check_positions
 from megalite.stages.special_tokens import NOTHING_SAID, SpecialTokens
 
 OpenStore = Callable[[str, int], Windows | PackedDocuments]
@@ -60,6 +61,23 @@ def blend_stores(
     """The samples of several stores, blended by their weights, or without any by their sizes."""
     parts = [open_store(path, number) for number, path in enumerate(paths)]
     return Blend(parts, weights or [len(part) for part in parts])
+
+
+def check_corpus_positions(model: ModelConfig, data: CorpusConfig, section: str) -> None:
+    """Refuse sequences that a learned table of positions is too short for.
+
+    Args:
+        model: shape of the model.
+        data: the corpus section.
+        section: its name.
+
+    Raises:
+        ConfigError: it names the key.
+    """
+    length, rows = data.sequence_length, data.encoder_rows
+    check_positions(model, length, f"{section}.sequence_length {length}")
+    if model.is_encoder_decoder:
+        check_positions(model, rows, f"{section}.encoder_length {rows}")
 
 
 def text_batch(

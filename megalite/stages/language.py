@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
-from megalite.data.loader import Dataset
-from megalite.distributed.mesh import Mesh
-from megalite.distributed.sums import sum_metrics
+from megalite.data.loader import Dataset, passes_over, spread
+from megalite.distributed.sums import sum_count
 from megalite.engine.model import Model, Task
+from megalite.errors import DataError
 from megalite.models.batch import Batch
 from megalite.models.outputs import Loss
 from megalite.stages.setup import Stage
@@ -40,35 +40,44 @@ def language_step(stage: Stage, learner: Learner, z_loss: float = 0.0) -> DoStep
 def heldout_evaluation(
     stage: Stage, model: Model, dataset: Dataset | None, make: MakeTextBatch
 ) -> Evaluate | None:
-    """What measures the loss on held-out samples; None without any."""
+    """What measures the loss on held-out samples; None without any.
+
+    Raises:
+        DataError: none of them has a target.
+
+    Comm: all-reduce of a count over dp.
+    """
     if dataset is None:
         return None
     batches = heldout_batches(stage, dataset, make)
-    return lambda: {"heldout_loss": heldout_loss(model, batches, stage.mesh)}
+    mesh = stage.mesh
+    targets = sum_count(sum(batch.num_targets for batch in batches), mesh.dp, mesh.device)
+    if not targets:
+        raise DataError(
+            "--data.heldout: none of the samples that are evaluated has a target: give others"
+        )
+
+    def heldout_loss() -> dict[str, float]:
+        """Mean loss per target, in nats. Comm: all-reduce over dp."""
+        losses = torch.stack(model.evaluate(batches, Loss()))
+        return {
+            "heldout_loss": sum_count(float(losses.double().sum()), mesh.dp, mesh.device) / targets
+        }
+
+    return heldout_loss
 
 
 def heldout_batches(stage: Stage, dataset: Dataset, make: MakeTextBatch) -> list[Batch]:
     """This rank's held-out micro-batches: the same samples at every evaluation.
 
-    Samples are taken evenly over the data; their number is rounded up to fill all ranks' batches.
+    Samples are taken evenly over the data, each once over all ranks; a rank that has none left
+    gets a batch without targets.
     """
     train, dp = stage.config.train, stage.mesh.dp
-    unit = train.micro_batch_size * dp.size
-    wanted = min(train.evaluate_samples, len(dataset))
-    count = -(-wanted // unit) * unit
-    numbers = [i * len(dataset) // count for i in range(count)]
-    own = numbers[dp.rank :: dp.size]
-    size = train.micro_batch_size
-    parts = [own[at : at + size] for at in range(0, len(own), size)]
-    return [make([dataset[n] for n in part], part).to(stage.mesh.device) for part in parts]
-
-
-def heldout_loss(model: Model, batches: Sequence[Batch], mesh: Mesh) -> float:
-    """Mean loss per target of held-out batches, in nats. Comm: all-reduce over dp."""
-    losses = model.evaluate(batches, Loss())
-    sums = {
-        "loss": torch.stack(losses).sum(),
-        "targets": torch.tensor(float(sum(b.num_targets for b in batches)), device=mesh.device),
-    }
-    total = sum_metrics(sums, mesh.dp)
-    return total["loss"] / max(total["targets"], 1.0)
+    numbers = spread(train.evaluate_samples, len(dataset))
+    batches = []
+    for places in passes_over(len(numbers), train.micro_batch_size, dp.rank, dp.size):
+        part = [numbers[place] for place in places or [0]]
+        batch = make([dataset[number] for number in part], part)
+        batches.append((batch if places else batch.without_targets()).to(stage.mesh.device))
+    return batches

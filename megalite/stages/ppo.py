@@ -6,22 +6,41 @@ Source: Ouyang et al. 2022, arXiv:2203.02155; Schulman et al. 2017, arXiv:1707.0
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from megalite.data.chat.datasets import Prompts
 from megalite.distributed.launch import Launch
 from megalite.engine.layout import Demand
 from megalite.generation.prompts import Prompt
-from megalite.stages.conversation import ChatFormat, open_chat
+from megalite.stages.conversation import open_chat
 from megalite.stages.datasets import Datasets, notes_of
 from megalite.stages.rlhf.config import PPOConfig
 from megalite.stages.rlhf.models import ReferenceModels, TrainedModels
 from megalite.stages.rlhf.placement import Side, check_placement
 from megalite.stages.rlhf.remote import Bridge, remote_models, serve
-from megalite.stages.rlhf.rollout import FrozenModels, special_tokens
+from megalite.stages.rlhf.rollout import FrozenModels, SpecialTokens, special_tokens
 from megalite.stages.rlhf.step import PPOStep, PromptItem
-from megalite.stages.samples import write_samples
+from megalite.stages.rlhf.text import Text
+from megalite.stages.samples import Samples, write_samples
 from megalite.stages.setup import SeparateMesh, Stage, set_up
 from megalite.stages.start import said_by
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a run reads, all of it opened before anything starts.
+
+    Attributes:
+        prompts: that are answered.
+        special_tokens: of the answers.
+        text: that is learned beside them, or None.
+        samples: that are answered at the end, or None.
+    """
+
+    prompts: Datasets[Prompts]
+    special_tokens: SpecialTokens
+    text: Text | None
+    samples: Samples | None
 
 
 def run(config: PPOConfig, launch: Launch) -> int:
@@ -33,21 +52,26 @@ def run(config: PPOConfig, launch: Launch) -> int:
     def read(paths: Sequence[str]) -> Prompts:
         return Prompts(paths, chat_format.chat, chat_format.structure, data.rules)
 
-    datasets = Datasets.read(data, read)
+    inputs = Inputs(
+        Datasets.read(data, read),
+        special_tokens(chat_format.chat),
+        Text.open(config),
+        Samples.read(config.samples, chat_format, config.model),
+    )
     stage, bridge = _place(config, launch)
-    stage.say(chat_format.notes, notes_of(datasets))
+    stage.say(chat_format.notes, notes_of(inputs.prompts))
     with stage.watchdog:
         if bridge is None:
             models = TrainedModels.build(stage, config)
             frozen = ReferenceModels.build(stage, config).judges(temperature)
-            _train(config, stage, models, frozen, chat_format, datasets)
+            _train(config, stage, models, frozen, inputs)
         elif launch.rank >= bridge.frozen.first:
             frozen = ReferenceModels.build(stage, config).judges(temperature)
             serve(frozen, bridge, stage.heartbeat)
         else:
             models = TrainedModels.build(stage, config)
             with remote_models(bridge, stage.heartbeat) as remote:
-                _train(config, stage, models, remote, chat_format, datasets)
+                _train(config, stage, models, remote, inputs)
     return 0
 
 
@@ -69,22 +93,20 @@ def _train(
     stage: Stage,
     models: TrainedModels,
     frozen: FrozenModels,
-    chat_format: ChatFormat,
-    datasets: Datasets[Prompts],
+    inputs: Inputs,
 ) -> None:
     trainer, learners = stage.trainer(("actor", models.actor), ("critic", models.critic))
     if config.critic_learning_rate:
         learners[1].set_learning_rate(config.critic_learning_rate)
     progress = trainer.resume()
-    tokens = special_tokens(chat_format.chat)
-    step = PPOStep(config, stage, models, learners, frozen, tokens)
-    heldout = datasets.heldout
+    step = PPOStep(config, stage, models, learners, frozen, inputs.special_tokens, inputs.text)
+    heldout = inputs.prompts.heldout
     trainer.fit(
-        stage.loader(datasets.train, _keep_apart, progress),
+        stage.loader(inputs.prompts.train, _keep_apart, progress),
         step,
         None if heldout is None else lambda: step.evaluate(heldout),
     )
-    write_samples(stage, models.actor, config.samples, chat_format)
+    write_samples(stage, models.actor, inputs.samples)
 
 
 def _keep_apart(prompts: Sequence[Prompt], sample_ids: Sequence[int]) -> PromptItem:

@@ -7,13 +7,20 @@ from pydantic import Field
 from megalite.data.config import ConversationConfig, CorpusConfig
 from megalite.data.corpus.blend import Blend
 from megalite.distributed.launch import Launch
+from megalite.engine.model import Model
 from megalite.errors import ConfigError
 from megalite.stages.conversation import open_chat
-from megalite.stages.corpus import blend_stores, store_opener, text_batch
+from megalite.stages.corpus import (
+    blend_stores,
+    check_corpus_positions,
+    store_opener,
+    text_batch,
+)
 from megalite.stages.datasets import Datasets
 from megalite.stages.language import heldout_evaluation, language_step
-from megalite.stages.samples import SamplesConfig, write_samples
-from megalite.stages.setup import Stage, StageConfig, check_positions, set_up
+from megalite.stages.samples import Samples, SamplesConfig, write_samples
+from megalite.stages.setup import Stage, StageConfig, set_up
+from megalite.stages.special_tokens import SpecialTokens
 from megalite.stages.start import said_by
 
 
@@ -28,8 +35,7 @@ class PretrainConfig(StageConfig):
 
     def check_inputs(self) -> None:
         """See :class:`StageConfig`."""
-        self.samples.check(self.tokenizer)
-        check_positions(self.model, self.data.sequence_length, "data.sequence_length")
+        check_corpus_positions(self.model, self.data, "data")
 
 
 def run(config: PretrainConfig, launch: Launch) -> int:
@@ -45,13 +51,27 @@ def run(config: PretrainConfig, launch: Launch) -> int:
         train=blend_stores(open_store, data.train, data.weights),
         heldout=blend_stores(open_store, data.heldout) if data.heldout else None,
     )
+    samples = _read_samples(config, said)
     stage = set_up(config, launch)
     with stage.watchdog:
-        _train(config, stage, datasets)
+        model = _train(config, stage, datasets)
+        write_samples(stage, model, samples)
     return 0
 
 
-def _train(config: PretrainConfig, stage: Stage, datasets: Datasets[Blend]) -> None:
+def _read_samples(config: PretrainConfig, said: SpecialTokens) -> Samples | None:
+    """The prompts of the samples, laid out as the text is that the model learns."""
+    if not config.samples.prompts:
+        return None
+    is_prefix = config.data.prefix and config.data.objective != "next_token"
+    how = ConversationConfig(
+        template="raw", prefix=is_prefix, decoder_start=config.data.decoder_start
+    )
+    chat_format = open_chat(config.tokenizer, how, config.model, said)
+    return Samples.read(config.samples, chat_format, config.model)
+
+
+def _train(config: PretrainConfig, stage: Stage, datasets: Datasets[Blend]) -> Model:
     model = stage.model(config.model, config.checkpoint.start)
     trainer, (learner,) = stage.trainer(("model", model))
     progress = trainer.resume()
@@ -61,11 +81,4 @@ def _train(config: PretrainConfig, stage: Stage, datasets: Datasets[Blend]) -> N
         language_step(stage, learner, config.z_loss),
         heldout_evaluation(stage, model, datasets.heldout, make),
     )
-    if config.samples.prompts:
-        is_prefix = config.data.prefix and config.data.objective != "next_token"
-        how = ConversationConfig(
-            template="raw", prefix=is_prefix, decoder_start=config.data.decoder_start
-        )
-        said = said_by(config.checkpoint.start)
-        chat_format = open_chat(config.tokenizer, how, config.model, said)
-        write_samples(stage, model, config.samples, chat_format)
+    return model

@@ -8,6 +8,7 @@ import torch
 from megalite.data.chat.datasets import RankedAnswers, ranking_batch
 from megalite.data.config import ConversationConfig
 from megalite.data.example import Example
+from megalite.data.loader import passes_over
 from megalite.distributed.launch import Launch
 from megalite.distributed.sums import sum_metrics
 from megalite.engine.model import Model, Task
@@ -16,7 +17,6 @@ from megalite.models.batch import Batch
 from megalite.models.outputs import Values
 from megalite.stages.conversation import open_chat
 from megalite.stages.datasets import Datasets, notes_of
-from megalite.stages.rlhf.losses import ranking_pairs
 from megalite.stages.rlhf.updates import RankingLoss, Rankings
 from megalite.stages.setup import Stage, StageConfig, check_positions, set_up
 from megalite.stages.start import said_by
@@ -25,6 +25,7 @@ from megalite.training.progress import Progress, StepResult
 from megalite.training.trainer import DoStep
 
 RankingItem = tuple[Batch, Rankings]
+COUNTS = ("correct_pairs", "pairs", "equal_pairs")  # of a batch, summed over the global one
 
 
 class RMConfig(StageConfig):
@@ -34,7 +35,8 @@ class RMConfig(StageConfig):
 
     def check_inputs(self) -> None:
         """See :class:`StageConfig`."""
-        check_positions(self.model, self.data.sequence_length, "data.sequence_length")
+        length = self.data.sequence_length
+        check_positions(self.model, length, f"data.sequence_length {length}")
 
 
 def run(config: RMConfig, launch: Launch) -> int:
@@ -71,7 +73,7 @@ def _train(config: RMConfig, stage: Stage, datasets: Datasets[RankedAnswers]) ->
 
 def _make(rankings: Sequence[list[Example]], sample_ids: Sequence[int]) -> RankingItem:
     made = ranking_batch(rankings, sample_ids)
-    return made.batch, Rankings(made.sequences, made.ends, made.valid)
+    return made.batch, Rankings(made.sequences, made.ends, made.valid, made.same)
 
 
 def _ranking_step(stage: Stage, learner: Learner) -> DoStep[list[RankingItem]]:
@@ -79,14 +81,15 @@ def _ranking_step(stage: Stage, learner: Learner) -> DoStep[list[RankingItem]]:
 
     def work(items: list[RankingItem], progress: Progress) -> StepResult:
         started = time.perf_counter()
-        count = sum(len(rankings.sequences) for _, rankings in items)
+        count = sum(rankings.num_learned for _, rankings in items)
         metrics = learner.step(
             [(batch, rankings.to(stage.mesh.device)) for batch, rankings in items],
             lambda scale: Task(Values(), RankingLoss(scale)),
             count,
             progress.consumed_samples,
         )
-        metrics["accuracy"] = metrics.pop("correct_pairs") / max(metrics.pop("pairs"), 1.0)
+        counts = {name: metrics.pop(name) for name in COUNTS}
+        metrics |= _accuracy(counts)
         seconds = time.perf_counter() - started
         return StepResult(metrics | stage.speed.measure([batch for batch, _ in items], seconds))
 
@@ -96,22 +99,24 @@ def _ranking_step(stage: Stage, learner: Learner) -> DoStep[list[RankingItem]]:
 def heldout_accuracy(stage: Stage, model: Model, dataset: RankedAnswers) -> dict[str, float]:
     """Share of all held-out pairs that are ranked right. Comm: all-reduce over dp.
 
-    Ranks read disjoint samples; each runs the same number of forward passes, the last of them
-    perhaps on samples that don't count.
+    Each ranking counts once over all ranks; each rank runs the same number of forward passes, the
+    last of them perhaps on a ranking that doesn't count.
     """
     mesh, size = stage.mesh, stage.config.train.micro_batch_size
-    own = list(range(mesh.dp.rank, len(dataset), mesh.dp.size))
-    passes = -(-len(range(0, len(dataset), mesh.dp.size)) // size)
-    correct, pairs = torch.zeros(()), torch.zeros(())
-    for number in range(passes):
-        part = own[number * size : (number + 1) * size]
-        batch, rankings = _make([dataset[i] for i in part or [0]], part or [0])
+    sums = dict.fromkeys(COUNTS, torch.zeros(()))
+    for places in passes_over(len(dataset), size, mesh.dp.rank, mesh.dp.size):
+        part = places or [0]
+        batch, rankings = _make([dataset[number] for number in part], part)
         (values,) = model.evaluate([batch.to(mesh.device)], Values())
-        scores = values.cpu()[rankings.sequences, rankings.ends]
-        difference, kept = ranking_pairs(scores, rankings.valid)
-        if part:
-            correct += ((difference > 0) & kept).sum()
-            pairs += kept.sum()
-    sums = {"correct": correct.to(mesh.device), "pairs": pairs.to(mesh.device)}
-    total = sum_metrics(sums, mesh.dp)
-    return {"heldout_accuracy": total["correct"] / max(total["pairs"], 1.0)}
+        if places:
+            counts = rankings.counts(values.cpu())
+            sums = {name: sums[name] + counts[name] for name in COUNTS}
+    total = sum_metrics({name: x.to(mesh.device) for name, x in sums.items()}, mesh.dp)
+    return {f"heldout_{name}": value for name, value in _accuracy(total).items()}
+
+
+def _accuracy(counts: dict[str, float]) -> dict[str, float]:
+    """The accuracy of counted pairs, where there are any, and the number of equal ones."""
+    found = {"accuracy": counts["correct_pairs"] / counts["pairs"]} if counts["pairs"] else {}
+    equal = counts["equal_pairs"]
+    return found | ({"equal_pairs": equal} if equal else {})

@@ -1,6 +1,8 @@
 """Answers of a model that is spread over processes, and those that a run writes at its end."""
 
+import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from pydantic import Field
 from torch import Tensor
@@ -9,20 +11,17 @@ from megalite.config.section import Section
 from megalite.data.chat.chat import Chat
 from megalite.data.chat.datasets import Prompts
 from megalite.data.chat.long_rows import RowRules
-from megalite.data.chat.turns import parse_prompt
-from megalite.data.config import TokenizerConfig
-from megalite.data.records import read_records
-from megalite.data.tokenizers.load import load_tokenizer
 from megalite.engine.model import Model
 from megalite.generation.decoder import CachedDecoder, Forward
 from megalite.generation.generate import Ending, generate
 from megalite.generation.prompts import Prompt, batch_prompts
 from megalite.generation.sampling import SamplingConfig
 from megalite.models.batch import Batch
+from megalite.models.config import ModelConfig
 from megalite.models.context import KeyValueCache
 from megalite.models.outputs import Logits
 from megalite.stages.conversation import ChatFormat
-from megalite.stages.setup import Stage
+from megalite.stages.setup import Stage, check_positions
 
 
 class SamplesConfig(Section):
@@ -34,16 +33,6 @@ class SamplesConfig(Section):
     temperature: float = Field(
         0.0, ge=0, description="divisor of the logits; 0: always the likeliest token"
     )
-
-    def check(self, tokenizer: TokenizerConfig) -> None:
-        """Refuse what can't be read, before a run instead of at its end.
-
-        Raises:
-            DataError: the tokenizer or a file of prompts is missing or malformed.
-        """
-        if self.prompts:
-            read_records(self.prompts, parse_prompt)
-            load_tokenizer(**tokenizer.model_dump())
 
 
 def decode_with(model: Model) -> Forward:
@@ -74,26 +63,58 @@ def answer_prompts(
     return [[token for token in tokens if token not in ends] for tokens in sequences]
 
 
-def write_samples(
-    stage: Stage, model: Model, config: SamplesConfig, chat_format: ChatFormat
-) -> None:
-    """Answer the configured prompts and write them to samples.jsonl."""
-    if not config.prompts:
+@dataclass(frozen=True)
+class Samples:
+    """The prompts that a run answers at its end, read before it starts.
+
+    Attributes:
+        config: how they are answered.
+        chat: how prompts and answers are written.
+        prompts: as the model reads them.
+        texts: the last turn of each, as a user wrote it.
+    """
+
+    config: SamplesConfig
+    chat: Chat
+    prompts: list[Prompt]
+    texts: list[str]
+
+    @classmethod
+    def read(
+        cls, config: SamplesConfig, chat_format: ChatFormat, model: ModelConfig
+    ) -> "Samples | None":
+        """Read the configured prompts; None without any.
+
+        Raises:
+            ConfigError: a prompt and its answer need more positions than the model has.
+            DataError: a file of prompts is missing or malformed.
+        """
+        if not config.prompts:
+            return None
+        chat, structure = chat_format.chat, chat_format.structure
+        found = Prompts(config.prompts, chat, structure, RowRules(sys.maxsize))
+        prompts = [found[i] for i in range(min(config.count, len(found)))]
+        for number, prompt in enumerate(prompts, 1):
+            rows = len(prompt.tokens) + config.max_new_tokens
+            key = f"samples.prompts: prompt {number} with samples.max_new_tokens"
+            check_positions(model, max(rows, len(prompt.encoder_tokens)), key)
+        return cls(config, chat, prompts, found.texts[: len(prompts)])
+
+
+def write_samples(stage: Stage, model: Model, samples: Samples | None) -> None:
+    """Answer the prompts of a run's samples and write them to samples.jsonl."""
+    if samples is None:
         return
-    chat, structure = chat_format.chat, chat_format.structure
-    rules = RowRules(stage.config.model.max_positions)
-    prompts = Prompts(config.prompts, chat, structure, rules)
-    count = min(config.count, len(prompts))
+    config, tokenizer = samples.config, samples.chat.tokenizer
     sampling = SamplingConfig(
         max_new_tokens=config.max_new_tokens,
         temperature=config.temperature,
         seed=stage.config.run.seed,
     )
-    chosen = [prompts[i] for i in range(count)]
-    answers = answer_prompts(model, chosen, sampling, chat)
+    answers = answer_prompts(model, samples.prompts, sampling, samples.chat)
     stage.log.samples(
         [
-            {"prompt": prompts.texts[i], "answer": chat.tokenizer.decode(answers[i])}
-            for i in range(count)
+            {"prompt": text, "answer": tokenizer.decode(answer)}
+            for text, answer in zip(samples.texts, answers, strict=True)
         ]
     )

@@ -208,11 +208,16 @@ def _with_precision(config: StageConfig, precision: Precision) -> StageConfig:
 def check_positions(model: ModelConfig, rows: int, key: str) -> None:
     """Refuse more rows than a learned table of positions has.
 
+    Args:
+        model: shape of the model.
+        rows: of the longest stream.
+        key: where they come from, and what else is in them.
+
     Raises:
         ConfigError: it names both numbers.
     """
     if model.position == "learned" and rows > model.max_positions:
         raise ConfigError(
-            f"--{key}: needs {rows} positions with its answer, model.max_positions is "
-            f"{model.max_positions}: shorten it"
+            f"--{key}: needs {rows} positions, model.max_positions is {model.max_positions}: "
+            "shorten it"
         )

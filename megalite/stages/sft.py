@@ -7,11 +7,12 @@ from megalite.data.chat.datasets import Conversations
 from megalite.data.config import ConversationConfig
 from megalite.data.example import collate
 from megalite.distributed.launch import Launch
+from megalite.engine.model import Model
 from megalite.errors import ConfigError
 from megalite.stages.conversation import ChatFormat, open_chat
 from megalite.stages.datasets import Datasets, notes_of
 from megalite.stages.language import heldout_evaluation, language_step
-from megalite.stages.samples import SamplesConfig, write_samples
+from megalite.stages.samples import Samples, SamplesConfig, write_samples
 from megalite.stages.setup import Stage, StageConfig, check_positions, set_up
 from megalite.stages.start import said_by
 
@@ -24,8 +25,8 @@ class SFTConfig(StageConfig):
 
     def check_inputs(self) -> None:
         """See :class:`StageConfig`."""
-        self.samples.check(self.tokenizer)
-        check_positions(self.model, self.data.sequence_length, "data.sequence_length")
+        length = self.data.sequence_length
+        check_positions(self.model, length, f"data.sequence_length {length}")
 
 
 def run(config: SFTConfig, launch: Launch) -> int:
@@ -40,16 +41,18 @@ def run(config: SFTConfig, launch: Launch) -> int:
         return Conversations(paths, chat, structure, data.rules, data.packed)
 
     datasets = Datasets.read(data, read)
+    samples = Samples.read(config.samples, chat_format, config.model)
     stage = set_up(config, launch)
     stage.say(chat_format.notes, notes_of(datasets))
     with stage.watchdog:
-        _train(config, stage, chat_format, datasets)
+        model = _train(config, stage, chat_format, datasets)
+        write_samples(stage, model, samples)
     return 0
 
 
 def _train(
     config: SFTConfig, stage: Stage, chat_format: ChatFormat, datasets: Datasets[Conversations]
-) -> None:
+) -> Model:
     model = stage.model(config.model, config.checkpoint.start)
     trainer, (learner,) = stage.trainer(("model", model))
     progress = trainer.resume()
@@ -66,4 +69,4 @@ def _train(
         language_step(stage, learner),
         heldout_evaluation(stage, model, datasets.heldout, make),
     )
-    write_samples(stage, model, config.samples, chat_format)
+    return model

@@ -48,7 +48,9 @@ class TrainConfig(Section):
     )
     log_every: int = Field(10, ge=1, description="steps between console lines")
     evaluate_every: int = Field(0, ge=0, description="steps between evaluations; 0: never")
-    evaluate_samples: int = Field(64, ge=1, description="held-out samples per evaluation")
+    evaluate_samples: int = Field(
+        64, ge=1, description="held-out samples per evaluation; a reward model's are all of them"
+    )
 
     def batch_sizes(self, updates: int = 1) -> BatchSizes:
         """Samples of a step and of a forward pass.

@@ -123,6 +123,7 @@ class Learner:
 
     def tensors(self) -> dict[str, Tensor]:
         """Parameters and optimizer state by name, for a checkpoint."""
+        self.model.reshard()
         named = {f"{self.name}.{n}": p.detach() for n, p in self.model.named_parameters()}
         state = named_state(self.model, self.optimizer)
         return named | {f"{self.name}_optimizer.{n}": value for n, value in state.items()}

@@ -6,6 +6,7 @@ import random
 import pytest
 
 from megalite.distributed.launch import Launch
+from megalite.training.checkpoint.manifest import verify
 from tests.dist.cluster import PROCESSES
 
 WORDS = ["red", "green", "blue", "one", "two", "three", "cat", "dog", "sees", "likes", "and", "the"]
@@ -44,6 +45,7 @@ LAYOUTS = {
     "tp2": (2, {"tp": 2}),
     "pp2": (2, {"pp": 2}),
     "fsdp2": (2, {"shard": 2}),
+    "dp4": (4, {}),
     "tp2 pp2": (4, {"tp": 2, "pp": 2}),
     "1 + 1": (2, {"frozen.processes": 1}),
     "dp2 + tp2": (4, {"frozen.processes": 2, "frozen.tp": 2}),
@@ -189,6 +191,48 @@ def test_the_first_update_of_ppo_is_that_of_one_process(ppo, ppo_alone, layout):
     assert alone[1][0]["response_tokens"] > 1
 
 
+def test_mini_batches_are_drawn_from_the_answers_of_all_ranks(work, starts):
+    """On four ranks a mini-batch of two answers leaves two of them nothing to learn from."""
+    more = [*starts, "--train.steps", "2", "--train.global_batch_size", "4"]
+    more += ["--update.epochs", "2", "--update.mini_batches", "2"]
+    names = ("loss", "grad_norm", "critic_grad_norm", "clip_fraction", "reward", "kl")
+    alone, spread = (work.run("ppo", layout, *more) for layout in ("1", "dp4"))
+    assert_same(spread, alone, 1e-4, names)
+    assert num_updates(alone[0]) == num_updates(spread[0]) == 2 * 2 * 2
+
+
+def num_updates(folder) -> int:
+    """Optimizer steps of a run's actor, as its last checkpoint counts them."""
+    newest = folder / "checkpoints" / (folder / "checkpoints" / "latest").read_text()
+    return verify(newest)["learners"]["actor"]["updates"]
+
+
+HELDOUT = {
+    "sft": ["heldout_loss"],
+    "rm": ["heldout_accuracy"],
+    "ppo": ["heldout_reward", "heldout_reward_deviation", "heldout_kl"],
+}
+
+
+@pytest.mark.parametrize("stage", HELDOUT)
+def test_held_out_numbers_are_those_of_each_sample_once(work, sft, starts, stage):
+    """Of five samples, or three prompts, which no number of ranks or micro-batches divides."""
+    rows = (work.folder / f"{stage}.jsonl").read_text().splitlines(keepends=True)
+    (work.folder / "heldout.jsonl").write_text("".join(rows[: 3 if stage == "ppo" else 5]))
+    more = {"sft": ["--data.packed", "false"], "rm": ["--checkpoint.start", str(sft[0])]}
+    more = [*(more | {"ppo": starts})[stage], "--train.steps", "0", "--train.evaluate_every", "1"]
+    more += ["--data.heldout", f'["{work.folder}/heldout.jsonl"]']
+
+    def measure(layout: str, micro_batch_size: int) -> list[float]:
+        size = ["--train.micro_batch_size", str(micro_batch_size)]
+        _, (row,), _ = work.run(stage, layout, *more, *size)
+        return [row[name] for name in HELDOUT[stage]]
+
+    alone = measure("1", 1)
+    for layout, size in (("1", 4), ("dp4", 2), ("pp2", 2)):
+        assert measure(layout, size) == pytest.approx(alone, rel=1e-5, abs=1e-5), (layout, size)
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_stop_of_one_process_ends_both_sides_of_ppo_with_the_state_saved(
     work, starts, tmp_path, rank
@@ -204,11 +248,15 @@ def test_a_stop_of_one_process_ends_both_sides_of_ppo_with_the_state_saved(
 
 
 def test_a_run_that_changes_its_layout_every_few_steps_keeps_its_curve(work, sft, tmp_path):
-    """Parameters, optimizer, place in the data and dropout, through the command's own trainer."""
+    """Parameters, optimizer, place in the data and dropout, through the command's own trainer.
+
+    Each save comes after an evaluation, whose forward passes gather parameters.
+    """
     folder = tmp_path / "run"
+    more = ["--data.heldout", f'["{work.folder}/sft.jsonl"]', "--train.evaluate_every", "1"]
     for steps, layout in enumerate(["tp2 pp2", "fsdp2", "tp2 sequence", "1", "pp2", "fsdp2"], 1):
-        _, rows, _ = work.run("sft", layout, "--train.steps", str(steps), folder=folder)
-    assert_same_metrics(rows, sft[1], 1e-5, ("loss", "grad_norm", "learning_rate", "tokens"))
+        _, rows, _ = work.run("sft", layout, "--train.steps", str(steps), *more, folder=folder)
+    assert_same_metrics(rows[1:], sft[1], 1e-5, ("loss", "grad_norm", "learning_rate", "tokens"))
 
 
 def test_a_sharded_run_becomes_a_hugging_face_folder_and_starts_from_one(work, sft, tmp_path):

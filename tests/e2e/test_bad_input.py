@@ -154,7 +154,12 @@ def test_a_wrong_row_of_any_stage_is_named_before_a_run_begins(work, capsys, tmp
         (["--model.vocab_size", "100"], ["a store holds token", "--model.vocab_size is 100"]),
         (
             ["--model.position", "learned", "--data.sequence_length", "200"],
-            ["max_positions is 128"],
+            ["--data.sequence_length 200: needs 200 positions, model.max_positions is 128"],
+        ),
+        (
+            ["--model.position", "learned", "--samples.prompts", '["{prompts}"]']
+            + ["--samples.max_new_tokens", "127"],
+            ["--samples.prompts: prompt 1", "model.max_positions is 128"],
         ),
         (["--samples.prompts", '["nowhere.jsonl"]'], ["nowhere.jsonl"]),
         (["--data.sequence_length", "9999999"], ["sequence_length 9999999"]),
@@ -168,6 +173,41 @@ def test_what_would_be_met_late_is_refused_early(work, capsys, more, says):
     for part in says:
         assert part in said
     assert not (run / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (
+            ["--data.sequence_length", "100", "--rollout.max_new_tokens", "40"],
+            "--data.sequence_length 100 with rollout.max_new_tokens 40: needs 140 positions",
+        ),
+        (
+            ["--pretraining.sequence_length", "200"],
+            "--pretraining.sequence_length 200: needs 200 positions, model.max_positions is 128",
+        ),
+        (["--pretraining.train", '["nowhere"]'], "nowhere"),
+        (
+            ["--pretraining.sequence_length", "9999999", "--model.position", "rope"],
+            "sequence_length 9999999",
+        ),
+        (
+            ["--samples.prompts", '["{prompts}"]', "--samples.max_new_tokens", "127"],
+            "--samples.prompts: prompt 1",
+        ),
+    ],
+)
+def test_what_ppo_would_meet_late_is_refused_before_it_begins(work, capsys, tmp_path, more, says):
+    """A table of 128 positions, and text beside the answers."""
+    words = ["ppo", work.config(2), "--data.train", f'["{work.folder}/prompts.jsonl"]']
+    words += ["--tokenizer.path", f"{work.folder}/tokenizer", "--run.folder", tmp_path / "run"]
+    words += ["--checkpoint.start", "x", "--reward_model", "x", "--model.position", "learned"]
+    words += ["--data.sequence_length", "64", "--rollout.max_new_tokens", "12"]
+    words += ["--update.pretrain_coefficient", "1", "--pretraining.sequence_length", "32"]
+    words += ["--pretraining.train", f'["{work.folder}/data"]']
+    more = [word.replace("{prompts}", f"{work.folder}/prompts.jsonl") for word in more]
+    assert says in refused(capsys, [*words, *more])
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("end", [".bin", ".idx"])

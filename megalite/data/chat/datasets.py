@@ -151,6 +151,22 @@ class RankedAnswers:
             self.notes.append(
                 f"{', '.join(paths)}: {apart:,} rankings compare answers to different conversations"
             )
+        self._compare(", ".join(paths))
+
+    def _compare(self, files: str) -> None:
+        """Note rankings with equal answers; refuse files in which no answers differ."""
+        kinds = [len(set(first_equals(item))) for item in self._items]
+        equal = sum(count < len(item) for count, item in zip(kinds, self._items, strict=True))
+        if all(count < 2 for count in kinds):
+            raise DataError(
+                f"{files}: no ranking has two answers that differ: give answers of different "
+                "quality, best first"
+            )
+        if equal:
+            self.notes.append(
+                f"{files}: {equal:,} of {len(kinds):,} rankings have equal answers; pairs of them "
+                "are neither learned nor counted in the accuracy"
+            )
 
     def __len__(self) -> int:
         return len(self._items)
@@ -178,6 +194,8 @@ class Prompts:
         for where, turns in records:
             with located(where):
                 prompt = prompt_of(chat, structure, turns)
+            if not (prompt.encoder_tokens if structure.is_encoder_decoder else prompt.tokens):
+                raise DataError(f"{where}: the prompt has no tokens: an answer starts from one")
             if check.fits(where, len(prompt.tokens), len(prompt.encoder_tokens)):
                 self._prompts.append(prompt)
                 self.texts.append(turns[-1].whole)
@@ -200,12 +218,14 @@ class RankingBatch:
         sequences: int64 [P, K], the sequence of each answer.
         ends: int64 [P, K], the row of each answer's last token in its sequence.
         valid: bool [P, K], False after the answers of a shorter ranking.
+        same: int64 [P, K], the first answer of the ranking with the same tokens, perhaps itself.
     """
 
     batch: Batch
     sequences: Tensor
     ends: Tensor
     valid: Tensor
+    same: Tensor
 
 
 def ranking_batch(rankings: Sequence[list[Example]], sample_ids: Sequence[int]) -> RankingBatch:
@@ -214,8 +234,17 @@ def ranking_batch(rankings: Sequence[list[Example]], sample_ids: Sequence[int]) 
     shape = (len(rankings), most)
     sequences = torch.arange(shape[0])[:, None].repeat(1, most)
     ends, valid = torch.zeros(shape, dtype=torch.int64), torch.zeros(shape, dtype=torch.bool)
+    same = torch.zeros(shape, dtype=torch.int64)
     for p, ranking in enumerate(rankings):
         last = np.cumsum([len(example) for example in ranking]) - 1
         ends[p, : len(ranking)], valid[p, : len(ranking)] = torch.from_numpy(last), True
+        same[p, : len(ranking)] = torch.tensor(first_equals(ranking))
     batch = collate([pack(ranking) for ranking in rankings], sample_ids)
-    return RankingBatch(batch, sequences, ends, valid)
+    return RankingBatch(batch, sequences, ends, valid, same)
+
+
+def first_equals(ranking: Sequence[Example]) -> list[int]:
+    """The number of the first answer with the same tokens, for each answer of a ranking."""
+    streams = [[e.decoder, *([] if e.encoder is None else [e.encoder])] for e in ranking]
+    tokens = [[stream.tokens.tolist() for stream in parts] for parts in streams]
+    return [tokens.index(own) for own in tokens]

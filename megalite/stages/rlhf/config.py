@@ -4,6 +4,7 @@ from pydantic import Field
 
 from megalite.data.config import ConversationConfig, CorpusConfig
 from megalite.errors import ConfigError
+from megalite.stages.corpus import check_corpus_positions
 from megalite.stages.rlhf.experience import RewardConfig
 from megalite.stages.rlhf.kl import KLConfig
 from megalite.stages.rlhf.placement import FrozenConfig
@@ -33,9 +34,12 @@ class PPOConfig(StageConfig):
 
     def check_inputs(self) -> None:
         """See :class:`StageConfig`."""
-        self.samples.check(self.tokenizer)
-        rows = self.data.sequence_length + self.rollout.max_new_tokens
-        check_positions(self.model, rows, "data.sequence_length")
+        prompt, answer = self.data.sequence_length, self.rollout.max_new_tokens
+        rows = max(prompt, 1 + answer) if self.model.is_encoder_decoder else prompt + answer
+        key = f"data.sequence_length {prompt} with rollout.max_new_tokens {answer}"
+        check_positions(self.model, rows, key)
+        if self.update.pretrain_coefficient:
+            check_corpus_positions(self.model, self.pretraining, "pretraining")
 
     def check_sources(self) -> None:
         """Refuse a run without prompts, models or text that it needs.

@@ -1,8 +1,11 @@
 """The coefficient of the KL penalty, fixed or steered towards a target."""
 
-from pydantic import Field
+import math
+
+from pydantic import Field, model_validator
 
 from megalite.config import Section
+from megalite.errors import ConfigError
 
 ERROR_LIMIT = 0.2
 
@@ -19,16 +22,31 @@ class KLConfig(Section):
         0.0, ge=0, description="nats per response that the coefficient aims at; 0: it stays fixed"
     )
     horizon: int = Field(
-        10000, gt=0, description="responses over which the coefficient adapts; more: slower"
+        10000,
+        gt=0,
+        description="responses over which the coefficient adapts; more: slower (a step changes it "
+        "by a fifth at most)",
     )
+
+    @model_validator(mode="after")
+    def _check(self) -> "KLConfig":
+        if self.target > 0 and self.coefficient == 0:
+            raise ConfigError(
+                f"--kl.coefficient 0: must be above 0 with kl.target {self.target:g}, as it adapts "
+                "by factors: set its first value"
+            )
+        return self
 
 
 def adapt(config: KLConfig, coefficient: float, kl: float, num_responses: int) -> float:
     """The coefficient after ``num_responses`` more responses with a mean of ``kl`` nats each.
 
+    It is multiplied by at least 1 - ``ERROR_LIMIT`` and at most 1 + ``ERROR_LIMIT``, however many
+    responses there are, so a penalty never becomes a reward; a ``kl`` of NaN leaves it.
+
     Source: Ziegler et al. 2019, arXiv:1909.08593, section 2.2.
     """
-    if config.target == 0:
+    if config.target == 0 or math.isnan(kl):
         return coefficient
     error = min(max(kl / config.target - 1, -ERROR_LIMIT), ERROR_LIMIT)
-    return coefficient * (1 + error * num_responses / config.horizon)
+    return coefficient * (1 + error * min(num_responses / config.horizon, 1.0))

@@ -72,24 +72,32 @@ def value_terms(
     return 0.5 * torch.maximum(plain, limited) * kept, (limited > plain).to(values.dtype) * kept
 
 
-def ranking_pairs(scores: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+def ranking_pairs(
+    scores: Tensor, valid: Tensor, same: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Differences better minus worse of every pair of every ranking.
 
     Args:
         scores: [P, K] fp32, best first.
         valid: [P, K] bool, False for the missing tail of a shorter ranking.
+        same: [P, K] int64, the first answer of the ranking with the same tokens; None: all differ.
 
     Returns:
-        Differences [P, C(K, 2)] and which of them are of two valid answers.
+        Differences [P, C(K, 2)] and which of them are of two valid answers that differ.
     """
     better, worse = torch.triu_indices(scores.shape[1], scores.shape[1], 1, device=scores.device)
-    return scores[:, better] - scores[:, worse], valid[:, better] & valid[:, worse]
+    kept = valid[:, better] & valid[:, worse]
+    if same is not None:
+        kept = kept & (same[:, better] != same[:, worse])
+    return scores[:, better] - scores[:, worse], kept
 
 
-def ranking_loss(scores: Tensor, valid: Tensor) -> Tensor:
+def ranking_loss(scores: Tensor, valid: Tensor, same: Tensor | None = None) -> Tensor:
     """Each ranking's mean over its pairs of -log sigmoid(better - worse): [P] fp32.
+
+    See :func:`ranking_pairs`. Pairs of equal answers are left out: they teach nothing.
 
     Source: Ouyang et al. 2022, arXiv:2203.02155, eq. 1.
     """
-    difference, kept = ranking_pairs(scores, valid)
+    difference, kept = ranking_pairs(scores, valid, same)
     return -(logsigmoid(difference) * kept).sum(1) / kept.sum(1).clamp(min=1)

@@ -3,24 +3,24 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
-from torch import Tensor
 
 from megalite.data.chat.datasets import Prompts
+from megalite.data.loader import passes_over
 from megalite.distributed.sums import sum_count, sum_metrics
 from megalite.engine.model import Item, Task
 from megalite.generation.prompts import Prompt
 from megalite.models.outputs import LogProbs, Values
 from megalite.ops.random import fold
-from megalite.stages.corpus import blend_stores, store_opener, text_batch
+from megalite.stages.rlhf.answers import Answered
 from megalite.stages.rlhf.config import PPOConfig
 from megalite.stages.rlhf.experience import Experience, Judgement, gather_experience
 from megalite.stages.rlhf.kl import adapt
 from megalite.stages.rlhf.models import TrainedModels, log_probs_of, values_of
 from megalite.stages.rlhf.responses import Responses
 from megalite.stages.rlhf.rollout import FrozenModels, Judges, SpecialTokens, rollout
+from megalite.stages.rlhf.text import Text
 from megalite.stages.rlhf.updates import PolicyLoss, Pretraining, ValueLoss, mini_batches
 from megalite.stages.samples import decode_with
 from megalite.stages.setup import Stage
@@ -43,6 +43,7 @@ class PPOStep:
         learners: of the actor and of the critic.
         frozen: the models that don't learn.
         special_tokens: of answers.
+        text: that the actor learns beside its answers, or None.
     """
 
     config: PPOConfig
@@ -51,6 +52,7 @@ class PPOStep:
     learners: Sequence[Learner]
     frozen: FrozenModels
     special_tokens: SpecialTokens
+    text: Text | None = None
 
     def __call__(self, items: Sequence[PromptItem], progress: Progress) -> StepResult:
         """Do one rollout and its updates."""
@@ -93,34 +95,31 @@ class PPOStep:
         self, responses: Responses, experience: Experience, progress: Progress
     ) -> dict[str, float]:
         """All passes over the answers; the mean of their metrics."""
-        seed = fold(self.config.run.seed, progress.step, 1)
+        mesh, update = self.stage.mesh, self.config.update
+        seed, size = (
+            fold(self.config.run.seed, progress.step, 1),
+            self.config.train.micro_batch_size,
+        )
+        answered = Answered(responses.batch, experience)
+        if update.mini_batches > 1:
+            answered = answered.gathered(mesh.dp)
         metrics: list[dict[str, float]] = []
-        for one_pass in mini_batches(len(experience.mask), self.config.update, seed):
+        for one_pass in mini_batches(len(answered.experience.mask), update, seed):
             for chosen in one_pass:
-                items = self.micro_batches(responses, experience, chosen)
-                count = int(experience.mask[chosen].sum())
+                items, count = answered.micro_batches(chosen, size, mesh.device)
                 actor = self._update_actor(items, count, progress)
                 metrics.append(actor | self._update_critic(items, count, progress))
         return {name: sum(m[name] for m in metrics) / len(metrics) for name in metrics[0]}
-
-    def micro_batches(
-        self, responses: Responses, experience: Experience, chosen: Tensor
-    ) -> list[Item]:
-        """The answers of a mini-batch, [B'] int64, with their experience."""
-        size = self.config.train.micro_batch_size
-        return [
-            (responses.batch.select(part), experience.select(part))
-            for part in chosen.to(responses.mask.device).split(size)
-        ]
 
     def _update_actor(
         self, items: Sequence[Item], count: int, progress: Progress
     ) -> dict[str, float]:
         update, temperature = self.config.update, self.config.rollout.temperature
-        more = self._pretraining(progress) if update.pretrain_coefficient else []
         return self.learners[0].step(
-            [*items, *more],
-            lambda scale: Task(LogProbs(temperature), PolicyLoss(update.clip, scale)),
+            [*items, *self._pretraining(progress)],
+            lambda scale: Task(
+                LogProbs(temperature), PolicyLoss(update.clip, scale), {Pretraining: LogProbs()}
+            ),
             count,
             progress.consumed_samples,
         )
@@ -141,29 +140,35 @@ class PPOStep:
 
     def _pretraining(self, progress: Progress) -> list[Item]:
         """Micro-batches of pretraining text beside the answers (PPO-ptx)."""
-        config, mesh = self.config, self.stage.mesh
-        text, seed = config.pretraining, fold(config.run.seed, 2)
-        open_store = store_opener(text, config.tokenizer, config.model, seed)
-        data = blend_stores(open_store, text.train, text.weights)
-        make = partial(text_batch, data=text, model=config.model)
-        batches = self.stage.loader(data, make, progress, seed).read(progress.consumed_samples)
+        text, mesh = self.text, self.stage.mesh
+        if text is None:
+            return []
+        loader = self.stage.loader(text.samples, text.make, progress, text.seed)
+        batches = loader.read(progress.consumed_samples)
         targets = sum_count(sum(b.num_targets for b in batches), mesh.dp, mesh.device)
-        scale = config.update.pretrain_coefficient / max(targets, 1.0)
+        scale = self.config.update.pretrain_coefficient / max(targets, 1.0)
         return [(batch, Pretraining(scale)) for batch in batches]
 
     def evaluate(self, prompts: Prompts) -> dict[str, float]:
-        """Mean reward and KL of answers to held-out prompts, drawn with one seed throughout."""
+        """Mean reward and KL of answers to held-out prompts, drawn with one seed throughout.
+
+        Each prompt counts once over all ranks, which answer equally many: the last answer of a rank
+        may be one that doesn't count.
+        """
         mesh, train = self.stage.mesh, self.config.train
-        count = min(train.evaluate_samples, len(prompts)) // mesh.dp.size * mesh.dp.size
-        own = range(mesh.dp.rank, max(count, mesh.dp.size), mesh.dp.size)
-        chosen = [prompts[i % len(prompts)] for i in own]
-        _, judged = self.roll(chosen, list(own), fold(self.config.run.seed, 3))
+        count = min(train.evaluate_samples, len(prompts))
+        each = -(-count // mesh.dp.size)
+        (own,) = passes_over(count, each, mesh.dp.rank, mesh.dp.size)
+        numbers = own + [0] * (each - len(own))
+        chosen = [prompts[number] for number in numbers]
+        _, judged = self.roll(chosen, numbers, fold(self.config.run.seed, 3))
         kl = torch.where(judged.mask, judged.log_probs - judged.reference_log_probs, 0.0)
+        scores = judged.scores[: len(own)].double()
         sums = {
-            "reward": judged.scores.sum(),
-            "square": judged.scores.double().square().sum(),
-            "kl": kl.sum(),
-            "count": torch.tensor(float(len(chosen))),
+            "reward": scores.sum(),
+            "square": scores.square().sum(),
+            "kl": kl[: len(own)].sum(),
+            "count": torch.tensor(float(len(own))),
         }
         total = sum_metrics({n: v.to(mesh.device) for n, v in sums.items()}, mesh.dp)
         mean = total["reward"] / total["count"]

@@ -101,15 +101,38 @@ class Rankings:
         sequences: [P, K] int64, sequences of the batch, best first.
         ends: [P, K] int64, position of each answer's last token.
         valid: [P, K] bool, False for the missing tail of a shorter ranking.
+        same: [P, K] int64, the first answer of the ranking with the same tokens; None: all differ.
     """
 
     sequences: Tensor
     ends: Tensor
     valid: Tensor
+    same: Tensor | None = None
 
     def to(self, device: torch.device) -> "Rankings":
         """The same with every tensor on ``device``."""
-        return Rankings(*(t.to(device) for t in (self.sequences, self.ends, self.valid)))
+        sequences, ends, valid = (t.to(device) for t in (self.sequences, self.ends, self.valid))
+        return Rankings(sequences, ends, valid, None if self.same is None else self.same.to(device))
+
+    @property
+    def num_learned(self) -> int:
+        """Rankings with two answers that differ."""
+        _, kept = ranking_pairs(self.ends, self.valid, self.same)
+        return int(kept.any(1).sum())
+
+    def counts(self, values: Tensor) -> Metrics:
+        """Pairs that are ranked right by the values [B, S], all pairs, and those of equal answers.
+
+        The last are not among the others: which of two equal answers scores higher is rounding.
+        """
+        scores = values[self.sequences, self.ends]
+        difference, kept = ranking_pairs(scores, self.valid, self.same)
+        _, both = ranking_pairs(scores, self.valid)
+        return {
+            "correct_pairs": ((difference > 0) & kept).sum().float(),
+            "pairs": kept.sum().float(),
+            "equal_pairs": (both & ~kept).sum().float(),
+        }
 
 
 @dataclass(frozen=True)
@@ -117,29 +140,24 @@ class RankingLoss:
     """The reward model's loss: each ranking weighs the same, however many answers it has.
 
     Attributes:
-        scale: one over the rankings of the global batch.
+        scale: one over the rankings of the global batch with answers that differ.
     """
 
     scale: float
 
     def __call__(self, result: Tensor, extra: Rankings) -> tuple[Tensor, Metrics]:
-        """Loss of one micro-batch; ``result`` is the values, [B, S].
-
-        The metrics ``correct_pairs`` and ``pairs`` are counts, whose quotient is the accuracy.
-        """
+        """Loss of one micro-batch and counts of its pairs; ``result`` is the values, [B, S]."""
         scores = result[extra.sequences, extra.ends]
-        loss = ranking_loss(scores, extra.valid).sum() * self.scale
-        difference, kept = ranking_pairs(scores.detach(), extra.valid)
-        correct = ((difference > 0) & kept).sum()
-        counts = {"correct_pairs": correct.float(), "pairs": kept.sum().float()}
-        return loss, {"ranking_loss": loss.detach(), **counts}
+        loss = ranking_loss(scores, extra.valid, extra.same).sum() * self.scale
+        return loss, {"ranking_loss": loss.detach(), **extra.counts(result.detach())}
 
 
 def mini_batches(num_rows: int, config: UpdateConfig, seed: int) -> list[list[Tensor]]:
-    """Rows of each optimizer step of each pass, shuffled anew every pass.
+    """Answers of each optimizer step of each pass, shuffled anew every pass.
 
     Args:
-        num_rows: answers of this rank; a multiple of ``config.mini_batches``.
+        num_rows: answers of all data-parallel ranks, or with one mini-batch a pass of this one; a
+            multiple of ``config.mini_batches``.
         config: passes, and steps per pass.
         seed: of the order.
 

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megalite.data.loader import Loader, Share
+from megalite.data.loader import Loader, Share, passes_over, spread
 from megalite.data.permutation import permute, sample_at
 
 
@@ -63,3 +63,20 @@ def test_a_loader_goes_on_where_another_stopped():
     assert [next(again) for _ in range(8)] == steps[12:]
     whole.close()
     again.close()
+
+
+@given(st.integers(1, 40), st.integers(1, 9), st.integers(1, 9))
+def test_ranks_read_each_sample_once_in_equally_many_passes(count, size, ranks):
+    passes = [passes_over(count, size, rank, ranks) for rank in range(ranks)]
+    assert len({len(own) for own in passes}) == 1
+    assert all(len(part) <= size for own in passes for part in own)
+    assert sorted(sum((part for own in passes for part in own), [])) == list(range(count))
+
+
+@given(st.integers(1, 90), st.integers(1, 60))
+def test_samples_that_are_spread_over_a_dataset_come_once(count, size):
+    numbers = spread(count, size)
+    assert len(set(numbers)) == len(numbers) == min(count, size)
+    assert numbers == sorted(numbers)
+    assert numbers[0] == 0
+    assert numbers[-1] < size

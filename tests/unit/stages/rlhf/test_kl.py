@@ -1,5 +1,8 @@
+import math
+
 import pytest
 
+from megalite.errors import ConfigError
 from megalite.stages.rlhf.kl import KLConfig, adapt
 
 
@@ -21,3 +24,19 @@ def test_an_adaptive_coefficient_brings_a_responding_kl_to_its_target():
     for _ in range(400):
         coefficient = adapt(config, coefficient, 1.5 / coefficient, 64)
     assert 1.5 / coefficient == pytest.approx(6.0, rel=0.1)
+
+
+@pytest.mark.parametrize("kl", [-3.0, 0.0, 1.0, 60.0, math.inf])
+@pytest.mark.parametrize("responses", [1, 2, 16, 10**6])
+def test_a_step_of_any_size_changes_the_coefficient_by_a_fifth_at_most(kl, responses):
+    config = KLConfig(coefficient=0.05, target=6.0, horizon=2)
+    assert 0.8 * 0.05 <= adapt(config, 0.05, kl, responses) <= 1.2 * 0.05
+
+
+def test_a_kl_that_is_no_number_leaves_the_coefficient():
+    assert adapt(KLConfig(target=6.0), 0.05, math.nan, 16) == 0.05
+
+
+def test_a_coefficient_of_nothing_cannot_adapt():
+    with pytest.raises(ConfigError, match=r"--kl.coefficient 0: must be above 0 with kl.target 6"):
+        KLConfig(coefficient=0, target=6)

@@ -15,6 +15,7 @@ from megalite.generation.prompts import Prompt
 from megalite.models.config import ModelConfig
 from megalite.models.outputs import Logits, Values
 from megalite.ops.random import fold
+from megalite.stages.rlhf.answers import Answered
 from megalite.stages.rlhf.config import PPOConfig
 from megalite.stages.rlhf.experience import Experience
 from megalite.stages.rlhf.kl import KLConfig
@@ -224,11 +225,12 @@ def test_a_pass_of_eight_answers_is_two_updates_of_two_micro_batches(run):
     run.step([(PROMPTS, list(range(8)))], Progress(step=2))
     assert run.step.learners[0].updates - before == 2 * 2
     sequences = torch.arange(8.0)[:, None].expand(8, responses.mask.shape[1])
-    experience = Experience(responses.mask, *[sequences] * 4)
+    answered = Answered(responses.batch, Experience(responses.mask, *[sequences] * 4))
     order = mini_batches(8, run.step.config.update, 0)
     assert [len(epoch) for epoch in order] == [2, 2]
     for rows in order[0]:
-        items = run.step.micro_batches(responses, experience, rows)
+        items, count = answered.micro_batches(rows, 2, torch.device("cpu"))
+        assert count == int(responses.mask[rows].sum())
         assert [len(batch.decoder.tokens) for batch, _ in items] == [2, 2]
         assert [part.returns[:, 0].tolist() for _, part in items] == rows.view(2, 2).tolist()
 

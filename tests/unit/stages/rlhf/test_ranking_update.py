@@ -1,5 +1,10 @@
+import numpy as np
 import torch
+from torch.nn.functional import logsigmoid
 
+from megalite.data.chat.datasets import ranking_batch
+from megalite.data.example import decoder_example
+from megalite.models.batch import IGNORE
 from megalite.stages.rlhf.losses import ranking_loss
 from megalite.stages.rlhf.updates import RankingLoss, Rankings
 
@@ -29,3 +34,26 @@ def test_splitting_rankings_over_micro_batches_changes_nothing():
     halves = [loss(values, Rankings(rows[i : i + 1], ends[i : i + 1], valid[:1])) for i in (0, 1)]
     assert torch.allclose(whole, halves[0][0] + halves[1][0])
     assert counts["correct_pairs"] == sum(half[1]["correct_pairs"] for half in halves)
+
+
+def test_pairs_of_equal_answers_are_counted_apart_and_teach_nothing():
+    """Three answers of which the last two are equal, and two that are equal."""
+    values = torch.tensor([[1.0, 5.0, 5.1], [3.0, 2.9, 0.0]], requires_grad=True)
+    rows, ends = torch.tensor([[0] * 3, [1] * 3]), torch.tensor([[0, 1, 2], [0, 1, 0]])
+    valid = torch.tensor([[True] * 3, [True, True, False]])
+    rankings = Rankings(rows, ends, valid, same=torch.tensor([[0, 1, 1], [0, 0, 0]]))
+    assert rankings.num_learned == 1
+    loss, metrics = RankingLoss(scale=1.0)(values, rankings)
+    pairs = -logsigmoid(torch.tensor([1.0 - 5.0, 1.0 - 5.1]))
+    assert torch.allclose(loss, pairs.mean())
+    counts = {name: int(metrics[name]) for name in ("correct_pairs", "pairs", "equal_pairs")}
+    assert counts == {"correct_pairs": 0, "pairs": 2, "equal_pairs": 2}
+    loss.backward()
+    assert not values.grad[1].any()
+
+
+def test_answers_are_equal_where_their_tokens_are():
+    answers = [[7, 8], [7], [7, 8], [7]]
+    examples = [decoder_example(np.array(a), np.full(len(a), IGNORE)) for a in answers]
+    made = ranking_batch([examples, examples[:2]], [0, 1])
+    assert made.same.tolist() == [[0, 1, 0, 1], [0, 1, 0, 0]]
