@@ -68,13 +68,13 @@ ROWS = {
 
 
 @pytest.mark.parametrize("kind", ROWS)
-def test_a_wrong_row_of_prompts_is_named_by_file_and_line(work, capsys, tmp_path, kind):
+def test_a_wrong_row_of_prompts_is_named_by_file_and_line(work, whole, capsys, tmp_path, kind):
     text, says = ROWS[kind]
     path = tmp_path / "rows.jsonl"
     path.write_text(text)
     words = ["ppo", work.config(2), "--data.train", f'["{path}"]', "--data.sequence_length", "64"]
     words += ["--tokenizer.path", f"{work.folder}/tokenizer", "--run.folder", tmp_path / "run"]
-    said = refused(capsys, [*words, "--reward_model", "x", "--checkpoint.start", "x"])
+    said = refused(capsys, [*words, "--reward_model", "x", "--checkpoint.start", whole])
     for part in says:
         assert part in said
 
@@ -133,7 +133,9 @@ STAGES = {  # a good row, one with the wrong keys, one of a wrong type, one that
 
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("kind", ["keys", "type", "long", "json", "surrogate", "empty", "missing"])
-def test_a_wrong_row_of_any_stage_is_named_before_a_run_begins(work, capsys, tmp_path, stage, kind):
+def test_a_wrong_row_of_any_stage_is_named_before_a_run_begins(
+    work, whole, capsys, tmp_path, stage, kind
+):
     good, keys, type_, long = (json.dumps(row) for row in STAGES[stage])
     bad = {"keys": keys, "type": type_, "long": long, "json": good[:-2]}
     bad |= {"surrogate": good.replace("red", "\\ud800")}
@@ -142,7 +144,7 @@ def test_a_wrong_row_of_any_stage_is_named_before_a_run_begins(work, capsys, tmp
         path.write_text("" if kind == "empty" else f"{good}\n\n{bad[kind]}\n{good}\n")
     words = [stage, work.config(2), "--data.train", f'["{path}"]', "--data.sequence_length", "64"]
     words += ["--tokenizer.path", f"{work.folder}/tokenizer", "--run.folder", tmp_path / "run"]
-    words += ["--checkpoint.start", "x"] + (["--reward_model", "x"] if stage == "ppo" else [])
+    words += ["--checkpoint.start", whole] + (["--reward_model", "x"] if stage == "ppo" else [])
     said = refused(capsys, words)
     assert f"{path}:3: " in said if kind in bad else str(path) in said
     assert not (tmp_path / "run").exists()
@@ -197,11 +199,13 @@ def test_what_would_be_met_late_is_refused_early(work, capsys, more, says):
         ),
     ],
 )
-def test_what_ppo_would_meet_late_is_refused_before_it_begins(work, capsys, tmp_path, more, says):
+def test_what_ppo_would_meet_late_is_refused_before_it_begins(
+    work, whole, capsys, tmp_path, more, says
+):
     """A table of 128 positions, and text beside the answers."""
     words = ["ppo", work.config(2), "--data.train", f'["{work.folder}/prompts.jsonl"]']
     words += ["--tokenizer.path", f"{work.folder}/tokenizer", "--run.folder", tmp_path / "run"]
-    words += ["--checkpoint.start", "x", "--reward_model", "x", "--model.position", "learned"]
+    words += ["--checkpoint.start", whole, "--reward_model", "x", "--model.position", "learned"]
     words += ["--data.sequence_length", "64", "--rollout.max_new_tokens", "12"]
     words += ["--update.pretrain_coefficient", "1", "--pretraining.sequence_length", "32"]
     words += ["--pretraining.train", f'["{work.folder}/data"]']
