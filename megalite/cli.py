@@ -11,10 +11,14 @@ import os
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
-from typing import Any
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
 
 from megalite.commands import COMMANDS, Command
-from megalite.errors import ConfigError, MegaliteError, write_error_file
+from megalite.errors import ConfigError, MegaliteError, Stopped, write_error_file
+
+if TYPE_CHECKING:
+    from megalite.distributed.launch import Launch
 
 EXIT_USER = 2
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a write failed; the system names no file
@@ -76,11 +80,23 @@ def _dispatch(words: list[str]) -> int:
         _print(_command_help(command))
         return 0
     from megalite.distributed.launch import Launch
-    from megalite.distributed.mesh import leave_process_group
 
     launch = Launch.from_environment(os.environ)
-    config, module = load_config(command, rest)
-    exit_code = int(module.run(config, launch) or 0)
+    stops = launch.stop.caught(launch.rank, launch.world_size)
+    with stops if command.is_stage else nullcontext():
+        return _run(command, rest, launch)
+
+
+def _run(command: Command, words: list[str], launch: "Launch") -> int:
+    """Run a command and leave its process group, unless it failed: others may be in it still."""
+    config, module = load_config(command, words)
+    from megalite.distributed.mesh import leave_process_group
+
+    try:
+        exit_code = int(module.run(config, launch) or 0)
+    except Stopped:
+        leave_process_group()
+        raise
     leave_process_group()
     return exit_code
 

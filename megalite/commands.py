@@ -20,6 +20,11 @@ class Command:
     summary: str
     example: str
 
+    @property
+    def is_stage(self) -> bool:
+        """Whether it trains, and saves its state when it is asked to stop."""
+        return self.target.startswith("megalite.stages.")
+
 
 COMMANDS: tuple[Command, ...] = (
     Command(
@@ -38,25 +43,26 @@ COMMANDS: tuple[Command, ...] = (
         "pretrain",
         "megalite.stages.pretrain:PretrainConfig",
         "train a model on token stores",
-        "--data.train '[\"data/corpus\"]' --model.vocab_size 8192",
+        "--data.train '[\"data/corpus\"]' --model.vocab_size 8192 --run.folder runs/pretrain",
     ),
     Command(
         "sft",
         "megalite.stages.sft:SFTConfig",
         "fine-tune a model on conversations",
-        "--data.train '[\"sft.jsonl\"]' --checkpoint.start runs/pretrain",
+        "--data.train '[\"sft.jsonl\"]' --checkpoint.start runs/pretrain --run.folder runs/sft",
     ),
     Command(
         "rm",
         "megalite.stages.rm:RMConfig",
         "train a reward model on rankings",
-        "--data.train '[\"rankings.jsonl\"]' --checkpoint.start runs/sft",
+        "--data.train '[\"rankings.jsonl\"]' --checkpoint.start runs/sft --run.folder runs/rm",
     ),
     Command(
         "ppo",
         "megalite.stages.ppo:PPOConfig",
         "align a model with PPO",
-        "--data.train '[\"prompts.jsonl\"]' --checkpoint.start runs/sft --reward_model runs/rm",
+        "--data.train '[\"prompts.jsonl\"]' --checkpoint.start runs/sft --reward_model runs/rm "
+        "--run.folder runs/ppo",
     ),
     Command(
         "generate",

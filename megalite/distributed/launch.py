@@ -1,8 +1,11 @@
 """Who this process is among the processes of a run."""
 
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
+from megalite.distributed.stop import StopRequest
 from megalite.errors import ConfigError
 
 
@@ -17,6 +20,8 @@ class Launch:
         local_world_size: processes of the run on this node.
         restart: how often torchrun has restarted the processes.
         error_file: where torchrun looks for the reason of a failure; empty without torchrun.
+        launcher: process id of the torchrun that started this process; 0 without torchrun.
+        stop: what asks this process to stop.
     """
 
     rank: int = 0
@@ -25,6 +30,8 @@ class Launch:
     local_world_size: int = 1
     restart: int = 0
     error_file: str = ""
+    launcher: int = 0
+    stop: StopRequest = field(default_factory=StopRequest, compare=False, repr=False)
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> "Launch":
@@ -40,8 +47,8 @@ class Launch:
             "local_world_size": "LOCAL_WORLD_SIZE",
             "restart": "TORCHELASTIC_RESTART_COUNT",
         }
-        values: dict[str, int] = {}
-        for field, name in names.items():
+        values: dict[str, Any] = {}
+        for key, name in names.items():
             text = environment.get(name)
             if text is None:
                 continue
@@ -49,8 +56,10 @@ class Launch:
                 raise ConfigError(
                     f"environment {name}={text!r}: must be a number, as torchrun sets"
                 )
-            values[field] = int(text)
-        launch = cls(**values, error_file=environment.get("TORCHELASTIC_ERROR_FILE", ""))
+            values[key] = int(text)
+        launcher = os.getppid() if "TORCHELASTIC_RUN_ID" in environment else 0
+        error_file = environment.get("TORCHELASTIC_ERROR_FILE", "")
+        launch = cls(**values, error_file=error_file, launcher=launcher)
         if launch.rank >= launch.world_size or launch.local_rank >= launch.local_world_size:
             raise ConfigError(
                 f"environment: rank {launch.rank} of {launch.world_size}, local rank "

@@ -60,14 +60,14 @@ def run(config: PPOConfig, launch: Launch) -> int:
     )
     stage, bridge = _place(config, launch)
     stage.say(chat_format.notes, notes_of(inputs.prompts))
-    with stage.watchdog:
+    with stage.running():
         if bridge is None:
             models = TrainedModels.build(stage, config)
             frozen = ReferenceModels.build(stage, config).judges(temperature)
             _train(config, stage, models, frozen, inputs)
         elif launch.rank >= bridge.frozen.first:
             frozen = ReferenceModels.build(stage, config).judges(temperature)
-            serve(frozen, bridge, stage.heartbeat)
+            serve(frozen, bridge, stage.heartbeat, launch.stop)
         else:
             models = TrainedModels.build(stage, config)
             with remote_models(bridge, stage.heartbeat) as remote:

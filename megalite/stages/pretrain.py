@@ -1,6 +1,7 @@
 """Pretraining: token stores, and an objective that says what of them is learned."""
 
 from functools import partial
+from typing import ClassVar
 
 from pydantic import Field
 
@@ -22,11 +23,14 @@ from megalite.stages.samples import Samples, SamplesConfig, write_samples
 from megalite.stages.setup import Stage, StageConfig, set_up
 from megalite.stages.special_tokens import SpecialTokens
 from megalite.stages.start import said_by
+from megalite.training.config import RunConfig
 
 
 class PretrainConfig(StageConfig):
     """A pretraining run."""
 
+    stage: ClassVar[str] = "pretrain"
+    run: RunConfig = RunConfig(folder="runs/pretrain")
     data: CorpusConfig = CorpusConfig()
     samples: SamplesConfig = SamplesConfig()
     z_loss: float = Field(
@@ -53,7 +57,7 @@ def run(config: PretrainConfig, launch: Launch) -> int:
     )
     samples = _read_samples(config, said)
     stage = set_up(config, launch)
-    with stage.watchdog:
+    with stage.running():
         model = _train(config, stage, datasets)
         write_samples(stage, model, samples)
     return 0

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 
@@ -20,6 +21,7 @@ from megalite.stages.datasets import Datasets, notes_of
 from megalite.stages.rlhf.updates import RankingLoss, Rankings
 from megalite.stages.setup import Stage, StageConfig, check_positions, set_up
 from megalite.stages.start import said_by
+from megalite.training.config import RunConfig
 from megalite.training.learner import Learner
 from megalite.training.progress import Progress, StepResult
 from megalite.training.trainer import DoStep
@@ -31,6 +33,8 @@ COUNTS = ("correct_pairs", "pairs", "equal_pairs")  # of a batch, summed over th
 class RMConfig(StageConfig):
     """A reward-modelling run."""
 
+    stage: ClassVar[str] = "rm"
+    run: RunConfig = RunConfig(folder="runs/rm")
     data: ConversationConfig = ConversationConfig()
 
     def check_inputs(self) -> None:
@@ -53,7 +57,7 @@ def run(config: RMConfig, launch: Launch) -> int:
     datasets = Datasets.read(data, read)
     stage = set_up(config, launch)
     stage.say(chat_format.notes, notes_of(datasets))
-    with stage.watchdog:
+    with stage.running():
         _train(config, stage, datasets)
     return 0
 

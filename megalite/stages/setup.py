@@ -1,24 +1,30 @@
 """What every stage sets up alike: device, mesh, model, log, checkpoints, trainer."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from pydantic import field_validator
 
 from megalite.config import dump
 from megalite.config.section import Section
 from megalite.data.config import TokenizerConfig
 from megalite.data.loader import Dataset, Loader, Share
 from megalite.distributed.launch import Launch
-from megalite.distributed.mesh import Mesh, ParallelConfig, build_meshes
+from megalite.distributed.mesh import Mesh, ParallelConfig, build_meshes, start_process_group
 from megalite.engine.build import build_model
 from megalite.engine.layout import Demand, check_layout
 from megalite.engine.model import Model
 from megalite.engine.recompute import recomputed_blocks
-from megalite.errors import ConfigError
+from megalite.errors import CheckpointError, ConfigError
 from megalite.models.config import ModelConfig
 from megalite.stages.device import Precision, check_heads, choose_device, choose_precision
+from megalite.stages.same_run import check_same_run, sources_of
 from megalite.stages.start import load_start, origin_of
-from megalite.training.checkpoint.manager import CheckpointManager, Saving
+from megalite.training.checkpoint.manager import CheckpointManager, Saving, newest_facts
 from megalite.training.config import (
     CheckpointConfig,
     OptimizerConfig,
@@ -27,6 +33,8 @@ from megalite.training.config import (
     TrainConfig,
 )
 from megalite.training.faults import Fault, FaultConfig
+from megalite.training.folder.opening import RunFolder
+from megalite.training.folder.record import RunRecord
 from megalite.training.learner import Learner, Learning
 from megalite.training.metrics.device import peak_tflops
 from megalite.training.metrics.run_log import RunLog
@@ -43,7 +51,13 @@ MakeBatch = Callable[[Sequence[Any], Sequence[int]], Any]
 
 
 class StageConfig(Section):
-    """The sections that every stage has."""
+    """The sections that every stage has.
+
+    Attributes:
+        stage: its name, which its runs' checkpoints keep.
+    """
+
+    stage: ClassVar[str] = ""
 
     run: RunConfig = RunConfig()
     model: ModelConfig = ModelConfig()
@@ -54,6 +68,13 @@ class StageConfig(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     faults: FaultConfig = FaultConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
+
+    @field_validator("run", mode="before")
+    @classmethod
+    def _give_folder(cls, run: Any) -> Any:
+        """A section without a folder has the stage's."""
+        is_without = isinstance(run, dict) and "folder" not in run
+        return {**run, "folder": cls.model_fields["run"].default.folder} if is_without else run
 
     def check_inputs(self) -> None:
         """Refuse at the start what a stage would otherwise meet late, such as too long rows.
@@ -82,15 +103,21 @@ class Stage:
 
     Attributes:
         config: of the run; its number format is chosen.
+        launch: this process among the run's.
         mesh: the processes that this one shares its models with.
+        folder: of the run.
+        record: what its checkpoints keep of the run.
         log: of the run's folder.
         speed: measures steps.
         heartbeat: is told what this process is doing.
-        watchdog: watches over the processes in its ``with`` block.
+        watchdog: watches over the processes while the run lasts.
     """
 
     config: StageConfig
+    launch: Launch
     mesh: Mesh
+    folder: RunFolder
+    record: RunRecord
     log: RunLog
     speed: Speed
     heartbeat: Heartbeat
@@ -101,6 +128,16 @@ class Stage:
         for group in notes:
             for note in group:
                 self.log.say(note)
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """The run's time: its folder is its own, signals ask it to stop, processes are watched.
+
+        All of that ends with the block, also for a notebook that goes on.
+        """
+        caught = self.launch.stop.caught(self.launch.rank, self.launch.world_size)
+        with self.folder.in_use(), caught, self.watchdog:
+            yield
 
     def model(self, config: ModelConfig, start: str = "", needs_head: bool = False) -> Model:
         """A model, its weights from ``start`` (a checkpoint or a Hugging Face folder) if given.
@@ -131,8 +168,8 @@ class Stage:
             say=self.log.say,
             saving=Saving(self.heartbeat, SLOW_FACTOR * self.mesh.timeout, self.mesh.ranks()),
         )
-        every, origin = config.checkpoint.every, origin_of(config.checkpoint.start)
-        return Trainer(learners, self.log, checkpoints, every, origin), learners
+        every, record, stop = config.checkpoint.every, self.record, self.launch.stop
+        return Trainer(learners, self.log, checkpoints, every, record, stop), learners
 
     def loader(
         self, dataset: Dataset, make: MakeBatch, progress: Progress, seed: int | None = None
@@ -173,8 +210,10 @@ def set_up(
         The stage of this process; one in the separate mesh has its layout in the config.
 
     Raises:
-        ConfigError: the layout doesn't fit, there is no such device, or it can't compute this model
-            in this number format.
+        ConfigError: the layout doesn't fit, there is no such device, it can't compute this model in
+            this number format, processes were told different things, or the folder can't be
+            written or is in use.
+        CheckpointError: the folder is of another run.
     """
     device = choose_device(config.run, launch)
     own = launch.world_size - (separate.processes if separate else 0)
@@ -183,21 +222,63 @@ def set_up(
     config.check_inputs()
     check_heads(config.model, device)
     config = _with_precision(config, choose_precision(config.train.precision, device))
+    start_process_group(launch, device, config.parallel.timeout_s)
+    record = record_of(config, launch)
+    check_same_run(launch, record)
+    folder = RunFolder(config.run.folder, launch)
+    folder.open(lambda path: _check_run_of(path, record, config.checkpoint.start))
+    try:
+        return _stage_in(folder, record, config, device, separate)
+    except BaseException:
+        folder.release()
+        raise
+
+
+def record_of(config: StageConfig, launch: Launch) -> RunRecord:
+    """What a run is; what it reads from elsewhere is looked at by the first process of a node."""
+    values = config.model_dump(mode="json")
+    try:
+        origin = origin_of(config.checkpoint.start)
+    except CheckpointError:
+        origin = {}  # said where the folder is opened: a run that goes on may have moved its start
+    sources = sources_of(values) if launch.local_rank == 0 else {}
+    return RunRecord(config.stage, values, sources, origin, dump(config))
+
+
+def _check_run_of(folder: Path, record: RunRecord, start: str) -> None:
+    """Refuse a folder whose checkpoints are of another run, and a start that isn't there."""
+    found = newest_facts(folder / "checkpoints")
+    if found is None:
+        origin_of(start)
+        return
+    path, facts = found
+    record.check(facts, path)
+
+
+def _stage_in(
+    folder: RunFolder,
+    record: RunRecord,
+    config: StageConfig,
+    device: torch.device,
+    separate: SeparateMesh | None,
+) -> Stage:
+    """The stage of a run whose folder is open. Comm: as :func:`build_meshes`."""
+    launch = folder.launch
+    own = launch.world_size - (separate.processes if separate else 0)
     meshes = [(own, config.parallel)]
     if separate is not None:
         meshes.append((separate.processes, separate.parallel))
         if launch.rank >= own:
             config = config.model_copy(update={"parallel": separate.parallel})
     mesh = build_meshes(launch, meshes, device)
-    log = RunLog(config.run.folder, launch.rank == 0, config.train.steps, config.run.tensorboard)
-    log.write("config.toml", dump(config))
+    log = RunLog(folder.path, launch.rank == 0, config.train.steps, config.run.tensorboard)
     peak = peak_tflops(device, config.train.precision)
     speed = Speed(config.model, mesh, peak, recomputed_blocks(config.model, config.parallel))
     heartbeat = Heartbeat(Fault(config.faults, launch))
     timeouts = Timeouts(STALL_SHARE * config.parallel.timeout_s)
     faults = log.folder / "faults" / f"restart-{launch.restart}"
     watchdog = Watchdog(launch, heartbeat, timeouts, faults)
-    return Stage(config, mesh, log, speed, heartbeat, watchdog)
+    return Stage(config, launch, mesh, folder, record, log, speed, heartbeat, watchdog)
 
 
 def _with_precision(config: StageConfig, precision: Precision) -> StageConfig:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
+from typing import ClassVar
 
 from megalite.data.chat.datasets import Conversations
 from megalite.data.config import ConversationConfig
@@ -15,11 +16,14 @@ from megalite.stages.language import heldout_evaluation, language_step
 from megalite.stages.samples import Samples, SamplesConfig, write_samples
 from megalite.stages.setup import Stage, StageConfig, check_positions, set_up
 from megalite.stages.start import said_by
+from megalite.training.config import RunConfig
 
 
 class SFTConfig(StageConfig):
     """A fine-tuning run."""
 
+    stage: ClassVar[str] = "sft"
+    run: RunConfig = RunConfig(folder="runs/sft")
     data: ConversationConfig = ConversationConfig()
     samples: SamplesConfig = SamplesConfig()
 
@@ -44,7 +48,7 @@ def run(config: SFTConfig, launch: Launch) -> int:
     samples = Samples.read(config.samples, chat_format, config.model)
     stage = set_up(config, launch)
     stage.say(chat_format.notes, notes_of(datasets))
-    with stage.watchdog:
+    with stage.running():
         model = _train(config, stage, chat_format, datasets)
         write_samples(stage, model, samples)
     return 0

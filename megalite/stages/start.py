@@ -25,11 +25,17 @@ def origin_of(start: str) -> Facts:
 
 
 def said_by(start: str) -> SpecialTokens:
-    """What the published config of a start says of special tokens; nothing without a start."""
+    """What the published config of a start says of special tokens; nothing without a start.
+
+    Of a start that isn't there it says nothing: the run's folder knows what it was.
+    """
     folder = Path(start)
     if start and is_hugging_face(folder):
         return SpecialTokens.of(read_their_config(folder) | generation_config(folder))
-    return SpecialTokens.of(origin_of(start).get("published", {}))
+    try:
+        return SpecialTokens.of(origin_of(start).get("published", {}))
+    except CheckpointError:
+        return SpecialTokens.of({})
 
 
 def generation_config(folder: Path) -> dict[str, Any]:

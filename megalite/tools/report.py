@@ -1,6 +1,8 @@
 """One HTML page about runs: the curves of each, and their samples side by side."""
 
 import html
+import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import Field
@@ -8,7 +10,7 @@ from pydantic import Field
 from megalite.config import Section
 from megalite.data.records import Record, json_records
 from megalite.distributed.launch import Launch
-from megalite.errors import DataError
+from megalite.errors import DataError, naming
 from megalite.tools.chart import line_chart
 
 CHARTS = {  # title: (unit, keys of metrics.jsonl drawn in it)
@@ -45,7 +47,10 @@ class ReportConfig(Section):
 def run(config: ReportConfig, launch: Launch) -> int:
     """Write the report; only rank 0 does."""
     if launch.rank == 0:
-        Path(config.output).write_text(page(config), encoding="utf-8")
+        text, output = page(config), Path(config.output)
+        with naming(output):
+            output.parent.mkdir(parents=True, exist_ok=True)
+            output.write_text(text, encoding="utf-8")
     return 0
 
 
@@ -55,7 +60,7 @@ def page(config: ReportConfig) -> str:
     Raises:
         DataError: a run's folder has no metrics, or a line is not JSON.
     """
-    runs = {Path(folder).name: Path(folder) for folder in config.runs}
+    runs = names_of([Path(folder) for folder in config.runs])
     metrics = {name: read_jsonl(folder / "metrics.jsonl") for name, folder in runs.items()}
     samples = {
         name: read_jsonl(folder / "samples.jsonl")
@@ -71,6 +76,21 @@ def page(config: ReportConfig) -> str:
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>'
         f"{html.escape(config.title)}</title><style>{STYLE}</style>\n{body}\n</html>\n"
     )
+
+
+def names_of(folders: Sequence[Path]) -> dict[str, Path]:
+    """Each folder by the shortest end of its path that no other has; one given twice is one."""
+    paths = {Path(os.path.abspath(folder)): folder for folder in folders}
+    named = {}
+    for path, folder in paths.items():
+        others = [other.parts for other in paths if other != path]
+        length = next(
+            n
+            for n in range(1, len(path.parts) + 1)
+            if all(path.parts[-n:] != other[-n:] for other in others)
+        )
+        named[str(Path(*path.parts[-length:]))] = folder
+    return named
 
 
 def read_jsonl(path: Path) -> list[Record]:

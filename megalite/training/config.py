@@ -2,17 +2,20 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from megalite.config.section import Section
 from megalite.engine.layout import BatchSizes
+from megalite.errors import ConfigError
 
 
 class RunConfig(Section):
     """Where a run writes, and what makes it repeatable."""
 
     folder: str = Field(
-        "runs/run", description="folder of the run's metrics, checkpoints, log and resolved config"
+        "",
+        description="folder of the run's metrics, checkpoints, log and resolved config; a stage's "
+        "default is runs/ and its name",
     )
     seed: int = Field(0, ge=0, description="seed of initial values, sample order and dropout")
     device: Literal["auto", "cpu", "cuda"] = Field(
@@ -96,6 +99,15 @@ class ScheduleConfig(Section):
         le=1,
         description="lowest learning rate after the warm-up, as a share of the peak",
     )
+
+    @model_validator(mode="after")
+    def _check(self) -> "ScheduleConfig":
+        if self.kind == "wsd" and self.warmup + self.decay > 1 + 1e-9:
+            raise ConfigError(
+                f"--schedule.decay {self.decay}: must be at most {1 - self.warmup:g}, what "
+                f"schedule.warmup {self.warmup} leaves of the run: lower one of them"
+            )
+        return self
 
 
 class CheckpointConfig(Section):

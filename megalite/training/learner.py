@@ -1,5 +1,6 @@
 """A model that learns: its optimizer, loss scale and learning rate, one optimizer step a call."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -14,7 +15,8 @@ from megalite.training.config import OptimizerConfig, ScheduleConfig, TrainConfi
 from megalite.training.heap import keep_freed_memory
 from megalite.training.loss_scale import LossScale
 from megalite.training.optimizer import build_optimizer, named_state, set_rate
-from megalite.training.schedule import rate
+from megalite.training.progress import Progress
+from megalite.training.schedule import Clock, total_samples
 from megalite.training.watchdog.heartbeat import Heartbeat
 
 MakeTask = Callable[[float], Task]
@@ -63,13 +65,23 @@ class Learner:
         self.model, self.mesh, self.learning, self.name = model, mesh, learning, name
         self.optimizer = build_optimizer(model, learning.optimizer)
         self.scale = LossScale.of(learning.train.precision)
-        self.total_samples = learning.train.steps * learning.train.global_batch_size
+        self.total_samples = total_samples(learning.train, Progress())
         self.updates = 0
 
     def set_learning_rate(self, peak: float) -> None:
         """Give this model a peak learning rate of its own."""
         optimizer = self.learning.optimizer.model_copy(update={"learning_rate": peak})
         self.learning = replace(self.learning, optimizer=optimizer)
+
+    @property
+    def clock(self) -> Clock:
+        """The learning rate over the run's samples."""
+        learning = self.learning
+        return Clock(learning.schedule, learning.optimizer.learning_rate, self.total_samples)
+
+    def set_clock(self, progress: Progress) -> None:
+        """Go on from ``progress``: what was seen counts as it was, whatever the batch is now."""
+        self.total_samples = total_samples(self.learning.train, progress)
 
     def step(
         self, items: Sequence[Item], make_task: MakeTask, count: int, consumed_samples: int
@@ -83,16 +95,15 @@ class Learner:
             consumed_samples: of the steps before; the learning rate depends on it.
 
         Returns:
-            The loss and the task's metrics over the global batch, ``grad_norm``,
-            ``learning_rate``, and for fp16 ``loss_scale``; the same on all processes.
+            The loss and the task's metrics over the global batch, ``grad_norm`` (not a number
+            where the step was dropped), ``learning_rate``, and for fp16 ``loss_scale``; the same
+            on all processes.
 
         Comm: all-reduce of a count over dp, of two numbers and of the metrics over the world.
         """
         train, mesh = self.learning.train, self.mesh
         total = sum_count(count, mesh.dp, mesh.device)
-        learning_rate = self.learning.optimizer.learning_rate * rate(
-            self.learning.schedule, consumed_samples, self.total_samples
-        )
+        learning_rate = self.clock.learning_rate(consumed_samples)
         set_rate(self.optimizer, learning_rate)
         self.heartbeat.enter("forward_backward", self.model)
         sums = self.model.forward_backward(
@@ -111,7 +122,8 @@ class Learner:
             parameter.grad = None
         self.updates += 1
         metrics = sum_metrics(sums, mesh.dp)
-        metrics |= {"grad_norm": float(norm), "learning_rate": learning_rate}
+        known = float(norm) if is_finite else math.nan  # the sum of the finite parts is no norm
+        metrics |= {"grad_norm": known, "learning_rate": learning_rate}
         if train.precision == "fp16":
             metrics["loss_scale"] = self.scale.value
         self.scale.update(is_finite, train.precision, train.max_bad_steps, self.updates)

@@ -20,6 +20,7 @@ class LossScale:
         good_steps: since the last change.
         bad_steps: in a row.
         bad_share: of the last steps, about ``MEMORY_STEPS`` of them.
+        dropped_steps: without finite gradients, of all.
 
     Source: Micikevicius et al. 2017, arXiv:1710.03740, section 3.2.
     """
@@ -28,6 +29,7 @@ class LossScale:
     good_steps: int = 0
     bad_steps: int = 0
     bad_share: float = 0.0
+    dropped_steps: int = 0
 
     @classmethod
     def of(cls, precision: str) -> "LossScale":
@@ -53,6 +55,7 @@ class LossScale:
                 self.value, self.good_steps = min(self.value * 2, LARGEST), 0
             return
         self.bad_steps, self.good_steps = self.bad_steps + 1, 0
+        self.dropped_steps += 1
         if precision == "fp16":
             self.value = max(self.value / 2, 1.0)
         if self.bad_steps >= most_bad:
@@ -69,7 +72,8 @@ class LossScale:
     def facts(self) -> dict[str, float]:
         """Its state, for a checkpoint."""
         return {"loss_scale": self.value} | {
-            name: getattr(self, name) for name in ("good_steps", "bad_steps", "bad_share")
+            name: getattr(self, name)
+            for name in ("good_steps", "bad_steps", "bad_share", "dropped_steps")
         }
 
     def restore(self, facts: dict[str, float]) -> None:
@@ -77,6 +81,7 @@ class LossScale:
         self.value = facts["loss_scale"]
         self.good_steps, self.bad_steps = int(facts["good_steps"]), int(facts["bad_steps"])
         self.bad_share = facts["bad_share"]
+        self.dropped_steps = int(facts.get("dropped_steps", 0))  # older checkpoints have none
 
 
 def _advice(precision: str) -> str:

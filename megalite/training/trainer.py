@@ -2,16 +2,19 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import TypeVar
 
 from torch import Tensor
 
+from megalite.distributed.stop import BEFORE_FIRST_STEP, StopRequest
 from megalite.engine.weights import check_same_model
-from megalite.errors import Stopped
+from megalite.errors import CheckpointError, Stopped
 from megalite.models.config import ModelConfig
 from megalite.training.checkpoint.load import load
 from megalite.training.checkpoint.manager import CheckpointManager
 from megalite.training.checkpoint.manifest import Facts
+from megalite.training.folder.record import RunRecord
 from megalite.training.learner import Learner
 from megalite.training.metrics.device import memory_gib
 from megalite.training.metrics.run_log import RunLog
@@ -36,7 +39,8 @@ class Trainer:
         log: RunLog,
         checkpoints: CheckpointManager,
         every: int,
-        origin: Facts | None = None,
+        record: RunRecord | None = None,
+        stop: StopRequest | None = None,
     ) -> None:
         """Hold the parts of a run.
 
@@ -45,10 +49,12 @@ class Trainer:
             log: of the run's folder.
             checkpoints: of the run's folder.
             every: steps between checkpoints; 0: at the end only.
-            origin: facts of where the weights came from, which every checkpoint keeps.
+            record: which run it is; every checkpoint keeps it.
+            stop: what asks this process to stop.
         """
-        self._learners, self._log, self._origin = learners, log, origin or {}
+        self._learners, self._log, self._record = learners, log, record or RunRecord()
         self._checkpoints, self._save_every = checkpoints, every
+        self._request = stop or StopRequest()
         self._mesh, self._heartbeat = learners[0].mesh, learners[0].heartbeat
         self._train = learners[0].learning.train
         self.progress = Progress()
@@ -57,22 +63,65 @@ class Trainer:
         """Resume from the run's newest intact checkpoint, if there is one; give where the run is.
 
         Raises:
-            CheckpointError: it is of another model.
+            CheckpointError: it is of another run.
         """
         found = self._checkpoints.latest()
         if found is None:
-            self._log.rewind(-1)
-            return self.progress
-        path, facts = found
+            dropped = self._log.rewind(-1)
+            if dropped:
+                self._log.say(
+                    f"no checkpoint in {self._log.folder}: its {dropped} steps begin anew"
+                )
+        else:
+            self._go_on(*found)
+        if self._record.text and not self._is_done():
+            self._log.write("config.toml", self._record.text)
+        self._checkpoints.tidy()
+        return self.progress
+
+    def _go_on(self, path: Path, facts: Facts) -> None:
+        """Take a checkpoint's state, and say what is another than when it was saved."""
         stored = ModelConfig(**facts["model"])
         check_same_model(self._learners[0].model.config, stored, str(path))
+        for learner in self._learners:
+            if not facts["learners"].get(learner.name):
+                raise CheckpointError(
+                    f"{path}: has no training state of {learner.name}: it is of another stage, or "
+                    "weights alone: give this run a folder of its own, and start it from there "
+                    "with --checkpoint.start"
+                )
         load(path, self._tensors())
+        self._record = self._record.going_on(facts)
+        self.progress = Progress(facts["step"], facts["consumed_samples"], facts["extra"])
         for learner in self._learners:
             learner.restore(facts["learners"][learner.name])
-        self.progress = Progress(facts["step"], facts["consumed_samples"], facts["extra"])
-        self._log.rewind(self.progress.step)
+            learner.set_clock(self.progress)
+        step, steps = self.progress.step, self._train.steps
+        if step >= steps:
+            count = f"{step} of {steps} steps"
+            if step > steps:
+                count = f"it has {step} steps, and --train.steps asks for {steps}"
+            self._log.say(f"{self._log.folder}: is done: {count}")
+            return
+        self._log.rewind(step)
         self._log.say(f"resuming from {path}")
-        return self.progress
+        for text in (*self._record.differences(facts), *self._change_of_rate(facts)):
+            self._log.say(text)
+
+    def _change_of_rate(self, facts: Facts) -> Iterator[str]:
+        """Say how the learning rate goes on where the run's length or schedule is another."""
+        before = self._record.clock_before(facts)
+        if before is None:
+            return
+        now = self._learners[0].clock
+        if now != before:
+            consumed = self.progress.consumed_samples
+            yield (
+                f"the schedule is over {now.total_samples} samples, was over "
+                f"{before.total_samples}; {consumed} are done: the learning rate of the next step "
+                f"is {now.learning_rate(consumed):.3g}, was to be "
+                f"{before.learning_rate(consumed):.3g}"
+            )
 
     def _tensors(self) -> dict[str, Tensor]:
         return {k: v for learner in self._learners for k, v in learner.tensors().items()}
@@ -82,7 +131,7 @@ class Trainer:
         progress = self.progress
         self._heartbeat.enter("save")
         facts = {
-            **self._origin,
+            **self._record.facts(),
             "step": progress.step,
             "consumed_samples": progress.consumed_samples,
             "extra": dict(progress.extra),
@@ -104,7 +153,11 @@ class Trainer:
         Raises:
             Stopped: a signal came; the state is saved.
         """
-        stop = StopSignal(self._mesh)
+        stop = StopSignal(self._mesh, self._request)
+        self._request.begin()
+        if stop.anywhere() and not self._is_done():
+            stop.ignore()
+            raise Stopped(BEFORE_FIRST_STEP)
         if evaluate and self._train.evaluate_every and self.progress.step == 0:
             self._log.metrics(0, evaluate(), show=True)
         remaining = iter(items)
@@ -127,11 +180,14 @@ class Trainer:
         started = time.perf_counter()
         self._heartbeat.step = self.progress.step + 1
         self._heartbeat.enter("data")
+        dropped = self._dropped()
         result = work(next(items), self.progress)
         self.progress = self.progress.after_step(self._train.global_batch_size, result.extra)
         metrics = {**result.metrics, "step_s": time.perf_counter() - started}
         if "tokens" in metrics:
             metrics["tokens_per_s"] = metrics["tokens"] / metrics["step_s"]
+        if self._dropped():
+            metrics["dropped_steps"] = self._dropped()
         metrics["memory_gib"] = memory_gib(self._mesh.device)
         every = self._train.evaluate_every
         if evaluate and every and (self._is_done() or self._is_turn(every)):
@@ -140,7 +196,16 @@ class Trainer:
         step = self.progress.step
         show = step == 1 or self._is_done() or self._is_turn(self._train.log_every)
         self._log.metrics(step, metrics, show)
+        if self._dropped() > dropped:
+            self._log.say(
+                f"step {step}: its gradients were not finite: the parameters stay as they were "
+                f"({self._dropped()} of the run's updates were dropped)"
+            )
         return result.asked_to_stop
+
+    def _dropped(self) -> int:
+        """Updates of all learners so far that were dropped for gradients that are not finite."""
+        return sum(learner.scale.dropped_steps for learner in self._learners)
 
     def _is_done(self) -> bool:
         return self.progress.step >= self._train.steps

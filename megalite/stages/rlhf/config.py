@@ -1,5 +1,7 @@
 """What a PPO run is told."""
 
+from typing import ClassVar
+
 from pydantic import Field
 
 from megalite.data.config import ConversationConfig, CorpusConfig
@@ -12,11 +14,14 @@ from megalite.stages.rlhf.rollout import RolloutConfig
 from megalite.stages.rlhf.updates import UpdateConfig
 from megalite.stages.samples import SamplesConfig
 from megalite.stages.setup import StageConfig, check_positions
+from megalite.training.config import RunConfig
 
 
 class PPOConfig(StageConfig):
     """A PPO run. ``checkpoint.start`` is the actor's and the reference's."""
 
+    stage: ClassVar[str] = "ppo"
+    run: RunConfig = RunConfig(folder="runs/ppo")
     data: ConversationConfig = ConversationConfig()
     samples: SamplesConfig = SamplesConfig()
     reward_model: str = Field(

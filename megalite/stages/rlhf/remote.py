@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 
 from megalite.distributed.mesh import Mesh
+from megalite.distributed.stop import StopRequest
 from megalite.errors import Stopped
 from megalite.stages.rlhf.placement import Side
 from megalite.stages.rlhf.responses import Responses
@@ -173,13 +174,14 @@ def remote_models(bridge: Bridge, heartbeat: Heartbeat) -> Iterator[RemoteModels
     models.end()
 
 
-def serve(models: LocalModels, bridge: Bridge, heartbeat: Heartbeat) -> None:
-    """Judge answers until the run ends.
+def serve(models: LocalModels, bridge: Bridge, heartbeat: Heartbeat, request: StopRequest) -> None:
+    """Judge answers until the run ends; ``request`` is what asks this process to stop.
 
     Raises:
         Stopped: it ended because it was asked to.
     """
-    stop = StopSignal(bridge.mesh)
+    stop = StopSignal(bridge.mesh, request)
+    request.begin()
     while True:
         heartbeat.enter(WAIT)
         requests = bridge.requests()

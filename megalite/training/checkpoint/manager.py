@@ -5,6 +5,8 @@ save: files written and flushed, manifest last, folder renamed, ``latest`` moved
 deleted, never below two complete. A load verifies; all processes agree on the step.
 """
 
+import contextlib
+import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator
@@ -20,7 +22,22 @@ from torch import Tensor
 from megalite.errors import CheckpointError
 from megalite.torch_private import checkpoint_files
 from megalite.training.checkpoint.files import checksum, sync_folder, write_synced
-from megalite.training.checkpoint.manifest import MANIFEST, Facts, Files, verify, write_manifest
+from megalite.training.checkpoint.manifest import (
+    MANIFEST,
+    Facts,
+    Files,
+    UnreadableCheckpoint,
+    read_manifest,
+    unreadable,
+    verify,
+    write_manifest,
+)
+from megalite.training.checkpoint.write_errors import (
+    DISK_FULL,
+    advice_on,
+    naming_full_disk,
+    reason_of,
+)
 from megalite.training.watchdog.heartbeat import Heartbeat
 
 
@@ -76,6 +93,7 @@ class CheckpointManager:
         self._rank = dist.get_rank() if dist.is_initialized() else 0
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
+        self._left: list[str] = []  # what couldn't be deleted, to be said
 
     def save(self, step: int, tensors: dict[str, Tensor], facts: Facts) -> None:
         """Save tensors (plain, or DTensors) and facts (JSON) as the checkpoint of ``step``.
@@ -104,12 +122,18 @@ class CheckpointManager:
         self._raise()
 
     def _raise(self) -> None:
+        for text in self._left:
+            self._say(text)
+        self._left.clear()
         error, self._error = self._error, None
         if error is not None:
-            reason = getattr(error, "strerror", None) or str(error).strip().splitlines()[-1]
+            whole = [path for path in self._folders() if (path / MANIFEST).exists()]
+            newest = (
+                f"earlier ones are intact, up to {whole[-1].name}" if whole else "there is none"
+            )
             raise CheckpointError(
-                f"{self.folder}: a checkpoint could not be written: {reason}; earlier ones are "
-                "intact: free some space and start again"
+                f"{self.folder}: a checkpoint could not be written: {reason_of(error)}; {newest}: "
+                f"{advice_on(error)} and start again"
             ) from None
 
     def _save(self, step: int, tensors: dict[str, Tensor], facts: Facts) -> None:
@@ -121,12 +145,13 @@ class CheckpointManager:
                     shutil.rmtree(partial, ignore_errors=True)
                     partial.mkdir(parents=True)
             enter("write_data", step)
-            dcp.save(
-                tensors,
-                storage_writer=dcp.FileSystemWriter(partial, sync_files=True),
-                process_group=self._group,
-                no_dist=self._group is None,
-            )
+            with self._together(), naming_full_disk(partial):
+                dcp.save(
+                    tensors,
+                    storage_writer=dcp.FileSystemWriter(partial, sync_files=True),
+                    process_group=self._group,
+                    no_dist=self._group is None,
+                )
             files = self._checksums(partial)
             with self._together():
                 if self._rank == 0:
@@ -144,18 +169,21 @@ class CheckpointManager:
 
         Comm: all-gather of the errors.
         """
-        error: OSError | None = None
+        error: Exception | None = None
         try:
             yield
-        except OSError as failure:
+        except Exception as failure:  # raised again, on all processes
             error = failure
-        errors: list[OSError | None] = [error]
-        if self._group is not None:
-            errors *= dist.get_world_size(self._group)
-            dist.all_gather_object(errors, error, group=self._group)
-        first = next((e for e in errors if e is not None), None)
-        if first is not None:
-            raise first
+        if self._group is None:
+            if error is not None:
+                raise error
+            return
+        told = None if error is None else (getattr(error, "errno", None), reason_of(error))
+        errors: list[tuple[int | None, str] | None] = [None] * dist.get_world_size(self._group)
+        dist.all_gather_object(errors, told, group=self._group)
+        found = sorted((e for e in errors if e is not None), key=lambda e: e[0] not in DISK_FULL)
+        if found:
+            raise OSError(*found[0])
 
     def _checksums(self, partial: Path) -> Files:
         """Size and checksum of every file; each process reads those that it wrote.
@@ -186,7 +214,7 @@ class CheckpointManager:
         sync_folder(self.folder)
         enter("delete_old", step)
         for old in self._superseded(path):
-            shutil.rmtree(old)
+            self._delete(old)
 
     def _superseded(self, newest: Path) -> list[Path]:
         """What may go: all but the newest to keep, and later steps that the run went back from."""
@@ -194,11 +222,33 @@ class CheckpointManager:
         complete = [f for f in folders if f <= newest and (f / MANIFEST).exists()]
         return complete[: -self._keep] + [f for f in folders if f > newest]
 
+    def _delete(self, folder: Path) -> None:
+        """Delete a checkpoint, its manifest first: what is left halfway is no checkpoint."""
+        try:
+            (folder / MANIFEST).unlink(missing_ok=True)
+            shutil.rmtree(folder)
+        except OSError as error:
+            self._left.append(f"{folder}: an old checkpoint stays: {reason_of(error)}")
+
+    def tidy(self) -> None:
+        """Delete what saves and deletions left that were killed halfway; one process does.
+
+        Folders of steps without a manifest go only where an earlier or later one is complete.
+        Nobody else may be saving there.
+        """
+        if self._rank != 0 or not self.folder.is_dir():
+            return
+        for path in sorted(self.folder.glob("*.partial")):
+            with contextlib.suppress(OSError):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        folders = self._folders()
+        complete = [path for path in folders if (path / MANIFEST).exists()]
+        for path in folders:
+            if path not in complete and (complete or not any(path.iterdir())):
+                self._delete(path)
+
     def _folders(self) -> list[Path]:
-        if not self.folder.is_dir():
-            return []
-        found = self.folder.glob("step-*")
-        return sorted(path for path in found if path.suffix != ".partial")
+        return step_folders(self.folder)
 
     def latest(self) -> tuple[Path, Facts] | None:
         """The newest intact checkpoint and its facts, or None where there is none.
@@ -219,15 +269,56 @@ class CheckpointManager:
     def _newest_intact(self) -> tuple[Path, Facts] | str | None:
         """The newest intact checkpoint, None without any, or what is wrong if all are damaged."""
         damages = []
-        for path in reversed(self._folders()):
-            try:
-                return path, verify(path)
-            except CheckpointError as error:
-                damages.append(str(error))
-                self._say(f"{error}; falling back to the previous checkpoint")
+        try:
+            for path in reversed(self._folders()):
+                if not any(path.iterdir()):
+                    continue  # of a deletion that was cut off
+                try:
+                    return path, verify(path)
+                except UnreadableCheckpoint:
+                    raise
+                except CheckpointError as error:
+                    damages.append(str(error))
+                    self._say(f"{error}; falling back to the previous checkpoint")
+        except UnreadableCheckpoint as error:
+            return str(error)
+        except PermissionError as error:
+            return str(unreadable(self.folder, error))
         if damages:
             return f"{self.folder}: no checkpoint is intact: {'; '.join(damages)}"
         return None
+
+
+def step_folders(folder: Path) -> list[Path]:
+    """The checkpoints' folders in a run's ``checkpoints``, in order; complete or not.
+
+    Raises:
+        UnreadableCheckpoint: this user may not look into it.
+    """
+    try:
+        names = os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise unreadable(folder, error) from None
+    found = (name for name in names if name.startswith("step-") and not name.endswith(".partial"))
+    return sorted(folder / name for name in found)
+
+
+def newest_facts(folder: Path) -> tuple[Path, Facts] | None:
+    """The newest checkpoint whose manifest is intact, and its facts; its files aren't read.
+
+    Raises:
+        UnreadableCheckpoint: this user may not read one.
+    """
+    for path in reversed(step_folders(folder)):
+        try:
+            return path, read_manifest(path)[0]
+        except UnreadableCheckpoint:
+            raise
+        except CheckpointError:
+            continue  # said where the checkpoints are read
+    return None
 
 
 def _copy(tensor: Tensor) -> Tensor:

@@ -14,6 +14,18 @@ Facts = dict[str, Any]  # what JSON can hold
 Files = dict[str, dict[str, Any]]  # "bytes" and "blake2b" of each file, by name
 
 
+class UnreadableCheckpoint(CheckpointError):
+    """A checkpoint that may be intact, but this user may not read it."""
+
+
+def unreadable(folder: Path, error: OSError) -> UnreadableCheckpoint:
+    """What to say of a checkpoint that is there and may not be read."""
+    return UnreadableCheckpoint(
+        f"{error.filename or folder}: can't be read: {error.strerror}: get the permission to, or "
+        "move it away to go on from what is before it"
+    )
+
+
 def write_manifest(folder: Path, facts: Facts, files: Files) -> None:
     """Write the manifest of a checkpoint's folder, and wait until it is on the disk."""
     content = {"facts": facts, "files": files, "blake2b": digest_of(facts, files)}
@@ -31,12 +43,15 @@ def read_manifest(folder: Path) -> tuple[Facts, Files]:
 
     Raises:
         CheckpointError: there is no manifest, or it is damaged.
+        UnreadableCheckpoint: there is one, which this user may not read.
     """
     manifest = folder / MANIFEST
     try:
         content = json.loads(manifest.read_text(encoding="utf-8"))
         files, facts = content["files"], content["facts"]
         is_whole = content["blake2b"] == digest_of(facts, files)
+    except PermissionError as error:
+        raise unreadable(folder, error) from None
     except (OSError, ValueError, KeyError, TypeError):
         raise CheckpointError(f"{folder}: has no readable {MANIFEST}") from None
     if not is_whole:
@@ -49,8 +64,17 @@ def verify(folder: Path) -> Facts:
 
     Raises:
         CheckpointError: a file is missing, cut short or changed.
+        UnreadableCheckpoint: a file is there, which this user may not read.
     """
     facts, files = read_manifest(folder)
+    try:
+        _verify_files(folder, files)
+    except PermissionError as error:
+        raise unreadable(folder, error) from None
+    return facts
+
+
+def _verify_files(folder: Path, files: Files) -> None:
     for name, expected in files.items():
         file = folder / name
         if not file.is_file():
@@ -60,4 +84,3 @@ def verify(folder: Path) -> Facts:
             raise CheckpointError(f"{file}: must have {expected['bytes']} bytes, has {size}")
         if checksum(file) != expected["blake2b"]:
             raise CheckpointError(f"{file}: its checksum doesn't match the manifest: it is damaged")
-    return facts

@@ -13,6 +13,7 @@ SHOWN = {
     "kl": "kl {:.3f}",
     "heldout_reward": "held-out reward {:.3f}",
     "heldout_kl": "held-out kl {:.3f}",
+    "dropped_steps": "dropped {:.0f}",
     "learning_rate": "lr {:.2e}",
     "tokens_per_s": "{:,.0f} tokens/s",
     "mfu": "MFU {:.1%}",

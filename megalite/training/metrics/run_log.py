@@ -41,12 +41,16 @@ class RunLog:
         if tensorboard:
             self._tensorboard = TensorBoard(self.folder / "tensorboard")
 
-    def rewind(self, step: int) -> None:
-        """Drop metrics of later steps, before a run resumes from a checkpoint of ``step``."""
+    def rewind(self, step: int) -> int:
+        """Drop metrics of later steps, before a run resumes from a checkpoint of ``step``.
+
+        Returns:
+            How many steps were dropped.
+        """
         path = self.folder / "metrics.jsonl"
         if not self.is_writer or not path.exists():
-            return
-        kept = []
+            return 0
+        kept, dropped = [], 0
         for line in path.read_text(encoding="utf-8").splitlines():
             try:
                 row = json.loads(line)
@@ -54,9 +58,12 @@ class RunLog:
                 break  # the last line of a run that was killed
             if row["step"] <= step:
                 kept.append(line + "\n")
+            else:
+                dropped += 1
         partial = path.with_suffix(".partial")
         _write(partial, "".join(kept))
         partial.rename(path)
+        return dropped
 
     def metrics(self, step: int, values: Mapping[str, float], show: bool) -> None:
         """Write one step's metrics, and show them on the console if ``show``."""

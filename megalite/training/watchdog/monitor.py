@@ -9,6 +9,7 @@ import torch.distributed as dist
 from megalite.distributed.launch import Launch
 from megalite.errors import write_error_file
 from megalite.training.watchdog.diagnosis import diagnose
+from megalite.training.watchdog.launcher import loss_of_launcher
 from megalite.training.watchdog.peers import DUMP_S, Peers
 from megalite.training.watchdog.report import FaultFolder
 from megalite.training.watchdog.status import OwnStatus, ProcessStatus
@@ -49,7 +50,7 @@ class Monitor:
         self.statuses = StatusStore(store, launch.rank, launch.world_size)
         self.first_fault = FirstFault(store, launch.rank)
         self.peers = Peers(own, self.statuses)
-        self._error_file = launch.error_file
+        self._error_file, self._launcher = launch.error_file, launch.launcher
         self._is_over, self._lock = threading.Event(), threading.Lock()
         self._status = self._report_status()
         self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
@@ -73,19 +74,28 @@ class Monitor:
 
     def report(self, text: str, on_stderr: bool) -> None:
         """Write a fault and all last statuses into the folder, and the fault perhaps on stderr."""
-        self.folder.report(text, self.statuses.all(), on_stderr)
+        try:
+            statuses = self.statuses.all()
+        except RuntimeError:  # the store is gone
+            statuses = [self._status]
+        self.folder.report(text, statuses, on_stderr)
 
     def _run(self) -> None:
         reached = time.monotonic()
         while not self._is_over.wait(self.timeouts.interval_s):
             try:
+                self._look_for_launcher()
                 self._status = self._report_status()
                 self._look()
                 reached = time.monotonic()
             except (RuntimeError, OSError) as error:  # the store's errors
                 if time.monotonic() - reached > self.timeouts.silence_s:
+                    reason = str(error).strip().splitlines()[0]
                     self._leave(
-                        f"the store of rank 0's node does not answer: {error}", is_reporter=True
+                        f"{self.own.now().name()}: torchrun's store has not answered for "
+                        f"{time.monotonic() - reached:.0f} s: the torchrun that holds it, or its "
+                        f"node, is gone ({reason})",
+                        is_reporter=True,
                     )
 
     def _report_status(self) -> ProcessStatus:
@@ -94,6 +104,12 @@ class Monitor:
         status = self.own.now()
         self.statuses.publish(status)
         return status
+
+    def _look_for_launcher(self) -> None:
+        """End without the torchrun that started this process: nobody would end it or start it."""
+        lost = loss_of_launcher(self._launcher)
+        if lost is not None:
+            self._leave(f"{self.own.now().name()}: {lost}", is_reporter=True)
 
     def _look(self) -> None:
         posted = self.first_fault.read()
@@ -118,10 +134,12 @@ class Monitor:
         with self._lock:
             if self._is_over.is_set():
                 return  # the main thread has an error of its own and reports it
-            self.folder.write_stacks()
-            if is_reporter:
-                self.report(text, on_stderr=True)
-            write_error_file(self._error_file, text)
-            self.peers.wait_for_stacks()
-            self.peers.wake_stopped()
-            os._exit(1)
+            try:
+                self.folder.write_stacks()
+                if is_reporter:
+                    self.report(text, on_stderr=True)
+                write_error_file(self._error_file, text)
+                self.peers.wait_for_stacks()
+                self.peers.wake_stopped()
+            finally:  # also where the store or the folder is gone
+                os._exit(1)

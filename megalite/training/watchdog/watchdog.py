@@ -18,6 +18,7 @@ from megalite.errors import MegaliteError, RankFailure, Stopped
 from megalite.torch_private import default_store
 from megalite.training.watchdog.diagnosis import diagnose
 from megalite.training.watchdog.heartbeat import Heartbeat
+from megalite.training.watchdog.launcher import LauncherWatch
 from megalite.training.watchdog.monitor import Monitor
 from megalite.training.watchdog.report import FaultFolder
 from megalite.training.watchdog.status import OwnStatus
@@ -43,6 +44,7 @@ class Watchdog:
         self._launch, self._heartbeat = launch, heartbeat
         self._timeouts, self._folder = timeouts, folder
         self._monitor: Monitor | None = None
+        self._launcher: LauncherWatch | None = None
 
     def __enter__(self) -> "Watchdog":
         """Begin to watch. Comm: none; reads and writes the default store."""
@@ -52,6 +54,8 @@ class Watchdog:
             store = connection_of_its_own(default_store(), launch.rank)
             folder = FaultFolder(self._folder, launch.rank)
             self._monitor = Monitor(launch, own, store, folder, self._timeouts)
+        elif launch.launcher:
+            self._launcher = LauncherWatch(launch.launcher)
         return self
 
     def __exit__(
@@ -63,6 +67,8 @@ class Watchdog:
             RankFailure: another process died, hung or failed.
         """
         monitor = self._monitor
+        if self._launcher is not None:
+            self._launcher.stop()
         if monitor is None:
             return
         if error is None or isinstance(error, Stopped):
@@ -74,9 +80,20 @@ class Watchdog:
         monitor.folder.write_error(error)
         if not isinstance(error, Exception):
             return
-        if _is_lost_connection(error):
-            raise _cause_of_lost_connection(monitor) from error
-        _report_error(monitor, error)
+        try:
+            if _is_lost_connection(error):
+                raise _cause_of_lost_connection(monitor) from error
+            _report_error(monitor, error)
+        except RuntimeError as lost:  # the store's error
+            failure = RankFailure(
+                f"{monitor.own.now().name()} lost the others and torchrun's store: the torchrun "
+                f"that holds it, or its node, is gone ({str(lost).splitlines()[0]}); stacks are in "
+                f"{monitor.folder.path}"
+            )
+            failure.speaks = True
+            if isinstance(error, MegaliteError):
+                return
+            raise failure from error
 
 
 def _is_lost_connection(error: Exception) -> bool:

@@ -1,5 +1,6 @@
 import json
 import xml.etree.ElementTree as ElementTree
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 from megalite.distributed.launch import Launch
 from megalite.errors import DataError
 from megalite.tools.chart import line_chart, tick_text
-from megalite.tools.report import ReportConfig, page, run
+from megalite.tools.report import ReportConfig, names_of, page, run
 
 
 def _run_folder(path, rows, samples=()):
@@ -33,6 +34,30 @@ def test_a_report_holds_every_runs_curves_and_the_samples_side_by_side(tmp_path)
     assert text.count("def f(&lt;T&gt;):") == 1
     assert "<pre>one</pre></td><td><pre>two</pre>" in text
     assert "old" not in text
+
+
+def test_runs_of_one_last_name_are_told_apart_and_the_pages_folder_is_made(tmp_path):
+    paths = [tmp_path / name / "run" for name in ("a", "b")]
+    folders = []
+    for number, path in enumerate(paths):
+        path.parent.mkdir()
+        answer = {"prompt": "p", "answer": f"answer {number}"}
+        folders.append(_run_folder(path, [{"step": 1, "loss": 3.0 + number}], [answer]))
+    output = tmp_path / "not" / "there" / "report.html"
+    run(ReportConfig(runs=(*folders, folders[0]), output=str(output)), Launch())
+    text = output.read_text()
+    assert [text.count(f"<h2>{name}/run</h2>") for name in "ab"] == [1, 1]
+    assert "<td>a/run</td><td>loss</td><td>3</td>" in text
+    assert "<td>b/run</td><td>loss</td><td>4</td>" in text
+    assert "<pre>answer 0</pre></td><td><pre>answer 1</pre>" in text
+
+
+@given(st.lists(st.lists(st.sampled_from("ab"), min_size=1, max_size=4), min_size=1, max_size=5))
+def test_every_run_has_a_name_of_its_own(paths):
+    folders = [Path("/", *parts) for parts in paths]
+    named = names_of(folders)
+    assert sorted(set(folders)) == sorted(named.values())
+    assert all(str(folder).endswith(name) for name, folder in named.items())
 
 
 def test_a_broken_line_is_named(tmp_path):

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from megalite.errors import ConfigError
 from megalite.training.config import ScheduleConfig
 from megalite.training.schedule import rate
 
@@ -50,8 +51,24 @@ def test_wsd_decays_over_its_last_share_only():
 
 @given(st.sampled_from(KINDS), st.floats(0, 1), st.floats(0, 1), st.floats(0, 1))
 def test_rates_stay_between_the_floor_and_the_peak(kind, warmup, decay, floor):
+    decay = min(decay, 1 - warmup)
     config = ScheduleConfig(kind=kind, warmup=warmup, decay=decay, floor=floor)
     for samples in range(0, 101, 7):
         value = rate(config, samples, 100)
         low = 0.0 if samples / 100 < warmup else floor
         assert low - 1e-9 <= value <= 1 + 1e-9
+
+
+@pytest.mark.parametrize(("warmup", "decay"), [(0.6, 0.5), (1.0, 0.01), (0.81, 0.2)])
+def test_a_decay_that_begins_within_the_warm_up_is_refused(warmup, decay):
+    with pytest.raises(
+        ConfigError, match=r"--schedule.decay .*: must be at most .*schedule.warmup"
+    ):
+        ScheduleConfig(kind="wsd", warmup=warmup, decay=decay)
+    ScheduleConfig(kind="cosine", warmup=warmup, decay=decay)  # it has no decay of its own
+
+
+@given(st.integers(0, 1000))
+def test_a_warm_up_and_a_decay_that_share_a_run_meet_at_the_peak(share):
+    config = ScheduleConfig(kind="wsd", warmup=share / 1000, decay=1 - share / 1000, floor=0.0)
+    assert rate(config, share, 1000) == pytest.approx(1.0, abs=1e-9)

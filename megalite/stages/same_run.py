@@ -1,0 +1,69 @@
+"""All processes of a run were told the same, and read the same files: compared at its start."""
+
+import json
+import socket
+from collections.abc import Mapping
+from typing import Any
+
+from megalite.distributed.agreement import text_of_first, texts_of_all
+from megalite.distributed.launch import Launch
+from megalite.errors import ConfigError
+from megalite.training.folder.fingerprint import data_source, tokenizer_source, weights_source
+from megalite.training.folder.record import PINNED_WEIGHTS, RunRecord, flat
+
+OWN = ("run.folder", "run.threads")  # what each process may have its own of
+SAME = "all processes need the same command and config"
+DATA = ("data.train", "data.heldout", "pretraining.train")
+
+
+def sources_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a config's run takes from elsewhere, by key: where it is, and its fingerprint."""
+    found: dict[str, Any] = {}
+    for key, value in flat(config):
+        if value and key in PINNED_WEIGHTS:
+            found[key] = weights_source(value)
+        elif value and key in DATA:
+            found[key] = data_source(value)
+        elif key == "tokenizer.path":
+            found[key] = tokenizer_source(value)
+    return {key: source for key, source in found.items() if source is not None}
+
+
+def check_same_run(launch: Launch, record: RunRecord) -> None:
+    """Compare what this process was told and reads with the first one's.
+
+    Files are compared by the first process of each node.
+
+    Comm: the first process's record to all, and a line of each process.
+
+    Raises:
+        ConfigError: a process has another config, or other files; it names the key.
+    """
+    if launch.world_size == 1:
+        return
+    mine = _told(record)
+    first: dict[str, Any] = json.loads(text_of_first(launch, lambda: json.dumps(mine)))
+    said = ""
+    for key, value in mine.items():
+        if value == first.get(key) or key in OWN or (value is None and launch.local_rank):
+            continue
+        who = f"rank {launch.rank} ({socket.gethostname()})"
+        if key.startswith("files of "):
+            key = key.removeprefix("files of ")
+            said = f"--{key}: {who} has other files there than rank 0: give all nodes the same"
+        else:
+            theirs = json.dumps(first.get(key))
+            said = f"--{key} {json.dumps(value)}: {who} was told so, rank 0 {theirs}: {SAME}"
+        break
+    found = next((text for text in texts_of_all(launch, said) if text), None)
+    if found is not None:
+        raise ConfigError(found)
+
+
+def _told(record: RunRecord) -> dict[str, Any]:
+    """A record's values, and of what it was read from the fingerprints, by key."""
+    told: dict[str, Any] = {"stage": record.stage, **dict(flat(record.config))}
+    sources = record.sources
+    keys = [key for key in told if key in (*PINNED_WEIGHTS, *DATA, "tokenizer.path")]
+    prints = {f"files of {key}": sources.get(key, {}).get("fingerprint") for key in keys}
+    return json.loads(json.dumps(told | prints))

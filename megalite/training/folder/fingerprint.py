@@ -1,0 +1,85 @@
+"""What a run took from elsewhere, in a few letters: other content has others.
+
+A large file's fingerprint is of its size and of blocks spread over it, so that a store of many
+gigabytes is told apart in a moment; a change that keeps the size and misses every block is not
+seen.
+"""
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from megalite.errors import CheckpointError
+from megalite.models.hugging_face import is_hugging_face
+from megalite.training.checkpoint.load import find_checkpoint
+from megalite.training.checkpoint.manifest import MANIFEST
+
+WHOLE_BYTES = 1 << 26  # a file up to this size is read whole
+BLOCK_BYTES, BLOCKS = 1 << 16, 256
+NOT_TOKENIZER = ("config.json", "generation_config.json", "README.md")  # beside one, in a model
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".gguf", ".onnx")
+
+
+def fingerprint(paths: Iterable[Path]) -> str:
+    """Of some files, each known by its name and content; 16 bytes in hexadecimal."""
+    digest = hashlib.blake2b(digest_size=16)
+    for path in paths:
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}\n".encode())
+        with open(path, "rb") as file:
+            if size <= WHOLE_BYTES:
+                while block := file.read(1 << 22):
+                    digest.update(block)
+                continue
+            for number in range(BLOCKS):
+                file.seek((size - BLOCK_BYTES) * number // (BLOCKS - 1))
+                digest.update(file.read(BLOCK_BYTES))
+    return digest.hexdigest()
+
+
+def weights_source(path: str) -> dict[str, Any] | None:
+    """A checkpoint of ours or a Hugging Face folder: where it is, and its fingerprint.
+
+    None where there is none; whoever loads it says what is wrong.
+    """
+    folder = Path(path)
+    if is_hugging_face(folder):
+        files = [f for f in _files(folder) if f.suffix in WEIGHTS or f.name == "config.json"]
+        return {"path": path, "fingerprint": fingerprint(files)}
+    try:
+        checkpoint = find_checkpoint(path)
+        return {"path": str(checkpoint), "fingerprint": fingerprint([checkpoint / MANIFEST])}
+    except (CheckpointError, OSError):
+        return None
+
+
+def tokenizer_source(path: str) -> dict[str, Any] | None:
+    """A tokenizer's files, which may stand beside a model's weights; None where there are none."""
+    place = Path(path)
+    if place.is_file():
+        return {"path": path, "fingerprint": fingerprint([place])}
+    files = [f for f in _files(place) if f.suffix not in WEIGHTS and f.name not in NOT_TOKENIZER]
+    return {"path": path, "fingerprint": fingerprint(files)} if files else None
+
+
+def data_source(paths: Iterable[str]) -> dict[str, Any] | None:
+    """Files of data, or token stores given without their endings; None where there are none."""
+    names = list(paths)
+    files = [file for name in names for file in _files_of(name)]
+    return {"path": names, "fingerprint": fingerprint(files)} if files else None
+
+
+def _files_of(name: str) -> list[Path]:
+    path = Path(name)
+    if path.is_dir():
+        return _files(path)
+    return [f for f in (path, Path(f"{name}.bin"), Path(f"{name}.idx")) if f.is_file()]
+
+
+def _files(folder: Path) -> list[Path]:
+    """The files directly in a folder that aren't hidden, in order of name."""
+    if not folder.is_dir():
+        return []
+    found = (file for file in folder.iterdir() if file.is_file() and file.name[0] != ".")
+    return sorted(found)

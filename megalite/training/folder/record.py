@@ -1,0 +1,182 @@
+"""Which run a folder holds: what its checkpoints keep of it, and what another start may change."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from megalite.config.section import Section
+from megalite.engine.weights import check_same_model
+from megalite.errors import CheckpointError
+from megalite.models.config import ModelConfig
+from megalite.training.checkpoint.manifest import Facts
+from megalite.training.config import ScheduleConfig, TrainConfig
+from megalite.training.progress import Progress
+from megalite.training.schedule import Clock, total_samples
+
+SectionT = TypeVar("SectionT", bound=Section)
+
+UNKEPT = ("run.folder", "faults.")  # a folder may be moved; a fault on purpose is no part of a run
+# A change of these makes the state mean something else; a trailing dot is a section's.
+DECIDING = ("data.objective", "data.prefix", "pretraining.objective", "tokenizer.")
+PINNED_WEIGHTS = ("checkpoint.start", "reward_model")
+ORIGIN = ("published", "dtype", "dtypes")
+TOKENIZER = "tokenizer.path"
+FREE = (TOKENIZER, "tokenizer.trust_code")  # a tokenizer is known by its files, wherever they are
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What a run is: kept in each of its checkpoints and compared when it goes on.
+
+    Attributes:
+        stage: such as ``sft``.
+        config: of the run, as JSON has it.
+        sources: what it took from elsewhere, by key: where that is, and its fingerprint.
+        origin: facts of where the weights came from.
+        text: of config.toml.
+    """
+
+    stage: str = ""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    sources: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    origin: Facts = field(default_factory=dict)
+    text: str = ""
+
+    def facts(self) -> Facts:
+        """What a checkpoint's manifest keeps."""
+        if not self.stage:
+            return dict(self.origin)
+        run = {"stage": self.stage, "config": self.config, "sources": self.sources}
+        return {**self.origin, "run": run}
+
+    def going_on(self, facts: Facts) -> "RunRecord":
+        """This record with what a checkpoint keeps of where its weights once came from."""
+        origin = {key: facts[key] for key in ORIGIN if key in facts}
+        was = facts.get("run", {"sources": {}})["sources"]
+        weights = {key: was[key] for key in PINNED_WEIGHTS if key in was}
+        return replace(self, origin={**origin, **self.origin}, sources={**weights, **self.sources})
+
+    def check(self, facts: Facts, path: Path) -> None:
+        """Refuse to go on from a checkpoint whose state would mean something else here.
+
+        A checkpoint that doesn't say what run it is of is known by its model alone.
+
+        Raises:
+            CheckpointError: the checkpoint is of another stage, model, tokenizer or objective, or
+                what the run took from elsewhere has changed; it says what to do.
+        """
+        was = facts.get("run")
+        if was is not None and was["stage"] != self.stage:
+            raise CheckpointError(
+                f"--run.folder {_run_of(path)}: {path} is of the stage {was['stage']}, this is "
+                f"{self.stage}: give each run a folder of its own"
+            )
+        model = ModelConfig(**self.config["model"])
+        check_same_model(model, ModelConfig(**facts["model"]), str(path))
+        if was is None:
+            return
+        for key, now, before in self._changes(was["config"]):
+            if _is_among(key, DECIDING) and key not in FREE:
+                raise CheckpointError(
+                    f"--{key} {now}: {path} has {before}, and with another its state would mean "
+                    "something else: give the run its value, or a folder of its own"
+                )
+        self._check_sources(was["sources"], was["config"], path)
+        start = was["sources"].get("checkpoint.start")
+        if "published" in facts and start and not self.config["checkpoint"]["start"]:
+            raise CheckpointError(
+                f"--checkpoint.start: {path} began from {start['path']}, whose config says which "
+                "special tokens its texts have: give it again"
+            )
+
+    def _check_sources(
+        self, before: Mapping[str, Any], config: Mapping[str, Any], path: Path
+    ) -> None:
+        """Refuse what was read from elsewhere and is not what it was."""
+        was = dict(flat(config))
+        for key, given in flat(self.config):
+            then, now = before.get(key), self.sources.get(key)
+            if (then or {}).get("fingerprint") == (now or {}).get("fingerprint"):
+                continue
+            is_same_key = was.get(key) == given
+            if then is not None and (is_same_key or key == TOKENIZER):
+                raise CheckpointError(_moved(key, given, then, now, path))
+            if now is not None and key in PINNED_WEIGHTS:
+                origin = f"began from {then['path']}" if then else "began without it"
+                raise CheckpointError(
+                    f"--{key} {given}: the run of {path} {origin}: leave that, or give this "
+                    "run a folder of its own"
+                )
+
+    def differences(self, facts: Facts) -> list[str]:
+        """What is not as it was when a checkpoint was saved, a line for each key."""
+        was = facts.get("run")
+        if was is None:
+            return ["this checkpoint doesn't say what run it is of: only its model was compared"]
+        changes = self._changes(was["config"])
+        return [f"going on with --{key} {now}, was {before}" for key, now, before in changes]
+
+    def clock_before(self, facts: Facts) -> Clock | None:
+        """The learning rate as the run had it that saved a checkpoint, where that is known."""
+        was = facts.get("run")
+        if was is None:
+            return None
+        config = was["config"]
+        train = _section(TrainConfig, config["train"])
+        return Clock(
+            _section(ScheduleConfig, config["schedule"]),
+            config["optimizer"]["learning_rate"],
+            total_samples(train, Progress(facts["step"], facts["consumed_samples"])),
+        )
+
+    def _changes(self, before: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+        """Each key that both have with different values: key, value here, value there."""
+        was = dict(flat(before))
+        for key, value in flat(self.config):
+            if key in was and was[key] != value and not _is_among(key, UNKEPT):
+                yield key, _said(value), _said(was[key])
+
+
+def _section(cls: type[SectionT], values: Mapping[str, Any]) -> SectionT:
+    """A section from values of JSON that another version may have written."""
+    return cls(**{key: value for key, value in values.items() if key in cls.model_fields})
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Each value of nested sections under its dotted key."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _is_among(key: str, names: Sequence[str]) -> bool:
+    """Whether a key is one of these, or in a section of them, whose name ends in a dot."""
+    return any(key.startswith(name) if name.endswith(".") else key == name for name in names)
+
+
+def _said(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False) if not isinstance(value, str) else value or '""'
+
+
+def _run_of(checkpoint: Path) -> Path:
+    """The run's folder that a checkpoint is in."""
+    return checkpoint.parents[1]
+
+
+def _moved(
+    key: str, given: Any, then: Mapping[str, Any], now: Mapping[str, Any] | None, path: Path
+) -> str:
+    """Say that something which a run took from elsewhere is not what it was."""
+    what = "is not there any more"
+    if now is not None and now["path"] != then["path"]:
+        what = f"is {_said(now['path'])} now, and the run took {_said(then['path'])}"
+    elif now is not None:
+        what = "has another content now than when the run took it"
+    do = "put back what it was"
+    if key in PINNED_WEIGHTS:
+        do = f"give --{key} {then['path']} as it was"
+    return f"--{key} {_said(given)}: {what} ({path}): {do}, or give this run a folder of its own"
