@@ -71,13 +71,7 @@ Tensor pack(Attention& p) {
   return memory;
 }
 
-std::tuple<Tensor, Tensor> attention(const Tensor& q, const Tensor& k, const Tensor& v,
-                                     const Tensor& start, const Tensor& end, const Tensor& rows,
-                                     const Tensor& keys, const std::optional<Tensor>& bias,
-                                     double scale, double dropout_p, int64_t dropout_seed,
-                                     const std::optional<Tensor>& sample_ids, int64_t head_offset) {
-  Call c = make_call({q, k, v, start, end, rows, keys, bias},
-                     {scale, dropout_p, dropout_seed, sample_ids, head_offset});
+std::tuple<Tensor, Tensor> forward(Call c, at::ScalarType type) {
   Attention& p = c.p;
   Tensor out = new_floats({p.batch, p.queries, p.heads, p.head_dim});
   Tensor lse = new_floats({p.batch, p.heads, p.queries});
@@ -86,7 +80,35 @@ std::tuple<Tensor, Tensor> attention(const Tensor& q, const Tensor& k, const Ten
   const int64_t tiles = (p.queries + kTile - 1) / kTile;
   each_with_scratch(p.batch * p.heads * tiles, kernels().forward_scratch(p),
                     [&](int64_t i, float* scratch) { kernels().attention_forward(p, i, scratch); });
-  return {out.to(q.scalar_type()), lse};
+  return {out.to(type), lse};
+}
+
+std::tuple<Tensor, Tensor> attention(const Tensor& q, const Tensor& k, const Tensor& v,
+                                     const Tensor& start, const Tensor& end, const Tensor& rows,
+                                     const Tensor& keys, const std::optional<Tensor>& bias,
+                                     double scale, double dropout_p, int64_t dropout_seed,
+                                     const std::optional<Tensor>& sample_ids, int64_t head_offset) {
+  const Call c = make_call({q, k, v, start, end, rows, keys, bias},
+                           {scale, dropout_p, dropout_seed, sample_ids, head_offset});
+  return forward(c, q.scalar_type());
+}
+
+/// The call with a cap of its scores.
+Call capped(Call c, double score_cap) {
+  TORCH_CHECK(score_cap > 0, "capped_attention score_cap: must be positive, came ", score_cap);
+  c.p.score_cap = static_cast<float>(score_cap);
+  return c;
+}
+
+std::tuple<Tensor, Tensor> capped_attention(const Tensor& q, const Tensor& k, const Tensor& v,
+                                            const Tensor& start, const Tensor& end,
+                                            const Tensor& rows, const Tensor& keys, double scale,
+                                            double dropout_p, int64_t dropout_seed,
+                                            const std::optional<Tensor>& sample_ids,
+                                            int64_t head_offset, double score_cap) {
+  const Call c = make_call({q, k, v, start, end, rows, keys, std::nullopt},
+                           {scale, dropout_p, dropout_seed, sample_ids, head_offset});
+  return forward(capped(c, score_cap), q.scalar_type());
 }
 
 /// Chunks of keys that run in parallel when there are few heads; a function of the shape only.
@@ -96,16 +118,15 @@ int64_t key_chunks(const Attention& p) {
   return std::min(blocks, std::max<int64_t>(1, 8 / heads));
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> attention_backward(
-    const Tensor& dout, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& out,
-    const Tensor& lse, const Tensor& start, const Tensor& end, const Tensor& rows,
-    const Tensor& keys, const std::optional<Tensor>& bias, double scale, double dropout_p,
-    int64_t dropout_seed, const std::optional<Tensor>& sample_ids, int64_t head_offset,
-    bool needs_dbias) {
-  const AttentionTensors tensors = {q, k, v, start, end, rows, keys, bias};
-  Call c = make_call(tensors, {scale, dropout_p, dropout_seed, sample_ids, head_offset});
-  check_upstream(tensors, dout, out, lse);
-  const Tensor wide_out = widen(out), wide_dout = widen(dout), lse_c = lse.contiguous();
+/// The upstream gradient and what the forward pass gave.
+struct Upstream {
+  const Tensor &dout, &out, &lse;
+};
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> backward(Call c, const AttentionTensors& tensors,
+                                                    const Upstream& up, bool has_dbias) {
+  check_upstream(tensors, up.dout, up.out, up.lse);
+  const Tensor wide_out = widen(up.out), wide_dout = widen(up.dout), lse_c = up.lse.contiguous();
   AttentionGradient g = {};
   Attention& p = c.p;
   p.out = strided(wide_out), p.lse = lse_c.data_ptr<float>();
@@ -118,7 +139,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> attention_backward(
   Tensor dk = new_floats({p.batch, p.num_keys, p.groups, p.head_dim});
   Tensor dv = new_floats({p.batch, p.num_keys, p.groups, p.head_dim});
   Tensor dbias = at::empty({0}, options);
-  const bool has_dbias = needs_dbias && bias;
   if (has_dbias) dbias = at::zeros({g.chunks, p.batch, p.heads, p.bias_row}, options);
   g.forward = p;
   g.dout = strided(wide_dout), g.dk = strided(dk), g.dv = strided(dv);
@@ -129,9 +149,33 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> attention_backward(
       [&](int64_t i, float* scratch) { kernels().attention_backward(g, i, scratch); });
   if (has_dbias)
     dbias = dbias.sum(at::IntArrayRef{0, 1}).slice(1, 0, p.queries + p.num_keys - 1).flip(1);
-  const auto type = q.scalar_type();
+  const auto type = tensors.q.scalar_type();
   dq = g.chunks == 1 ? dq.squeeze(0) : dq.sum(0);
   return {dq.to(type), dk.to(type), dv.to(type), dbias};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> attention_backward(
+    const Tensor& dout, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& out,
+    const Tensor& lse, const Tensor& start, const Tensor& end, const Tensor& rows,
+    const Tensor& keys, const std::optional<Tensor>& bias, double scale, double dropout_p,
+    int64_t dropout_seed, const std::optional<Tensor>& sample_ids, int64_t head_offset,
+    bool needs_dbias) {
+  const AttentionTensors tensors = {q, k, v, start, end, rows, keys, bias};
+  const Call c = make_call(tensors, {scale, dropout_p, dropout_seed, sample_ids, head_offset});
+  return backward(c, tensors, {dout, out, lse}, needs_dbias && bias);
+}
+
+std::tuple<Tensor, Tensor, Tensor> capped_attention_backward(
+    const Tensor& dout, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& out,
+    const Tensor& lse, const Tensor& start, const Tensor& end, const Tensor& rows,
+    const Tensor& keys, double scale, double dropout_p, int64_t dropout_seed,
+    const std::optional<Tensor>& sample_ids, int64_t head_offset, double score_cap) {
+  const std::optional<Tensor> no_bias;
+  const AttentionTensors tensors = {q, k, v, start, end, rows, keys, no_bias};
+  const Call c = make_call(tensors, {scale, dropout_p, dropout_seed, sample_ids, head_offset});
+  const auto [dq, dk, dv, dbias] =
+      backward(capped(c, score_cap), tensors, {dout, out, lse}, false);
+  return {dq, dk, dv};
 }
 
 }  // namespace
@@ -139,6 +183,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> attention_backward(
 TORCH_LIBRARY_IMPL(megalite, CPU, m) {
   m.impl("attention", attention);
   m.impl("attention_backward", attention_backward);
+  m.impl("capped_attention", capped_attention);
+  m.impl("capped_attention_backward", capped_attention_backward);
 }
 
 }  // namespace megalite::cpu

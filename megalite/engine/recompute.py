@@ -28,6 +28,7 @@ _PRODUCTS = {
     "aten.bmm",
     "megalite.attention",
     "megalite_simt.attention",
+    "megalite.capped_attention",
 }
 
 

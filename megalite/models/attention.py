@@ -108,10 +108,11 @@ class _Heads(nn.Module):
 
     def _options(self, context: Context) -> AttentionOptions:
         scale, p, head = self.config.scale, self.config.attention_dropout, self.layout.queries[0]
-        random = context.dropout
+        random, cap = context.dropout, self.config.score_cap
         if random is None or p == 0.0:
-            return AttentionOptions(scale, head_offset=head)
-        return AttentionOptions(scale, p, random.site_seed(self.name), random.sample_ids, head)
+            return AttentionOptions(scale, head_offset=head, score_cap=cap)
+        seed = random.site_seed(self.name)
+        return AttentionOptions(scale, p, seed, random.sample_ids, head, cap)
 
 
 class Attention(_Heads):

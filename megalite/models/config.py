@@ -62,6 +62,11 @@ class ModelConfig(Section):
     attention_scale: float = Field(
         0.0, ge=0, description="factor of attention scores; 0: 1 / sqrt(head_size)"
     )
+    score_cap: float = Field(
+        0.0,
+        ge=0,
+        description="cap of attention scores, cap tanh(scores / cap), on a CPU alone; 0: none",
+    )
     query_key_norm: bool = Field(False, description="norm of each head's queries and keys")
     windows: tuple[Annotated[int, Field(ge=0)], ...] = Field(
         (),
@@ -177,6 +182,11 @@ class ModelConfig(Section):
         if self.norm_position == "both" and self.parallel_block != "no":
             raise ConfigError(
                 f"--model.norm_position both: needs parallel_block no, came {self.parallel_block}"
+            )
+        if self.score_cap and self.position in ("alibi", "relative"):
+            raise ConfigError(
+                f"--model.score_cap {self.score_cap:g}: needs positions without a bias, came "
+                f"{self.position}"
             )
         if self.norm_plus_one and self.norm != "rms_norm":
             raise ConfigError(f"--model.norm_plus_one true: needs norm rms_norm, came {self.norm}")

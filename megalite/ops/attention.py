@@ -1,5 +1,7 @@
 """Masked attention: softmax(scale q k^T + bias) v over each row's interval of keys.
 
+Scores may be capped, cap tanh(scale q k^T / cap), in place of a bias.
+
 Source: Vaswani et al. 2017, arXiv:1706.03762; the tiled form Dao 2023, arXiv:2307.08691.
 """
 
@@ -11,7 +13,7 @@ import torch
 from torch import Tensor
 
 from megalite.errors import ShapeError
-from megalite.ops.backends import kernels
+from megalite.ops.backends import capped_kernels, kernels
 from megalite.ops.mask import RowIntervals
 from megalite.ops.precision import wide
 from megalite.ops.random import attention_keep
@@ -27,6 +29,7 @@ class AttentionOptions:
         dropout_seed: key of the counter-based generator.
         sample_ids: int64 [B], needed where ``dropout_p`` > 0.
         head_offset: number of the first head here in the whole model.
+        score_cap: scores become cap tanh(scores / cap); 0: they don't.
     """
 
     scale: float | None = None
@@ -34,6 +37,7 @@ class AttentionOptions:
     dropout_seed: int = 0
     sample_ids: Tensor | None = None
     head_offset: int = 0
+    score_cap: float = 0.0
 
     def scale_of(self, q: Tensor) -> float:
         """The scale for queries [..., H]."""
@@ -43,9 +47,11 @@ class AttentionOptions:
 def _arguments(
     q: Tensor, mask: RowIntervals, bias: Tensor | None, options: AttentionOptions
 ) -> tuple[Any, ...]:
-    """The trailing arguments of the registered operators."""
+    """The trailing arguments of the registered operators; those of capped ones have no bias."""
     random = options.dropout_p, options.dropout_seed, options.sample_ids, options.head_offset
-    return (mask.start, mask.end, *mask.plan, bias, options.scale_of(q), *random)
+    said = (bias,) if not options.score_cap else ()
+    cap = (options.score_cap,) if options.score_cap else ()
+    return (mask.start, mask.end, *mask.plan, *said, options.scale_of(q), *random, *cap)
 
 
 def attention(
@@ -64,15 +70,18 @@ def attention(
         v: [B, Sk, G, H].
         mask: row intervals [B, Sq] over Sk keys.
         bias: [N, Sq + Sk - 1] fp32, added to scores by key - query + Sq - 1; may need a gradient.
-        options: scale and dropout.
+        options: scale, dropout and cap.
 
     Returns:
         [B, Sq, N, H], dtype of ``q``; 0 in rows without keys. Softmax and sums in fp32.
 
     Raises:
-        ShapeError: shapes, dtypes or devices don't fit.
+        ShapeError: shapes, dtypes or devices don't fit, or a bias comes with a cap.
+        KernelUnavailable: scores are capped where the kernels can't.
     """
     _check(q, k, v, mask, bias)
+    if options.score_cap and bias is not None:
+        raise ShapeError("attention bias: must be None where score_cap is not 0, came both")
     if options.dropout_p > 0 and options.sample_ids is None:
         raise ShapeError("attention sample_ids: int64 [B] must come with dropout_p > 0, came None")
     return _Attention.apply(q, k, v, bias, mask, options)
@@ -110,9 +119,11 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Tensor:
         q, k, v, bias, mask, options = inputs
-        ops = kernels(q)
+        ops = capped_kernels(q) if options.score_cap else kernels(q)
         if ops is None:
             out, lse = forward_reference((q, k, v), bias, mask, options)
+        elif options.score_cap:
+            out, lse = ops.capped_attention(q, k, v, *_arguments(q, mask, bias, options))
         else:
             out, lse = ops.attention(q, k, v, *_arguments(q, mask, bias, options))
         ctx.save_for_backward(q, k, v, bias, out, lse)
@@ -127,6 +138,10 @@ class _Attention(torch.autograd.Function):
             dq, dk, dv, dbias = backward_reference(
                 dout, (q, k, v), bias, lse, ctx.mask, ctx.options
             )
+        elif ctx.options.score_cap:
+            arguments = _arguments(q, ctx.mask, bias, ctx.options)
+            dq, dk, dv = ctx.ops.capped_attention_backward(dout, q, k, v, out, lse, *arguments)
+            dbias = None
         else:
             arguments = _arguments(q, ctx.mask, bias, ctx.options)
             dq, dk, dv, dbias = ctx.ops.attention_backward(
@@ -135,11 +150,16 @@ class _Attention(torch.autograd.Function):
         return dq, dk, dv, dbias if needs_bias else None, None, None
 
 
-def _scores(q: Tensor, k: Tensor, bias: Tensor | None, mask: RowIntervals, scale: float) -> Tensor:
+def _scores(
+    q: Tensor, k: Tensor, bias: Tensor | None, mask: RowIntervals, options: AttentionOptions
+) -> Tensor:
     """Masked scores, [B, G, N/G, Sq, Sk], in at least fp32."""
+    scale, cap = options.scale_of(q), options.score_cap
     heads, groups = q.shape[2], k.shape[2]
     grouped = wide(q).unflatten(2, (groups, heads // groups))  # [B, Sq, G, N/G, H]
     scores = torch.einsum("bqgrh,bkgh->bgrqk", grouped, wide(k)) * scale
+    if cap:
+        scores = cap * torch.tanh(scores / cap)
     if bias is not None:
         queries, keys = scores.shape[-2:]
         index = _distance_index(queries, keys, q.device)
@@ -175,7 +195,7 @@ def forward_reference(
 ) -> tuple[Tensor, Tensor]:
     """Attention in plain PyTorch: (out, lse fp32 [B, N, Sq]); -inf in rows without keys."""
     q, k, v = qkv
-    scores = _scores(q, k, bias, mask, options.scale_of(q))
+    scores = _scores(q, k, bias, mask, options)
     lse = torch.logsumexp(scores, -1)
     probabilities = torch.exp(scores - _finite(lse)[..., None])
     keep = _keep(probabilities.shape, options)
@@ -201,7 +221,7 @@ def backward_reference(
     q, k, v = qkv
     heads, groups = q.shape[2], k.shape[2]
     split, scale = (groups, heads // groups), options.scale_of(q)
-    scores = _scores(q, k, bias, mask, scale)
+    scores = _scores(q, k, bias, mask, options)
     p = torch.exp(scores - _finite(lse).unflatten(1, split)[..., None])
     keep = _keep(p.shape, options)
     d_out = wide(dout).unflatten(2, split)  # [B, Sq, G, N/G, H]
@@ -211,6 +231,8 @@ def backward_reference(
         dropped, d_p = p * keep, d_p * keep
     dv = torch.einsum("bgrqk,bqgrh->bkgh", dropped, d_out)
     ds = p * (d_p - (p * d_p).sum(-1, keepdim=True))
+    if options.score_cap:
+        ds = ds * (1.0 - (scores.clamp(min=-options.score_cap) / options.score_cap).square())
     dq = torch.einsum("bgrqk,bkgh->bqgrh", ds, wide(k)).flatten(2, 3) * scale
     dk = torch.einsum("bgrqk,bqgrh->bkgh", ds, wide(q).unflatten(2, split)) * scale
     dbias = ds.new_empty(0)

@@ -122,3 +122,22 @@ def kernels(tensor: Tensor) -> Any:
             "`reference`, which is slow"
         )
     return torch.ops.megalite_simt if name == "simt" else torch.ops.megalite
+
+
+def capped_kernels(tensor: Tensor) -> Any:
+    """As :func:`kernels`, for attention with capped scores, which CPUs alone have kernels of.
+
+    Raises:
+        KernelUnavailable: that backend has none in this build.
+    """
+    ops, name = kernels(tensor), chosen(tensor)
+    if ops is None or (name == "cpu" and hasattr(ops, "capped_attention")):
+        return ops
+    if name == "cpu":
+        raise KernelUnavailable(
+            "attention score_cap: this build is older than its kernels: run `make install` again"
+        )
+    raise KernelUnavailable(
+        f"attention score_cap: must be 0 on backend {name!r}, whose kernels cap no scores: run a "
+        "model with --model.score_cap on a CPU"
+    )

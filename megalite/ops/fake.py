@@ -12,6 +12,9 @@ def register() -> None:
     fake("megalite::mask_plan", _mask_plan)
     fake("megalite::attention", _attention)
     fake("megalite::attention_backward", _attention_backward)
+    if hasattr(torch.ops.megalite, "capped_attention"):  # older builds have none
+        fake("megalite::capped_attention", _attention)
+        fake("megalite::capped_attention_backward", _capped_attention_backward)
     fake("megalite::logit_statistics", _logit_statistics)
     fake("megalite::logit_gradient", lambda *_: None)
     fake("megalite::rope", lambda x, *_: torch.empty_like(x, memory_format=torch.contiguous_format))
@@ -37,6 +40,12 @@ def _attention_backward(
     shape = bias.shape if needs_dbias and isinstance(bias, Tensor) else torch.Size([0])
     dbias = q.new_empty(shape, dtype=torch.float32)
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), dbias
+
+
+def _capped_attention_backward(
+    _dout: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: object
+) -> tuple[Tensor, Tensor, Tensor]:
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 
 
 def _logit_statistics(logits: Tensor, *_: object) -> Tensor:

@@ -104,12 +104,17 @@ def precision_of_gpu(
 
 
 def check_heads(model: ModelConfig, device: torch.device) -> None:
-    """Refuse a model whose heads a GPU's attention kernels don't take.
+    """Refuse a model whose heads or scores a GPU's attention kernels don't take.
 
     Raises:
-        ConfigError: it names the size and what fits.
+        ConfigError: it names the size and what fits, or the cap.
     """
     size = model.head_dim
+    if device.type == "cuda" and model.score_cap:
+        raise ConfigError(
+            f"--model.score_cap {model.score_cap:g}: must be 0 on a GPU, whose attention caps no "
+            "scores: use --run.device cpu"
+        )
     if device.type == "cuda" and (size % HEAD_STEP or size > MOST_HEAD):
         raise ConfigError(
             f"--model: a head has {size} dimensions; attention on a GPU takes multiples of "

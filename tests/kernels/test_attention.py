@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megalite.errors import ShapeError
+from megalite.errors import KernelUnavailable, ShapeError
 from megalite.ops import AttentionOptions, RowIntervals, attention
 from megalite.ops import mask as masks
 from tests.kernels.backends import (
@@ -36,6 +36,7 @@ class Case:
     scale_up: float = 1.0
     dtype: torch.dtype = torch.float32
     learns_bias: bool = True
+    score_cap: float = 0.0
 
 
 def fitted(name: str, case: Case) -> Case:
@@ -89,7 +90,10 @@ def run(name: str, case: Case, mask: RowIntervals, dtype: torch.dtype | None = N
         for i, x in enumerate(given)
     ]
     options = AttentionOptions(
-        dropout_p=case.dropout_p, dropout_seed=11, sample_ids=(torch.arange(batch) + 5).to(device)
+        dropout_p=case.dropout_p,
+        dropout_seed=11,
+        sample_ids=(torch.arange(batch) + 5).to(device),
+        score_cap=case.score_cap,
     )
     attend, name = (plain_attention, "reference") if name == "plain" else (attention, name)
     with backend(name):
@@ -159,6 +163,52 @@ def test_bias_and_dropout_are_as_exact_as_pytorch(name: str, structure: str, mor
 def test_narrow_types_are_as_exact_as_pytorch(name: str, dtype: torch.dtype):
     case, mask = STRUCTURES["packed causal"]
     check(name, Case(**(case.__dict__ | {"dtype": dtype})), mask)
+
+
+CAPPED = [
+    {"score_cap": 1.5},
+    {"score_cap": 50.0, "scale_up": 4.0},
+    {"score_cap": 3.0, "dropout_p": 0.3},
+    {"score_cap": 3.0, "dtype": torch.bfloat16},
+]
+
+
+@pytest.mark.skipif("cpu" not in NAMES, reason="the CPU backend is not built")
+@pytest.mark.parametrize("structure", ["full", "window in documents", "padding", "one query"])
+@pytest.mark.parametrize("more", CAPPED)
+def test_capped_scores_are_as_exact_as_pytorch(structure: str, more: dict):
+    case, mask = STRUCTURES[structure]
+    check("cpu", Case(**(case.__dict__ | more)), mask)
+
+
+def test_capped_scores_are_those_of_their_definition():
+    """Also far from 0, where a cap is flat, and with every gradient."""
+    q, k, v = (torch.randn(2, 9, 2, 8, dtype=torch.float64, requires_grad=True) for _ in range(3))
+    mask, upstream = masks.packed([[4, 5], [7]], 9), torch.randn(2, 9, 2, 8, dtype=torch.float64)
+    options = AttentionOptions(scale=3.0, score_cap=1.5)
+    scores = 1.5 * torch.tanh(3.0 * torch.einsum("bqnh,bknh->bnqk", q, k) / 1.5)
+    allowed = mask.materialize()[:, None]
+    weights = scores.masked_fill(~allowed, -1e30).softmax(-1) * allowed
+    expected = torch.einsum("bnqk,bknh->bqnh", weights, v)
+    ours = attention(q, k, v, mask, None, options)
+    torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-12)
+    pairs = (torch.autograd.grad(x, (q, k, v), upstream) for x in (ours, expected))
+    for mine, theirs in zip(*pairs, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "cpu"])
+def test_a_gpu_kernel_refuses_capped_scores(name: str):
+    q = torch.zeros(1, 8, 2, 8, dtype=attention_types(name)[0], device=device_of(name))
+    mask = masks.causal(1, 8).to(device_of(name))
+    with backend(name), pytest.raises(KernelUnavailable, match="score_cap: must be 0 on backend"):
+        attention(q, q, q, mask, None, AttentionOptions(score_cap=50.0))
+
+
+def test_a_cap_and_a_bias_are_refused():
+    q, bias = torch.zeros(1, 8, 2, 8), torch.zeros(2, 15)
+    with pytest.raises(ShapeError, match="bias: must be None where score_cap is not 0"):
+        attention(q, q, q, masks.causal(1, 8), bias, AttentionOptions(score_cap=50.0))
 
 
 @st.composite

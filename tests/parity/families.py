@@ -281,6 +281,18 @@ PEERS = {
         tiny("Qwen2", use_sliding_window=True, sliding_window=3, max_window_layers=1)
     ),
     "qwen3": Peer(tiny("Qwen3", head_dim=12, attention_bias=True)),
+    "gemma2": Peer(
+        tiny(
+            "Gemma2",
+            num_hidden_layers=3,
+            sliding_window=4,
+            head_dim=12,
+            query_pre_attn_scalar=20,
+            attn_logit_softcapping=1.5,
+            final_logit_softcapping=2.0,
+            attn_implementation="eager",
+        )
+    ),
     "gemma3": Peer(
         tiny(
             "Gemma3",

@@ -64,6 +64,26 @@ _MISTRAL = _COMMON | {
     "tie_word_embeddings": False,
     "torch_dtype": "bfloat16",
 }
+_GEMMA2 = {
+    "architectures": ["Gemma2ForCausalLM"],
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "attn_logit_softcapping": 50.0,
+    "bos_token_id": 2,
+    "cache_implementation": "hybrid",
+    "eos_token_id": 1,
+    "final_logit_softcapping": 30.0,
+    "hidden_act": "gelu_pytorch_tanh",
+    "hidden_activation": "gelu_pytorch_tanh",
+    "initializer_range": 0.02,
+    "model_type": "gemma2",
+    "pad_token_id": 0,
+    "rms_norm_eps": 1e-06,
+    "rope_theta": 10000.0,
+    "sliding_window": 4096,
+    "use_cache": True,
+    "vocab_size": 256000,
+}
 _GEMMA3 = {
     "architectures": ["Gemma3ForCausalLM"],
     "attention_bias": False,
@@ -181,6 +201,20 @@ HEIRS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         | {"attention_dropout": 0.0, "max_window_layers": 28, "rms_norm_eps": 1e-06}
         | {"rope_scaling": None, "rope_theta": 1000000, "sliding_window": None}
         | {"tie_word_embeddings": True, "use_sliding_window": False, "vocab_size": 151936},
+    ),
+    "gemma-2-2b": (
+        "gemma2-2b",
+        {},
+        _GEMMA2
+        | _of(2304, 26, 8, 4, inner=9216, head_dim=256, max_position_embeddings=8192)
+        | {"query_pre_attn_scalar": 256},
+    ),
+    "gemma-2-27b": (
+        "gemma2-27b",
+        {},
+        _GEMMA2
+        | _of(4608, 46, 32, 16, inner=36864, head_dim=128, max_position_embeddings=8192)
+        | {"query_pre_attn_scalar": 144},
     ),
     "gemma-3-1b-pt": (
         "gemma3-1b",
@@ -321,12 +355,12 @@ HEIRS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         },
     ),
     "glm-4-9b-chat-hf": (
-        "glm-4-9b",
+        "glm-4-9b-chat",
         {},
         _GLM
         | _of(4096, 40, 32, 2, inner=13696, max_position_embeddings=131072, vocab_size=151552)
         | {"architectures": ["GlmForCausalLM"], "attention_bias": True, "model_type": "glm"}
-        | {"rms_norm_eps": 1.5625e-07},
+        | {"rms_norm_eps": 1.5625e-07, "rope_theta": 5000000.0},
     ),
     "GLM-4-32B-0414": (
         "glm-4-32b-0414",

@@ -102,7 +102,7 @@ def classes() -> list[tuple[str, dict[str, Any]]]:
     import transformers
 
     names = ("Llama", "GPT2", "OPT", "Bloom", "Falcon", "T5", "Bart", "CodeGen", "Qwen2", "GPTNeoX")
-    names += ("GPTJ", "MT5", "MBart", "Glm", "Glm4", "Mistral", "Qwen3", "Gemma3Text")
+    names += ("GPTJ", "MT5", "MBart", "Glm", "Glm4", "Mistral", "Qwen3", "Gemma2", "Gemma3Text")
     return [(name, getattr(transformers, f"{name}Config")().to_dict()) for name in names]
 
 

@@ -27,6 +27,7 @@ struct Attention {
   int64_t bias_row;            // Sq + Sk - 1, padded by a tile
   int64_t batch, queries, num_keys, heads, groups, head_dim;
   float scale;
+  float score_cap;  // scores are cap tanh(scores / cap), and there is no bias; 0: they are not
   double dropout_p;
   uint64_t dropout_seed;
   const int64_t* sample_ids;  // [B]

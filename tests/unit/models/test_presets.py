@@ -46,6 +46,8 @@ COUNTS = {  # of the published checkpoints, without what tied embeddings share
     "mistral-nemo": 12_247_782_400,
     "qwen3-0.6b": 596_049_920,
     "qwen3-8b": 8_190_735_360,
+    "gemma2-2b": 2_614_341_888,
+    "gemma2-27b": 27_227_128_320,
     "gemma3-270m": 268_098_176,
     "gemma3-1b": 999_885_952,
 }

@@ -104,3 +104,10 @@ def test_heads_that_no_kernel_takes_are_refused_on_a_gpu_only():
         with pytest.raises(ConfigError, match=f"a head has {size} dimensions; .*multiples of 8"):
             check_heads(model, GPU)
     check_heads(ModelConfig(), GPU)
+
+
+def test_a_gpu_refuses_capped_scores():
+    model = ModelConfig(score_cap=50.0)
+    check_heads(model, torch.device("cpu"))
+    with pytest.raises(ConfigError, match="--model.score_cap 50: must be 0 on a GPU"):
+        check_heads(model, GPU)
