@@ -40,6 +40,11 @@ DECODER_START = (
     "with, else the padding token"
 )
 
+COLUMNS = (
+    "the files' names of keys by the names that are known here, such as "
+    '{ instruction = "question", output = "answer" }'
+)
+
 
 class TokenizerConfig(Section):
     """The tokenizer of a run."""
@@ -115,11 +120,7 @@ class ConversationConfig(Section):
 
     train: tuple[str, ...] = Field((), description="JSONL, JSON or Parquet files to learn")
     heldout: tuple[str, ...] = Field((), description="JSONL, JSON or Parquet files for evaluation")
-    columns: dict[str, str] = Field(
-        {},
-        description="the files' names of keys by the names that are known here, such as "
-        '{ instruction = "question", output = "answer" }',
-    )
+    columns: dict[str, str] = Field({}, description=COLUMNS)
     long_rows: LongRows = Field(
         "refuse",
         description="what becomes of a record that is longer than sequence_length; refuse: an "

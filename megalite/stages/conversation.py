@@ -29,7 +29,7 @@ class ChatFormat:
     def notes(self) -> list[str]:
         """What a run should know of its tokenizer."""
         tokenizer = self.chat.tokenizer
-        if tokenizer.end_id is not None:
+        if self.chat.end_ids:
             return []
         return [
             f"{tokenizer.path}: has no end token that is known, so answers have no end and the "

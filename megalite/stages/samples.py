@@ -72,12 +72,14 @@ class Samples:
         chat: how prompts and answers are written.
         prompts: as the model reads them.
         texts: the last turn of each, as a user wrote it.
+        notes: what of the files is not read.
     """
 
     config: SamplesConfig
     chat: Chat
     prompts: list[Prompt]
     texts: list[str]
+    notes: list[str]
 
     @classmethod
     def read(
@@ -98,7 +100,7 @@ class Samples:
             rows = len(prompt.tokens) + config.max_new_tokens
             key = f"samples.prompts: prompt {number} with samples.max_new_tokens"
             check_positions(model, max(rows, len(prompt.encoder_tokens)), key)
-        return cls(config, chat, prompts, found.texts[: len(prompts)])
+        return cls(config, chat, prompts, found.texts[: len(prompts)], found.notes)
 
 
 def write_samples(stage: Stage, model: Model, samples: Samples | None) -> None:
@@ -106,6 +108,7 @@ def write_samples(stage: Stage, model: Model, samples: Samples | None) -> None:
     if samples is None:
         return
     config, tokenizer = samples.config, samples.chat.tokenizer
+    stage.say(samples.notes)
     sampling = SamplingConfig(
         max_new_tokens=config.max_new_tokens,
         temperature=config.temperature,

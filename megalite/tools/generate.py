@@ -13,13 +13,14 @@ from megalite.data.chat.chat import Chat
 from megalite.data.chat.examples import prompt_of
 from megalite.data.chat.turns import Turn, parse_prompt
 from megalite.data.config import (
+    COLUMNS,
     DECODER_START,
     TEMPLATE,
     ConversationConfig,
     TemplateName,
     TokenizerConfig,
 )
-from megalite.data.records import read_records
+from megalite.data.records import Records
 from megalite.data.tokenizers.load import load_tokenizer
 from megalite.data.tokenizers.tokenizer import Tokenizer
 from megalite.distributed.launch import Launch
@@ -78,6 +79,7 @@ class GenerateConfig(Section):
         (), description="prompts; none here or in files: lines of standard input"
     )
     prompts: tuple[str, ...] = Field((), description="files of prompts")
+    columns: dict[str, str] = Field({}, description=COLUMNS)
     output: str = Field("", description="new JSONL file of prompts and answers; empty: none")
     batch_size: int = Field(8, ge=1, description="prompts answered together")
     precision: PrecisionWish = Field(
@@ -274,7 +276,10 @@ def _tokenizer(config: GenerateConfig) -> Tokenizer:
 def _questions(config: GenerateConfig, launch: Launch) -> list[tuple[Turn, ...]]:
     questions: list[tuple[Turn, ...]] = [(Turn("user", text),) for text in config.prompt]
     if config.prompts:
-        questions += read_records(config.prompts, parse_prompt)
+        records = Records(config.prompts, parse_prompt, config.columns)
+        questions += [turns for _, turns in records]
+        for note in records.notes() if launch.rank == 0 else ():
+            sys.stderr.write(f"megalite: {note}\n")
     if not questions:
         if launch.world_size > 1:
             raise ConfigError("--prompt: must be given where several processes answer")
