@@ -33,7 +33,8 @@ TemplateName = Literal[
 ]
 TEMPLATE = (
     "format of a conversation; raw: nothing around a text; plain: a line for each question; "
-    "tokenizer: the tokenizer's own chat template; others: as these models were trained"
+    "tokenizer: the tokenizer's own chat template; alpaca, vicuna, chatglm, chatglm2, llama2, "
+    "llama3, mistral, moss, baichuan, baichuan2, chatml, zephyr: as these models were trained"
 )
 DECODER_START = (
     "first token of an encoder-decoder's decoder; empty: as the config says that the model comes "

@@ -130,7 +130,8 @@ def _reason(error: Exception, fields: Fields) -> str:
 
 def _records(path: Path) -> Iterator[tuple[str, Record]]:
     if not path.is_file():
-        raise DataError(f"{path}: no such file")
+        what = "is a folder; name the files in it" if path.is_dir() else "no such file"
+        raise DataError(f"{path}: {what}")
     refuse_unreadable(path)
     return parquet_records(path) if is_parquet(path) else json_records(path)
 

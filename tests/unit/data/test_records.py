@@ -149,3 +149,8 @@ def test_columns_name_the_files_keys(tmp_path):
     ((_, turns),) = records
     assert [(turn.role, turn.text) for turn in turns] == [("user", "a"), ("assistant", "b")]
     assert not records.notes()
+
+
+def test_a_folder_is_not_a_file_of_records(tmp_path):
+    with pytest.raises(DataError, match=f"{tmp_path}: is a folder; name the files in it"):
+        read_records([tmp_path], dict)
