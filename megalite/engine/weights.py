@@ -1,17 +1,38 @@
 """A published model's weights into a model over processes, each of them what it holds."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
+from pydantic import ValidationError
 
+from megalite.config.explain import explain
 from megalite.engine.model import Model
-from megalite.errors import CheckpointError
+from megalite.errors import CheckpointError, ConfigError
 from megalite.layers.shards import local_box, local_part
 from megalite.models.config import ModelConfig
 from megalite.models.families.table import decisive
 from megalite.models.hugging_face import fitted, our_tensors, read_config
 
 HEAD_KEYS = {"head", "head_bias", "tie_embeddings", "normalised_head", "logit_scale"}
+
+
+def config_of(facts: Mapping[str, Any], where: Path | str) -> ModelConfig:
+    """The model that a checkpoint's facts describe.
+
+    Raises:
+        CheckpointError: a key or value of it is not known.
+    """
+    try:
+        return ModelConfig(**facts["model"])
+    except ValidationError as error:
+        reason = explain(error, ModelConfig, "model", set())
+    except ConfigError as error:
+        reason = str(error)
+    raise CheckpointError(
+        f"{where}: its model can't be read: {reason}; did another version write it?"
+    )
 
 
 def check_same_model(wanted: ModelConfig, stored: ModelConfig, where: str) -> None:
@@ -34,7 +55,8 @@ def check_same_model(wanted: ModelConfig, stored: ModelConfig, where: str) -> No
             for values in (ours, theirs)
         )
     differ = sorted(k for k in ours.keys() | theirs.keys() if ours.get(k) != theirs.get(k))
-    if differ:
+    if differ:  # what follows from another key is not said beside it
+        differ = [k for k in differ if getattr(wanted, k) != getattr(stored, k)] or differ
         said = ", ".join(f"{k} {ours.get(k)} (there {theirs.get(k)})" for k in differ)
         raise CheckpointError(
             f"--model: {said}: must be as in {where}, or its weights mean something else: take "

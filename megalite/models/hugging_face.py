@@ -2,7 +2,8 @@
 
 import json
 import pickle
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,10 @@ from megalite.config.explain import explain
 from megalite.errors import CheckpointError, ConfigError
 from megalite.models.config import ModelConfig
 from megalite.models.families import FAMILIES
-from megalite.models.families.table import Family, decisive
+from megalite.models.families.table import ONE_LABEL, Family, decisive
+
+# What a config says of special tokens; where it doesn't, the defaults of its class stand.
+TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 def is_hugging_face(path: Path) -> bool:
@@ -47,6 +51,13 @@ def read_config(path: Path) -> tuple[ModelConfig, Family]:
         raise CheckpointError(explain(error, ModelConfig, where, set())) from None
     except (ValueError, ConfigError) as error:
         raise CheckpointError(f"{where}: {error}") from None
+
+
+def unread_keys(path: Path) -> str:
+    """In words, which keys of a folder's config are not read, and may mean something."""
+    _, family = read_config(path)
+    keys = family.unread(read_their_config(path))
+    return f"{path}/config.json: not read: {', '.join(keys)}" if keys else ""
 
 
 def read_their_config(path: Path) -> dict[str, Any]:
@@ -96,18 +107,13 @@ class TensorFiles:
             if not path.is_file():
                 raise CheckpointError(f"{path}: is missing; the index names it")
             self._open.clear()
-            try:
-                if path.suffix == ".safetensors":
+            if path.suffix == ".safetensors":
+                try:
                     self._open[path] = safe_open(str(path), framework="pt")
-                else:
-                    self._open[path] = _load_pickle(path)
-            except pickle.UnpicklingError:
-                raise CheckpointError(
-                    f"{path}: holds more than tensors, and opening it could run code: convert it "
-                    "to safetensors where you trust it"
-                ) from None
-            except Exception as error:  # of several libraries, all meaning a damaged file
-                raise CheckpointError(f"{path}: can't be read: {_line(error)}") from None
+                except Exception as error:  # of several libraries, all meaning a damaged file
+                    raise CheckpointError(f"{path}: can't be read: {_line(error)}") from None
+            else:
+                self._open[path] = load_tensors(path)
         return self._open[path]
 
     def _names(self, path: Path) -> list[str]:
@@ -123,18 +129,73 @@ class TensorFiles:
         Raises:
             CheckpointError: its file is damaged, or does not have it.
         """
+        return self._part(name, lambda file: file.get_tensor(name))
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """A tensor's shape; its values aren't read. Raises as :meth:`read`."""
+        return tuple(self._slice(name).shape)
+
+    def dtype(self, name: str) -> torch.dtype:
+        """A tensor's dtype; of its values none or one row is read. Raises as :meth:`read`."""
+        return self._slice(name).dtype
+
+    def _slice(self, name: str) -> Tensor:
+        """A tensor without storage, of the shape and dtype of a tensor of the files."""
+
+        def describe(file: Any) -> Tensor:
+            part = file.get_slice(name)
+            shape = part.get_shape()
+            one = part[:0] if shape else file.get_tensor(name)
+            return torch.empty(shape, dtype=one.dtype, device="meta")
+
+        return self._part(name, describe)
+
+    def _part(self, name: str, take: Callable[[Any], Tensor]) -> Tensor:
+        """A tensor of a pickle, or what ``take`` takes from a file of safetensors."""
         path = self._where[name]
         file = self._file(path)
         if name not in file.keys():  # noqa: SIM118 - a safetensors file is no dict
             raise CheckpointError(f"{path}: is incomplete: has no {name}, which the index names")
         try:
-            return file[name] if isinstance(file, dict) else file.get_tensor(name)
+            return file[name] if isinstance(file, dict) else take(file)
         except Exception as error:  # of several libraries, all meaning a damaged file
             raise CheckpointError(f"{path}: {name} can't be read: {_line(error)}") from None
 
 
-def _load_pickle(path: Path) -> dict[str, Tensor]:
-    """A ``.bin`` file, mapped into memory where its format lets it."""
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a ``.bin`` file, mapped into memory where its format lets it.
+
+    Raises:
+        CheckpointError: it is damaged, or holds more than tensors.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what is refused here in our words
+            content = _load_pickle(path)
+    except Exception as error:  # a damaged pickle raises anything
+        if isinstance(error, pickle.UnpicklingError) or "weights_only" in str(error):
+            raise CheckpointError(f"{path}: {MORE_THAN_TENSORS}") from None
+        raise CheckpointError(f"{path}: can't be read: {_line(error)}") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(
+            f"{path}: must hold tensors by name, is of type {type(content).__name__}"
+        )
+    other = next((name for name, value in content.items() if not isinstance(value, Tensor)), None)
+    if other is not None:
+        kind = type(content[other]).__name__
+        raise CheckpointError(
+            f"{path}: must hold tensors by name, and {other!r} is of type {kind}: take it out"
+        )
+    return content
+
+
+MORE_THAN_TENSORS = (
+    "is damaged or holds more than tensors, and opening it could run code: take a whole copy, or "
+    "convert it to safetensors where you trust it"
+)
+
+
+def _load_pickle(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except RuntimeError:  # of before PyTorch 1.6, or damaged: the plain reading tells
@@ -187,11 +248,12 @@ def _copies(files: "TensorFiles", names: set[str], embedding: str, path: Path) -
     Raises:
         CheckpointError: one has the name of a copy, and other values.
     """
-    copies = set()
+    copies, shape = set(), files.shape(embedding)
     for name in sorted(names):
-        if torch.equal(files.read(name), files.read(embedding)):
+        is_alike = files.shape(name) == shape
+        if is_alike and torch.equal(files.read(name), files.read(embedding)):
             copies.add(name)
-        elif name.endswith(("lm_head.weight", "embed_tokens.weight")):
+        elif is_alike and name.endswith(("lm_head.weight", "embed_tokens.weight")):
             raise CheckpointError(
                 f"{path}: {name} must be {embedding} again, as config.json ties them, and has "
                 "other values: set tie_word_embeddings to false there, or leave it out of the files"
@@ -243,6 +305,8 @@ def family_of(config: ModelConfig, name: str = "") -> Family:
     if name and name not in FAMILIES:
         raise CheckpointError(f"family {name!r}: must be one of {', '.join(FAMILIES)}")
     families = [FAMILIES[name]] if name else list(FAMILIES.values())
+    if config.head == "value":
+        families = _scored(config, families)
     lost = {family.name: family.lost(config) for family in families}
     closest = min(lost, key=lambda name: len(lost[name]))
     if lost[closest]:
@@ -251,6 +315,26 @@ def family_of(config: ModelConfig, name: str = "") -> Family:
             f"its {', '.join(lost[closest])}"
         )
     return FAMILIES[closest]
+
+
+def _scored(config: ModelConfig, families: list[Family]) -> list[Family]:
+    """Those of some families that have reward models.
+
+    Raises:
+        CheckpointError: there are none, or only others can have these blocks.
+    """
+    blocks = config.model_copy(update={"head": "lm"})
+    fit = [family for family in families if not family.lost(blocks)] or families
+    scored = [family for family in fit if family.is_scored]
+    if not scored:
+        name = fit[0].name
+        known = ", ".join(family.name for family in FAMILIES.values() if family.is_scored)
+        raise CheckpointError(
+            f"this reward model can't be written as {name}: transformers has no class of it that "
+            f"reads a score at the last token (of {known} it has): PPO takes it as it is, by "
+            "--reward_model"
+        )
+    return scored
 
 
 @dataclass(frozen=True)
@@ -297,6 +381,9 @@ def write_folder(
     kind = family_of(config, kind.name if kind else "")
     path.mkdir(parents=True, exist_ok=True)
     published.pop("dtype", None)  # the older name is known to every version
+    if config.head == "value":
+        published.pop("architectures", None)
+        published |= ONE_LABEL
     published["torch_dtype"] = str(storage.dtype).removeprefix("torch.")
     theirs = _merged(published, kind, config)
     (path / "config.json").write_text(json.dumps(theirs, indent=2), encoding="utf-8")
@@ -320,14 +407,15 @@ def _merged(published: dict[str, Any], kind: Family, config: ModelConfig) -> dic
 
     What was changed on purpose stands under every key that says it; other keys are kept.
     """
-    written = kind.write(config)
+    unknown, written = dict.fromkeys(TOKENS), kind.write(config)
     try:
-        kept = written | published
+        kept = unknown | written | published
         if decisive(kind.read(kept)) == decisive(config):
             return kept
     except (KeyError, ValueError, ConfigError):
         pass  # there is no published config, or it is of another family
-    return {key: value for key, value in published.items() if key not in kind.aliases} | written
+    others = {key: value for key, value in published.items() if key not in kind.aliases}
+    return unknown | others | written
 
 
 def _flat(name: str, tensor: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from megalite.data.chat.datasets import Prompts
 from megalite.distributed.launch import Launch
-from megalite.engine.layout import Demand
+from megalite.engine.layout import Demand, check_layout
 from megalite.generation.prompts import Prompt
 from megalite.stages.conversation import open_chat
 from megalite.stages.datasets import Datasets, notes_of
@@ -22,7 +22,7 @@ from megalite.stages.rlhf.rollout import FrozenModels, SpecialTokens, special_to
 from megalite.stages.rlhf.step import PPOStep, PromptItem
 from megalite.stages.rlhf.text import Text
 from megalite.stages.samples import Samples, write_samples
-from megalite.stages.setup import SeparateMesh, Stage, set_up
+from megalite.stages.setup import SeparateMesh, Stage, set_up, settled
 from megalite.stages.start import said_by
 
 
@@ -45,8 +45,9 @@ class Inputs:
 
 def run(config: PPOConfig, launch: Launch) -> int:
     """Align a model."""
-    data, temperature = config.data, config.rollout.temperature
     config.check_sources()
+    config = settled(config, launch)
+    data, temperature = config.data, config.rollout.temperature
     chat_format = open_chat(config.tokenizer, data, config.model, said_by(config.checkpoint.start))
 
     def read(paths: Sequence[str]) -> Prompts:
@@ -78,8 +79,11 @@ def run(config: PPOConfig, launch: Launch) -> int:
 def _place(config: PPOConfig, launch: Launch) -> tuple[Stage, Bridge | None]:
     """Set up the stage, and the bridge where the frozen models have processes of their own."""
     frozen, updates = config.frozen, config.update.mini_batches
-    demand = Demand(config.model, launch.world_size, config.train.batch_sizes(updates))
-    check_placement(demand, config.parallel, frozen)
+    for model in (config.model, config.critic()):
+        demand = Demand(model, launch.world_size, config.train.batch_sizes(updates))
+        check_placement(demand, config.parallel, frozen)
+        if not frozen.processes:
+            check_layout(demand, config.parallel)
     if not frozen.processes:
         return set_up(config, launch, updates), None
     layout, first = frozen.layout(config.parallel), launch.world_size - frozen.processes

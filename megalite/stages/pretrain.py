@@ -20,7 +20,7 @@ from megalite.stages.corpus import (
 from megalite.stages.datasets import Datasets
 from megalite.stages.language import heldout_evaluation, language_step
 from megalite.stages.samples import Samples, SamplesConfig, write_samples
-from megalite.stages.setup import Stage, StageConfig, set_up
+from megalite.stages.setup import Stage, StageConfig, set_up, settled
 from megalite.stages.special_tokens import SpecialTokens
 from megalite.stages.start import said_by
 from megalite.training.config import RunConfig
@@ -44,6 +44,7 @@ class PretrainConfig(StageConfig):
 
 def run(config: PretrainConfig, launch: Launch) -> int:
     """Pretrain a model."""
+    config = settled(config, launch)
     data = config.data
     if not data.train:
         raise ConfigError(

@@ -19,7 +19,7 @@ from megalite.models.outputs import Values
 from megalite.stages.conversation import open_chat
 from megalite.stages.datasets import Datasets, notes_of
 from megalite.stages.rlhf.updates import RankingLoss, Rankings
-from megalite.stages.setup import Stage, StageConfig, check_positions, set_up
+from megalite.stages.setup import Stage, StageConfig, check_positions, set_up, settled
 from megalite.stages.start import said_by
 from megalite.training.config import RunConfig
 from megalite.training.learner import Learner
@@ -45,6 +45,7 @@ class RMConfig(StageConfig):
 
 def run(config: RMConfig, launch: Launch) -> int:
     """Train a reward model; its head is a scalar whatever the config's model says."""
+    config = settled(config, launch, "value")
     data = config.data
     if not data.train:
         raise ConfigError("--data.train: needs at least one file of rankings")

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from pydantic import field_validator
@@ -23,7 +23,7 @@ from megalite.errors import CheckpointError, ConfigError
 from megalite.models.config import ModelConfig
 from megalite.stages.device import Precision, check_heads, choose_device, choose_precision
 from megalite.stages.same_run import check_same_run, sources_of
-from megalite.stages.start import load_start, origin_of
+from megalite.stages.start import Head, load_start, origin_of, settled_model
 from megalite.training.checkpoint.manager import CheckpointManager, Saving, newest_facts
 from megalite.training.config import (
     CheckpointConfig,
@@ -82,6 +82,23 @@ class StageConfig(Section):
         Raises:
             UserError: it says what is wrong.
         """
+
+
+StageConfigT = TypeVar("StageConfigT", bound=StageConfig)
+
+
+def settled(config: StageConfigT, launch: Launch, head: Head = "lm") -> StageConfigT:
+    """A stage's config with its whole model: what ``[model]`` leaves open is as its start has it.
+
+    ``head`` is that of the model which the stage trains first.
+
+    Raises:
+        CheckpointError: the start is no model, or a key of ``[model]`` contradicts it.
+    """
+    model, said = settled_model(config.model, config.checkpoint.start, config.run.folder, head)
+    if said and launch.rank == 0:
+        print(said, flush=True)  # noqa: T201
+    return config.model_copy(update={"model": model})
 
 
 @dataclass(frozen=True)

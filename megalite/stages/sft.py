@@ -14,7 +14,7 @@ from megalite.stages.conversation import ChatFormat, open_chat
 from megalite.stages.datasets import Datasets, notes_of
 from megalite.stages.language import heldout_evaluation, language_step
 from megalite.stages.samples import Samples, SamplesConfig, write_samples
-from megalite.stages.setup import Stage, StageConfig, check_positions, set_up
+from megalite.stages.setup import Stage, StageConfig, check_positions, set_up, settled
 from megalite.stages.start import said_by
 from megalite.training.config import RunConfig
 
@@ -35,6 +35,7 @@ class SFTConfig(StageConfig):
 
 def run(config: SFTConfig, launch: Launch) -> int:
     """Fine-tune a model."""
+    config = settled(config, launch)
     data = config.data
     if not data.train:
         raise ConfigError("--data.train: needs at least one file of conversations")

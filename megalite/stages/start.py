@@ -1,17 +1,99 @@
-"""The weights that a run starts from: a checkpoint's, or a Hugging Face folder's."""
+"""What a run starts from: a checkpoint, or a Hugging Face folder; its model and its weights."""
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from megalite.engine.model import Model
-from megalite.engine.weights import check_same_model, load_weights
+from megalite.engine.weights import check_same_model, config_of, load_weights
 from megalite.errors import CheckpointError
 from megalite.models.config import ModelConfig
-from megalite.models.hugging_face import is_hugging_face, read_their_config
+from megalite.models.families.table import TRAINING
+from megalite.models.hugging_face import (
+    is_hugging_face,
+    read_config,
+    read_their_config,
+    unread_keys,
+)
 from megalite.stages.special_tokens import SpecialTokens
 from megalite.training.checkpoint.load import find_checkpoint, load
+from megalite.training.checkpoint.manager import newest_facts
 from megalite.training.checkpoint.manifest import Facts, read_manifest, verify
+
+Head = Literal["lm", "value"]
+OWN = TRAINING | {"head"}  # the run's to choose, whatever its start says
+
+
+def stored_config(path: str | Path) -> tuple[ModelConfig, str]:
+    """The config of a stored model, and the file that says it.
+
+    Raises:
+        CheckpointError: there is no model.
+    """
+    path = Path(path)
+    if is_hugging_face(path):
+        return read_config(path)[0], f"{path}/config.json"
+    found = find_checkpoint(path)
+    facts, _ = read_manifest(found)  # the files are checked when they are loaded
+    return config_of(facts, found), str(found)
+
+
+def as_stored(
+    model: ModelConfig, path: str | Path, head: Head, needs_head: bool = False
+) -> tuple[ModelConfig, str]:
+    """A model as a run or folder has it, where ``[model]`` says nothing else.
+
+    Args:
+        model: what the run says: the keys that are set in it.
+        path: a checkpoint of ours or a Hugging Face folder.
+        head: that it is to have.
+        needs_head: whether the folder must have it too.
+
+    Returns:
+        The whole model, in which the same keys are set, and what was taken, in words.
+
+    Raises:
+        CheckpointError: there is no model, or a key that is set contradicts it.
+    """
+    stored, where = stored_config(path)
+    _check_head(head, stored.head, where, needs_head)
+    own = {key: getattr(model, key) for key in OWN | model.model_fields_set}
+    whole = stored.model_copy(update=own)
+    check_same_model(whole, stored, where)
+    taken = {
+        key: value
+        for key, value in stored.model_dump(exclude=set(own)).items()
+        if value != ModelConfig.model_fields[key].default
+    }
+    said = ", ".join(f"{key} {value}" for key, value in taken.items())
+    whole = ModelConfig.model_construct(model.model_fields_set, **whole.model_dump())
+    lines = [f"model as in {where}: {said}"] if said else []
+    if is_hugging_face(Path(path)):
+        lines += filter(None, [unread_keys(Path(path))])
+    return whole, "\n".join(lines)
+
+
+def settled_model(
+    model: ModelConfig, start: str, folder: str | Path, head: Head
+) -> tuple[ModelConfig, str]:
+    """A run's whole model: what ``[model]`` doesn't say is as the run stopped, or as its start is.
+
+    Args:
+        model: what the run says.
+        start: what it starts from; empty: nothing.
+        folder: of the run, which may have checkpoints already.
+        head: that it is to have.
+
+    Returns:
+        The model, in which the same keys are set, and what was taken, in words.
+
+    Raises:
+        CheckpointError: the start is no model, or a key that is set contradicts it.
+    """
+    found = newest_facts(Path(folder) / "checkpoints")
+    if found is not None:  # its folder says whether it is this run's
+        return as_stored(model, found[0], found[1]["model"].get("head", head))
+    return as_stored(model, start, head) if start else (model, "")
 
 
 def origin_of(start: str) -> Facts:
@@ -68,24 +150,33 @@ def load_start(model: Model, start: str, needs_head: bool = False) -> None:
         CheckpointError: there is none, it is damaged, or it is of another model.
     """
     if is_hugging_face(Path(start)):
-        if needs_head and model.config.head == "value":
-            raise CheckpointError(
-                f"{start}: a language model has no trained value head; `megalite rm` makes one"
-            )
+        stored, _ = read_config(Path(start))
+        _check_head(model.config.head, stored.head, start, needs_head)
         load_weights(model, Path(start))
         return
     path = find_checkpoint(start)
     facts = verify(path)
-    stored = ModelConfig(**facts["model"])
+    stored = config_of(facts, path)
     name = "model" if "model" in facts["learners"] else "actor"
     tensors = {f"{name}.{n}": p.detach() for n, p in model.named_parameters()}
-    was, now = stored.head, model.config.head
-    if was != now and needs_head:
-        raise CheckpointError(f"{path}: has a {was} head; this model needs a trained {now} head")
-    if was != now:
-        if now != "value":
-            raise CheckpointError(f"{path}: has a {was} head; this stage needs a {now} head")
+    _check_head(model.config.head, stored.head, str(path), needs_head)
+    if model.config.head != stored.head:
         tensors = {n: p for n, p in tensors.items() if ".head." not in n}
     check_same_model(model.config, stored, str(path))
     load(path, tensors)
     model.copy_duplicates()
+
+
+def _check_head(wanted: Head, stored: Head, where: str, needs_head: bool) -> None:
+    """Refuse a head that the weights don't have; a new scalar one is made unless it is needed."""
+    if wanted == stored:
+        return
+    if wanted == "lm":
+        raise CheckpointError(
+            f"{where}: is a reward model, which has no head for text; this needs a language model"
+        )
+    if needs_head:
+        raise CheckpointError(
+            f"{where}: is a language model, which has no trained scalar head; `megalite rm` makes "
+            "a reward model of it"
+        )

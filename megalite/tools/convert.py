@@ -4,21 +4,25 @@ Either way one file of weights is in memory at a time: a folder's tensors go thr
 scratch files on the target's disk, a checkpoint's are read when they are written.
 """
 
+import os
 import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from pydantic import Field
+from safetensors import SafetensorError
 from torch import Tensor
 
 from megalite.config.section import Section
 from megalite.distributed.launch import Launch
 from megalite.distributed.mesh import Mesh
-from megalite.errors import ConfigError, DataError
+from megalite.engine.weights import config_of
+from megalite.errors import CheckpointError, ConfigError, DataError
 from megalite.models.config import ModelConfig
 from megalite.models.families import FAMILIES
 from megalite.models.hugging_face import (
@@ -29,18 +33,22 @@ from megalite.models.hugging_face import (
     our_tensors,
     read_config,
     read_their_config,
+    unread_keys,
     write_folder,
 )
 from megalite.models.transformer import Transformer
 from megalite.tools.companions import (
+    SaidBefore,
     carry_code,
     carry_tokenizer,
     find_tokenizer,
+    missing,
     say_special_tokens,
 )
 from megalite.training.checkpoint.load import find_checkpoint, load
 from megalite.training.checkpoint.manager import CheckpointManager
 from megalite.training.checkpoint.manifest import verify
+from megalite.training.checkpoint.reader import CheckpointReader
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -77,35 +85,65 @@ def run(config: ConvertConfig, launch: Launch) -> int:
     if not source.exists():
         raise ConfigError(f"--source {source}: no such folder")
     tokenizer = find_tokenizer(config.tokenizer, source)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
-        to_ours = is_hugging_face(source)
-        (_to_checkpoint if to_ours else _to_folder)(config, source, partial)
+    to_ours = is_hugging_face(source)
+    said = [unread_keys(source)] if to_ours else []
+    with _whole_or_not_at_all(target) as partial:
+        published = (_to_checkpoint if to_ours else _to_folder)(config, source, partial)
         carry_code(source, partial)
         if tokenizer is not None:
-            carry_tokenizer(tokenizer, partial)
-        if tokenizer is not None and not to_ours:
-            _say_special_tokens(partial, target)
-        partial.chmod(0o755)
-        partial.rename(target)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+            said.append(carry_tokenizer(tokenizer, partial))
+        if not to_ours and tokenizer is not None:
+            before = SaidBefore.by(source, published, is_own=not config.tokenizer)
+            said.append(_say_special_tokens(partial, target, before))
     kind = "a checkpoint" if to_ours else "a Hugging Face folder"
-    without = "" if tokenizer else ", without a tokenizer: none was found, --tokenizer names one"
-    print(f"{target}: {kind}{without}")  # noqa: T201
+    without = "" if tokenizer else f", without a tokenizer: {missing(source)}"
+    print(*filter(None, said), f"{target}: {kind}{without}", sep="\n")  # noqa: T201
     return 0
 
 
-def _say_special_tokens(partial: Path, target: Path) -> None:
+@contextmanager
+def _whole_or_not_at_all(target: Path) -> Iterator[Path]:
+    """A folder to write, which becomes ``target`` if nothing fails.
+
+    Raises:
+        DataError: it can't be written; nothing is left of it.
+    """
+    made = [folder for folder in target.parents if not folder.exists()]
+    partial = target.parent
     try:
-        say_special_tokens(partial)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        yield partial
+        partial.chmod(0o755)
+        partial.rename(target)
+        made = []
+    except CheckpointError as error:
+        raise CheckpointError(str(error).replace(str(partial), str(target))) from None
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        place = getattr(error, "filename", None)
+        if place and not Path(place).is_relative_to(partial):
+            raise
+        raise DataError(
+            f"--target {target}: can't be written: {reason}; nothing of it is left"
+        ) from None
+    finally:
+        if partial != target.parent:
+            shutil.rmtree(partial, ignore_errors=True)
+        for folder in made:
+            with suppress(OSError):
+                folder.rmdir()
+
+
+def _say_special_tokens(partial: Path, target: Path, before: SaidBefore) -> str:
+    try:
+        return say_special_tokens(partial, before)
     except DataError as error:
         reason = str(error).replace(str(partial), str(target))
-        print(f"{reason}; special tokens stay as the configs have them")  # noqa: T201
+        return f"{reason}; special tokens stay as the configs have them"
 
 
-def _to_checkpoint(_config: ConvertConfig, source: Path, target: Path) -> None:
+def _to_checkpoint(_config: ConvertConfig, source: Path, target: Path) -> dict[str, Any]:
     model_config, family = read_config(source)
     shapes = parameter_shapes(model_config)
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
@@ -127,6 +165,7 @@ def _to_checkpoint(_config: ConvertConfig, source: Path, target: Path) -> None:
         manager = CheckpointManager(target / "checkpoints", keep=2, asynchronous=False, say=print)
         manager.save(0, tensors, facts)
         manager.wait()
+    return read_their_config(source)
 
 
 def parameter_shapes(config: ModelConfig) -> dict[str, torch.Size]:
@@ -136,7 +175,12 @@ def parameter_shapes(config: ModelConfig) -> dict[str, torch.Size]:
 
 
 def _mapped(path: Path, shape: torch.Size) -> Tensor:
-    """An fp32 tensor whose memory is a new file."""
+    """An fp32 tensor whose memory is a new file.
+
+    Its blocks are taken first: where the disk is full, a write into memory would end the process.
+    """
+    with open(path, "xb") as file:
+        os.posix_fallocate(file.fileno(), 0, 4 * shape.numel())
     return torch.from_file(str(path), shared=True, size=shape.numel()).view(shape)
 
 
@@ -144,7 +188,7 @@ def _dtypes_of(source: Path) -> dict[str, Any]:
     """The type of most of a folder's tensors, and which have another."""
     files = TensorFiles(source)
     names = {kind: name for name, kind in DTYPES.items()}
-    kinds = {name: names.get(files.read(name).dtype, "fp32") for name in files.names()}
+    kinds = {name: names.get(files.dtype(name), "fp32") for name in files.names()}
     (most, _), *_ = Counter(kinds.values()).most_common(1)
     return {"dtype": most, "dtypes": {name: k for name, k in kinds.items() if k != most}}
 
@@ -153,11 +197,11 @@ class _Saved(Mapping[str, Tensor]):
     """A checkpoint's parameters, each read when it is asked for."""
 
     def __init__(self, path: Path, prefix: str, shapes: dict[str, torch.Size]) -> None:
-        self._path, self._prefix, self._shapes = path, prefix, shapes
+        self._reader, self._prefix, self._shapes = CheckpointReader(path), prefix, shapes
 
     def __getitem__(self, name: str) -> Tensor:
         tensor = torch.empty(self._shapes[name])
-        load(self._path, {f"{self._prefix}.{name}": tensor})
+        load(self._reader, {f"{self._prefix}.{name}": tensor})
         return tensor
 
     def __iter__(self) -> Iterator[str]:
@@ -167,26 +211,21 @@ class _Saved(Mapping[str, Tensor]):
         return len(self._shapes)
 
 
-def _to_folder(config: ConvertConfig, source: Path, target: Path) -> None:
+def _to_folder(config: ConvertConfig, source: Path, target: Path) -> dict[str, Any]:
+    """Write the folder; give the published config that its model came from."""
     path = find_checkpoint(source)
     facts: dict[str, Any] = verify(path)
-    model_config = ModelConfig(**facts["model"])
+    model_config = config_of(facts, path)
     prefix = "model" if "model" in facts["learners"] else "actor"
     tensors = _Saved(path, prefix, parameter_shapes(model_config))
     dtype, others = DTYPES[facts.get("dtype", "fp32")], facts.get("dtypes", {})
     if config.dtype != "keep":
         dtype, others = DTYPES[config.dtype], {}
-    write_folder(
-        target,
-        model_config,
-        tensors,
-        Storage(
-            dtype,
-            {name: DTYPES[kind] for name, kind in others.items()},
-            int(config.shard_gib * 2**30),
-        ),
-        _published(config, facts),
-    )
+    kinds = {name: DTYPES[kind] for name, kind in others.items()}
+    storage = Storage(dtype, kinds, int(config.shard_gib * 2**30))
+    published = _published(config, facts)
+    write_folder(target, model_config, tensors, storage, published)
+    return published
 
 
 def _published(config: ConvertConfig, facts: dict[str, Any]) -> dict[str, Any]:

@@ -37,15 +37,13 @@ from megalite.generation.sampling import SamplingConfig
 from megalite.generation.text import cut_at_stop
 from megalite.models.batch import Batch
 from megalite.models.config import ModelConfig
-from megalite.models.hugging_face import is_hugging_face, read_config
+from megalite.models.hugging_face import is_hugging_face
 from megalite.stages.conversation import check_vocabulary, structure_of
 from megalite.stages.device import PrecisionWish, check_heads, choose_device, choose_precision
 from megalite.stages.samples import decode_with
 from megalite.stages.special_tokens import SpecialTokens
-from megalite.stages.start import generation_config, load_start, said_by
+from megalite.stages.start import generation_config, load_start, said_by, stored_config
 from megalite.tools.companions import find_tokenizer, section_of_run
-from megalite.training.checkpoint.load import find_checkpoint
-from megalite.training.checkpoint.manifest import read_manifest
 from megalite.training.config import RunConfig
 
 WRITING = ("template", "prefix", "decoder_start", "answer_mask", "answer_start")
@@ -104,7 +102,7 @@ class GenerateConfig(Section):
 def run(config: GenerateConfig, launch: Launch) -> int:
     """Answer every prompt; the first process prints."""
     _check_options(config)
-    model_config, said = stored_config(config.model), said_by(config.model)
+    model_config, said = stored_config(config.model)[0], said_by(config.model)
     _check_language_model(model_config, config.model)
     options = writing_of(config)
     chat = Chat(options.template, _tokenizer(config))
@@ -249,18 +247,6 @@ def _say_what_is_not_taken(folder: Path) -> None:
             f"megalite: {folder}/generation_config.json suggests {found}; options of the command "
             "decide\n"
         )
-
-
-def stored_config(path: str) -> ModelConfig:
-    """The shape of a stored model.
-
-    Raises:
-        CheckpointError: there is none.
-    """
-    if is_hugging_face(Path(path)):
-        return read_config(Path(path))[0]
-    facts, _ = read_manifest(find_checkpoint(path))  # the files are checked when they are loaded
-    return ModelConfig(**facts["model"])
 
 
 def _tokenizer(config: GenerateConfig) -> Tokenizer:

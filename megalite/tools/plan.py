@@ -15,6 +15,7 @@ from megalite.plan.advice import changes, devices
 from megalite.plan.memory import HEADROOM, ProcessMemory, Work, estimate, most
 from megalite.stages.device import precision_of_gpu
 from megalite.stages.pretrain import PretrainConfig
+from megalite.stages.setup import settled
 
 DEVICE_GIB = {  # what nvidia-smi shows, less what the driver keeps
     "a100-80gb": 79.0,
@@ -42,6 +43,7 @@ def run(config: PlanConfig, launch: Launch) -> int:
         ConfigError: the layout doesn't fit model or batch, the device has no such number format, or
             its memory doesn't suffice.
     """
+    config = settled(config, launch)
     has_bf16 = not config.gpu.startswith("v100")
     precision = precision_of_gpu(config.train.precision, has_bf16, config.gpu)
     train = config.train.model_copy(update={"precision": precision})

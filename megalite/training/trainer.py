@@ -8,9 +8,8 @@ from typing import TypeVar
 from torch import Tensor
 
 from megalite.distributed.stop import BEFORE_FIRST_STEP, StopRequest
-from megalite.engine.weights import check_same_model
+from megalite.engine.weights import check_same_model, config_of
 from megalite.errors import CheckpointError, Stopped
-from megalite.models.config import ModelConfig
 from megalite.training.checkpoint.load import load
 from megalite.training.checkpoint.manager import CheckpointManager
 from megalite.training.checkpoint.manifest import Facts
@@ -81,7 +80,7 @@ class Trainer:
 
     def _go_on(self, path: Path, facts: Facts) -> None:
         """Take a checkpoint's state, and say what is another than when it was saved."""
-        stored = ModelConfig(**facts["model"])
+        stored = config_of(facts, path)
         check_same_model(self._learners[0].model.config, stored, str(path))
         for learner in self._learners:
             if not facts["learners"].get(learner.name):

@@ -94,6 +94,7 @@ def _layer(_config: ModelConfig) -> list[Entry]:
 FAMILY = Family(
     name="bloom",
     architecture="BloomForCausalLM",
+    is_scored=True,
     from_theirs=_from_theirs,
     to_theirs=_to_theirs,
     once=_once,

@@ -27,6 +27,7 @@ def _from_theirs(theirs: dict[str, Any]) -> ModelConfig:
     groups = theirs.get("num_kv_heads") or heads
     if is_multi_query and not is_new:
         groups = 1
+    rope = read_rope(theirs)
     has_bias, has_alibi = theirs.get("bias", False), theirs.get("alibi", False)
     return ModelConfig(
         vocab_size=theirs["vocab_size"],
@@ -46,7 +47,7 @@ def _from_theirs(theirs: dict[str, Any]) -> ModelConfig:
         ffn_bias=has_bias,
         position="alibi" if has_alibi else "rope",
         alibi_scale=(size // heads) ** -0.5 if has_alibi else 1.0,
-        **read_rope({} if has_alibi else theirs),
+        **({} if has_alibi else rope),
         tie_embeddings=theirs.get("tie_word_embeddings", True),
         dropout=theirs.get("hidden_dropout", 0.0),
         attention_dropout=theirs.get("attention_dropout", 0.0),
@@ -133,6 +134,7 @@ def _layer(config: ModelConfig) -> list[Entry]:
 FAMILY = Family(
     name="falcon",
     architecture="FalconForCausalLM",
+    is_scored=True,
     from_theirs=_from_theirs,
     to_theirs=_to_theirs,
     once=_once,

@@ -52,6 +52,7 @@ def layer_of(config: ModelConfig, norms: dict[str, str]) -> list[Entry]:
 FAMILY = Family(
     name="glm",
     architecture="GlmForCausalLM",
+    is_scored=True,
     from_theirs=lambda theirs: ModelConfig(**values_of(theirs)),
     to_theirs=keys_of,
     once=once,

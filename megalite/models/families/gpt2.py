@@ -102,6 +102,7 @@ def _layer(_config: ModelConfig) -> list[Entry]:
 FAMILY = Family(
     name="gpt2",
     architecture="GPT2LMHeadModel",
+    is_scored=True,
     from_theirs=_from_theirs,
     to_theirs=_to_theirs,
     once=_once,

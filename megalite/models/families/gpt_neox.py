@@ -88,6 +88,7 @@ def _layer(config: ModelConfig) -> list[Entry]:
 FAMILY = Family(
     name="gpt-neox",
     architecture="GPTNeoXForCausalLM",
+    is_scored=True,
     from_theirs=_from_theirs,
     to_theirs=_to_theirs,
     once=_once,

@@ -28,6 +28,7 @@ def _layer(_config: ModelConfig) -> list[Entry]:
 FAMILY = Family(
     name="gptj",
     architecture="GPTJForCausalLM",
+    is_scored=True,
     from_theirs=_from_theirs,
     to_theirs=shared_keys,
     once=CODEGEN.once,

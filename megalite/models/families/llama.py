@@ -111,6 +111,7 @@ def layer(config: ModelConfig) -> list[Entry]:
 FAMILY = Family(
     name="llama",
     architecture="LlamaForCausalLM",
+    is_scored=True,
     from_theirs=_from_theirs,
     to_theirs=_to_theirs,
     once=once,

@@ -96,6 +96,7 @@ def _layer(config: ModelConfig) -> list[Entry]:
 FAMILY = Family(
     name="opt",
     architecture="OPTForCausalLM",
+    is_scored=True,
     from_theirs=_from_theirs,
     to_theirs=_to_theirs,
     once=_once,

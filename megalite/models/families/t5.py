@@ -49,7 +49,9 @@ def _from_theirs(theirs: dict[str, Any]) -> ModelConfig:
 
 def _to_theirs(config: ModelConfig) -> dict[str, Any]:
     kinds = {ours: theirs for theirs, ours in ACTIVATIONS.items()}
-    return {
+    # Its cache in transformers 4.57 and 5 has as many layers as the encoder.
+    slow = {"use_cache": False} if config.num_layers > config.num_encoder_layers else {}
+    return slow | {
         "vocab_size": config.vocab_size,
         "d_model": config.hidden_size,
         "d_kv": config.head_dim,

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from megalite.errors import ConfigError
 from megalite.models.config import ModelConfig
+from megalite.models.families.keys import Recorded, check_off, says_nothing
 from megalite.models.presets.preset import Preset
 
 Split = Callable[[Tensor, ModelConfig], list[Tensor]]
@@ -79,10 +80,13 @@ def qkv_rows(config: ModelConfig) -> list[int]:
     return [config.num_heads * config.head_dim, keys, keys]
 
 
+# What decides how a model is trained, and not what it computes.
+TRAINING = frozenset({"preset", "init_std", "scaled_init", "dropout", "attention_dropout"})
+
+
 def decisive(config: ModelConfig) -> dict[str, Any]:
     """The values of a config that decide what the model computes, each in one form."""
-    training = {"preset", "init_std", "scaled_init", "dropout", "attention_dropout"}
-    values = config.model_dump(exclude=training) | {
+    values = config.model_dump(exclude=set(TRAINING)) | {
         "num_kv_heads": config.kv_heads,
         "head_size": config.head_dim,
         "embedding_size": config.embedding_width,
@@ -99,6 +103,8 @@ def decisive(config: ModelConfig) -> dict[str, Any]:
         unread -= set(_ROPE[config.rope_scaling])
     if config.norm == "rms_norm":
         unread.add("norm_bias")
+    if config.head == "value":
+        unread |= {"tie_embeddings", "normalised_head", "logit_scale"}
     return {key: value for key, value in values.items() if key not in unread}
 
 
@@ -148,6 +154,14 @@ _ROPE: dict[str, tuple[str, ...]] = {
 }
 
 
+# What a config of theirs says of a reward model.
+ONE_LABEL: dict[str, Any] = {
+    "id2label": {"0": "reward"},
+    "label2id": {"reward": 0},
+    "problem_type": "regression",
+}
+
+
 @dataclass(frozen=True)
 class Family:
     """A family of published models.
@@ -155,6 +169,8 @@ class Family:
     Attributes:
         name: of the family.
         architecture: the class that loads it.
+        is_scored: whether transformers has a class for reward models of it: the same blocks, and a
+            matrix ``score.weight`` [1, D] that is read at the last token.
         from_theirs: their config to ours.
         to_theirs: our config to theirs, without ``fixed``.
         once: entries outside the layers.
@@ -177,6 +193,7 @@ class Family:
     once: Callable[[ModelConfig], list[Entry]]
     layer: Callable[[ModelConfig], list[Entry]]
     encoder_layer: Callable[[ModelConfig], list[Entry]] = lambda _: []
+    is_scored: bool = False
     fixed: Mapping[str, Any] = field(default_factory=dict)
     model_type: str = ""
     also: tuple[str, ...] = ()
@@ -185,6 +202,12 @@ class Family:
     ignored: tuple[str, ...] = ()
     zero: tuple[str, ...] = ()
     presets: Mapping[str, Preset] = field(default_factory=dict)
+
+    @property
+    def scorer(self) -> str:
+        """The class that loads a reward model; empty: there is none."""
+        stem = self.architecture.removesuffix("ForCausalLM").removesuffix("LMHeadModel")
+        return f"{stem}ForSequenceClassification" if self.is_scored else ""
 
     def knows(self, theirs: dict[str, Any]) -> bool:
         """Whether a config of theirs is of this family."""
@@ -203,7 +226,24 @@ class Family:
         for key, value in self.fixed.items():
             if theirs.get(key) not in (None, value):
                 raise ValueError(f"{key} must be {json.dumps(value)} here, came {theirs[key]!r}")
-        return self.from_theirs(theirs)
+        recorded = Recorded(theirs)
+        config = self.from_theirs(recorded)
+        check_off(theirs, recorded.read | self.fixed.keys())
+        if not self.scorer or self.scorer not in (theirs.get("architectures") or ()):
+            return config
+        labels = theirs.get("id2label")
+        count = len(labels) if labels else theirs.get("num_labels", 2)
+        if count != 1:
+            raise ValueError(f"{self.scorer} must have one label, as a reward is, came {count}")
+        return config.model_copy(update={"head": "value", "head_bias": False})
+
+    def unread(self, theirs: Mapping[str, Any]) -> list[str]:
+        """Keys of a config that are neither read, nor fixed, nor known to change nothing."""
+        canonical = self.canonical(theirs)
+        recorded = Recorded(canonical)
+        self.from_theirs(recorded)
+        known = recorded.read | self.fixed.keys() | {self.marker}
+        return sorted(key for key in canonical.keys() - known if not says_nothing(key))
 
     def canonical(self, theirs: Mapping[str, Any]) -> dict[str, Any]:
         """Their config with each of its ``aliases`` under the name that is read.
@@ -223,8 +263,10 @@ class Family:
 
     def write(self, config: ModelConfig) -> dict[str, Any]:
         """Our config as theirs."""
-        head = {"model_type": self.model_type or self.name, "architectures": [self.architecture]}
-        return head | dict(self.fixed) | self.to_theirs(config)
+        is_scorer = config.head == "value"
+        architecture = self.scorer if is_scorer else self.architecture
+        head = {"model_type": self.model_type or self.name, "architectures": [architecture]}
+        return head | dict(self.fixed) | self.to_theirs(config) | (ONE_LABEL if is_scorer else {})
 
     def lost(self, config: ModelConfig) -> list[str]:
         """The keys of a config whose values no model of this family can have."""
@@ -236,11 +278,20 @@ class Family:
             return ["num_heads"]
         values = decisive(config)
         keys = values.keys() | again.keys()
-        return sorted(key for key in keys if values.get(key) != again.get(key))
+        lost = {key for key in keys if values.get(key) != again.get(key)}
+        if config.head == "value":  # a score there has no bias, and reads the embedding's width
+            lost |= {"head_bias"} if config.head_bias else set()
+            lost |= {"embedding_size"} if config.embedding_width != config.hidden_size else set()
+        return sorted(lost)
 
     def entries(self, config: ModelConfig) -> Iterator[Entry]:
         """Every entry of a model, layers numbered."""
-        yield from self.once(config)
+        is_scorer = config.head == "value"
+        for entry in self.once(config):
+            if not (is_scorer and entry.ours[0].startswith("head.")):
+                yield entry
+        if is_scorer:
+            yield same("score.weight", "head.value.weight")
         for entries, count in (
             (self.encoder_layer(config), config.num_encoder_layers),
             (self.layer(config), config.num_layers),

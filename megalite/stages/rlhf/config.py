@@ -6,6 +6,7 @@ from pydantic import Field
 
 from megalite.data.config import ConversationConfig, CorpusConfig
 from megalite.errors import ConfigError
+from megalite.models.config import ModelConfig
 from megalite.stages.corpus import check_corpus_positions
 from megalite.stages.rlhf.experience import RewardConfig
 from megalite.stages.rlhf.kl import KLConfig
@@ -14,6 +15,7 @@ from megalite.stages.rlhf.rollout import RolloutConfig
 from megalite.stages.rlhf.updates import UpdateConfig
 from megalite.stages.samples import SamplesConfig
 from megalite.stages.setup import StageConfig, check_positions
+from megalite.stages.start import as_stored
 from megalite.training.config import RunConfig
 
 
@@ -42,9 +44,30 @@ class PPOConfig(StageConfig):
         prompt, answer = self.data.sequence_length, self.rollout.max_new_tokens
         rows = max(prompt, 1 + answer) if self.model.is_encoder_decoder else prompt + answer
         key = f"data.sequence_length {prompt} with rollout.max_new_tokens {answer}"
-        check_positions(self.model, rows, key)
+        for model in (self.model, self.critic()):
+            check_positions(model, rows, key)
         if self.update.pretrain_coefficient:
             check_corpus_positions(self.model, self.pretraining, "pretraining")
+
+    def critic(self) -> ModelConfig:
+        """The critic's model, and the reward model's: as its folder has it.
+
+        Raises:
+            CheckpointError: there is none, or a key that is set in ``[model]`` contradicts it.
+            ConfigError: it can't read what the actor writes.
+        """
+        stored, where = as_stored(self.model, self.reward_model, "value", needs_head=True)
+        for what, own, needed in (
+            ("num_encoder_layers > 0", stored.is_encoder_decoder, self.model.is_encoder_decoder),
+            ("rope_axes", stored.rope_axes, self.model.rope_axes),
+            ("vocab_size", stored.vocab_size, self.model.vocab_size),
+        ):
+            if own != needed:
+                raise ConfigError(
+                    f"--reward_model: {what} is {own} in {where}; must be {needed}, as the "
+                    "actor's: the two read the same tokens"
+                )
+        return stored.model_copy(update={"head": "value"})
 
     def check_sources(self) -> None:
         """Refuse a run without prompts, models or text that it needs.

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from megalite.engine.model import Model
 from megalite.models.batch import Batch
+from megalite.models.config import ModelConfig
 from megalite.models.outputs import LogProbs, Values
 from megalite.stages.rlhf.config import PPOConfig
 from megalite.stages.rlhf.rollout import LocalModels
@@ -28,10 +29,9 @@ class TrainedModels:
     @classmethod
     def build(cls, stage: Stage, config: PPOConfig) -> "TrainedModels":
         """Build actor and critic, without dropout."""
-        quiet = config.model.model_copy(update={"dropout": 0.0, "attention_dropout": 0.0})
-        valued = quiet.model_copy(update={"head": "value"})
-        actor = stage.model(quiet, config.checkpoint.start)
-        return cls(actor, stage.model(valued, config.reward_model, needs_head=True))
+        actor = stage.model(_quiet(config.model), config.checkpoint.start)
+        critic = stage.model(_quiet(config.critic()), config.reward_model, needs_head=True)
+        return cls(actor, critic)
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,10 @@ class ReferenceModels:
     def judges(self, temperature: float) -> LocalModels:
         """What judges answers that are drawn at a temperature."""
         return LocalModels(log_probs_of(self.reference, temperature), values_of(self.reward))
+
+
+def _quiet(model: ModelConfig) -> ModelConfig:
+    return model.model_copy(update={"dropout": 0.0, "attention_dropout": 0.0})
 
 
 def log_probs_of(model: Model, temperature: float) -> Callable[[Batch], Tensor]:

@@ -1,5 +1,6 @@
 """Find a checkpoint, and load tensors from it into any layout."""
 
+import pickle
 import warnings
 from pathlib import Path
 
@@ -12,13 +13,19 @@ from megalite.training.checkpoint.manifest import MANIFEST
 from megalite.training.checkpoint.reader import CheckpointReader
 
 
-def load(path: Path, tensors: dict[str, Tensor]) -> None:
+def load(source: Path | CheckpointReader, tensors: dict[str, Tensor]) -> None:
     """Load tensors in place, whatever layout they were saved from; each process reads its own.
 
+    Args:
+        source: a checkpoint's folder, or a reader of it, where it is loaded from several times.
+        tensors: by the names that they were saved under.
+
     Raises:
-        CheckpointError: a tensor is missing or has another shape: it is of another model.
+        CheckpointError: a tensor is missing or has another shape: it is of another model; or a file
+            holds something else.
     """
-    reader = CheckpointReader(path)
+    reader = source if isinstance(source, CheckpointReader) else CheckpointReader(source)
+    path = reader.folder
     saved = reader.read_metadata().state_dict_metadata
     for name, tensor in tensors.items():
         entry = saved.get(name)
@@ -32,7 +39,19 @@ def load(path: Path, tensors: dict[str, Tensor]) -> None:
             )
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled")
-        dcp.load(tensors, storage_reader=reader, no_dist=True)
+        try:
+            dcp.load(tensors, storage_reader=reader, no_dist=True)
+        except dcp.CheckpointException as error:
+            raise CheckpointError(f"{path}: {_reason(error)}") from None
+
+
+def _reason(error: dcp.CheckpointException) -> str:
+    """The first failure of a load; what PyTorch says of a pickle with code in it is no advice."""
+    failure = next(iter(error.failures.values()))[0]
+    text = str(failure).strip() or type(failure).__name__
+    if isinstance(failure, pickle.UnpicklingError) or "weights_only" in text:
+        return "a file is damaged or holds more than tensors, and was not opened: it could run code"
+    return f"can't be read: {text.splitlines()[0]}"
 
 
 def find_checkpoint(path: Path | str) -> Path:

@@ -50,12 +50,17 @@ class _MetadataUnpickler(pickle.Unpickler):
 
 
 class CheckpointReader(dcp.FileSystemReader):
-    """PyTorch's reader of a checkpoint's folder, for tensors alone."""
+    """PyTorch's reader of a checkpoint's folder, for tensors alone.
+
+    Attributes:
+        folder: of the checkpoint; its metadata is read once.
+    """
 
     def __init__(self, folder: Path) -> None:
         """Read from ``folder``."""
         super().__init__(folder)
-        self._folder = folder
+        self.folder = folder
+        self._metadata: Metadata | None = None
 
     def read_metadata(self, *_args: Any, **_options: Any) -> Metadata:
         """Which tensors there are, and where.
@@ -63,14 +68,16 @@ class CheckpointReader(dcp.FileSystemReader):
         Raises:
             CheckpointError: the file names something else than metadata, or other files.
         """
-        path = self._folder / ".metadata"
-        try:
-            with open(path, "rb") as file:
-                metadata = self._parsed(file)
-        except Exception as error:  # a damaged pickle raises anything
-            raise CheckpointError(
-                f"{path}: is no metadata of a checkpoint, and was not run: {error}"
-            ) from None
+        if self._metadata is None:
+            path = self.folder / ".metadata"
+            try:
+                with open(path, "rb") as file:
+                    self._metadata = self._parsed(file)
+            except Exception as error:  # a damaged pickle raises anything
+                raise CheckpointError(
+                    f"{path}: is no metadata of a checkpoint, and was not run: {error}"
+                ) from None
+        metadata = self._metadata
         metadata.storage_meta = metadata.storage_meta or StorageMeta()
         metadata.storage_meta.load_id = self.load_id
         return metadata

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from megalite.config.section import Section
-from megalite.engine.weights import check_same_model
+from megalite.engine.weights import check_same_model, config_of
 from megalite.errors import CheckpointError
 from megalite.models.config import ModelConfig
 from megalite.training.checkpoint.manifest import Facts
@@ -74,7 +74,7 @@ class RunRecord:
                 f"{self.stage}: give each run a folder of its own"
             )
         model = ModelConfig(**self.config["model"])
-        check_same_model(model, ModelConfig(**facts["model"]), str(path))
+        check_same_model(model, config_of(facts, path), str(path))
         if was is None:
             return
         for key, now, before in self._changes(was["config"]):

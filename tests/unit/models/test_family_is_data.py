@@ -11,7 +11,7 @@ from megalite.models.families import FAMILIES
 ROOT = Path(__file__).parents[3]
 FOLDER = ROOT / "megalite" / "models" / "families"
 SIZES = ROOT / "megalite" / "models" / "presets"
-SHARED = ("__init__", "activations", "rope", "table", "windows")
+SHARED = ("__init__", "activations", "keys", "rope", "table", "windows")
 FILES = sorted(path for path in FOLDER.glob("*.py") if path.stem not in SHARED)
 NAMES = {*FAMILIES, *(family.model_type for family in FAMILIES.values()), "glm130b"} - {""}
 
