@@ -22,6 +22,11 @@ ROOT = Path(__file__).parents[1]
 SOURCES = ROOT / "csrc/cuda"
 CACHE = ROOT / "build/cubins"
 ARCHITECTURES = (70, 80, 90, 100)
+SMALL_BLOCKS = (
+    86,
+    89,
+    120,
+)  # blocks of 99 KiB of shared memory: kernels of their own beside sm80's
 
 
 class ToolMissing(Exception):
@@ -66,7 +71,9 @@ def demangled(symbol: str) -> str:
 
 def sources(architecture: int) -> list[Path]:
     """The kernel files of an architecture: all but those in the folder of another one."""
-    others = {"binding", "sm80" if architecture < 80 else "sm70"}
+    others = {"binding", "sm70"} if architecture >= 80 else {"binding", "sm80", "sm86"}
+    if architecture not in SMALL_BLOCKS:
+        others.add("sm86")
     files = sorted(SOURCES.rglob("*.cu"))
     return [path for path in files if others.isdisjoint(path.relative_to(SOURCES).parts)]
 

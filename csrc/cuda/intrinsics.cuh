@@ -7,6 +7,8 @@
 //   MEGALITE_KERNEL(threads, blocks_per_sm) void name(params)
 //   MEGALITE_DEVICE, MEGALITE_HOST_DEVICE before functions; before loops MEGALITE_UNROLL, or
 //   MEGALITE_ROLLED where unrolling a long body would only cost registers
+//   if constexpr (MEGALITE_IS_FOR(low, high)): around the body of a kernel that only GPUs of a compute
+//     capability (times ten) from low to below high run; for others it is compiled empty
 //   host: launch(LaunchConfig{name, grid, block, shared_bytes, stream}, kernel<...>, params...)
 //   thread_x() block_x() block_y() block_z() grid_x() grid_y() grid_z() block_dim_x() lane() warp()
 //   syncthreads()   syncwarp(mask): orders memory accesses; shuffles and ldmatrix do not

@@ -12,6 +12,11 @@
 
 #define MEGALITE_DEVICE __device__ __forceinline__
 #define MEGALITE_KERNEL(threads, blocks_per_sm) __global__ __launch_bounds__(threads, blocks_per_sm)
+#ifdef __CUDA_ARCH__
+#define MEGALITE_IS_FOR(low, high) (__CUDA_ARCH__ >= (low) * 10 && __CUDA_ARCH__ < (high) * 10)
+#else
+#define MEGALITE_IS_FOR(low, high) true
+#endif
 #define MEGALITE_UNROLL _Pragma("unroll")
 #define MEGALITE_ROLLED _Pragma("unroll 1")
 

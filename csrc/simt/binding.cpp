@@ -52,8 +52,9 @@ py::dict shapes() {
 }
 
 void set_architecture(int capability) {
-  if (capability != 70 && capability != 80) {
-    throw py::value_error("set_architecture: must be 70 or 80, came " + std::to_string(capability));
+  if (capability != 70 && capability != 80 && capability != 86) {
+    throw py::value_error("set_architecture: must be 70, 80 or 86, came " +
+                          std::to_string(capability));
   }
   simt::machine.architecture = capability;
 }
@@ -70,7 +71,7 @@ PYBIND11_MODULE(_simt, m) {
       "count_banks", [](bool enabled) { simt::machine.count_banks = enabled; }, py::arg("enabled"),
       "Count the bank conflicts of shared-memory accesses too; slower.");
   m.def("set_architecture", &set_architecture, py::arg("capability"),
-        "The compute capability of the emulated device: 70 or 80.");
+        "The compute capability of the emulated device: 70, 80 or 86.");
   m.def("counters", &counters, "What each kernel did since the last reset, by name.");
   m.def("shapes", &shapes, "(threads, shared bytes) of each kernel launched, by mangled name.");
   m.def("reset_counters", [] { simt::machine.counters_by_kernel.clear(); }, "Clear all counters.");

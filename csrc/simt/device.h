@@ -12,6 +12,7 @@
 
 #define MEGALITE_DEVICE inline
 #define MEGALITE_KERNEL(threads, blocks_per_sm) inline
+#define MEGALITE_IS_FOR(low, high) true
 #define MEGALITE_UNROLL
 #define MEGALITE_ROLLED
 

@@ -65,7 +65,6 @@ uint32_t Machine::random() {  // splitmix64
 namespace {
 
 constexpr int kMaxThreads = 1024;
-constexpr int kMaxSharedBytes = 163 * 1024;  // of a block on sm_80
 constexpr int kMaxGrid[3] = {0x7fffffff, 65535, 65535};
 
 void require(const Launch& launch, const char* what, int value, int low, int high) {
@@ -77,7 +76,7 @@ void require(const Launch& launch, const char* what, int value, int low, int hig
 
 void require_possible(const Launch& launch) {
   require(launch, "threads of a block", launch.threads, 1, kMaxThreads);
-  require(launch, "bytes of shared memory", launch.shared_bytes, 0, kMaxSharedBytes);
+  require(launch, "bytes of shared memory", launch.shared_bytes, 0, machine.shared_limit());
   const char* names[] = {"grid x", "grid y", "grid z"};
   for (int i = 0; i < 3; ++i) require(launch, names[i], launch.grid[i], 1, kMaxGrid[i]);
 }

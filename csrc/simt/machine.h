@@ -134,6 +134,10 @@ class Machine {
   // ---- settings and results
   uint64_t seed = 0;
   int architecture = 80;  // the compute capability that the device has, times ten
+  /// Bytes of shared memory that a block may have: CUDA's programming guide, compute capabilities.
+  int shared_limit() const {
+    return (architecture == 80 ? 163 : architecture == 86 ? 99 : 96) * 1024;
+  }
   bool count_banks = false;
   std::map<std::string, Counters> counters_by_kernel;
   std::map<const void*, Shape> shapes_by_kernel;  // the largest launch of each function

@@ -23,6 +23,13 @@ EVERY = [
     for architecture in ARCHITECTURES
     for source in sources(architecture)
 ]
+# sm_80's files in other GPUs' code are hardly others; those for blocks of 99 KiB are only here.
+EVERY += [
+    pytest.param(source, architecture, id=f"{name_of(source)}-sm_{architecture}")
+    for architecture in (86, 120)
+    for source in sources(architecture)
+    if source.parent.name == "sm86"
+]
 
 
 Cubins = dict[tuple[Path, int], Future[Path]]

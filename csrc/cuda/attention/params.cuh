@@ -70,6 +70,16 @@ template <class T>
 void attention_backward_sm80(const AttentionParams<T>& params,
                              const AttentionGradients<T>& gradients, Stream stream);
 
+// The same for GPUs whose blocks have 99 KiB of shared memory, where the kernels above don't fit:
+// forward for H above 192, backward for H above 64 up to 192.
+template <class T>
+void attention_forward_sm86(const AttentionParams<T>& params, Stream stream);
+template <class T>
+int64_t attention_backward_scratch_sm86(const AttentionParams<T>& params, bool has_bias);
+template <class T>
+void attention_backward_sm86(const AttentionParams<T>& params,
+                             const AttentionGradients<T>& gradients, Stream stream);
+
 void attention_forward_sm70(const AttentionParams<half>& params, Stream stream);
 int64_t attention_backward_scratch_sm70(const AttentionParams<half>& params, bool has_bias);
 void attention_backward_sm70(const AttentionParams<half>& params,

@@ -34,6 +34,35 @@ int architecture() {
 #endif
 }
 
+/// Bytes of shared memory that a block of the current device may have.
+int shared_limit() {
+#ifdef MEGALITE_SIMT
+  return simt::machine.shared_limit();
+#else
+  int device = 0, bytes = 0;
+  require_success(cudaGetDevice(&device), "attention");
+  require_success(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
+                  "attention");
+  return bytes;
+#endif
+}
+
+/// The kernels of csrc/cuda/attention that a call runs, by folder.
+enum class Kernels { sm70, sm80, sm86 };
+
+Kernels kernels_for(int64_t head_dim, bool is_backward) {
+  const int capability = architecture();
+  if (capability < 80) return Kernels::sm70;
+  const int64_t widest = is_backward ? 64 : 192;  // that sm80's tiles fit into 99 KiB with
+  if (head_dim <= widest || shared_limit() >= 163 * 1024) return Kernels::sm80;
+  TORCH_CHECK(!is_backward || head_dim <= 192,
+              "attention q: the backward pass at head dimensions above 192 needs 145 KiB of shared "
+              "memory a block, this GPU (compute capability ",
+              capability / 10, ".", capability % 10, ") has ", shared_limit() / 1024,
+              ", came head dimension ", head_dim);
+  return Kernels::sm86;
+}
+
 void check_type(const Tensor& q) {
   const int capability = architecture();
   TORCH_CHECK(capability >= 70,
@@ -46,9 +75,10 @@ void check_type(const Tensor& q) {
               q.scalar_type(), ": cast q, k and v, or choose megalite.ops.backend('reference')");
 }
 
-/// The tensor, or a copy whose rows are whole 16-byte vectors.
+/// The tensor, or a copy whose rows are whole 16-byte vectors; a contiguous one may begin elsewhere.
 Tensor with_aligned_rows(const Tensor& x) {
-  return x.stride(3) == 1 && has_aligned_rows(x) ? x : x.contiguous();
+  if (x.stride(3) == 1 && has_aligned_rows(x)) return x;
+  return x.clone(at::MemoryFormat::Contiguous);
 }
 
 /// The tensors of a call, in the form that the kernels read.
@@ -96,16 +126,33 @@ struct Call {
   AttentionOptions options_;
 };
 
-/// Call work with a half or bfloat16, and with whether the kernels are those of sm_70.
-template <class Work>
-void with_kernels(at::ScalarType type, const Work& work) {
-  if (type == at::kBFloat16) {
-    work(bfloat16{}, std::false_type{});
-  } else if (architecture() >= 80) {
-    work(half{}, std::false_type{});
-  } else {
-    work(half{}, std::true_type{});
+template <Kernels kernels>
+using Chosen = std::integral_constant<Kernels, kernels>;
+
+/// Call work with half or bfloat16, for the kernels of a folder that this build has.
+template <class T, class Work>
+void with_kernels(Kernels kernels, const Work& work) {
+#ifdef MEGALITE_SM70
+  if constexpr (std::is_same_v<T, half>) {
+    if (kernels == Kernels::sm70) return work(T{}, Chosen<Kernels::sm70>{});
   }
+#endif
+#ifdef MEGALITE_SM80
+  if (kernels == Kernels::sm80) return work(T{}, Chosen<Kernels::sm80>{});
+#endif
+#ifdef MEGALITE_SM86
+  if (kernels == Kernels::sm86) return work(T{}, Chosen<Kernels::sm86>{});
+#endif
+  const int capability = architecture();
+  TORCH_CHECK(false, "attention: this build has no kernels for compute capability ",
+              capability / 10, ".", capability % 10,
+              ": build it with TORCH_CUDA_ARCH_LIST=", capability / 10, ".", capability % 10,
+              " (docs/gpu.md)");
+}
+template <class Work>
+void with_kernels(at::ScalarType type, Kernels kernels, const Work& work) {
+  if (type == at::kBFloat16) return with_kernels<bfloat16>(kernels, work);
+  return with_kernels<half>(kernels, work);
 }
 
 std::tuple<Tensor, Tensor> plan(const Tensor& start, const Tensor& end, int64_t num_keys) {
@@ -140,12 +187,14 @@ std::tuple<Tensor, Tensor> attend(const Tensor& q, const Tensor& k, const Tensor
     out.zero_(), lse.fill_(-std::numeric_limits<float>::infinity());
     return {out, lse};
   }
-  with_kernels(q.scalar_type(), [&](auto type, auto is_sm70) {
+  with_kernels(q.scalar_type(), kernels_for(q.size(3), false), [&](auto type, auto kernels) {
     const auto p = call.params<decltype(type)>(out, lse);
-    if constexpr (is_sm70) {
+    if constexpr (kernels == Kernels::sm70) {
       attention_forward_sm70(p, current_stream());
-    } else {
+    } else if constexpr (kernels == Kernels::sm80) {
       attention_forward_sm80(p, current_stream());
+    } else {
+      attention_forward_sm86(p, current_stream());
     }
   });
   return {out, lse};
@@ -164,7 +213,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> attend_backward(
   const OnDevice guard("attention", "q", q);
   check_type(q);
   const Call call(tensors, options);
-  const Tensor read_dout = with_aligned_rows(dout), read_out = out.contiguous();
+  const Tensor read_dout = with_aligned_rows(dout), read_out = with_aligned_rows(out.contiguous());
   const Tensor read_lse = lse.contiguous();
   const auto floats = q.options().dtype(at::kFloat);
   const Tensor dq = at::zeros(q.sizes(), q.options()), dk = at::zeros(k.sizes(), q.options());
@@ -173,7 +222,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> attend_backward(
   const Tensor dbias = at::zeros(has_dbias ? bias->sizes() : at::IntArrayRef({0}), floats);
   if (call.is_empty()) return {dq, dk, dv, dbias};
   const Tensor delta = at::empty(lse.sizes(), floats);
-  with_kernels(q.scalar_type(), [&](auto type, auto is_sm70) {
+  with_kernels(q.scalar_type(), kernels_for(q.size(3), true), [&](auto type, auto kernels) {
     using T = decltype(type);
     const auto p = call.params<T>(read_out, read_lse);
     AttentionGradients<T> g = {};
@@ -181,18 +230,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> attend_backward(
     g.delta = view<float>(delta);
     g.dq = view<T>(dq), g.dk = view<T>(dk), g.dv = view<T>(dv);
     if (has_dbias) g.dbias = view<float>(dbias);
-    int64_t size = 0;
-    if constexpr (is_sm70) {
-      size = attention_backward_scratch_sm70(p, has_dbias);
+    const auto run = [&](auto scratch_size, auto backward) {
+      const Tensor scratch = at::empty({scratch_size(p, has_dbias)}, floats);
+      g.scratch = view<float>(scratch);
+      backward(p, g, current_stream());
+    };
+    if constexpr (kernels == Kernels::sm70) {
+      run(attention_backward_scratch_sm70, attention_backward_sm70);
+    } else if constexpr (kernels == Kernels::sm80) {
+      run(attention_backward_scratch_sm80<T>, attention_backward_sm80<T>);
     } else {
-      size = attention_backward_scratch_sm80(p, has_dbias);
-    }
-    const Tensor scratch = at::empty({size}, floats);
-    g.scratch = view<float>(scratch);
-    if constexpr (is_sm70) {
-      attention_backward_sm70(p, g, current_stream());
-    } else {
-      attention_backward_sm80(p, g, current_stream());
+      run(attention_backward_scratch_sm86<T>, attention_backward_sm86<T>);
     }
   });
   return {dq, dk, dv, dbias};

@@ -133,20 +133,22 @@ struct ForwardWarp : QueryWarp<ForwardShape<D>, kHasBias> {
 template <int D, bool kHasBias, bool kDrops>
 MEGALITE_KERNEL(ForwardShape<D>::kThreads, ForwardShape<D>::kBlocks)
 void attention_forward_kernel(AttentionParams<half> p) {
-  using Shape = ForwardShape<D>;
-  QueryBlock<Shape, kHasBias> block(p);
-  const auto query_tile = Tile<D>::at(0, Shape::kRows);
-  block.load_rows(p, p.q, p.q_strides, query_tile);
-  ForwardWarp<D, kHasBias, kDrops> w;
-  block.set_rows(p, w);
-  w.sums.clear();
-  w.softmax.clear();
-  block.begin(p, block.k, block.v);
-  w.query.load(query_tile, warp() * Shape::kWarpRows);
-  block.each_tile(p, w, block.k, block.v);
-  const RowValues<Shape::kWarpRows> total = w.softmax.total();
-  write_out(p, w.at, w.sums, total, query_tile);
-  write_lse(p, w.at, w.softmax.max, total, w.factor);
+  if constexpr (MEGALITE_IS_FOR(70, 80)) {
+    using Shape = ForwardShape<D>;
+    QueryBlock<Shape, kHasBias> block(p);
+    const auto query_tile = Tile<D>::at(0, Shape::kRows);
+    block.load_rows(p, p.q, p.q_strides, query_tile);
+    ForwardWarp<D, kHasBias, kDrops> w;
+    block.set_rows(p, w);
+    w.sums.clear();
+    w.softmax.clear();
+    block.begin(p, block.k, block.v);
+    w.query.load(query_tile, warp() * Shape::kWarpRows);
+    block.each_tile(p, w, block.k, block.v);
+    const RowValues<Shape::kWarpRows> total = w.softmax.total();
+    write_out(p, w.at, w.sums, total, query_tile);
+    write_lse(p, w.at, w.softmax.max, total, w.factor);
+  }
 }
 
 }  // namespace megalite::sm70

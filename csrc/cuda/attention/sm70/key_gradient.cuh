@@ -246,72 +246,75 @@ struct KeyGradientWarp {
 template <int D, bool kHasBias, bool kDrops, bool kWantsKey, bool kWantsValue>
 MEGALITE_KERNEL(KeyGradientShape<D>::kThreads, KeyGradientShape<D>::kBlocks)
 void attention_key_gradient_kernel(AttentionParams<half> p, AttentionGradients<half> g) {
-  using Shape = KeyGradientShape<D>;
-  constexpr int kRows = Shape::kRows, kQueries = Shape::kQueries, kThreads = Shape::kThreads;
-  const int batch = block_z(), group = block_y(), first_key = block_x() * kRows;
-  const auto key_tile = Tile<D>::at(0, kRows);
-  const auto value_tile = Tile<D>::at(Shape::kValuesAt, kRows);
-  const auto query_tile = Tile<D>::at(Shape::kQueriesAt, kQueries);
-  const auto dout_tile = Tile<D>::at(Shape::kOutAt, kQueries);
-  const auto bias_tile = BiasTile<kQueries, kRows>::template at<kHasBias>(Shape::kBiasAt);
+  if constexpr (MEGALITE_IS_FOR(70, 80)) {
+    using Shape = KeyGradientShape<D>;
+    constexpr int kRows = Shape::kRows, kQueries = Shape::kQueries, kThreads = Shape::kThreads;
+    const int batch = block_z(), group = block_y(), first_key = block_x() * kRows;
+    const auto key_tile = Tile<D>::at(0, kRows);
+    const auto value_tile = Tile<D>::at(Shape::kValuesAt, kRows);
+    const auto query_tile = Tile<D>::at(Shape::kQueriesAt, kQueries);
+    const auto dout_tile = Tile<D>::at(Shape::kOutAt, kQueries);
+    const auto bias_tile = BiasTile<kQueries, kRows>::template at<kHasBias>(Shape::kBiasAt);
 
-  TileCopy<D, kQueries, kThreads> query_copy, dout_copy;
-  QueryColumns<kQueries> columns;
-  columns.begin(Shape::kColumnsAt);
-  const auto fetch = [&](const QueryTiles<D>& from) {
-    const int first = from.tile * kQueries;
-    const bool is_full = from.bounds(p).template covers<kRows>(first_key);
-    const auto is_used = [&](int row) {
-      return row < p.queries && (is_full || !row_interval(p, batch, row).is_empty());
+    TileCopy<D, kQueries, kThreads> query_copy, dout_copy;
+    QueryColumns<kQueries> columns;
+    columns.begin(Shape::kColumnsAt);
+    const auto fetch = [&](const QueryTiles<D>& from) {
+      const int first = from.tile * kQueries;
+      const bool is_full = from.bounds(p).template covers<kRows>(first_key);
+      const auto is_used = [&](int row) {
+        return row < p.queries && (is_full || !row_interval(p, batch, row).is_empty());
+      };
+      query_copy.fetch(rows_of(p.q, p.q_strides, batch, from.head, p.head_dim), first, is_used);
+      dout_copy.fetch(rows_of(g.dout, g.dout_strides, batch, from.head, p.head_dim), first,
+                      is_used);
+      columns.fetch(p, g, batch, from.head, first);
     };
-    query_copy.fetch(rows_of(p.q, p.q_strides, batch, from.head, p.head_dim), first, is_used);
-    dout_copy.fetch(rows_of(g.dout, g.dout_strides, batch, from.head, p.head_dim), first, is_used);
-    columns.fetch(p, g, batch, from.head, first);
-  };
-  const auto store = [&](const QueryTiles<D>& from) {
-    query_copy.store(query_tile);
-    dout_copy.store(dout_tile);
-    columns.store();
-    if constexpr (kHasBias)
-      bias_tile.fill(distance_bias(p, from.head), from.tile * kQueries, first_key);
-  };
-  const auto is_used = [&](int key) { return is_key_used(p, batch, key); };
-  copy_rows_in<kRows, kThreads>(rows_of(p.k, p.k_strides, batch, group, p.head_dim), first_key,
-                                key_tile, is_used);
-  if constexpr (kWantsKey)
-    copy_rows_in<kRows, kThreads>(rows_of(p.v, p.v_strides, batch, group, p.head_dim), first_key,
-                                  value_tile, is_used);
+    const auto store = [&](const QueryTiles<D>& from) {
+      query_copy.store(query_tile);
+      dout_copy.store(dout_tile);
+      columns.store();
+      if constexpr (kHasBias)
+        bias_tile.fill(distance_bias(p, from.head), from.tile * kQueries, first_key);
+    };
+    const auto is_used = [&](int key) { return is_key_used(p, batch, key); };
+    copy_rows_in<kRows, kThreads>(rows_of(p.k, p.k_strides, batch, group, p.head_dim), first_key,
+                                  key_tile, is_used);
+    if constexpr (kWantsKey)
+      copy_rows_in<kRows, kThreads>(rows_of(p.v, p.v_strides, batch, group, p.head_dim), first_key,
+                                    value_tile, is_used);
 
-  KeyGradientWarp<D, kHasBias, kDrops, kWantsKey, kWantsValue> w;
-  w.at = {batch, group, first_key + warp() * Shape::kWarpRows};
-  w.key.load(key_tile, warp() * Shape::kWarpRows);
-  w.value.load(value_tile, warp() * Shape::kWarpRows);
-  w.dk.clear();
-  w.dv.clear();
-  w.dp.clear();
-  QueryTiles<D> tiles(p, batch, group, first_key);
-  if (!tiles.is_done()) {
-    fetch(tiles);
-    store(tiles);
-  }
-  syncthreads();
-  while (!tiles.is_done()) {
-    const QueryTiles<D> now = tiles;
-    const bool is_active = now.bounds(p).template touches<Shape::kWarpRows>(w.at.first_row);
-    tiles.advance(p);
-    if (is_active) w.add_values(p, now, query_tile, dout_tile, columns, bias_tile);
-    if (!Shape::kFetchesLate && !tiles.is_done()) fetch(tiles);
-    if constexpr (kWantsKey) {
-      if (is_active) multiply_add(w.dk, w.dp, query_tile);
+    KeyGradientWarp<D, kHasBias, kDrops, kWantsKey, kWantsValue> w;
+    w.at = {batch, group, first_key + warp() * Shape::kWarpRows};
+    w.key.load(key_tile, warp() * Shape::kWarpRows);
+    w.value.load(value_tile, warp() * Shape::kWarpRows);
+    w.dk.clear();
+    w.dv.clear();
+    w.dp.clear();
+    QueryTiles<D> tiles(p, batch, group, first_key);
+    if (!tiles.is_done()) {
+      fetch(tiles);
+      store(tiles);
     }
-    if (Shape::kFetchesLate && !tiles.is_done()) fetch(tiles);
-    syncthreads();  // the tiles have been read
-    if (tiles.is_done()) break;
-    store(tiles);
-    syncthreads();  // the next tiles have been stored
+    syncthreads();
+    while (!tiles.is_done()) {
+      const QueryTiles<D> now = tiles;
+      const bool is_active = now.bounds(p).template touches<Shape::kWarpRows>(w.at.first_row);
+      tiles.advance(p);
+      if (is_active) w.add_values(p, now, query_tile, dout_tile, columns, bias_tile);
+      if (!Shape::kFetchesLate && !tiles.is_done()) fetch(tiles);
+      if constexpr (kWantsKey) {
+        if (is_active) multiply_add(w.dk, w.dp, query_tile);
+      }
+      if (Shape::kFetchesLate && !tiles.is_done()) fetch(tiles);
+      syncthreads();  // the tiles have been read
+      if (tiles.is_done()) break;
+      store(tiles);
+      syncthreads();  // the next tiles have been stored
+    }
+    if constexpr (kWantsValue) w.write(p, w.dv, p.dropout.scale, g.dv, key_tile);
+    if constexpr (kWantsKey) w.write(p, w.dk, p.scale, g.dk, key_tile);
   }
-  if constexpr (kWantsValue) w.write(p, w.dv, p.dropout.scale, g.dv, key_tile);
-  if constexpr (kWantsKey) w.write(p, w.dk, p.scale, g.dk, key_tile);
 }
 
 }  // namespace megalite::sm70

@@ -135,24 +135,26 @@ struct QueryGradientWarp : QueryWarp<QueryGradientShape<D>, kHasBias> {
 template <int D, bool kHasBias, bool kDrops>
 MEGALITE_KERNEL(QueryGradientShape<D>::kThreads, QueryGradientShape<D>::kBlocks)
 void attention_query_gradient_kernel(AttentionParams<half> p, AttentionGradients<half> g) {
-  using Shape = QueryGradientShape<D>;
-  QueryBlock<Shape, kHasBias> block(p);
-  const auto query_tile = Tile<D>::at(0, Shape::kRows);
-  const auto dout_tile = Tile<D>::at(Shape::kOutAt, Shape::kRows);
-  block.load_rows(p, p.q, p.q_strides, query_tile);
-  block.load_rows(p, g.dout, g.dout_strides, dout_tile);
-  block.begin(p, block.v, block.k);
-  QueryGradientWarp<D, kHasBias, kDrops> w;
-  block.set_rows(p, w);
-  w.query.load(query_tile, warp() * Shape::kWarpRows);
-  w.dout.load(dout_tile, warp() * Shape::kWarpRows);
-  w.statistics.load(p, g, w.at, dout_tile);
-  w.dq.clear();
-  if constexpr (kHasBias) w.diagonals.begin(p, g, w.at, Shape::kDiagonalsAt, block.tiles.first);
-  block.each_tile(p, w, block.v, block.k);
-  if constexpr (kHasBias) w.diagonals.finish();
-  scale_sums(w.dq, p.scale);
-  write_sums(w.dq, query_tile, {g.dq, p.queries, p.heads, p.head_dim}, w.at);
+  if constexpr (MEGALITE_IS_FOR(70, 80)) {
+    using Shape = QueryGradientShape<D>;
+    QueryBlock<Shape, kHasBias> block(p);
+    const auto query_tile = Tile<D>::at(0, Shape::kRows);
+    const auto dout_tile = Tile<D>::at(Shape::kOutAt, Shape::kRows);
+    block.load_rows(p, p.q, p.q_strides, query_tile);
+    block.load_rows(p, g.dout, g.dout_strides, dout_tile);
+    block.begin(p, block.v, block.k);
+    QueryGradientWarp<D, kHasBias, kDrops> w;
+    block.set_rows(p, w);
+    w.query.load(query_tile, warp() * Shape::kWarpRows);
+    w.dout.load(dout_tile, warp() * Shape::kWarpRows);
+    w.statistics.load(p, g, w.at, dout_tile);
+    w.dq.clear();
+    if constexpr (kHasBias) w.diagonals.begin(p, g, w.at, Shape::kDiagonalsAt, block.tiles.first);
+    block.each_tile(p, w, block.v, block.k);
+    if constexpr (kHasBias) w.diagonals.finish();
+    scale_sums(w.dq, p.scale);
+    write_sums(w.dq, query_tile, {g.dq, p.queries, p.heads, p.head_dim}, w.at);
+  }
 }
 
 }  // namespace megalite::sm70

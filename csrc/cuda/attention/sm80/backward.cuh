@@ -264,10 +264,12 @@ struct BackwardGradients {
 template <class C>
 MEGALITE_KERNEL(C::kThreads, C::kBlocksPerSm)
 void attention_backward(AttentionParams<typename C::T> p, AttentionGradients<typename C::T> g) {
-  BackwardGradients<C> gradients = {{p, g, thread_x(), block_x() * C::kKeys}};
-  gradients.clear_partial_sums();
-  for (int& key = gradients.block.first_key; key < p.keys; key += grid_x() * C::kKeys)
-    gradients.fresh().visit_keys();
+  if constexpr (MEGALITE_IS_FOR(80, 1000)) {
+    BackwardGradients<C> gradients = {{p, g, thread_x(), block_x() * C::kKeys}};
+    gradients.clear_partial_sums();
+    for (int& key = gradients.block.first_key; key < p.keys; key += grid_x() * C::kKeys)
+      gradients.fresh().visit_keys();
+  }
 }
 
 #ifndef __CUDACC_RTC__
@@ -314,20 +316,22 @@ void launch_attention_backward(const AttentionParams<typename C::T>& p,
   }
 }
 
-/// Call f with the traits of the kernel that runs.
-template <class T, int kDim, class F>
-auto with_backward_traits(const AttentionParams<T>& p, F f) {
-  if (p.bias || p.dropout.threshold > 0) return f(BackwardTraits<T, kDim, true>());
-  return f(BackwardTraits<T, kDim, false>());
+/// Call f with the traits of a kernel, with bias and dropout or without.
+template <template <class, int, bool> class Traits, int kDim, class T, class F>
+auto with_extras(const AttentionParams<T>& p, F f) {
+  if (p.bias || p.dropout.threshold > 0) return f(Traits<T, kDim, true>());
+  return f(Traits<T, kDim, false>());
 }
+
+/// Call f with the traits of the kernel that runs.
 template <class T, class F>
 auto with_backward_traits(const AttentionParams<T>& p, F f) {
-  if (p.head_dim <= 32) return with_backward_traits<T, 32>(p, f);
-  if (p.head_dim <= 64) return with_backward_traits<T, 64>(p, f);
-  if (p.head_dim <= 96) return with_backward_traits<T, 96>(p, f);
-  if (p.head_dim <= 128) return with_backward_traits<T, 128>(p, f);
-  if (p.head_dim <= 192) return with_backward_traits<T, 192>(p, f);
-  return with_backward_traits<T, 256>(p, f);
+  if (p.head_dim <= 32) return with_extras<BackwardTraits, 32>(p, f);
+  if (p.head_dim <= 64) return with_extras<BackwardTraits, 64>(p, f);
+  if (p.head_dim <= 96) return with_extras<BackwardTraits, 96>(p, f);
+  if (p.head_dim <= 128) return with_extras<BackwardTraits, 128>(p, f);
+  if (p.head_dim <= 192) return with_extras<BackwardTraits, 192>(p, f);
+  return with_extras<BackwardTraits, 256>(p, f);
 }
 #endif
 

@@ -26,9 +26,10 @@
 
 namespace megalite::sm80 {
 
-/// What a forward kernel is compiled for. kExtended adds bias and dropout.
-template <class T_, int kDim_, bool kExtended_>
-struct ForwardTraits {
+/// What a forward kernel is compiled for. kExtended adds bias and dropout; kSmall is for blocks of
+/// 99 KiB of shared memory (sm_86, sm_89, sm_120), which all but the widest heads fit anyway.
+template <class T_, int kDim_, bool kExtended_, bool kSmall>
+struct ForwardTraitsOf {
   using T = T_;
   static constexpr int kDim = kDim_;
   static constexpr bool kExtended = kExtended_;
@@ -38,12 +39,18 @@ struct ForwardTraits {
   static constexpr int kBlocksPerSm = kDim > 128 ? 1 : 2;
   // S takes kKeys / 8 * kMTiles fragments: at most 64 registers per lane.
   static constexpr int kRows = 128;
-  static constexpr int kKeys = kDim == 128 ? 32 : 64;
+  static constexpr int kKeys = kDim == 128 || kSmall ? 32 : 64;
   static constexpr int kMTiles = kRows / kWarps / 16;
   static constexpr int kNTiles = kKeys / 8;
   static constexpr int kIntervalsAt = (kRows + 2 * kKeys) * kDim * 2;  // in bytes
   static constexpr int kSharedBytes = kIntervalsAt + kRows * 8;
+  static_assert(kSharedBytes <= (kSmall ? 99 : 163) * 1024, "a block's limit");
 };
+
+template <class T, int kDim, bool kExtended>
+struct ForwardTraits : ForwardTraitsOf<T, kDim, kExtended, false> {};
+template <class T, int kDim, bool kExtended>
+struct SmallForwardTraits : ForwardTraitsOf<T, kDim, kExtended, true> {};
 
 /// The running softmax and output of the rows of a lane: 16 m + lane / 4 and 8 below, for each m.
 template <class C>
@@ -358,28 +365,30 @@ struct ForwardBlock {
 template <class C>
 MEGALITE_KERNEL(C::kThreads, C::kBlocksPerSm)
 void attention_forward(AttentionParams<typename C::T> p) {
-  using Block = ForwardBlock<C>;
-  const RowBounds bounds = row_bounds<C::kRows>(p, Block::batch(), Block::first_row());
-  const Block block = {p, Block::head() / (p.heads / p.groups), thread_x(),
-                       bounds.template full_tiles<C::kKeys>()};
-  ForwardState<C> o;
-  MEGALITE_UNROLL
-  for (int m = 0; m < C::kMTiles; ++m) {
+  if constexpr (MEGALITE_IS_FOR(80, 1000)) {
+    using Block = ForwardBlock<C>;
+    const RowBounds bounds = row_bounds<C::kRows>(p, Block::batch(), Block::first_row());
+    const Block block = {p, Block::head() / (p.heads / p.groups), thread_x(),
+                         bounds.template full_tiles<C::kKeys>()};
+    ForwardState<C> o;
     MEGALITE_UNROLL
-    for (int half = 0; half < 2; ++half) o.top[m][half] = -kInfinity, o.total[m][half] = 0.0f;
-    MEGALITE_UNROLL
-    for (int d = 0; d < C::kDim / 8; ++d) {
+    for (int m = 0; m < C::kMTiles; ++m) {
       MEGALITE_UNROLL
-      for (int e = 0; e < 4; ++e) o.out[m][d][e] = 0.0f;
+      for (int half = 0; half < 2; ++half) o.top[m][half] = -kInfinity, o.total[m][half] = 0.0f;
+      MEGALITE_UNROLL
+      for (int d = 0; d < C::kDim / 8; ++d) {
+        MEGALITE_UNROLL
+        for (int e = 0; e < 4; ++e) o.out[m][d][e] = 0.0f;
+      }
     }
+    const Range touched = bounds.template touched_tiles<C::kKeys>();
+    if (touched.first < touched.last) {
+      block.start_queries();
+      block.store_intervals();
+      block.visit_keys(touched, o);
+    }
+    block.finish(o);
   }
-  const Range touched = bounds.template touched_tiles<C::kKeys>();
-  if (touched.first < touched.last) {
-    block.start_queries();
-    block.store_intervals();
-    block.visit_keys(touched, o);
-  }
-  block.finish(o);
 }
 
 #ifndef __CUDACC_RTC__
@@ -392,12 +401,12 @@ void launch_attention_forward(const AttentionParams<typename C::T>& p, Stream st
          attention_forward<C>, p);
 }
 
-template <class T, int kDim>
+template <template <class, int, bool> class Traits, int kDim, class T>
 void launch_attention_forward(const AttentionParams<T>& p, Stream stream) {
   if (p.bias || p.dropout.threshold > 0) {
-    launch_attention_forward<ForwardTraits<T, kDim, true>>(p, stream);
+    launch_attention_forward<Traits<T, kDim, true>>(p, stream);
   } else {
-    launch_attention_forward<ForwardTraits<T, kDim, false>>(p, stream);
+    launch_attention_forward<Traits<T, kDim, false>>(p, stream);
   }
 }
 #endif
@@ -409,12 +418,17 @@ namespace megalite {
 
 template <class T>
 void attention_forward_sm80(const AttentionParams<T>& params, Stream stream) {
-  if (params.head_dim <= 32) return sm80::launch_attention_forward<T, 32>(params, stream);
-  if (params.head_dim <= 64) return sm80::launch_attention_forward<T, 64>(params, stream);
-  if (params.head_dim <= 96) return sm80::launch_attention_forward<T, 96>(params, stream);
-  if (params.head_dim <= 128) return sm80::launch_attention_forward<T, 128>(params, stream);
-  if (params.head_dim <= 192) return sm80::launch_attention_forward<T, 192>(params, stream);
-  return sm80::launch_attention_forward<T, 256>(params, stream);
+  if (params.head_dim <= 32)
+    return sm80::launch_attention_forward<sm80::ForwardTraits, 32>(params, stream);
+  if (params.head_dim <= 64)
+    return sm80::launch_attention_forward<sm80::ForwardTraits, 64>(params, stream);
+  if (params.head_dim <= 96)
+    return sm80::launch_attention_forward<sm80::ForwardTraits, 96>(params, stream);
+  if (params.head_dim <= 128)
+    return sm80::launch_attention_forward<sm80::ForwardTraits, 128>(params, stream);
+  if (params.head_dim <= 192)
+    return sm80::launch_attention_forward<sm80::ForwardTraits, 192>(params, stream);
+  return sm80::launch_attention_forward<sm80::ForwardTraits, 256>(params, stream);
 }
 
 }  // namespace megalite
