@@ -162,11 +162,11 @@ def json_records(path: Path) -> Iterator[tuple[str, Record]]:
 def starts_list(path: Path) -> bool:
     """Whether a file's first character is that of a JSON list and the next that of an object."""
     with open_bytes(path) as file:
-        start = _beginning(file)
+        start = beginning(file)
     return start[:1] == b"[" and start[1:].lstrip()[:1] == b"{"
 
 
-def _beginning(file: IO[bytes], size: int = 4096) -> bytes:
+def beginning(file: IO[bytes], size: int = 4096) -> bytes:
     """Some bytes from the first that isn't blank on."""
     start = file.read(size).removeprefix(b"\xef\xbb\xbf").lstrip()
     while not start and (more := file.read(size)):

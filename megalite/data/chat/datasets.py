@@ -76,7 +76,10 @@ class Conversations:
             return [example]
         if self._rules.long_rows == "truncate":
             return [cut_rows(example, self._rules.length)]
-        return self._split(turns) if self._rules.long_rows == "split" else []
+        if self._rules.long_rows != "split":
+            return []
+        with located(where):
+            return self._split(turns)
 
     def _example(self, turns: Sequence[Turn]) -> Example:
         return learned_example(self._chat, self._structure, turns)

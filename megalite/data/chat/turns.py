@@ -105,6 +105,11 @@ def parse_ranking(record: Record) -> Ranking:
     fields = Fields.of(record)
     _refuse(fields, UNWRITABLE)
     prompt = parse_prompt(fields) if any(key in fields for key in QUESTIONS) else ()
+    if "completions" in fields and "chosen" not in fields and "answers" not in fields:
+        raise ValueError(
+            "'completions' with scores (UltraFeedback) have no order that is read here: write them "
+            "as 'answers', best first, or take the binarized form with 'chosen' and 'rejected'"
+        )
     if "answers" not in fields:
         pair = ("chosen", "rejected")
         return Ranking(tuple(_answered(prompt, fields, fields[name], name) for name in pair))
@@ -211,7 +216,7 @@ def _before(fields: Fields, turns: Turns) -> Turns:
 
 
 def _history(fields: Fields) -> Iterator[Turn]:
-    rounds = fields.get("history", [])
+    rounds = fields.get("history") or []
     if not isinstance(rounds, list):
         raise TypeError(f"'history' must be a list of rounds, came {type(rounds).__name__}")
     for pair in rounds:

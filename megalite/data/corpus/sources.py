@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from megalite.data.files import format_of, is_parquet, open_bytes, refuse_unreadable
-from megalite.data.records import parse_line, starts_list
+from megalite.data.records import beginning, parse_line, starts_list
 from megalite.errors import DataError
 
 FileFormat = Literal["auto", "rows", "text"]
@@ -150,15 +150,13 @@ def _has_rows(path: Path, as_what: FileFormat, text_key: str) -> bool:
 
 def _looks_like_rows(path: Path, text_key: str) -> bool:
     """Whether a file starts like a list of objects, or like lines that are one each."""
-    if starts_list(path):
-        return True
+    with open_bytes(path) as file:
+        if not beginning(file).startswith(b"{"):
+            return starts_list(path)
     with open_bytes(path) as file:
         lines = (line for line in file if line.strip())
-        first = next(lines, b"")
-        if not first.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{"):
-            return False
         try:
-            found = parse_line("", first)
+            found = parse_line("", next(lines, b""))
         except DataError:
             return False
         second = next(lines, b"")

@@ -268,6 +268,16 @@ def test_what_a_record_cannot_mean_is_refused(record, says):
         parse_conversation(record)
 
 
+def test_ultrafeedback_is_read_binarized_and_refused_with_scores():
+    pair = {key: [QUESTION, says(key)] for key in ("chosen", "rejected")}
+    record = {"prompt": "hi", "prompt_id": "1", "messages": pair["chosen"], "score_chosen": 8.0}
+    expected = Ranking.of((Turn("user", "hi"),), ("chosen", "rejected"))
+    assert parse_ranking(record | pair) == expected
+    assert parse_conversation(record)[-1].text == "chosen"
+    with pytest.raises(ValueError, match="'completions' with scores .UltraFeedback. have no order"):
+        parse_ranking({"instruction": "hi", "completions": [{"response": "a", "overall_score": 7}]})
+
+
 def test_a_missing_key_names_those_that_there_are(tmp_path):
     path = write_jsonl(tmp_path / "rows.jsonl", [{"question": "a", "answer": "b"}])
     with pytest.raises(DataError, match="'prompt' is missing, there is 'question', 'answer'; data"):

@@ -30,6 +30,7 @@ FILES = {
     "rows.JSONL": LINES,
     "list.jsonl": LIST,
     "one.json": LINES.splitlines()[0],
+    "marked.json": "\ufeff" + LINES,
     "rows.jsonl.gz": gzip.compress(LINES.encode()),
     "rows.json.bz2": bz2.compress(LIST.encode()),
     "rows.jsonl.zst": pyarrow.Codec("zstd").compress(LINES.encode(), asbytes=True),
