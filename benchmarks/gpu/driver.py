@@ -90,8 +90,9 @@ class Driver:
     def run(self, checks: Sequence[Check], minutes: float) -> bool:
         """Run them all; whether all is well."""
         budget = Budget.of(minutes, checks)
-        if not self._one(FIRST, budget.share(FIRST)).is_well:
-            if self.is_rehearsal:
+        first = self._one(FIRST, budget.share(FIRST))
+        if not first.is_well:
+            if self.is_rehearsal or not first.rows:  # it didn't come as far as the kernels
                 return False
             built = self._one(BUILD, min(BUILD.seconds, budget.seconds / 2))
             if not built.is_well or not self._one(FIRST, budget.share(FIRST)).is_well:
@@ -108,8 +109,8 @@ class Driver:
         rows, log = (
             self.folder / f"{check.name.replace(' ', '-')}.{end}" for end in ("rows", "log")
         )
-        for path in self.folder.glob(f"{rows.stem}*"):
-            path.unlink()
+        for path in (rows, *self.folder.glob(f"{rows.stem}.*.inner")):
+            path.unlink(missing_ok=True)
         words = [sys.executable, "-m", "benchmarks.gpu", "--check", check.name]
         words += ["--seconds", f"{seconds:.1f}", "--rows", str(rows), "--folder", str(self.folder)]
         words += ["--rehearse"] if self.is_rehearsal else []

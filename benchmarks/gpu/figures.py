@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-COLUMNS = {  # of a check: its figures, in this order
+COLUMNS = {  # of a check whose results have different figures: those in one table, in this order
     "attention speed": ("forward_ms", "backward_ms", "both_tflops", "ours_is_faster", "extra_mib"),
     "rows speed": ("ms", "gb_per_s", "tflops", "ours_is_faster"),
 }
@@ -33,26 +33,35 @@ def _is_card(row: dict[str, Any]) -> bool:
 
 
 def _section(outcome: dict[str, Any]) -> str:
-    rows = [row for row in outcome["rows"] if "left_out" not in row]
+    """A check: a table for each kind of figures that its results have, then what was left out."""
     lines = [f"### {outcome['check']}"]
     if outcome["fault"]:
         lines.append(f"It ended badly: {outcome['fault']}.")
-    given = [name for row in rows for name in row["figures"]]
-    names = [n for n in COLUMNS.get(outcome["check"], tuple(dict.fromkeys(given))) if n in given]
-    if rows:
-        has_fault = any(row["fault"] for row in rows)
-        head = ["case", *names, *(["fault"] if has_fault else [])]
-        table = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
-        for row in rows:
-            cells = [row["case"], *(_cell(row["figures"].get(name)) for name in names)]
-            table.append(f"| {' | '.join(cells + ([row['fault']] if has_fault else []))} |")
-        lines.append("\n".join(table))
-    lines += [f"Left out: {row['case']}: {row['left_out']}." for row in _left_out(outcome)]
+    tables: dict[tuple[str, ...], Results] = {}
+    for row in outcome["rows"]:
+        if "left_out" not in row:
+            tables.setdefault(_columns(outcome["check"], row["figures"]), []).append(row)
+    lines += [_table(names, rows) for names, rows in tables.items()]
+    left_out = [row for row in outcome["rows"] if "left_out" in row]
+    lines += [f"Left out: {row['case']}: {row['left_out']}." for row in left_out]
     return "\n\n".join(lines)
 
 
-def _left_out(outcome: dict[str, Any]) -> Results:
-    return [row for row in outcome["rows"] if "left_out" in row]
+def _columns(check: str, figures: dict[str, Any]) -> tuple[str, ...]:
+    """The figures that a result is told by."""
+    usual = COLUMNS.get(check, ())
+    return usual if any(name in figures for name in usual) else tuple(figures)
+
+
+def _table(names: tuple[str, ...], rows: Results) -> str:
+    has_fault = any(row["fault"] for row in rows)
+    names = tuple(name for name in names if any(name in row["figures"] for row in rows))
+    head = ["case", *names, *(["fault"] if has_fault else [])]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for row in rows:
+        cells = [row["case"], *(_cell(row["figures"].get(name)) for name in names)]
+        lines.append(f"| {' | '.join(cells + ([row['fault']] if has_fault else []))} |")
+    return "\n".join(lines)
 
 
 def _cell(value: Any) -> str:

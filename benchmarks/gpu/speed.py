@@ -3,6 +3,7 @@
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +16,7 @@ from megalite.ops import RowIntervals, attention
 from megalite.ops import mask as masks
 
 Call = Callable[[], object]
+Peer = tuple[str, Callable[..., Tensor], AbstractContextManager[None]]  # its kernels in a context
 Passes = tuple[float, float]  # ms of the forward pass, and of the backward pass
 SDPA = {"SDPA flash": SDPBackend.FLASH_ATTENTION, "SDPA cuDNN": SDPBackend.CUDNN_ATTENTION}
 LEAST_CALLS, MOST_CALLS = 5, 50
@@ -154,31 +156,29 @@ def attend(here: Here, clock: Clock, case: Case, has_flex: bool) -> None:
     _note(here, case.name, "megalite", ours, flops, extra_mib=extra)
     turned = [x.detach().transpose(1, 2).contiguous().requires_grad_() for x in inputs]
     above = upstream.transpose(1, 2).contiguous()
-    for name, run in _peers(case, mask, has_flex and not here.is_rehearsal):
+    for name, run, chosen in _peers(case, mask, has_flex and not here.is_rehearsal):
         if here.left() < 3:
             return
         try:
-            _note(here, case.name, name, passes(clock, run, turned, above), flops, ours)
+            with chosen if here.device == "cuda" else nullcontext():
+                _note(here, case.name, name, passes(clock, run, turned, above), flops, ours)
         except Exception as error:  # a peer that has no such case, or isn't there
             here.leave_out(f"{case.name}, {name}", one_line(error))
 
 
-def _peers(
-    case: Case, mask: RowIntervals, has_flex: bool
-) -> Iterator[tuple[str, Callable[..., Tensor]]]:
+def _peers(case: Case, mask: RowIntervals, has_flex: bool) -> Iterator[Peer]:
     is_grouped = case.heads[0] != case.heads[1]
     is_full = bool((mask.start == 0).all() and (mask.end == mask.num_keys).all())
+
+    def sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return functional.scaled_dot_product_attention(
+            q, k, v, is_causal=case.is_causal, enable_gqa=is_grouped
+        )
+
     for name, kind in SDPA.items() if case.is_causal or is_full else ():
-
-        def run(q: Tensor, k: Tensor, v: Tensor, kind: SDPBackend = kind) -> Tensor:
-            with sdpa_kernel([kind] if q.is_cuda else [SDPBackend.MATH]):
-                return functional.scaled_dot_product_attention(
-                    q, k, v, is_causal=case.is_causal, enable_gqa=is_grouped
-                )
-
-        yield name, run
+        yield name, sdpa, sdpa_kernel([kind])
     if has_flex:
-        yield "FlexAttention", _Flex(mask, is_grouped)
+        yield "FlexAttention", _Flex(mask, is_grouped), nullcontext()
 
 
 def _note(

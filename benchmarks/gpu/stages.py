@@ -18,7 +18,7 @@ CORPUS_BYTES = 800_000
 NUM_STEPS = {"pretrain": 60, "sft": 10, "rm": 10, "ppo": 3}
 SMALL = ["--run.tensorboard", "false", "--train.log_every", "1"]
 CURVE_STEPS, CURVE_LIMIT = 40, 0.03  # the most that losses may differ, as a share
-PPO_MODEL = {"hidden_size": 1024, "num_layers": 12, "num_heads": 16, "num_kv_heads": 16}
+PPO_MODEL = {"hidden_size": 768, "num_layers": 12, "num_heads": 12, "num_kv_heads": 12}
 TINY_MODEL = {"hidden_size": 32, "num_layers": 2, "num_heads": 2, "num_kv_heads": 2}
 
 
@@ -142,7 +142,7 @@ def curve(here: Here) -> None:
 
 
 def ppo(here: Here) -> None:
-    """Steps of PPO with four models of 160 million parameters and the demo's prompts."""
+    """Steps of PPO with four models of 90 million parameters and the demo's prompts."""
     todo, runs = _demo(here), here.folder / "ppo"
     model = _size(TINY_MODEL if here.is_tiny else PPO_MODEL)
     none = ["--train.evaluate_every", "0", "--checkpoint.every", "0"]
