@@ -116,11 +116,6 @@ class Records(Generic[T]):
         return notes
 
 
-def read_records(paths: Sequence[Path | str], parse: Callable[[Fields], T]) -> list[T]:
-    """Read and parse every record of files; see :class:`Records`."""
-    return [parsed for _, parsed in Records(paths, parse)]
-
-
 def _reason(error: Exception, fields: Fields) -> str:
     if not isinstance(error, KeyError):
         return str(error)

@@ -39,15 +39,14 @@ class HuggingFaceTokenizer(Tokenizer):
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, without special tokens around it."""
-        return self._inner.encode(text, add_special_tokens=False)
+        return self._inner.encode(text, add_special_tokens=False, verbose=False)
 
     def encode_batch(self, texts: Sequence[str], special: bool = True) -> list[list[int]]:
         """Token ids of several texts."""
         if not texts:
             return []
-        return self._inner(list(texts), add_special_tokens=False, split_special_tokens=not special)[
-            "input_ids"
-        ]
+        how = {"add_special_tokens": False, "split_special_tokens": not special, "verbose": False}
+        return self._inner(list(texts), **how)["input_ids"]  # not verbose: any length is right here
 
     def encode_runs(self, runs: Sequence[Run]) -> Owned:
         """Tokens of texts with special tokens between them, which a text gives too if it can."""

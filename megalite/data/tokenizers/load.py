@@ -36,29 +36,25 @@ def _loaded(path: Path, trust_code: bool) -> Tokenizer:
         )
     try:
         return _open(path, trust_code)
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise DataError(f"{path}: needs {error.name}: pip install {error.name}") from None
-    except (OSError, ValueError, KeyError) as error:
-        if not trust_code and (code := _own_code(path)):
+    except Exception as error:  # libraries raise bare Exception on bad files, code in a folder any
+        if not trust_code and "trust_remote_code" in str(error):
             raise DataError(
-                f"{path}: its tokenizer is code of its own, {code}, which runs only where it is "
-                "trusted: read it, then give tokenizer.trust_code true (--trust_code of data "
+                f"{path}: its tokenizer is code of its own{_own_code(path)}, which runs only where "
+                "it is trusted: read it, then give tokenizer.trust_code true (--trust_code of data "
                 "prepare)"
             ) from None
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        reason = lines[0] if lines else type(error).__name__
         raise DataError(f"{path}: not a tokenizer that can be read: {reason}") from None
-    except Exception as error:  # the tokenizers library raises bare Exception on bad files
-        raise DataError(f"{path}: not a tokenizer that can be read: {error}") from None
 
 
 def _own_code(path: Path) -> str:
-    """The Python file that a folder's tokenizer is, or empty."""
-    try:
-        named = folder_config(path)["auto_map"]["AutoTokenizer"]
-    except (ValueError, KeyError, TypeError):
-        return ""
-    first = next(iter(filter(None, named if isinstance(named, list) else [named])), "")
-    return f"{str(first).rpartition('--')[2].partition('.')[0]}.py" if first else ""
+    """The Python file that a folder's tokenizer is, behind a comma; empty if it isn't named."""
+    named = folder_config(path).get("auto_map", {}).get("AutoTokenizer")
+    first = next(filter(None, named if isinstance(named, list) else [named]), "")
+    return f", {first.rpartition('--')[2].partition('.')[0]}.py" if first else ""
 
 
 def _open(path: Path, trust_code: bool) -> Tokenizer:

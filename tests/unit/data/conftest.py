@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from megalite.cli import main
+from megalite.data.records import Records
 from megalite.data.tokenizers.load import load_tokenizer
 
 TEXTS = ["the red cat sees the blue dog", "one two three", "猫 und Hund: naïve café ☕"]
@@ -14,6 +15,10 @@ TEXTS = ["the red cat sees the blue dog", "one two three", "猫 und Hund: naïve
 def write_jsonl(path: Path, rows) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
+
+
+def read_records(paths, parse) -> list:
+    return [parsed for _, parsed in Records(paths, parse)]
 
 
 def command(*words) -> int:

@@ -10,9 +10,9 @@ import pyarrow.parquet
 import pytest
 
 from megalite.data.chat.turns import parse_conversation, parse_prompt
-from megalite.data.records import Records, read_records
+from megalite.data.records import Records
 from megalite.errors import DataError
-from tests.unit.data.conftest import write_jsonl
+from tests.unit.data.conftest import read_records, write_jsonl
 
 ROWS = [{"instruction": f"row {n}", "output": "é"} for n in range(700)]
 LINES = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in ROWS).encode()

@@ -15,9 +15,8 @@ from megalite.data.chat.turns import (
     parse_prompt,
     parse_ranking,
 )
-from megalite.data.records import read_records
 from megalite.errors import DataError
-from tests.unit.data.conftest import write_jsonl
+from tests.unit.data.conftest import read_records, write_jsonl
 
 HELLO = (Turn("user", "hi"), Turn("assistant", "hello"))
 CONVERSATIONS = {

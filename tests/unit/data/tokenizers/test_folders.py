@@ -147,3 +147,30 @@ def test_code_in_a_folder_runs_only_if_it_is_trusted(tmp_path, monkeypatch, caps
     assert command(*words, "--trust_code", "true") == 0
     assert mark.exists()
     assert TokenStore(tmp_path / "store")[0].tolist() == [*b"ab", 3]
+
+
+def test_what_fails_in_a_folder_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.syspath_prepend(str(tmp_path / "modules"))
+    folder = tmp_path / "broken"
+    folder.mkdir()
+    (folder / "tokenization_broken.py").write_text(
+        "class Broken:\n    @classmethod\n    def from_pretrained(cls, *_, **__):\n"
+        "        raise AttributeError('\\nno\\nsuch thing')\n"
+    )
+    config = {"auto_map": {"AutoTokenizer": ["tokenization_broken.Broken", None]}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    with pytest.raises(DataError, match="tokenizer that can be read") as caught:
+        load_tokenizer(folder, trust_code=True)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_text_may_be_longer_than_a_tokenizer_says(tmp_path, tokenizer_folder, capfd):
+    folder = tmp_path / "own"
+    shutil.copytree(tokenizer_folder, folder)
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"model_max_length": 4}))
+    tokenizer = load_tokenizer(folder)
+    assert len(tokenizer.encode(TEXTS[0])) > 4
+    assert tokenizer.encode_batch(TEXTS)[0] == tokenizer.encode(TEXTS[0])
+    assert "indexing errors" not in capfd.readouterr().err
