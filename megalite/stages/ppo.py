@@ -24,6 +24,7 @@ from megalite.stages.rlhf.text import Text
 from megalite.stages.samples import Samples, write_samples
 from megalite.stages.setup import SeparateMesh, Stage, set_up, settled
 from megalite.stages.start import said_by
+from megalite.stages.told import check_same_writing, notes_of_writing
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,9 @@ def run(config: PPOConfig, launch: Launch) -> int:
     """Align a model."""
     config.check_sources()
     config = settled(config, launch)
-    data, temperature = config.data, config.rollout.temperature
-    chat_format = open_chat(config.tokenizer, data, config.model, said_by(config.checkpoint.start))
+    data, temperature, start = config.data, config.rollout.temperature, config.checkpoint.start
+    check_same_writing(data, config.reward_model)
+    chat_format = open_chat(config.tokenizer, data, config.model, said_by(start))
 
     def read(paths: Sequence[str]) -> Prompts:
         return Prompts(paths, chat_format.chat, chat_format.structure, data.rules)
@@ -60,7 +62,7 @@ def run(config: PPOConfig, launch: Launch) -> int:
         Samples.read(config.samples, chat_format, config.model),
     )
     stage, bridge = _place(config, launch)
-    stage.say(chat_format.notes, notes_of(inputs.prompts))
+    stage.say(chat_format.notes, notes_of_writing(data, start), notes_of(inputs.prompts))
     with stage.running():
         if bridge is None:
             models = TrainedModels.build(stage, config)

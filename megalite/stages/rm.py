@@ -21,6 +21,7 @@ from megalite.stages.datasets import Datasets, notes_of
 from megalite.stages.rlhf.updates import RankingLoss, Rankings
 from megalite.stages.setup import Stage, StageConfig, check_positions, set_up, settled
 from megalite.stages.start import said_by
+from megalite.stages.told import notes_of_writing
 from megalite.training.config import RunConfig
 from megalite.training.learner import Learner
 from megalite.training.progress import Progress, StepResult
@@ -46,10 +47,10 @@ class RMConfig(StageConfig):
 def run(config: RMConfig, launch: Launch) -> int:
     """Train a reward model; its head is a scalar whatever the config's model says."""
     config = settled(config, launch, "value")
-    data = config.data
+    data, start = config.data, config.checkpoint.start
     if not data.train:
         raise ConfigError("--data.train: needs at least one file of rankings")
-    chat_format = open_chat(config.tokenizer, data, config.model, said_by(config.checkpoint.start))
+    chat_format = open_chat(config.tokenizer, data, config.model, said_by(start))
 
     def read(paths: Sequence[str]) -> RankedAnswers:
         chat, structure = chat_format.chat, chat_format.structure
@@ -57,7 +58,7 @@ def run(config: RMConfig, launch: Launch) -> int:
 
     datasets = Datasets.read(data, read)
     stage = set_up(config, launch)
-    stage.say(chat_format.notes, notes_of(datasets))
+    stage.say(chat_format.notes, notes_of_writing(data, start), notes_of(datasets))
     with stage.running():
         _train(config, stage, datasets)
     return 0

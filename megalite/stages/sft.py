@@ -16,6 +16,7 @@ from megalite.stages.language import heldout_evaluation, language_step
 from megalite.stages.samples import Samples, SamplesConfig, write_samples
 from megalite.stages.setup import Stage, StageConfig, check_positions, set_up, settled
 from megalite.stages.start import said_by
+from megalite.stages.told import notes_of_writing
 from megalite.training.config import RunConfig
 
 
@@ -36,10 +37,10 @@ class SFTConfig(StageConfig):
 def run(config: SFTConfig, launch: Launch) -> int:
     """Fine-tune a model."""
     config = settled(config, launch)
-    data = config.data
+    data, start = config.data, config.checkpoint.start
     if not data.train:
         raise ConfigError("--data.train: needs at least one file of conversations")
-    chat_format = open_chat(config.tokenizer, data, config.model, said_by(config.checkpoint.start))
+    chat_format = open_chat(config.tokenizer, data, config.model, said_by(start))
 
     def read(paths: Sequence[str]) -> Conversations:
         chat, structure = chat_format.chat, chat_format.structure
@@ -48,7 +49,7 @@ def run(config: SFTConfig, launch: Launch) -> int:
     datasets = Datasets.read(data, read)
     samples = Samples.read(config.samples, chat_format, config.model)
     stage = set_up(config, launch)
-    stage.say(chat_format.notes, notes_of(datasets))
+    stage.say(chat_format.notes, notes_of_writing(data, start), notes_of(datasets))
     with stage.running():
         model = _train(config, stage, chat_format, datasets)
         write_samples(stage, model, samples)

@@ -8,12 +8,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from megalite.config.load import read_toml
 from megalite.data.tokenizers.hugging_face import HuggingFaceTokenizer, open_folder
 from megalite.data.tokenizers.load import load_tokenizer
 from megalite.data.tokenizers.tokenizer import Tokenizer
 from megalite.errors import ConfigError
 from megalite.models.hugging_face import TOKENS, is_hugging_face
+from megalite.stages.told import section_of_run
 
 TOKENIZER = (  # beginnings of the names of a tokenizer's files
     "tokenizer",
@@ -61,16 +61,6 @@ def missing(source: Path) -> str:
 def has_tokenizer(folder: Path) -> bool:
     """Whether a folder holds a tokenizer's files."""
     return any(file.name.startswith(TOKENIZER) for file in folder.iterdir() if file.is_file())
-
-
-def section_of_run(source: Path, name: str) -> dict[str, Any]:
-    """A section of the config of a run's folder, or of a checkpoint's run; empty without one."""
-    for folder in (source, *source.resolve().parents[:2]):
-        config = folder / "config.toml"
-        if config.is_file():
-            section: Any = read_toml(config).get(name, {})
-            return section if isinstance(section, dict) else {}
-    return {}
 
 
 def published_folder(source: Path) -> Path | None:

@@ -43,10 +43,10 @@ from megalite.stages.device import PrecisionWish, check_heads, choose_device, ch
 from megalite.stages.samples import decode_with
 from megalite.stages.special_tokens import SpecialTokens
 from megalite.stages.start import generation_config, load_start, said_by, stored_config
-from megalite.tools.companions import find_tokenizer, section_of_run
+from megalite.stages.told import WRITING, section_of_run
+from megalite.tools.companions import find_tokenizer
 from megalite.training.config import RunConfig
 
-WRITING = ("template", "prefix", "decoder_start", "answer_mask", "answer_start")
 SUGGESTED = (  # what a generation_config.json may say that options of the command decide
     "do_sample",
     "temperature",

@@ -388,3 +388,26 @@ def test_a_reward_is_read_at_the_end_token_that_is_learned_last(template, kind, 
     assert whole[: len(example)].tolist() == example.decoder.tokens.tolist()
     prompt = prompt_of(chat, structure, turns[:-1])
     assert example.decoder.tokens[: len(prompt.tokens)].tolist() == list(prompt.tokens)
+
+
+def test_mistral_with_tokens_for_its_marks_is_its_third_format(tmp_path):
+    """InstructTokenizerV3 of mistral-common: the system text stands in the last question."""
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(corpus()),
+        model_prefix=str(tmp_path / "v3"),
+        vocab_size=200,
+        byte_fallback=False,
+        hard_vocab_limit=False,
+        control_symbols=["[INST]", "[/INST]"],
+        minloglevel=2,
+    )
+    model = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "v3.model"))
+    begin, end = (model.piece_to_id(mark) for mark in ("[INST]", "[/INST]"))
+    ids = [model.bos_id()]
+    for number, (question, answer) in enumerate(TEXTS):
+        content = "BE A PIRATE\n\n" + question if number + 1 == len(TEXTS) else question
+        ids += [begin, *model.encode(content), end, *model.encode(answer.rstrip(" "))]
+        ids.append(model.eos_id())
+    chat = Chat("mistral", load_tokenizer(tmp_path / "v3.model"))
+    turns = turns_of(len(TEXTS), "BE A PIRATE")
+    assert chat.conversation(turns).tokens.tolist() == ids

@@ -36,7 +36,8 @@ class OwnTemplate:
         if tokenizer.end_id not in [one.token for one in page.tokens() if one.answer == 0]:
             raise ConfigError(
                 f"--data.template {NAME}: an answer must end with the end token (eos_token) of "
-                f"{tokenizer.path}, but its template writes another: set eos_token to that one"
+                f"{tokenizer.path}, but its template writes another: name that one as "
+                "--tokenizer.end_token"
             )
 
     def write(self, page: Page, turns: Sequence[Turn]) -> None:

@@ -207,7 +207,7 @@ def write_mistral(page: Page, turns: Sequence[Turn]) -> None:
             page.token(marks[1])
             page.cut()
         if answer is not None:
-            page.answer(answer.text, ends=False)
+            page.answer(answer.text if None in marks else answer.text.rstrip(" "), ends=False)
             page.cut()
             page.answer_ends()
             page.cut()

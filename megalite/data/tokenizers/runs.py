@@ -53,21 +53,19 @@ def at_once(runs: Sequence[Run], texts: Sequence[str], encode: EncodeSpans) -> O
     """
     owners = [number for number, text in enumerate(texts) for _ in text]
     ends = list(accumulate(len(text) for text in texts))
-    wanted = {
-        end - len(text): number
-        for number, (run, text, end) in enumerate(zip(runs, texts, ends, strict=True))
-        if isinstance(run, int)
-    }
     if not owners:
-        return [] if not wanted else None
+        return [] if all(isinstance(run, str) for run in runs) else None
+    special = [(run, number) for number, run in enumerate(runs) if isinstance(run, int)]
+    ids = {run for run, _ in special}
     owned: Owned = []
     for token, span in zip(*encode("".join(texts), ends), strict=True):
-        # a special token may take the spaces beside it along: it is known by its first character
-        special = [n for at, n in wanted.items() if span[0] <= at < span[1] and runs[n] == token]
-        owned.append((token, special[0] if special else owners[_last(span, len(owners))]))
+        owner = owners[_last(span, len(owners))]
+        if token in ids:  # it may have taken the spaces beside it along
+            inside = [n for n in dict.fromkeys(owners[slice(*span)]) if runs[n] == token]
+            owner = inside[0] if inside else owner
+        owned.append((token, owner))
     found = [(token, number) for token, number in owned if not isinstance(runs[number], str)]
-    expected = [(run, number) for number, run in enumerate(runs) if isinstance(run, int)]
-    return owned if found == expected else None
+    return owned if found == special else None
 
 
 def _last(span: Span, count: int) -> int:

@@ -1,0 +1,49 @@
+"""What the run of a stored model was told of how conversations are written."""
+
+from pathlib import Path
+from typing import Any
+
+from megalite.config.load import read_toml
+from megalite.data.config import ConversationConfig
+from megalite.errors import ConfigError
+
+WRITING = ("template", "prefix", "decoder_start", "answer_mask", "answer_start")
+
+
+def section_of_run(source: Path, name: str) -> dict[str, Any]:
+    """A section of the config of a run's folder, or of a checkpoint's run; empty without one."""
+    for folder in (source, *source.resolve().parents[:2]):
+        config = folder / "config.toml"
+        if config.is_file():
+            section: Any = read_toml(config).get(name, {})
+            return section if isinstance(section, dict) else {}
+    return {}
+
+
+def _otherwise(data: ConversationConfig, source: str) -> dict[str, Any]:
+    """What of ``data`` a stored model's run was told otherwise; nothing of a pretraining."""
+    told = section_of_run(Path(source), "data") if source else {}
+    if "objective" in told:
+        return {}
+    return {key: told[key] for key in WRITING if key in told and told[key] != getattr(data, key)}
+
+
+def check_same_writing(data: ConversationConfig, reward_model: str) -> None:
+    """Refuse answers that are written otherwise than those that a reward model learned to score.
+
+    Raises:
+        ConfigError: it names the key and both values.
+    """
+    for key, was in _otherwise(data, reward_model).items():
+        raise ConfigError(
+            f"--data.{key} {getattr(data, key)!r}: must be {was!r}, as {reward_model} learned to "
+            "score answers that are written so"
+        )
+
+
+def notes_of_writing(data: ConversationConfig, start: str) -> list[str]:
+    """What a run should know where its start learned conversations that are written otherwise."""
+    return [
+        f"data.{key} is {getattr(data, key)!r}; {start} was trained with {was!r}"
+        for key, was in _otherwise(data, start).items()
+    ]
