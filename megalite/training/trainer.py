@@ -157,6 +157,8 @@ class Trainer:
         if stop.anywhere() and not self._is_done():
             stop.ignore()
             raise Stopped(BEFORE_FIRST_STEP)
+        if evaluate and not self._train.evaluate_every:
+            self._log.say("data.heldout is not evaluated: train.evaluate_every is 0")
         if evaluate and self._train.evaluate_every and self.progress.step == 0:
             self._log.metrics(0, evaluate(), show=True)
         remaining = iter(items)

@@ -164,9 +164,9 @@ def starts(sft, rm):
 def ppo(work, starts):
     """PPO in a layout: one rollout and its updates."""
 
-    def run(layout: str):
+    def run(layout: str, temperature: float = 0.7):
         more = [*starts, "--train.steps", "1"]
-        more += ["--update.mini_batches", "1", "--rollout.temperature", "0.7"]
+        more += ["--update.mini_batches", "1", "--rollout.temperature", str(temperature)]
         more += ["--reward.whiten_rewards", "true", "--update.pretrain_coefficient", "0.5"]
         more += ["--pretraining.train", f'["{work.folder}/store"]']
         more += ["--pretraining.sequence_length", "30"]
@@ -189,6 +189,12 @@ def test_the_first_update_of_ppo_is_that_of_one_process(ppo, ppo_alone, layout):
     names = ("loss", "grad_norm", "critic_grad_norm", "value_loss", "reward", "response_tokens")
     assert_same(ppo(layout), alone, 1e-4, names)
     assert alone[1][0]["response_tokens"] > 1
+
+
+def test_text_beside_ppo_is_not_read_at_the_temperature_of_answers(ppo, ppo_alone):
+    (row,), (other,) = ppo("1", temperature=2.0)[1], ppo_alone[1]
+    assert row["pretraining_loss"] == other["pretraining_loss"]
+    assert row["entropy"] != other["entropy"]
 
 
 def test_mini_batches_are_drawn_from_the_answers_of_all_ranks(work, starts):

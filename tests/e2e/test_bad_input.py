@@ -177,6 +177,19 @@ def test_what_would_be_met_late_is_refused_early(work, capsys, more, says):
     assert not (run / "checkpoints").exists()
 
 
+@pytest.fixture(scope="module")
+def learned(work):
+    """What PPO starts from: models with a table of 128 positions."""
+    start, reward = work.new_run(), work.new_run()
+    table = ["--model.position", "learned"]
+    assert main([str(word) for word in work.pretrain_words(start, *table, steps=1)]) == 0
+    words = ["rm", work.config(1), "--data.train", f'["{work.folder}/rankings.jsonl"]', *table]
+    words += ["--tokenizer.path", f"{work.folder}/tokenizer", "--run.folder", reward]
+    words += ["--data.sequence_length", "64", "--checkpoint.start", start]
+    assert main([str(word) for word in words]) == 0
+    return ["--checkpoint.start", start, "--reward_model", reward, *table]
+
+
 @pytest.mark.parametrize(
     ("more", "says"),
     [
@@ -190,8 +203,8 @@ def test_what_would_be_met_late_is_refused_early(work, capsys, more, says):
         ),
         (["--pretraining.train", '["nowhere"]'], "nowhere"),
         (
-            ["--pretraining.sequence_length", "9999999", "--model.position", "rope"],
-            "sequence_length 9999999",
+            ["--pretraining.objective", "blank_infilling"],
+            "pretraining.objective blank_infilling",
         ),
         (
             ["--samples.prompts", '["{prompts}"]', "--samples.max_new_tokens", "127"],
@@ -200,13 +213,12 @@ def test_what_would_be_met_late_is_refused_early(work, capsys, more, says):
     ],
 )
 def test_what_ppo_would_meet_late_is_refused_before_it_begins(
-    work, whole, capsys, tmp_path, more, says
+    work, learned, capsys, tmp_path, more, says
 ):
     """A table of 128 positions, and text beside the answers."""
     words = ["ppo", work.config(2), "--data.train", f'["{work.folder}/prompts.jsonl"]']
     words += ["--tokenizer.path", f"{work.folder}/tokenizer", "--run.folder", tmp_path / "run"]
-    words += ["--checkpoint.start", whole, "--reward_model", "x", "--model.position", "learned"]
-    words += ["--data.sequence_length", "64", "--rollout.max_new_tokens", "12"]
+    words += [*learned, "--data.sequence_length", "64", "--rollout.max_new_tokens", "12"]
     words += ["--update.pretrain_coefficient", "1", "--pretraining.sequence_length", "32"]
     words += ["--pretraining.train", f'["{work.folder}/data"]']
     more = [word.replace("{prompts}", f"{work.folder}/prompts.jsonl") for word in more]

@@ -3,9 +3,11 @@
 Source: Ouyang et al. 2022, arXiv:2203.02155, eq. 2.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from megalite.data.config import CorpusConfig
 from megalite.data.corpus.blend import Blend
 from megalite.data.example import Example
 from megalite.errors import ConfigError, DataError
@@ -14,6 +16,8 @@ from megalite.ops.random import fold
 from megalite.stages.corpus import blend_stores, store_opener, text_batch
 from megalite.stages.rlhf.config import PPOConfig
 from megalite.stages.start import said_by
+
+_KEY = re.compile(rf"(--|(?<![\w/.]))data(:|\.(?:{'|'.join(CorpusConfig.model_fields)})\b)")
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,7 @@ class Text:
             opened = cls(config, seed, blend_stores(open_store, text.train, text.weights))
             opened.make([opened.samples[0]], [0])
         except (ConfigError, DataError) as error:
-            raise type(error)(str(error).replace("--data", "--pretraining")) from None
+            raise type(error)(_KEY.sub(r"\1pretraining\2", str(error))) from None
         return opened
 
     def make(self, examples: Sequence[Example], sample_ids: Sequence[int]) -> Batch:
