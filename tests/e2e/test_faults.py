@@ -133,6 +133,34 @@ def test_torchrun_restarts_after_the_store_host_is_killed(work, clean):
     assert losses(folder) == clean
 
 
+def test_processes_end_when_their_torchrun_is_killed(work):
+    """They would train on, and a run that is started again would find their lines among its own."""
+    folder = work.new_run()
+    words = work.pretrain_words(folder, *LAYOUT, *fault("slow", 3, "data", steps=999, delay_s=0.2))
+    process = subprocess.Popen(
+        restarting([*words, "--train.steps", "999"], 0),
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
+    )
+    until = time.monotonic() + 150
+    while not (folder / "metrics.jsonl").exists():
+        assert process.poll() is None, process.stderr.read()[-3000:]
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    started = time.monotonic()
+    process.kill()
+    said = process.communicate(timeout=60)[1]  # ends when the last process has closed it
+    assert time.monotonic() - started < TIMEOUT_S
+    assert "Traceback" not in said
+    for rank in range(2):
+        assert re.search(
+            rf"rank {rank} \(\S+, process \d+\) in step \d+, \w+: its torchrun \(process "
+            rf"{process.pid}\) was killed or crashed",
+            said,
+        ), said
+
+
 def test_a_process_killed_at_every_point_of_a_save_loses_nothing(work, whole):
     """One folder, killed at each point in turn; every start goes on from what was complete."""
     folder = work.new_run()
@@ -170,3 +198,5 @@ def test_gradients_that_stay_bad_end_with_advice(work):
     assert "--optimizer.learning_rate" in said
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2, 3]
+    assert [row["grad_norm"] == "nan" for row in rows] == [False, True, True]
+    assert "step 3: its gradients were not finite" in done.stdout

@@ -34,6 +34,7 @@ from megalite.training.checkpoint.manifest import (
 )
 from megalite.training.checkpoint.write_errors import (
     DISK_FULL,
+    FAILURES,
     advice_on,
     naming_full_disk,
     reason_of,
@@ -169,10 +170,10 @@ class CheckpointManager:
 
         Comm: all-gather of the errors.
         """
-        error: Exception | None = None
+        error: BaseException | None = None
         try:
             yield
-        except Exception as failure:  # raised again, on all processes
+        except FAILURES as failure:  # raised again, on all processes
             error = failure
         if self._group is None:
             if error is not None:

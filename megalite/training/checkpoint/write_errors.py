@@ -11,6 +11,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+FAILURES = (Exception, CheckpointException)  # PyTorch's is no Exception
 PROBE_BYTES = 1 << 20
 
 
@@ -21,14 +22,14 @@ def naming_full_disk(folder: Path) -> Iterator[None]:
         yield
     except OSError:
         raise
-    except Exception as error:
+    except FAILURES as error:
         found = _system_error_in(error) or _system_error_of_writing(folder)
         if found is None:
             raise
         raise found from None
 
 
-def _system_error_in(error: Exception) -> OSError | None:
+def _system_error_in(error: BaseException) -> OSError | None:
     """The system's error that PyTorch has wrapped as a process's failure, or met before its own."""
     failures = error.failures.values() if isinstance(error, CheckpointException) else ()
     chain: list[BaseException | None] = [error, *(failure for failure, _ in failures)]

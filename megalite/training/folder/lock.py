@@ -22,6 +22,7 @@ NAME = ".lock"
 BEAT_S = 5.0
 SILENT_BEATS = 3  # a holder elsewhere that doesn't change its text for so long is gone
 PATIENCE_S = 2.0  # for one that is just ending
+SEEN_S = 10.0  # until what one node writes is seen from another
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 
@@ -148,9 +149,9 @@ class FolderLock:
             del self._held[self._path]
 
 
-def shows(folder: Path, nonce: str, patience_s: float = 10.0) -> bool:
+def shows(folder: Path, nonce: str) -> bool:
     """Whether the lock of a folder that another process made is in this process's folder too."""
-    until = time.monotonic() + patience_s
+    until = time.monotonic() + SEEN_S
     while True:
         try:
             text = (folder / NAME).read_text(encoding="utf-8")

@@ -13,7 +13,7 @@ from megalite.distributed.launch import Launch
 from megalite.errors import ConfigError, DataError
 from megalite.training.folder.lock import FolderLock, shows
 
-OWN_FILES = ("log.txt", "metrics.jsonl", "config.toml", "samples.jsonl", "checkpoints/latest")
+OWN_FILES = ("log.txt", "metrics.jsonl", "config.toml", "samples.jsonl")
 
 
 class RunFolder:

@@ -93,10 +93,11 @@ class RunLog:
             _write(self.folder / name, text)
 
     def samples(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Append samples."""
-        if self.is_writer:
-            lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
-            _write(self.folder / "samples.jsonl", "".join(lines), "a")
+        """Append samples, unless they are the last ones there: a run that is done was run again."""
+        path = self.folder / "samples.jsonl"
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        if self.is_writer and not (path.exists() and path.read_text("utf-8").endswith(text)):
+            _write(path, text, "a")
 
     def close(self) -> None:
         """End the console's line and TensorBoard's files."""

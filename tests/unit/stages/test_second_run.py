@@ -1,7 +1,11 @@
 """A second start in a run's folder: it is the same run, says what is another, or is refused."""
 
 import json
+import os
 import shutil
+import signal
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -9,6 +13,7 @@ import pytest
 from megalite.cli import main
 from megalite.training.checkpoint.manager import newest_facts
 from megalite.training.config import ScheduleConfig
+from megalite.training.folder.lock import FolderLock
 from megalite.training.schedule import rate
 
 CONFIG = """
@@ -258,6 +263,55 @@ def test_weights_alone_are_no_run_to_go_on_with(folder):
     write_manifest(path, facts, files)
     said = folder.refuses("pretrain", "run", "--train.steps", "6")
     assert "has no training state of model" in said
+
+
+def test_a_step_without_finite_gradients_is_said_counted_and_survives_a_restart(folder):
+    fault = ("--faults.kind", "nan", "--faults.phase", "reduce", "--faults.step")
+    said = folder.runs("pretrain", "nan", *fault, "2", "--train.steps", "3")
+    assert "step 2: its gradients were not finite: the parameters stay as they were (1 of" in said
+    folder.runs("pretrain", "nan", *fault, "5", "--train.steps", "6")
+    lines = (folder.path / "nan" / "metrics.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert [row["grad_norm"] == "nan" for row in rows] == [False, True, False, False, True, False]
+    assert [row.get("dropped_steps", 0) for row in rows] == [0, 1, 1, 1, 2, 2]
+
+
+def test_a_signal_before_the_first_step_ends_with_3(folder):
+    before = signal.getsignal(signal.SIGTERM)
+
+    def stop() -> None:
+        while signal.getsignal(signal.SIGTERM) == before:
+            time.sleep(0.001)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=stop)
+    thread.start()
+    code = main(folder.words("pretrain", "stopped"))
+    thread.join()
+    assert code == 3
+    assert "there is nothing to save" in folder.capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_run_in_a_thread_is_the_run(folder):
+    codes = []
+    words = folder.words("pretrain", "threaded")
+    thread = threading.Thread(target=lambda: codes.append(main(words)))
+    thread.start()
+    thread.join()
+    assert codes == [0]
+    assert folder.rates("threaded") == folder.rates("run")
+
+
+def test_two_runs_at_once_in_a_folder_are_refused(folder):
+    lock = FolderLock(folder.path / "run")
+    lock.acquire()
+    lock.is_in_use = True
+    try:
+        assert "is writing there" in folder.refuses("pretrain", "run", "--train.steps", "6")
+    finally:
+        lock.release()
+    assert "resuming from" in folder.runs("pretrain", "run", "--train.steps", "6")
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "sft", "rm", "ppo"])

@@ -1,0 +1,48 @@
+"""Jobs of processes that begin a run together, and of saves that fail on one of them."""
+
+import os
+import resource
+from pathlib import Path
+
+import torch
+
+from megalite.cli import find_command, load_config
+from megalite.distributed.launch import Launch
+from megalite.errors import CheckpointError, MegaliteError
+from megalite.training.checkpoint.manager import CheckpointManager
+from megalite.training.folder import lock
+
+
+def refusal(launch: Launch, words: list[str], last: list[str], folder: str = "") -> str:
+    """What each process says of a run that is refused; the last is told more, or is elsewhere."""
+    here = os.getcwd()
+    is_last = launch.rank == launch.world_size - 1
+    command, rest = find_command([*words, *(last if is_last else [])])
+    config, module = load_config(command, rest)
+    lock.SEEN_S = 0.5
+    try:
+        if folder and is_last:
+            os.chdir(folder)
+        module.run(config, launch)
+    except MegaliteError as error:
+        return f"{error.exit_code} {error}"
+    finally:
+        os.chdir(here)
+    return "it was not refused"
+
+
+def save_on_small_disk(launch: Launch, folder: str, rank: int) -> tuple[str, list[str]]:
+    """Two saves, the second where ``rank`` can write no more; what it says, and what is there."""
+    manager = CheckpointManager(Path(folder), asynchronous=False)
+    tensors = {f"model.{launch.rank}": torch.ones(40_000)}
+    manager.save(1, tensors, {"step": 1})
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        if launch.rank == rank:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+        manager.save(2, tensors, {"step": 2})
+    except CheckpointError as error:
+        return str(error), sorted(os.listdir(folder))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    return "it was saved", []

@@ -1,0 +1,95 @@
+"""What processes must share is compared at the start; a full disk of one is told by all."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from megalite.data.corpus.store import StoreWriter
+
+CONFIG = """
+[model]
+vocab_size = 64
+hidden_size = 16
+num_layers = 2
+num_heads = 2
+ffn_size = 16
+[train]
+steps = 2
+[run]
+tensorboard = false
+device = "cpu"
+threads = 1
+[data]
+sequence_length = 16
+"""
+
+
+@pytest.fixture
+def words(tmp_path) -> list[str]:
+    (tmp_path / "config.toml").write_text(CONFIG)
+    for name in ("data", "other"):
+        writer = StoreWriter(tmp_path / name, np.dtype(np.uint16))
+        for number in range(20):
+            writer.add((np.arange(30) * (number + len(name))) % 64)
+        writer.close()
+    data = ["--data.train", f'["{tmp_path}/data"]', "--parallel.timeout_s", "60"]
+    return ["pretrain", str(tmp_path / "config.toml"), *data]
+
+
+DIFFERENCES = {
+    "learning rate": (["--optimizer.learning_rate", "0.5"], "--optimizer.learning_rate 0.5"),
+    "seed": (["--run.seed", "7"], "--run.seed 7"),
+    "steps": (["--train.steps", "9"], "--train.steps 9"),
+    "batch": (["--train.global_batch_size", "16"], "--train.global_batch_size 16"),
+    "length": (["--data.sequence_length", "8"], "--data.sequence_length 8"),
+    "dropout": (["--model.dropout", "0.1"], "--model.dropout 0.1"),
+    "clipping": (["--train.max_grad_norm", "3"], "--train.max_grad_norm 3.0"),
+    "layout": (["--parallel.tp", "2"], "--parallel.tp 2"),
+    "data": (["--data.train", '["{}/other"]'], "/other"),
+}
+
+
+@pytest.mark.parametrize("difference", DIFFERENCES)
+def test_processes_that_were_told_different_things_are_refused(
+    cluster, words, tmp_path, difference
+):
+    more, says = DIFFERENCES[difference]
+    run = tmp_path / "run"
+    last = [word.format(tmp_path) for word in more]
+    job = "tests.dist.start_jobs:refusal"
+    found = cluster.run(2, job, words=[*words, "--run.folder", str(run)], last=last)
+    assert found[0] == found[1]
+    assert found[0].startswith("2 --")
+    assert says in found[0]
+    assert "rank 1 (" in found[0]
+    assert not run.exists()
+
+
+def test_a_folder_that_is_not_one_for_all_processes_is_found_at_the_start(cluster, words, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    name = Path("run" + tmp_path.name)
+    try:
+        found = cluster.run(
+            2,
+            "tests.dist.start_jobs:refusal",
+            words=[*words, "--run.folder", str(name)],
+            last=[],
+            folder=str(tmp_path / "elsewhere"),
+        )
+        assert found[0] == found[1]
+        assert "rank 1 (" in found[0]
+        assert f"doesn't see there, in {tmp_path}/elsewhere/{name}," in found[0]
+    finally:
+        for path in (name / ".lock", name):
+            if path.exists():
+                path.unlink() if path.is_file() else path.rmdir()
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_full_disk_of_one_process_is_told_as_that_by_all(cluster, tmp_path, rank):
+    job = "tests.dist.start_jobs:save_on_small_disk"
+    for said, left in cluster.run(2, job, folder=str(tmp_path), rank=rank):
+        assert "a checkpoint could not be written: File too large" in said
+        assert "earlier ones are intact, up to step-00000001: free some space" in said
+        assert left[:2] == ["latest", "step-00000001"]
