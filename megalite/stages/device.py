@@ -16,6 +16,7 @@ Precision = Literal["fp32", "bf16", "fp16"]
 PrecisionWish = Literal["auto", "fp32", "bf16", "fp16"]
 BF16_CAPABILITY = (8, 0)  # from which on GPUs have bf16
 HEAD_STEP, MOST_HEAD = 8, 256  # of the CUDA attention kernels
+MOST_HEAD_OF_SMALL_BLOCKS = 192  # with a backward pass, in 99 KiB of shared memory a block
 
 
 def choose_device(run: RunConfig, launch: Launch) -> torch.device:
@@ -103,21 +104,31 @@ def precision_of_gpu(
     return wish
 
 
-def check_heads(model: ModelConfig, device: torch.device) -> None:
-    """Refuse a model whose heads or scores a GPU's attention kernels don't take.
+def check_heads(model: ModelConfig, device: torch.device, learns: bool = True) -> None:
+    """Refuse a model whose heads a GPU's attention kernels don't take.
+
+    Args:
+        model: its shape.
+        device: that computes.
+        learns: whether there is a backward pass.
 
     Raises:
-        ConfigError: it names the size and what fits, or the cap.
+        ConfigError: it names the size and what fits.
     """
-    size = model.head_dim
-    if device.type == "cuda" and model.score_cap:
+    if device.type == "cpu":
+        return
+    size, most = model.head_dim, MOST_HEAD
+    if learns and _has_small_blocks(device):
+        most = MOST_HEAD_OF_SMALL_BLOCKS
+    if size % HEAD_STEP or size > most:
         raise ConfigError(
-            f"--model.score_cap {model.score_cap:g}: must be 0 on a GPU, whose attention caps no "
-            "scores: use --run.device cpu"
+            f"--model: a head has {size} dimensions; attention on this GPU takes multiples of "
+            f"{HEAD_STEP} up to {most}: change hidden_size, num_heads or head_size, "
+            "or use --run.device cpu"
         )
-    if device.type == "cuda" and (size % HEAD_STEP or size > MOST_HEAD):
-        raise ConfigError(
-            f"--model: a head has {size} dimensions; attention on a GPU takes multiples of "
-            f"{HEAD_STEP} up to {MOST_HEAD}: change hidden_size, num_heads or head_size, or use "
-            "--run.device cpu"
-        )
+
+
+def _has_small_blocks(device: torch.device) -> bool:
+    """Whether a block may have 99 KiB of shared memory only, where other GPUs have 163 or more."""
+    capability = torch.cuda.get_device_capability(device)
+    return capability in ((8, 6), (8, 9)) or capability[0] == 12

@@ -114,7 +114,7 @@ def run(config: GenerateConfig, launch: Launch) -> int:
     ending = _ending(config, options.template, chat, said)
     check_layout(Demand(model_config, launch.world_size), config.parallel)
     device = choose_device(config.run, launch)
-    check_heads(model_config, device)
+    check_heads(model_config, device, learns=False)
     precision = choose_precision(config.precision, device, "precision")
     mesh = build_mesh(launch, config.parallel, device)
     model = build_model(model_config, mesh, config.parallel, seed=0, precision=precision)

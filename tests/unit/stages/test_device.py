@@ -97,17 +97,18 @@ def test_a_plan_takes_the_format_of_the_device_that_it_is_for():
         precision_of_gpu("bf16", False, "v100-32gb")
 
 
-def test_heads_that_no_kernel_takes_are_refused_on_a_gpu_only():
-    for size in (20, 264):
-        model = ModelConfig(hidden_size=80, num_heads=4, head_size=size)
-        check_heads(model, torch.device("cpu"))
-        with pytest.raises(ConfigError, match=f"a head has {size} dimensions; .*multiples of 8"):
-            check_heads(model, GPU)
-    check_heads(ModelConfig(), GPU)
+@pytest.mark.parametrize(
+    ("capability", "most"), [((7, 0), 256), ((8, 0), 256), ((8, 6), 192), ((12, 0), 192)]
+)
+def test_heads_that_no_kernel_takes_are_refused_on_a_gpu(capability, most, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
 
+    def model(size: int) -> ModelConfig:
+        return ModelConfig(hidden_size=80, num_heads=4, head_size=size)
 
-def test_a_gpu_refuses_capped_scores():
-    model = ModelConfig(score_cap=50.0)
-    check_heads(model, torch.device("cpu"))
-    with pytest.raises(ConfigError, match="--model.score_cap 50: must be 0 on a GPU"):
-        check_heads(model, GPU)
+    for size in (20, most + 8):
+        check_heads(model(size), torch.device("cpu"))
+        with pytest.raises(ConfigError, match=f"a head has {size} dimensions; .* up to {most}:"):
+            check_heads(model(size), GPU)
+    check_heads(model(most), GPU)
+    check_heads(model(256), GPU, learns=False)
