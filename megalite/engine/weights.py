@@ -15,7 +15,14 @@ from megalite.models.config import ModelConfig
 from megalite.models.families.table import decisive
 from megalite.models.hugging_face import fitted, our_tensors, read_config
 
-HEAD_KEYS = {"head", "head_bias", "tie_embeddings", "normalised_head", "logit_scale"}
+HEAD_KEYS = {
+    "head",
+    "head_bias",
+    "tie_embeddings",
+    "normalised_head",
+    "logit_scale",
+    "logit_cap",
+}
 
 
 def config_of(facts: Mapping[str, Any], where: Path | str) -> ModelConfig:

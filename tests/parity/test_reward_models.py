@@ -17,7 +17,7 @@ from tests.parity.families import PEERS
 from tests.parity.test_families import make_batch, tokens_of
 
 SCORERS = ("llama gqa", "gpt2", "opt", "bloom", "falcon 7b", "falcon 40b", "falcon rw", "mistral")
-SCORERS += ("qwen2", "qwen3", "gpt-neox", "glm", "glm4")
+SCORERS += ("qwen2", "qwen3", "gpt-neox", "glm", "glm4", "gemma2")
 
 
 def reward_model(name: str, folder: Path):

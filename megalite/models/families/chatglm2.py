@@ -112,7 +112,8 @@ FAMILY = Family(
     layer=_layer,
     model_type="chatglm",
     marker="ffn_hidden_size",
-    fixed={"apply_residual_connection_post_layernorm": False},
+    aliases={"vocab_size": "padded_vocab_size"},
+    fixed={"apply_residual_connection_post_layernorm": False, "interleaved_qkv": False},
     ignored=("rotary_pos_emb.inv_freq",),
     presets=PRESETS,
 )

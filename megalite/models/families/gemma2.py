@@ -38,6 +38,7 @@ FAMILY = Family(
     to_theirs=module_keys,
     once=LLAMA.once,
     layer=LLAMA.layer,
+    is_scored=True,
     aliases={"hidden_act": "hidden_activation"},
     fixed={"hidden_activation": "gelu_pytorch_tanh", "use_bidirectional_attention": False},
     presets=PRESETS,

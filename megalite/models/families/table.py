@@ -11,6 +11,7 @@ from torch import Tensor
 from megalite.errors import ConfigError
 from megalite.models.config import ModelConfig
 from megalite.models.families.keys import Recorded, check_off, says_nothing
+from megalite.models.families.windows import shortest_windows
 from megalite.models.presets.preset import Preset
 
 Split = Callable[[Tensor, ModelConfig], list[Tensor]]
@@ -93,8 +94,8 @@ def decisive(config: ModelConfig) -> dict[str, Any]:
         "attention_scale": config.scale,
         "rotary_size": config.rotary,
         "rope_original_positions": config.rope_trained_positions,
-        "rope_window_base": config.rope_window_base or _plain_base(config),
-        "windows": [config.window_of(i) for i in range(_deepest(config))],
+        "rope_window_base": _window_base(config),
+        "windows": shortest_windows([config.window_of(i) for i in range(_deepest(config))]),
     }
     unread = {key for keys in _POSITIONS.values() for key in keys}
     unread -= set(_POSITIONS.get(config.position, ()))
@@ -104,7 +105,7 @@ def decisive(config: ModelConfig) -> dict[str, Any]:
     if config.norm == "rms_norm":
         unread.add("norm_bias")
     if config.head == "value":
-        unread |= {"tie_embeddings", "normalised_head", "logit_scale"}
+        unread |= {"tie_embeddings", "normalised_head", "logit_scale", "logit_cap"}
     return {key: value for key, value in values.items() if key not in unread}
 
 
@@ -112,8 +113,10 @@ def _deepest(config: ModelConfig) -> int:
     return max(config.num_layers, config.num_encoder_layers)
 
 
-def _plain_base(config: ModelConfig) -> float:
-    """The base of unstretched angles, or 0 for those that are stretched."""
+def _window_base(config: ModelConfig) -> float:
+    """The base of unstretched angles in layers with a window, 0 where there is no such thing."""
+    if config.rope_window_base or not any(config.windows):
+        return config.rope_window_base
     is_plain = config.rope_scaling == "linear" and config.rope_scale == 1.0
     return config.rope_base if is_plain else 0.0
 

@@ -1,5 +1,6 @@
 """Windows in published configs: ``sliding_window``, and which layers have it by ``layer_types``."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from megalite.models.config import ModelConfig
@@ -27,15 +28,17 @@ def read_windows(theirs: dict[str, Any], default: list[bool], width: int = 0) ->
         raise ValueError(f"layer_types must have {len(default)} layers, came {len(kinds)}")
     if not window or _SLIDING not in kinds:
         return ()
-    return _shortest(tuple(window if kind == _SLIDING else 0 for kind in kinds))
+    return shortest_windows([window if kind == _SLIDING else 0 for kind in kinds])
 
 
-def _shortest(windows: tuple[int, ...]) -> tuple[int, ...]:
-    """The shortest pattern that gives these layers when it is repeated."""
-    for length in range(1, len(windows)):
-        if all(window == windows[i % length] for i, window in enumerate(windows)):
-            return windows[:length]
-    return windows
+def shortest_windows(layers: Sequence[int]) -> tuple[int, ...]:
+    """The shortest pattern that gives these layers' windows when it is repeated; () for none."""
+    if not any(layers):
+        return ()
+    for length in range(1, len(layers)):
+        if all(window == layers[i % length] for i, window in enumerate(layers)):
+            return tuple(layers[:length])
+    return tuple(layers)
 
 
 def write_windows(config: ModelConfig) -> dict[str, Any]:
