@@ -27,7 +27,7 @@ TOKENIZER = (  # beginnings of the names of a tokenizer's files
     "sentencepiece",
     "ice_text",
 )
-PROBES = ("The cat sat.", "a  b   c", " a\n\tb", "x = 12345", "é 中 🙂")
+PROBES = ("The cat sat.", "a  b   c", " a\n\tb", "x = 12345", "é e\u0301 中 🙂")
 BESIDE = ("generation_config", "quantization")
 
 
@@ -88,16 +88,29 @@ def carry_tokenizer(source: Path, target: Path) -> str:
             if file.is_file() and file.name.startswith(TOKENIZER):
                 shutil.copy2(file, target / file.name)
     elif source.suffix == ".model":
-        return _carry_sentencepiece(source, target)
+        _carry_sentencepiece(source, target)
     else:
         load_tokenizer(source).save(target)
     settings = _read(target / "tokenizer_config.json")
     if settings:
         _write(target / "tokenizer_config.json", _for_all_versions(settings, target))
-    return ""
+    return _read_otherwise(source, target) if (target / "config.json").exists() else ""
 
 
-def _carry_sentencepiece(source: Path, target: Path) -> str:
+def _read_otherwise(source: Path, target: Path) -> str:
+    """What transformers reads otherwise than we do, in words: a model's type may choose a class."""
+    try:
+        ours = load_tokenizer(source)
+        theirs = HuggingFaceTokenizer(target, open_folder(target, trust_code=False))
+    except Exception:  # of several libraries: said where the special tokens are read
+        return ""
+    other = [text for text in PROBES if theirs.encode(text) != ours.encode(text)]
+    if not other:
+        return ""
+    return f"{source}: transformers reads some texts as other tokens here, such as {other[0]!r}"
+
+
+def _carry_sentencepiece(source: Path, target: Path) -> None:
     """Copy a SentencePiece model, and say how transformers reads it.
 
     Its LlamaTokenizer reads BPE; unigram models become a tokenizer.json.
@@ -124,11 +137,6 @@ def _carry_sentencepiece(source: Path, target: Path) -> str:
         converted.save(str(target / "tokenizer.json"))
         settings["tokenizer_class"] = "PreTrainedTokenizerFast"
     _write(target / "tokenizer_config.json", settings)
-    theirs = HuggingFaceTokenizer(target, open_folder(target, trust_code=False))
-    other = [text for text in PROBES if theirs.encode(text) != model.encode(text)]
-    if not other:
-        return ""
-    return f"{source}: transformers reads some texts as other tokens, such as {other[0]!r}"
 
 
 def _for_all_versions(settings: dict[str, Any], folder: Path) -> dict[str, Any]:

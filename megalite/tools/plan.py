@@ -15,7 +15,7 @@ from megalite.plan.advice import changes, devices
 from megalite.plan.memory import HEADROOM, ProcessMemory, Work, estimate, most
 from megalite.stages.device import precision_of_gpu
 from megalite.stages.pretrain import PretrainConfig
-from megalite.stages.setup import settled
+from megalite.stages.start import as_stored
 
 DEVICE_GIB = {  # what nvidia-smi shows, less what the driver keeps
     "a100-80gb": 79.0,
@@ -43,7 +43,11 @@ def run(config: PlanConfig, launch: Launch) -> int:
         ConfigError: the layout doesn't fit model or batch, the device has no such number format, or
             its memory doesn't suffice.
     """
-    config = settled(config, launch)
+    if config.checkpoint.start:
+        model, said = as_stored(config.model, config.checkpoint.start, "lm")
+        config = config.model_copy(update={"model": model})
+        if said and launch.rank == 0:
+            print(said)  # noqa: T201
     has_bf16 = not config.gpu.startswith("v100")
     precision = precision_of_gpu(config.train.precision, has_bf16, config.gpu)
     train = config.train.model_copy(update={"precision": precision})

@@ -59,6 +59,12 @@ def test_no_key_that_transformers_knows_is_dropped_unread(name: str, theirs: dic
         ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"),
         ("bart-base", {"normalize_before": True}, "normalize_before"),
         ("Llama-2-7b", {"alibi": True}, "alibi is True"),
+        (
+            "Llama-2-7b",
+            {"rope_scaling": {"type": "linear", "factor": 2.0}}
+            | {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4}},
+            "factor is 4.0 in rope_parameters and 2.0",
+        ),
         ("Llama-2-7b", {"qk_norm": True}, "qk_norm is True"),
         ("Llama-2-7b", {"quantization_config": {"bits": 4}}, "quantization_config"),
         (

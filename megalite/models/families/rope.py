@@ -50,6 +50,12 @@ def read_rope(theirs: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(
             f"rope_parameters says {_kind(new)} and rope_scaling {_kind(old)}: keep one of them"
         )
+    for key in sorted(new.keys() & old.keys() - _ELSEWHERE):
+        if new[key] != old[key]:
+            raise ValueError(
+                f"{key} is {new[key]!r} in rope_parameters and {old[key]!r} in rope_scaling: keep "
+                "one of them"
+            )
     bases = {float(b) for b in (theirs.get("rope_theta"), new.get("rope_theta")) if b}
     if len(bases) > 1:
         raise ValueError(f"rope_theta has two values, {' and '.join(map(str, sorted(bases)))}")

@@ -127,3 +127,27 @@ def test_a_base_that_is_changed_on_purpose_stands_under_every_key(stored, tmp_pa
     assert written["rope_theta"] == written["rope_parameters"]["rope_theta"] == 77.0
     assert written["custom"] == 1
     assert read_config(tmp_path)[0].rope_base == 77.0
+
+
+def test_linear_scaling_goes_out_in_the_form_it_came_in_or_in_both(tmp_path: Path):
+    """transformers before 4.43 reads ``type``, later ones ``rope_type``."""
+    import json
+
+    stretched = model(rope_scale=2.0)
+    tensors = {name: p.detach() for name, p in stretched.named_parameters()}
+    came = {"model_type": "llama", "rope_scaling": {"type": "linear", "factor": 2.0}}
+    for name, published in (("as it came", came), ("ours", {})):
+        write_folder(tmp_path / name, stretched.config, tensors, published=published)
+    kept, both = (
+        json.loads((tmp_path / name / "config.json").read_text()) for name in ("as it came", "ours")
+    )
+    assert kept["rope_scaling"] == came["rope_scaling"]
+    assert both["rope_scaling"] == {"rope_type": "linear", "type": "linear", "factor": 2.0}
+    for written in (kept, both):
+        assert written["rope_parameters"]["factor"] == 2.0
+        assert written["rope_theta"] == written["rope_parameters"]["rope_theta"]
+    changed = model(rope_scale=4.0)
+    tensors = {name: p.detach() for name, p in changed.named_parameters()}
+    write_folder(tmp_path / "changed", changed.config, tensors, published=came)
+    written = json.loads((tmp_path / "changed" / "config.json").read_text())
+    assert written["rope_scaling"]["factor"] == written["rope_parameters"]["factor"] == 4.0
