@@ -60,7 +60,7 @@ class LossOptions:
 
 def cap_slope(capped: Tensor, cap: float) -> Tensor | None:
     """Derivative of capped logits by those before the cap; None where there is none."""
-    return None if not cap else 1.0 - (capped / cap).square_()
+    return None if not cap else (capped / cap).square_().neg_().add_(1.0)
 
 
 def scale_and_cap(logits: Tensor, scale: float, cap: float) -> Tensor:

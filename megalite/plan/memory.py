@@ -285,7 +285,8 @@ def _head_bytes(work: Work, parallel: ParallelConfig) -> tuple[float, float]:
     weight = 4.0 * model.vocab_size * model.embedding_width / tp
     chunk = min(4.0 * rows * model.vocab_size / tp, 4.0 * CHUNK_ELEMENTS)
     narrow = 0.0 if width == 4 else chunk / 2 + weight  # a product in half precision, then added
-    return norm + 4.0 * rows * model.embedding_width + weight, chunk + narrow
+    slope = chunk if model.logit_cap else 0.0
+    return norm + 4.0 * rows * model.embedding_width + weight, chunk + slope + narrow
 
 
 @dataclass(frozen=True)

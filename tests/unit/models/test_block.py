@@ -21,6 +21,8 @@ KINDS = {
     "post": {"norm_position": "post"},
     "one norm": {"parallel_block": "one_norm"},
     "two norms": {"parallel_block": "two_norms"},
+    "both": {"norm_position": "both", "query_key_norm": True, "windows": (2,)},
+    "cross, both": {"num_encoder_layers": 1, "norm_position": "both", "norm_plus_one": True},
     "cross": {"num_encoder_layers": 1},
     "cross, post": {"num_encoder_layers": 1, "norm_position": "post"},
 }

@@ -22,7 +22,7 @@ def both(dtype: torch.dtype, shape: tuple[int, ...], eps: float = 1e-5):
     return found
 
 
-@pytest.mark.parametrize("shape", [(37,), (1, 1), (3, 5, 37), (2, 0, 8), (129, 64)])
+@pytest.mark.parametrize("shape", [(37,), (1, 1), (3, 5, 37), (2, 0, 8), (129, 64), (2, 5, 3, 10)])
 def test_fp32_is_as_close_to_fp64_as_rounding_lets_it(shape):
     ours, exact = both(torch.float32, shape)
     for mine, theirs in zip(ours, exact, strict=True):
