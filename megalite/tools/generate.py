@@ -120,7 +120,7 @@ def run(config: GenerateConfig, launch: Launch) -> int:
     model = build_model(model_config, mesh, config.parallel, seed=0, precision=precision)
     load_start(model, config.model)
     if launch.rank == 0:
-        _say_what_is_not_taken(Path(config.model))
+        _say_what_is_not_taken(config, options.template, chat.tokenizer)
     with Output(config.output if launch.rank == 0 else "") as output:
         for at in range(0, len(questions), config.batch_size):
             part = slice(at, at + config.batch_size)
@@ -238,8 +238,14 @@ def _ending(config: GenerateConfig, template: str, chat: Chat, said: SpecialToke
     return Ending(ends, chat.tokenizer.pad_id, tuple(texts), chat.tokenizer.decode)
 
 
-def _say_what_is_not_taken(folder: Path) -> None:
+def _say_what_is_not_taken(config: GenerateConfig, template: str, tokenizer: Tokenizer) -> None:
     """Name what a folder suggests for generating and options of the command decide."""
+    folder = Path(config.model)
+    if template == "raw" and "template" not in config.model_fields_set and tokenizer.chat_template:
+        sys.stderr.write(
+            f"megalite: prompts are written raw; {tokenizer.path} has a chat template, which "
+            "--template tokenizer writes by\n"
+        )
     said = generation_config(folder) if is_hugging_face(folder) else {}
     found = ", ".join(f"{key} {said[key]}" for key in SUGGESTED if key in said)
     if found:

@@ -118,9 +118,9 @@ class Chat:
         """
         page, gap = self._prompt_page(turns), self._template.gap
         final = page.written[-1] if page.written else None
-        if gap and final is not None and isinstance(final.run, str):
+        if gap and final is not None and isinstance(final.segment, str):
             page.written.pop()
-            page.text(final.run.removesuffix(gap))
+            page.text(final.segment.removesuffix(gap))
         tokens = [one.token for one in page.tokens()]
         after = self.tokenizer.after or self._tokenizers_end()
         return tokens if after and tokens[-len(after) :] == after else tokens + after

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from megalite.data.tokenizers.runs import Run
+from megalite.data.tokenizers.segments import Segment
 from megalite.data.tokenizers.tokenizer import Tokenizer
 
 CUT = None  # what stands before it and behind it is tokenized apart
@@ -14,12 +14,12 @@ class Written:
     """A text or a special token of a conversation.
 
     Attributes:
-        run: the text, or the token's id.
+        segment: the text, or the token's id.
         answer: the number of the answer that it belongs to; None: it belongs to none.
         label: what is learned in place of the token itself, or None.
     """
 
-    run: Run
+    segment: Segment
     answer: int | None
     label: int | None = None
 
@@ -114,5 +114,5 @@ class Page:
         return tokens
 
     def _together(self, group: Sequence[Written]) -> list[WrittenToken]:
-        owned = self.tokenizer.encode_runs([one.run for one in group])
+        owned = self.tokenizer.encode_segments([one.segment for one in group])
         return [WrittenToken(token, group[n].answer, group[n].label) for token, n in owned]

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from megalite.data.tokenizers.runs import (
+from megalite.data.tokenizers.segments import (
     Owned,
-    Run,
+    Segment,
     Span,
     around,
     at_once,
@@ -48,11 +48,11 @@ class HuggingFaceTokenizer(Tokenizer):
         how = {"add_special_tokens": False, "split_special_tokens": not special, "verbose": False}
         return self._inner(list(texts), **how)["input_ids"]  # not verbose: any length is right here
 
-    def encode_runs(self, runs: Sequence[Run]) -> Owned:
+    def encode_segments(self, segments: Sequence[Segment]) -> Owned:
         """Tokens of texts with special tokens between them, which a text gives too if it can."""
-        texts = [run if isinstance(run, str) else self._text(run) for run in runs]
-        whole = at_once(runs, texts, self._spans)
-        return by_stretches(runs, self._spans) if whole is None else whole
+        texts = [one if isinstance(one, str) else self._text(one) for one in segments]
+        whole = at_once(segments, texts, self._spans)
+        return by_stretches(segments, self._spans) if whole is None else whole
 
     def _text(self, token: int) -> str:
         return str(self._inner.convert_ids_to_tokens(token))

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megalite.data.tokenizers.runs import Owned, Run, Span, by_stretches
+from megalite.data.tokenizers.segments import Owned, Segment, Span, by_stretches
 from megalite.data.tokenizers.tokenizer import Tokenizer, no_template, shown
 
 if TYPE_CHECKING:
@@ -42,9 +42,9 @@ class SentencePieceTokenizer(Tokenizer):
         """Token ids of several texts."""
         return self._processor.encode(list(texts))
 
-    def encode_runs(self, runs: Sequence[Run]) -> Owned:
+    def encode_segments(self, segments: Sequence[Segment]) -> Owned:
         """Tokens of texts with special tokens between them."""
-        return by_stretches(runs, lambda text, _cuts: spans_of_pieces(self._processor, text))
+        return by_stretches(segments, lambda text, _cuts: spans_of_pieces(self._processor, text))
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids, special tokens left out."""

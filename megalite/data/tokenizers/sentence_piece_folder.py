@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megalite.data.tokenizers.hugging_face import HuggingFaceTokenizer, folder_config
-from megalite.data.tokenizers.runs import Owned, Run, by_stretches
+from megalite.data.tokenizers.segments import Owned, Segment, by_stretches
 from megalite.data.tokenizers.sentence_piece import spans_of_pieces
 
 if TYPE_CHECKING:
@@ -46,11 +46,11 @@ class SentencePieceFolder(HuggingFaceTokenizer):
         """Token ids of several texts."""
         return [self._read(text, self._any if special else self._plain) for text in texts]
 
-    def encode_runs(self, runs: Sequence[Run]) -> Owned:
+    def encode_segments(self, segments: Sequence[Segment]) -> Owned:
         """Tokens of texts with special tokens between them."""
         if self._joins:
-            return super().encode_runs(runs)
-        return by_stretches(runs, lambda text, _cuts: spans_of_pieces(self._processor, text))
+            return super().encode_segments(segments)
+        return by_stretches(segments, lambda text, _cuts: spans_of_pieces(self._processor, text))
 
     def _read(self, text: str, added: re.Pattern[str] | None) -> list[int]:
         if added is None:

@@ -5,7 +5,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Protocol
 
-from megalite.data.tokenizers.runs import Owned, Run
+from megalite.data.tokenizers.segments import Owned, Segment
 from megalite.errors import DataError
 
 
@@ -48,14 +48,14 @@ class Tokenizer(Protocol):
         """
         ...
 
-    def encode_runs(self, runs: Sequence[Run]) -> Owned:
+    def encode_segments(self, segments: Sequence[Segment]) -> Owned:
         """Tokens of texts with special tokens between them; neighbouring texts are one.
 
         Args:
-            runs: texts, and ids of special tokens.
+            segments: texts, and ids of special tokens.
 
         Returns:
-            Each token, and the number of the run that has its last character.
+            Each token, and the number of the segment that has its last character.
         """
         ...
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import tokenizers
 
-from megalite.data.tokenizers.runs import Owned, Run, Span, around, at_once, by_stretches
+from megalite.data.tokenizers.segments import Owned, Segment, Span, around, at_once, by_stretches
 from megalite.data.tokenizers.tokenizer import Tokenizer, decode_known, no_template, size_of
 
 # The file doesn't say what ends or begins a document: special tokens by their usual names.
@@ -63,11 +63,11 @@ class JSONTokenizer(Tokenizer):
             self._inner.encode_special_tokens = False
         return [one.ids for one in encoded]
 
-    def encode_runs(self, runs: Sequence[Run]) -> Owned:
+    def encode_segments(self, segments: Sequence[Segment]) -> Owned:
         """Tokens of texts with special tokens between them, which a text gives too if it can."""
-        texts = [run if isinstance(run, str) else self._text(run) for run in runs]
-        whole = at_once(runs, texts, self._spans)
-        return by_stretches(runs, self._spans) if whole is None else whole
+        texts = [one if isinstance(one, str) else self._text(one) for one in segments]
+        whole = at_once(segments, texts, self._spans)
+        return by_stretches(segments, self._spans) if whole is None else whole
 
     def _text(self, token: int) -> str:
         return self._inner.id_to_token(token) or ""

@@ -109,8 +109,12 @@ def test_what_the_folder_suggests_and_is_not_taken_is_said(folder, tmp_path, cap
         (tmp_path / name).write_bytes((folder / name).read_bytes())
     said = {"eos_token_id": 0, "num_beams": 4, "temperature": 0.6}
     (tmp_path / "generation_config.json").write_text(json.dumps(said))
-    assert generate(tmp_path, "--sampling.max_new_tokens", "2") == 0
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    settings["chat_template"] = "{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}"
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    assert generate(tmp_path, *SHORT) == 0
     error = capsys.readouterr().err
+    assert f"prompts are written raw; {tmp_path} has a chat template" in error
     assert "suggests temperature 0.6, num_beams 4; options of the command decide" in error
 
 

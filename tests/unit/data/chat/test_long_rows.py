@@ -22,8 +22,8 @@ class Letters:
     def encode(text: str) -> list[int]:
         return [ord(letter) for letter in text]
 
-    def encode_runs(self, runs) -> list[tuple[int, int]]:
-        parts = [self.encode(run) if isinstance(run, str) else [run] for run in runs]
+    def encode_segments(self, segments) -> list[tuple[int, int]]:
+        parts = [self.encode(one) if isinstance(one, str) else [one] for one in segments]
         return [(token, number) for number, part in enumerate(parts) for token in part]
 
 

@@ -58,7 +58,7 @@ def test_text_of_a_folder_with_a_sentencepiece_model_is_read_by_it(tmp_path, mod
     parts = [*theirs.encode("the cat"), last, *theirs.encode("  sees"), 2]
     assert ours.encode("the cat<|im_end|>  sees</s>") == parts
     assert ours.encode_batch(["the</s>"], special=False) == [theirs.encode("the</s>")]
-    assert [token for token, _ in ours.encode_runs(["the cat", last, "  sees", 2])] == parts
+    assert [token for token, _ in ours.encode_segments(["the cat", last, "  sees", 2])] == parts
     assert (ours.before, ours.after) == ([1], [])
 
 

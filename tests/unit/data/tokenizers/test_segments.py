@@ -1,11 +1,11 @@
-"""Texts with special tokens between: tokenized whole, each token owned by the run it ends in."""
+"""Texts with special tokens between: tokenized whole, each token owned by what it ends in."""
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megalite.data.tokenizers.load import load_tokenizer
-from megalite.data.tokenizers.runs import around, by_stretches, spans_by_cuts
+from megalite.data.tokenizers.segments import around, by_stretches, spans_by_cuts
 from tests.unit.data.conftest import TEXTS
 from tests.unit.data.tokenizers.conftest import KINDS
 
@@ -23,7 +23,7 @@ def loaded(paths):
 @given(parts=PARTS)
 def test_neighbouring_texts_are_tokenized_as_one(loaded, kind, parts):
     tokenizer = loaded[kind]
-    owned = tokenizer.encode_runs(parts)
+    owned = tokenizer.encode_segments(parts)
     assert [token for token, _ in owned] == tokenizer.encode("".join(parts))
     assert [number for _, number in owned] == sorted(number for _, number in owned)
     assert all(parts[number] for _, number in owned)
@@ -35,7 +35,7 @@ def test_neighbouring_texts_are_tokenized_as_one(loaded, kind, parts):
 def test_a_special_token_stands_where_it_was_written(loaded, kind, left, right):
     tokenizer = loaded[kind]
     end = tokenizer.end_id
-    owned = tokenizer.encode_runs([*left, end, *right, end])
+    owned = tokenizer.encode_segments([*left, end, *right, end])
     places = [number for token, number in owned if token == end]
     assert places == [len(left), len(left) + 1 + len(right)]
     tokens = [token for token, _ in owned]
@@ -53,7 +53,8 @@ def test_a_special_token_stands_where_it_was_written(loaded, kind, left, right):
 def test_a_tokenizer_without_spans_is_cut_where_one_with_spans_is(loaded, kind, parts):
     tokenizer = loaded[kind]
     without = by_stretches(parts, lambda text, cuts: spans_by_cuts(text, cuts, tokenizer.encode))
-    assert [token for token, _ in without] == [token for token, _ in tokenizer.encode_runs(parts)]
+    with_spans = tokenizer.encode_segments(parts)
+    assert [token for token, _ in without] == [token for token, _ in with_spans]
     owners = [number for _, number in without]
     assert owners == sorted(owners)
     alone = tokenizer.encode("".join(parts[:1]))

@@ -3,28 +3,29 @@
 from collections.abc import Callable, Sequence
 from itertools import accumulate
 
-Run = str | int  # a text, or the id of a special token
-Owned = list[tuple[int, int]]  # a token's id, and the number of the run that has its last character
+Segment = str | int  # a text, or the id of a special token
+# a token's id, and the number of the segment that has its last character
+Owned = list[tuple[int, int]]
 Span = tuple[int, int]  # the characters [first, last) of a token
 
 EncodeSpans = Callable[[str, Sequence[int]], tuple[list[int], list[Span]]]  # of a text and its cuts
 
 
-def by_stretches(runs: Sequence[Run], encode: EncodeSpans) -> Owned:
+def by_stretches(segments: Sequence[Segment], encode: EncodeSpans) -> Owned:
     """Tokenize each stretch of texts between special tokens whole.
 
     Args:
-        runs: texts and special tokens.
+        segments: texts and special tokens.
         encode: from a text, and where its parts end, to its tokens and their spans.
     """
     owned: Owned = []
     stretch: list[tuple[int, str]] = []
-    for number, run in enumerate(runs):
-        if isinstance(run, str):
-            stretch.append((number, run))
+    for number, segment in enumerate(segments):
+        if isinstance(segment, str):
+            stretch.append((number, segment))
             continue
         owned += _stretch(stretch, encode)
-        owned.append((run, number))
+        owned.append((segment, number))
         stretch = []
     return owned + _stretch(stretch, encode)
 
@@ -40,12 +41,12 @@ def _stretch(texts: Sequence[tuple[int, str]], encode: EncodeSpans) -> Owned:
     ]
 
 
-def at_once(runs: Sequence[Run], texts: Sequence[str], encode: EncodeSpans) -> Owned | None:
+def at_once(segments: Sequence[Segment], texts: Sequence[str], encode: EncodeSpans) -> Owned | None:
     """Tokenize all of it as one text, in which the tokenizer finds its special tokens.
 
     Args:
-        runs: texts and special tokens.
-        texts: the text of each run.
+        segments: texts and special tokens.
+        texts: the text of each segment.
         encode: from a text, and where its parts end, to its tokens and their spans.
 
     Returns:
@@ -54,17 +55,17 @@ def at_once(runs: Sequence[Run], texts: Sequence[str], encode: EncodeSpans) -> O
     owners = [number for number, text in enumerate(texts) for _ in text]
     ends = list(accumulate(len(text) for text in texts))
     if not owners:
-        return [] if all(isinstance(run, str) for run in runs) else None
-    special = [(run, number) for number, run in enumerate(runs) if isinstance(run, int)]
-    ids = {run for run, _ in special}
+        return [] if all(isinstance(segment, str) for segment in segments) else None
+    special = [(one, number) for number, one in enumerate(segments) if isinstance(one, int)]
+    ids = {one for one, _ in special}
     owned: Owned = []
     for token, span in zip(*encode("".join(texts), ends), strict=True):
         owner = owners[_last(span, len(owners))]
         if token in ids:  # it may have taken the spaces beside it along
-            inside = [n for n in dict.fromkeys(owners[slice(*span)]) if runs[n] == token]
+            inside = [n for n in dict.fromkeys(owners[slice(*span)]) if segments[n] == token]
             owner = inside[0] if inside else owner
         owned.append((token, owner))
-    found = [(token, number) for token, number in owned if not isinstance(runs[number], str)]
+    found = [(token, number) for token, number in owned if not isinstance(segments[number], str)]
     return owned if found == special else None
 
 
