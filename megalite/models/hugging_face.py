@@ -3,6 +3,7 @@
 import json
 import pickle
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -73,6 +74,9 @@ def read_their_config(path: Path) -> dict[str, Any]:
     if not isinstance(theirs, dict):
         raise CheckpointError(f"{path}/config.json: must be a JSON object")
     return theirs
+
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class TensorFiles:
@@ -160,6 +164,18 @@ class TensorFiles:
             return file[name] if isinstance(file, dict) else take(file)
         except Exception as error:  # of several libraries, all meaning a damaged file
             raise CheckpointError(f"{path}: {name} can't be read: {_line(error)}") from None
+
+
+def dtypes_of(path: Path) -> dict[str, Any]:
+    """The type of most of a folder's tensors, and which have another, by their names.
+
+    Raises:
+        CheckpointError: a file is damaged.
+    """
+    files, names = TensorFiles(path), {kind: name for name, kind in DTYPES.items()}
+    kinds = {name: names.get(files.dtype(name), "fp32") for name in files.names()}
+    (most, _), *_ = Counter(kinds.values()).most_common(1) or [("fp32", 0)]
+    return {"dtype": most, "dtypes": {name: kind for name, kind in kinds.items() if kind != most}}
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:

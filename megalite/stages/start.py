@@ -10,6 +10,7 @@ from megalite.errors import CheckpointError
 from megalite.models.config import ModelConfig
 from megalite.models.families.table import TRAINING
 from megalite.models.hugging_face import (
+    dtypes_of,
     is_hugging_face,
     read_config,
     read_their_config,
@@ -19,6 +20,7 @@ from megalite.stages.special_tokens import SpecialTokens
 from megalite.training.checkpoint.load import find_checkpoint, load
 from megalite.training.checkpoint.manager import newest_facts
 from megalite.training.checkpoint.manifest import Facts, read_manifest, verify
+from megalite.training.folder.record import ORIGIN
 
 Head = Literal["lm", "value"]
 OWN = TRAINING | {"head"}  # the run's to choose, whatever its start says
@@ -97,13 +99,13 @@ def settled_model(
 
 
 def origin_of(start: str) -> Facts:
-    """What a run's checkpoints keep of its start: the published config that it came from."""
+    """What a run's checkpoints keep of its start: the published config and types it came from."""
     if not start:
         return {}
     if is_hugging_face(Path(start)):
-        return {"published": read_their_config(Path(start))}
+        return {"published": read_their_config(Path(start)), **dtypes_of(Path(start))}
     facts, _ = read_manifest(find_checkpoint(start))
-    return {"published": facts["published"]} if "published" in facts else {}
+    return {key: facts[key] for key in ORIGIN if key in facts}
 
 
 def said_by(start: str) -> SpecialTokens:

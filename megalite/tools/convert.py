@@ -7,7 +7,6 @@ scratch files on the target's disk, a checkpoint's are read when they are writte
 import os
 import shutil
 import tempfile
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -26,8 +25,9 @@ from megalite.errors import CheckpointError, ConfigError, DataError
 from megalite.models.config import ModelConfig
 from megalite.models.families import FAMILIES
 from megalite.models.hugging_face import (
+    DTYPES,
     Storage,
-    TensorFiles,
+    dtypes_of,
     fitted,
     is_hugging_face,
     our_tensors,
@@ -49,8 +49,6 @@ from megalite.training.checkpoint.load import find_checkpoint, load
 from megalite.training.checkpoint.manager import CheckpointManager
 from megalite.training.checkpoint.manifest import verify
 from megalite.training.checkpoint.reader import CheckpointReader
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class ConvertConfig(Section):
@@ -159,7 +157,7 @@ def _to_checkpoint(_config: ConvertConfig, source: Path, target: Path) -> dict[s
             "extra": {},
             "learners": {"model": {}},
             "model": model_config.model_dump(),
-            **_dtypes_of(source),
+            **dtypes_of(source),
             "published": read_their_config(source),
         }
         manager = CheckpointManager(target / "checkpoints", keep=2, asynchronous=False, say=print)
@@ -182,15 +180,6 @@ def _mapped(path: Path, shape: torch.Size) -> Tensor:
     with open(path, "xb") as file:
         os.posix_fallocate(file.fileno(), 0, 4 * shape.numel())
     return torch.from_file(str(path), shared=True, size=shape.numel()).view(shape)
-
-
-def _dtypes_of(source: Path) -> dict[str, Any]:
-    """The type of most of a folder's tensors, and which have another."""
-    files = TensorFiles(source)
-    names = {kind: name for name, kind in DTYPES.items()}
-    kinds = {name: names.get(files.dtype(name), "fp32") for name in files.names()}
-    (most, _), *_ = Counter(kinds.values()).most_common(1)
-    return {"dtype": most, "dtypes": {name: k for name, k in kinds.items() if k != most}}
 
 
 class _Saved(Mapping[str, Tensor]):

@@ -1,5 +1,7 @@
 """A run's model is what its start says, and is never compared with defaults."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from megalite.models.config import ModelConfig
 from megalite.models.families.table import decisive
 from megalite.models.hugging_face import write_folder
 from megalite.stages.rlhf.config import PPOConfig
-from megalite.stages.start import as_stored, load_start, settled_model
+from megalite.stages.start import as_stored, load_start, origin_of, settled_model
 from megalite.training.checkpoint.manager import CheckpointManager
 
 SIZES = {"vocab_size": 41, "hidden_size": 24, "num_layers": 3, "num_heads": 4, "ffn_size": 40}
@@ -116,10 +118,22 @@ def test_a_manifest_of_another_version_is_named(tmp_path: Path):
 
 
 def test_a_key_of_a_folder_that_no_one_reads_is_said(stored, tmp_path: Path):
-    import json
-    import shutil
-
     shutil.copytree(stored["folder"], tmp_path / "hf")
     path = tmp_path / "hf" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"residual_gate": 2}))
     assert "config.json: not read: residual_gate" in as_stored(ModelConfig(), path.parent, "lm")[1]
+
+
+def test_a_run_keeps_the_type_that_each_tensor_of_its_start_had(stored, tmp_path: Path):
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(stored["folder"], tmp_path / "hf")
+    file = tmp_path / "hf" / "model.safetensors"
+    kept = {"model.norm.weight"}
+    tensors = {n: t if n in kept else t.bfloat16() for n, t in load_file(file).items()}
+    save_file(tensors, file)
+    origin = origin_of(str(tmp_path / "hf"))
+    assert (origin["dtype"], origin["dtypes"]) == ("bf16", {"model.norm.weight": "fp32"})
+    facts = {"learners": {"model": {}}, "model": STORED.model_dump(), **origin}
+    CheckpointManager(tmp_path / "run" / "checkpoints", asynchronous=False).save(1, {}, facts)
+    assert origin_of(str(tmp_path / "run")) == origin
