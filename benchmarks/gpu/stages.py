@@ -1,6 +1,7 @@
 """The commands as a user types them: four stages, answers, a GPU's curve beside the CPU's, PPO."""
 
 import json
+import shutil
 import statistics
 import subprocess
 import sys
@@ -52,6 +53,7 @@ def _megalite(here: Here, words: Sequence[str]) -> subprocess.CompletedProcess:
 
 def _stage(here: Here, words: Sequence[str], folder: Path, *more: str) -> list[dict[str, Any]]:
     """Run a stage into a folder of its own; its metrics, a step each."""
+    shutil.rmtree(folder, ignore_errors=True)  # a run that is there would only be said to be done
     if here.is_rehearsal:
         more = (*more, "--run.device", "cpu")
     _megalite(here, [*words, *SMALL, "--run.folder", str(folder), *more])
