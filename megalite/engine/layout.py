@@ -17,11 +17,13 @@ class BatchSizes:
         global_batch_size: samples of a step, over all processes.
         micro_batch_size: samples of a forward pass of a data-parallel rank.
         updates: optimizer steps that share a step's samples (PPO's mini-batches).
+        has_text: whether each of those learns as many samples of text beside its share (PPO-ptx).
     """
 
     global_batch_size: int
     micro_batch_size: int = 1
     updates: int = 1
+    has_text: bool = False
 
 
 @dataclass(frozen=True)
@@ -133,12 +135,29 @@ def _schedule_faults(batch: BatchSizes, unit: int, parallel: ParallelConfig) -> 
             f"{where} a step; {pp} pipeline stages need {pp}: use {pp * unit * updates}, a smaller "
             "micro_batch_size or --parallel.schedule gpipe"
         )
-    elif parallel.schedule == "interleaved" and count % max(1, count // pp):
-        low = count // pp * pp
-        yield (
-            f"{where} a step; the interleaved schedule needs a multiple of "
-            f"{max(1, count // pp)}: use {_or([n * unit * updates for n in (low, low + pp)])}"
-        )
+    elif parallel.schedule == "interleaved":
+        yield from _interleaving_faults(batch, unit, pp)
+
+
+def _interleaving_faults(batch: BatchSizes, unit: int, pp: int) -> Iterator[str]:
+    """What the interleaved schedule can't do with an update's micro-batches, with text or without.
+
+    It needs a multiple of their number divided by that of pipeline processes, rounded down.
+    """
+    updates, size = batch.updates, batch.global_batch_size
+    own = size // (unit * updates)
+    counts = {"": own}
+    if batch.has_text:
+        counts[", with text beside them,"] = own * (1 + updates)
+    for beside, count in counts.items():
+        if count % max(1, count // pp):
+            low = own // pp * pp
+            fits = [n * unit * updates for n in (low, low + pp) if n]
+            yield (
+                f"--train.global_batch_size {size}: gives {count} micro-batches{beside} a step; "
+                f"the interleaved schedule needs a multiple of {count // pp}: use {_or(fits)}"
+            )
+            return
 
 
 def nearest(demand: Demand, parallel: ParallelConfig, count: int = 3) -> list[str]:

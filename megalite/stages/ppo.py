@@ -80,16 +80,16 @@ def run(config: PPOConfig, launch: Launch) -> int:
 
 def _place(config: PPOConfig, launch: Launch) -> tuple[Stage, Bridge | None]:
     """Set up the stage, and the bridge where the frozen models have processes of their own."""
-    frozen, updates = config.frozen, config.update.mini_batches
+    frozen = config.frozen
     for model in (config.model, config.critic()):
-        demand = Demand(model, launch.world_size, config.train.batch_sizes(updates))
+        demand = Demand(model, launch.world_size, config.batch_sizes())
         check_placement(demand, config.parallel, frozen)
         if not frozen.processes:
             check_layout(demand, config.parallel)
     if not frozen.processes:
-        return set_up(config, launch, updates), None
+        return set_up(config, launch), None
     layout, first = frozen.layout(config.parallel), launch.world_size - frozen.processes
-    stage = set_up(config, launch, updates, SeparateMesh(frozen.processes, layout))
+    stage = set_up(config, launch, SeparateMesh(frozen.processes, layout))
     actor = Side.of(0, first, config.parallel)
     return stage, Bridge(actor, Side.of(first, frozen.processes, layout), stage.mesh)
 

@@ -16,7 +16,7 @@ from megalite.data.loader import Dataset, Loader, Share
 from megalite.distributed.launch import Launch
 from megalite.distributed.mesh import Mesh, ParallelConfig, build_meshes, start_process_group
 from megalite.engine.build import build_model
-from megalite.engine.layout import Demand, check_layout
+from megalite.engine.layout import BatchSizes, Demand, check_layout
 from megalite.engine.model import Model
 from megalite.engine.recompute import recomputed_blocks
 from megalite.errors import CheckpointError, ConfigError
@@ -75,6 +75,10 @@ class StageConfig(Section):
         """A section without a folder has the stage's."""
         is_without = isinstance(run, dict) and "folder" not in run
         return {**run, "folder": cls.model_fields["run"].default.folder} if is_without else run
+
+    def batch_sizes(self) -> BatchSizes:
+        """Samples of a step, and how they are divided."""
+        return self.train.batch_sizes()
 
     def check_inputs(self) -> None:
         """Refuse at the start what a stage would otherwise meet late, such as too long rows.
@@ -212,7 +216,6 @@ class Stage:
 def set_up(
     config: StageConfig,
     launch: Launch,
-    updates: int = 1,
     separate: SeparateMesh | None = None,
 ) -> Stage:
     """Start the processes' mesh and open the run's folder.
@@ -220,7 +223,6 @@ def set_up(
     Args:
         config: of the run.
         launch: this process among the run's.
-        updates: optimizer steps that share a step's samples (PPO's mini-batches).
         separate: the last processes' own mesh; None: all processes are in one.
 
     Returns:
@@ -234,7 +236,7 @@ def set_up(
     """
     device = choose_device(config.run, launch)
     own = launch.world_size - (separate.processes if separate else 0)
-    demand = Demand(config.model, own, config.train.batch_sizes(updates))
+    demand = Demand(config.model, own, config.batch_sizes())
     check_layout(demand, config.parallel)
     config.check_inputs()
     check_heads(config.model, device)

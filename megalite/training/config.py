@@ -55,13 +55,9 @@ class TrainConfig(Section):
         64, ge=1, description="held-out samples per evaluation; a reward model's are all of them"
     )
 
-    def batch_sizes(self, updates: int = 1) -> BatchSizes:
-        """Samples of a step and of a forward pass.
-
-        Args:
-            updates: optimizer steps that share a step's samples (PPO's mini-batches).
-        """
-        return BatchSizes(self.global_batch_size, self.micro_batch_size, updates)
+    def batch_sizes(self, updates: int = 1, has_text: bool = False) -> BatchSizes:
+        """Samples of a step and of a forward pass; see :class:`BatchSizes`."""
+        return BatchSizes(self.global_batch_size, self.micro_batch_size, updates, has_text)
 
 
 class OptimizerConfig(Section):

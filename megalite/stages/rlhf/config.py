@@ -5,6 +5,7 @@ from typing import ClassVar
 from pydantic import Field
 
 from megalite.data.config import ConversationConfig, CorpusConfig
+from megalite.engine.layout import BatchSizes
 from megalite.errors import ConfigError
 from megalite.models.config import ModelConfig
 from megalite.stages.corpus import check_corpus_positions
@@ -38,6 +39,11 @@ class PPOConfig(StageConfig):
     update: UpdateConfig = UpdateConfig()
     pretraining: CorpusConfig = CorpusConfig()
     frozen: FrozenConfig = FrozenConfig()
+
+    def batch_sizes(self) -> BatchSizes:
+        """See :class:`StageConfig`."""
+        update = self.update
+        return self.train.batch_sizes(update.mini_batches, update.pretrain_coefficient > 0)
 
     def check_inputs(self) -> None:
         """See :class:`StageConfig`."""

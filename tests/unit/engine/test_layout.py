@@ -35,6 +35,11 @@ def refused(parallel: dict, world_size: int, *batch: int) -> str:
             (2, 5),
             ["gives 5 micro-batches", "multiple of 2", "use 4 or 6", "pp 1"],
         ),
+        (
+            {"pp": 2, "schedule": "interleaved", "chunks_per_rank": 2},
+            (2, 6, 1, 2, True),
+            ["gives 9 micro-batches, with text beside them, a step", "multiple of 4", "use 4 or 8"],
+        ),
         ({"pp": 2, "chunks_per_rank": 2}, (2, 4), ["--parallel.chunks_per_rank 2", "1f1b"]),
         ({"pp": 2}, (2, 6, 1, 4), ["gives 1.5 micro-batches", "use 8"]),
     ],
