@@ -45,6 +45,7 @@ from megalite.training.watchdog.heartbeat import Heartbeat
 from megalite.training.watchdog.timeouts import SLOW_FACTOR, Timeouts
 from megalite.training.watchdog.watchdog import Watchdog
 
+TITLE = "# megalite "  # begins a run's config.toml, before its stage
 STALL_SHARE = 0.75  # of a collective's timeout: a hung process is named before collectives give up
 
 MakeBatch = Callable[[Sequence[Any], Sequence[int]], Any]
@@ -261,17 +262,32 @@ def record_of(config: StageConfig, launch: Launch) -> RunRecord:
     except CheckpointError:
         origin = {}  # said where the folder is opened: a run that goes on may have moved its start
     sources = sources_of(values) if launch.local_rank == 0 else {}
-    return RunRecord(config.stage, values, sources, origin, dump(config))
+    text = f"{TITLE}{config.stage}\n{dump(config)}"
+    return RunRecord(config.stage, values, sources, origin, text)
 
 
 def _check_run_of(folder: Path, record: RunRecord, start: str) -> None:
     """Refuse a folder whose checkpoints are of another run, and a start that isn't there."""
     found = newest_facts(folder / "checkpoints")
     if found is None:
+        _check_stage_of(folder, record.stage)
         origin_of(start)
         return
     path, facts = found
     record.check(facts, path)
+
+
+def _check_stage_of(folder: Path, stage: str) -> None:
+    """Refuse the folder of another stage's run that ended before its first checkpoint."""
+    config, metrics = folder / "config.toml", folder / "metrics.jsonl"
+    if not (config.is_file() and metrics.is_file() and metrics.stat().st_size):
+        return
+    first = config.read_text(encoding="utf-8").partition("\n")[0]
+    if first.startswith(TITLE) and first != f"{TITLE}{stage}":
+        raise CheckpointError(
+            f"--run.folder {folder}: has the metrics of a run of {first.removeprefix(TITLE)}, this "
+            f"is {stage}: give each run a folder of its own"
+        )
 
 
 def _stage_in(

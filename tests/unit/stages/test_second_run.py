@@ -250,6 +250,9 @@ def test_metrics_without_a_checkpoint_begin_anew_and_that_is_said(folder):
     said = folder.runs("pretrain", "run", "--train.steps", "1")
     assert "no checkpoint in" in said
     assert "its 4 steps begin anew" in said
+    shutil.rmtree(folder.path / "run" / "checkpoints")
+    said = folder.refuses("sft", "run")
+    assert "has the metrics of a run of pretrain, this is sft" in said
 
 
 def test_weights_alone_are_no_run_to_go_on_with(folder):
