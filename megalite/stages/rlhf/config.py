@@ -50,7 +50,7 @@ class PPOConfig(StageConfig):
         prompt, answer = self.data.sequence_length, self.rollout.max_new_tokens
         rows = max(prompt, 1 + answer) if self.model.is_encoder_decoder else prompt + answer
         key = f"data.sequence_length {prompt} with rollout.max_new_tokens {answer}"
-        for model in (self.model, self.critic()):
+        for model in (self.model, *((self.critic(),) if self.reward_model else ())):
             check_positions(model, rows, key)
         if self.update.pretrain_coefficient:
             check_corpus_positions(self.model, self.pretraining, "pretraining")
