@@ -85,7 +85,7 @@ COMMANDS: tuple[Command, ...] = (
     Command(
         "plan",
         "megalite.tools.plan:PlanConfig",
-        "show what memory a pretraining run's layout needs on each device",
+        "show what a pretraining run needs: memory, time, money, and the fastest layouts that fit",
         "configs/cluster/llama-7b-a100.toml --gpu a100-80gb",
     ),
     Command(

@@ -134,7 +134,7 @@ class ProcessMemory(PartMemory):
 
 def estimate(work: Work, parallel: ParallelConfig) -> list[ProcessMemory]:
     """The memory of a process of each pipeline rank, in order."""
-    parts = parts_of(work.model, parallel)
+    parts = parts_in(work.model, parallel)
     memory = [_part_memory(work, parallel, part) for part in parts]
     count, stages = work.micro_batches(parallel), []
     for rank in range(parallel.pp):
@@ -142,6 +142,24 @@ def estimate(work: Work, parallel: ParallelConfig) -> list[ProcessMemory]:
         activations = _most_under_way([part.activations for part in held], parallel, rank, count)
         stages.append(ProcessMemory.of(held, activations, count > 1))
     return stages
+
+
+def parts_in(model: ModelConfig, parallel: ParallelConfig) -> Sequence[Part]:
+    """The parts that a layout cuts a model into; each kind of cut is made once."""
+    return _parts(model, parallel.pp, parallel.chunks_per_rank, parallel.encoder_stages)
+
+
+@lru_cache(maxsize=1024)
+def _parts(model: ModelConfig, pp: int, chunks: int, encoder_stages: int) -> tuple[Part, ...]:
+    cut = ParallelConfig(pp=pp, chunks_per_rank=chunks, encoder_stages=encoder_stages)
+    return tuple(parts_of(model, cut))
+
+
+@lru_cache(maxsize=1024)
+def largest_process(model: ModelConfig, parts: tuple[Part, ...], pp: int) -> int:
+    """Parameters of the pipeline process that holds most, over all of its tp."""
+    sizes = [size_of(model, part).parameters for part in parts]
+    return max(sum(sizes[rank::pp]) for rank in range(pp))
 
 
 def most(stages: Sequence[ProcessMemory]) -> ProcessMemory:
@@ -169,14 +187,10 @@ class PartSize:
         return self.parameters - self.block * max(self.blocks - 2, 0)
 
 
+@lru_cache(maxsize=8192)
 def size_of(model: ModelConfig, part: Part) -> PartSize:
     """The size of a part of a model; nothing is allocated."""
-    return _size_of_json(model.model_dump_json(), part)
-
-
-@lru_cache(maxsize=4096)
-def _size_of_json(model: str, part: Part) -> PartSize:
-    built = Transformer(ModelConfig.model_validate_json(model), Mesh.single(), part)
+    built = Transformer(model, Mesh.single(), part)
     blocks = [sum(p.numel() for p in block.parameters()) for block in built.blocks()]
     return PartSize(sum(p.numel() for p in built.parameters()), len(blocks), max(blocks))
 

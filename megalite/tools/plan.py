@@ -1,62 +1,170 @@
-"""``megalite plan``: what a pretraining run would need, before anything starts.
+"""``megalite plan``: what a pretraining run needs, how long it takes, and which layout is best.
 
-The layout is checked against model and batch, and the memory of each pipeline stage against the
-device.
+The layout is checked against model and batch, the memory of each pipeline stage against the device,
+and a step is timed by the constants of the device's type.
 """
 
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 from pydantic import Field
 
+from megalite.config import dump, load
 from megalite.distributed.launch import Launch
 from megalite.engine.layout import Demand, check_layout
-from megalite.errors import ConfigError
+from megalite.errors import ConfigError, naming
 from megalite.plan.advice import changes, devices
+from megalite.plan.budget import answers
+from megalite.plan.calibrate import calibrated, read_calibration, write_calibration
+from megalite.plan.constants import Constants, constants_of, stored
+from megalite.plan.devices import CPU, DEVICES, NETWORKS, Cluster, Device
+from megalite.plan.job import Job
+from megalite.plan.kernels import Kernels
 from megalite.plan.memory import HEADROOM, ProcessMemory, Work, estimate, most
+from megalite.plan.outlook import Terms, lines, outlook
+from megalite.plan.search import Found, Search, table
+from megalite.plan.step import step_seconds
 from megalite.stages.device import precision_of_gpu
 from megalite.stages.pretrain import PretrainConfig
 from megalite.stages.start import as_stored
 
-DEVICE_GIB = {  # what nvidia-smi shows, less what the driver keeps
-    "a100-80gb": 79.0,
-    "a100-40gb": 39.4,
-    "h100-80gb": 79.0,
-    "v100-32gb": 31.7,
-    "v100-16gb": 15.7,
-}
+_MEASURED = ("model", "train", "data", "parallel")
+Gpu = Literal[
+    "a100-80gb",
+    "a100-40gb",
+    "a800-80gb",
+    "h100-80gb",
+    "h200-141gb",
+    "v100-32gb",
+    "v100-16gb",
+    "v100-32gb-pcie",
+    "v100-16gb-pcie",
+    "cpu",
+]
 
 
 class PlanConfig(PretrainConfig):
-    """A pretraining run and the device that it is planned for."""
+    """A pretraining run, the devices that it is planned for, and what is asked of the plan."""
 
-    gpu: Literal["a100-80gb", "a100-40gb", "h100-80gb", "v100-32gb", "v100-16gb"] = Field(
+    gpu: Gpu = Field(
         "a100-80gb",
-        description="device of each process and its memory: a100-80gb, a100-40gb, h100-80gb, "
-        "v100-32gb or v100-16gb",
+        description="device of each process: a100, a800, h100, h200 or v100 by memory (and pcie), "
+        "or cpu, which needs a calibration",
+    )
+    network: Literal[
+        "ib-100",
+        "ib-200",
+        "ib-400",
+        "ib-800",
+        "roce-100",
+        "roce-200",
+        "roce-400",
+        "efa-100",
+        "omni-path-100",
+    ] = Field("ib-200", description="network between nodes by kind and Gbit/s of an adapter")
+    per_node: int = Field(8, ge=1, description="devices of a node")
+    adapters: int = Field(8, ge=1, description="adapters of a node's network")
+    price_per_gpu_hour: float = Field(
+        0.0, ge=0, description="price of a device, an hour, for the cost; 0: not asked"
+    )
+    power: float = Field(
+        0.0, ge=0, description="watts of a device with its share of node and cooling; 0: not asked"
+    )
+    failures: float = Field(
+        6.5, ge=0, description="failures that stop a run, of a thousand nodes a day"
+    )
+    save_s: float = Field(60.0, gt=0, description="seconds that a checkpoint stops training for")
+    search: bool = Field(
+        False, description="whether the fastest layouts that fit are searched and the best written"
+    )
+    output: str = Field("plan.toml", description="file that the best layout is written to")
+    gpus: int = Field(0, ge=0, description="devices to search; 0: as many as the layout has")
+    days: float = Field(
+        0.0,
+        ge=0,
+        description="days in which the run must end: the fewest devices are searched; 0: not asked",
+    )
+    calibration: str = Field(
+        "", description="file of constants that calibrate wrote; empty: those of the package"
+    )
+    calibrate: str = Field(
+        "", description="run whose measured steps set the constants; they are written to output"
     )
 
 
 def run(config: PlanConfig, launch: Launch) -> int:
-    """Print the layout and a line per pipeline stage.
+    """Print the layout, a line per pipeline stage and what the run takes; or search, or calibrate.
 
     Raises:
         ConfigError: the layout doesn't fit model or batch, the device has no such number format, or
             its memory doesn't suffice.
     """
+    if launch.rank:
+        return 0
     if config.checkpoint.start:
         model, said = as_stored(config.model, config.checkpoint.start, "lm")
         config = config.model_copy(update={"model": model})
-        if said and launch.rank == 0:
-            print(said)  # noqa: T201
-    has_bf16 = not config.gpu.startswith("v100")
-    precision = precision_of_gpu(config.train.precision, has_bf16, config.gpu)
-    train = config.train.model_copy(update={"precision": precision})
-    config = config.model_copy(update={"train": train})
+        if said:
+            _print([said])
+    if config.calibrate:
+        return _calibrate(config)
+    config = _in_precision(config)
+    if config.search or config.gpus or config.days:
+        return _search(config)
     stages = plan(config)
-    if launch.rank == 0:
-        print("\n".join(table(config, stages)), flush=True)  # noqa: T201
+    _print(table_of_stages(config, stages))
     check_memory(config, stages)
+    if not config.calibration and device_of(config).kind not in stored():
+        _print([f"no time is told: {_no_constants(config)}"])
+        return 0
+    _print(outlook_lines(config, Job(work_of(config), config.parallel)))
     return 0
+
+
+def _print(shown: list[str]) -> None:
+    print("\n".join(shown), flush=True)  # noqa: T201
+
+
+def _in_precision(config: PlanConfig) -> PlanConfig:
+    if config.gpu == "cpu":
+        precision = "fp32" if config.train.precision == "auto" else config.train.precision
+    else:
+        has_bf16 = DEVICES[config.gpu].has_bf16
+        precision = precision_of_gpu(config.train.precision, has_bf16, config.gpu)
+    train = config.train.model_copy(update={"precision": precision})
+    return config.model_copy(update={"train": train})
+
+
+def device_of(config: PlanConfig) -> Device:
+    """The device that is planned for."""
+    return CPU if config.gpu == "cpu" else DEVICES[config.gpu]
+
+
+def cluster_of(config: PlanConfig) -> Cluster:
+    """The nodes that are planned for."""
+    network = NETWORKS[config.network]
+    return Cluster(device_of(config), network, config.per_node, config.adapters)
+
+
+def constants_for(config: PlanConfig) -> Constants:
+    """The constants of the device's type, or of the calibration that is given.
+
+    Raises:
+        ConfigError: the device has none.
+    """
+    kind = device_of(config).kind
+    if config.calibration:
+        return read_calibration(Path(config.calibration), kind)
+    if kind not in stored():
+        raise ConfigError(_no_constants(config))
+    return constants_of(kind)
+
+
+def _no_constants(config: PlanConfig) -> str:
+    return (
+        f"--gpu {config.gpu}: has no constants of its own: measure a run on it and give "
+        "--calibrate RUN, then --calibration with the file that it writes"
+    )
 
 
 def work_of(config: PretrainConfig) -> Work:
@@ -77,9 +185,96 @@ def plan(config: PretrainConfig) -> list[ProcessMemory]:
     return estimate(work_of(config), config.parallel)
 
 
-def table(config: PlanConfig, stages: list[ProcessMemory]) -> list[str]:
-    """What is printed."""
-    parallel, train = config.parallel, config.train
+def terms_of(config: PlanConfig) -> Terms:
+    """What the run pays and meets."""
+    return Terms(
+        config.price_per_gpu_hour, config.power, config.failures, config.save_s, config.per_node
+    )
+
+
+def outlook_lines(config: PlanConfig, job: Job) -> list[str]:
+    """What the run takes: seconds, days, money, energy, failures."""
+    cluster, constants, terms = cluster_of(config), constants_for(config), terms_of(config)
+    kernels = Kernels(cluster.device, constants, job.work.width == 2)
+    seconds = step_seconds(job, cluster, constants)
+    return lines(outlook(job, seconds, kernels, terms), job, terms)
+
+
+def _search(config: PlanConfig) -> int:
+    """Print the ten fastest layouts that fit and write the best.
+
+    Raises:
+        ConfigError: nothing fits; it says what would.
+    """
+    constants, cluster = constants_for(config), cluster_of(config)
+    search = Search(work_of(config), config.parallel, cluster, constants)
+    count = config.gpus or devices(config.parallel)
+    if config.days:
+        _print(answers(search, count, config.days))
+        return 0
+    found = search.best(count)
+    if not found:
+        raise ConfigError(_nothing_fits(config, search, count))
+    _print([f"{count} devices, {config.gpu}, {config.network}:", *table(found)])
+    _print(outlook_lines(config, found[0].job))
+    _write(config, found[0])
+    return 0
+
+
+def _nothing_fits(config: PlanConfig, search: Search, count: int) -> str:
+    where = f"--search: no layout of {count} devices ({config.gpu}) fits model, batch and memory"
+    more = search.least_devices(2 * count, doublings=4)
+    if more is None:
+        return f"{where}, nor one of up to {32 * count}: use a larger device or a smaller model"
+    parallel, train = more[1].job.parallel, more[1].job.work.train
+    return (
+        f"{where}: {more[0]} would do, with tp {parallel.tp}, pp {parallel.pp}, shard "
+        f"{parallel.shard}, recompute {parallel.recompute} and micro_batch_size "
+        f"{train.micro_batch_size}"
+    )
+
+
+def _write(config: PlanConfig, found: Found) -> None:
+    """Write the run with the best layout, as ``megalite pretrain`` takes it."""
+    job = found.job
+    values: dict[str, Any] = {name: getattr(config, name) for name in PretrainConfig.model_fields}
+    values |= {"parallel": job.parallel, "train": job.work.train}
+    path = Path(config.output)
+    with naming(path):
+        path.write_text(dump(PretrainConfig(**values)), encoding="utf-8")
+    _print([f"the first is written to {path}: megalite pretrain {path}"])
+
+
+def _calibrate(config: PlanConfig) -> int:
+    """Set the constants by a run's measured steps and write them.
+
+    Raises:
+        ConfigError: the run's folder lacks what is needed.
+    """
+    device = device_of(config)
+    start = constants_of(device.kind) if device.kind in stored() else Constants()
+    folder = Path(config.calibrate)
+    measured = load(PretrainConfig, folder / "config.toml", [])
+    if measured.train.precision == "auto":
+        measured = _in_precision(
+            config.model_copy(update={name: getattr(measured, name) for name in _MEASURED})
+        )
+    found = calibrated(folder, work_of(measured), measured.parallel, cluster_of(config), start)
+    path = Path(config.output).with_suffix(".json")
+    write_calibration(path, device.kind, found.constants, found.steps)
+    _print(
+        [
+            f"{found.steps} steps of {config.calibrate}: {found.measured:.4g} s, "
+            f"predicted {found.predicted:.4g} s before and {found.after:.4g} s after",
+            f"written to {path}: megalite plan ... --calibration {path}",
+        ]
+    )
+    return 0
+
+
+def table_of_stages(config: PlanConfig, stages: list[ProcessMemory]) -> list[str]:
+    """What is printed of memory."""
+    parallel, train, device = config.parallel, config.train, device_of(config)
     copies = max(parallel.replicate, 1)
     tokens = train.global_batch_size * config.data.sequence_length
     lines = [
@@ -97,11 +292,9 @@ def table(config: PlanConfig, stages: list[ProcessMemory]) -> list[str]:
             f"{stage.gradients:>10.1f} {stage.gathered:>9.1f} {stage.activations:>12.1f} "
             f"{stage.working:>8.1f} {stage.rest:>6.1f} {stage.total:>7.1f}"
         )
-    limit = HEADROOM * DEVICE_GIB[config.gpu]
-    return [
-        *lines,
-        f"{config.gpu}: {DEVICE_GIB[config.gpu]} GiB, of which a plan fills at most {limit:.1f}",
-    ]
+    limit = HEADROOM * device.memory_gib
+    shown = f"{config.gpu}: {device.memory_gib} GiB, of which a plan fills at most {limit:.1f}"
+    return [*lines, shown]
 
 
 def check_memory(config: PlanConfig, stages: list[ProcessMemory]) -> None:
@@ -110,7 +303,8 @@ def check_memory(config: PlanConfig, stages: list[ProcessMemory]) -> None:
     Raises:
         ConfigError: names the stage that is too large and what to change.
     """
-    fullest, limit = most(stages), HEADROOM * DEVICE_GIB[config.gpu]
+    memory = device_of(config).memory_gib
+    fullest, limit = most(stages), HEADROOM * memory
     if fullest.total <= limit:
         return
     found = changes(work_of(config), config.parallel, limit)
@@ -124,5 +318,5 @@ def check_memory(config: PlanConfig, stages: list[ProcessMemory]) -> None:
         )
     raise ConfigError(
         f"--gpu {config.gpu}: stage {stages.index(fullest)} needs about {fullest.total:.1f} GiB; "
-        f"{HEADROOM:.0%} of its {DEVICE_GIB[config.gpu]} GiB are {limit:.1f}: {advice}"
+        f"{HEADROOM:.0%} of its {memory} GiB are {limit:.1f}: {advice}"
     )

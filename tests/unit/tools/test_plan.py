@@ -10,9 +10,10 @@ from megalite.cli import find_command, load_config, main
 from megalite.distributed.mesh import ParallelConfig
 from megalite.models.config import ModelConfig
 from megalite.plan.advice import changes, devices
+from megalite.plan.devices import DEVICES
 from megalite.plan.memory import HEADROOM, Work, estimate, most
 from megalite.tools.models import num_parameters
-from megalite.tools.plan import DEVICE_GIB, plan
+from megalite.tools.plan import plan
 from megalite.training.config import TrainConfig
 
 ROOT = Path(__file__).parents[3]
@@ -36,7 +37,7 @@ def test_a_cluster_config_fits_its_processes_model_batch_and_device(path: Path):
     assert config.parallel.tp <= 8  # within a node
     stages = plan(config)
     assert len(stages) == config.parallel.pp
-    assert max(stage.total for stage in stages) <= HEADROOM * DEVICE_GIB[gpu]
+    assert max(stage.total for stage in stages) <= HEADROOM * DEVICES[gpu].memory_gib
     load_config(*pretrain(path))
 
 
@@ -106,7 +107,7 @@ def test_a_published_layout_with_selective_recompute_fits_as_it_did():
         recompute="selective",
     )
     fullest = most(estimate(work, layout))
-    assert fullest.total < HEADROOM * DEVICE_GIB["a100-80gb"]
+    assert fullest.total < HEADROOM * DEVICES["a100-80gb"].memory_gib
     ours = fullest.states + fullest.gradients + fullest.gathered + fullest.activations
     assert 62.2 < ours * 1.0737 < 1.15 * 62.2
 
@@ -130,7 +131,7 @@ def test_what_does_not_fit_is_refused_with_changes_that_make_it_fit(capsys):
     assert "parameters" in captured.out
     for offer in advice.split("; or "):
         words, total = re.fullmatch(r"(--.*) \(([0-9.]+) GiB\)", offer).groups()
-        assert float(total) <= HEADROOM * DEVICE_GIB["a100-40gb"]
+        assert float(total) <= HEADROOM * DEVICES["a100-40gb"].memory_gib
         assert main(["plan", path, "--gpu", "a100-40gb", *words.split()]) == 0
 
 

@@ -1,0 +1,131 @@
+"""Constants from a user's own run: the steps in its metrics, its config beside them."""
+
+import dataclasses
+import json
+import statistics
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+
+from megalite.distributed.mesh import ParallelConfig
+from megalite.errors import ConfigError, naming
+from megalite.plan.constants import NAMES, Constants
+from megalite.plan.devices import Cluster
+from megalite.plan.job import Job
+from megalite.plan.memory import Work
+from megalite.plan.outlook import operations
+from megalite.plan.step import step_seconds
+
+COMPUTING = ("product", "batched", "fused", "memory")
+FIRST_STEPS = 2  # of a run, which also compile and warm up
+FACTORS = (1e-4, 1e4)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What a run's steps say.
+
+    Attributes:
+        constants: that predict them.
+        steps: how many were measured.
+        measured: seconds of a step, the median.
+        predicted: seconds by the constants before.
+        after: seconds by the constants now.
+    """
+
+    constants: Constants
+    steps: int
+    measured: float
+    predicted: float
+    after: float
+
+
+def calibrated(
+    run: Path, work: Work, parallel: ParallelConfig, cluster: Cluster, start: Constants
+) -> Calibration:
+    """Scale the constants of computing so that a run's median step is predicted.
+
+    Args:
+        run: a run's folder, with metrics.jsonl.
+        work: what it trained.
+        parallel: its layout.
+        cluster: where it ran.
+        start: constants to scale.
+
+    Raises:
+        ConfigError: the folder lacks what is needed.
+    """
+    seconds, rates = _measured(run)
+    measured = statistics.median(seconds)
+    job = _job(work, parallel, measured, statistics.median(rates))
+    low, high = FACTORS
+    for _ in range(60):
+        factor = (low * high) ** 0.5
+        found = step_seconds(job, cluster, _scaled(start, factor)).total
+        low, high = (factor, high) if found > measured else (low, factor)
+    constants = _scaled(start, high)
+    before, after = (step_seconds(job, cluster, c).total for c in (start, constants))
+    if abs(after / measured - 1) > 0.01:
+        raise ConfigError(
+            f"--calibrate {run}: {measured:.4g} s a step can't be met: collectives alone take "
+            f"{after:.4g} s by this network; name the one that it ran on, or a run on fewer devices"
+        )
+    return Calibration(constants, len(seconds), measured, before, after)
+
+
+def _scaled(constants: Constants, factor: float) -> Constants:
+    values = {name: getattr(constants, name) * factor for name in COMPUTING}
+    return dataclasses.replace(constants, **values, block_s=constants.block_s / factor)
+
+
+def _measured(run: Path) -> tuple[list[float], list[float]]:
+    """Seconds and TFLOP/s a device of a run's steps."""
+    path = run / "metrics.jsonl"
+    with naming(path):
+        found = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    steps = [one for one in found if "step_s" in one and "tflops_per_rank" in one][FIRST_STEPS:]
+    if not steps:
+        raise ConfigError(
+            f"--calibrate {run}: metrics.jsonl needs steps with step_s and tflops_per_rank after "
+            f"the first {FIRST_STEPS}: train a few more steps"
+        )
+    return [one["step_s"] for one in steps], [one["tflops_per_rank"] for one in steps]
+
+
+def _job(work: Work, parallel: ParallelConfig, seconds: float, tflops: float) -> Job:
+    """A run as a job; how many processes it had is told by what each of them did."""
+    job = Job(work, parallel)
+    processes = operations(job).model / (seconds * tflops * 1e12)
+    copies = parallel.replicate or max(
+        round(processes / (job.devices / max(parallel.replicate, 1))), 1
+    )
+    return Job(work, parallel.model_copy(update={"replicate": copies}))
+
+
+def write_calibration(path: Path, kind: str, constants: Constants, steps: int) -> None:
+    """Write constants for ``--calibration``."""
+    date = datetime.now(timezone.utc).date().isoformat()
+    values = {"kind": kind, "date": date, "steps": steps, **dataclasses.asdict(constants)}
+    with naming(path):
+        path.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+
+
+def read_calibration(path: Path, kind: str) -> Constants:
+    """Read constants that :func:`write_calibration` wrote.
+
+    Raises:
+        ConfigError: the file is of another kind of device, or lacks a constant.
+    """
+    with naming(path):
+        text = path.read_text(encoding="utf-8")
+    try:
+        values = json.loads(text)
+        constants = Constants(**{name: float(values[name]) for name in NAMES})
+        found = str(values["kind"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise ConfigError(
+            f"--calibration {path}: needs the constants that --calibrate writes: {error!r}"
+        ) from None
+    if found != kind:
+        raise ConfigError(f"--calibration {path}: is of a {found}, --gpu needs one of a {kind}")
+    return constants

@@ -1,0 +1,97 @@
+"""What a training step computes and how its engine runs it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+from megalite.distributed.mesh import ParallelConfig
+from megalite.models.config import ModelConfig
+from megalite.models.part import Part
+from megalite.plan.memory import Work, data_parallel, largest_process, parts_in
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What engines do each their own way; the defaults are this one's.
+
+    Attributes:
+        fused_attention: scores are not written to memory, and pairs that a mask forbids cost
+            nothing.
+        sharded: what data parallelism splits: parameters (gathered, gradients reduced, behind the
+            computing), the optimizer's state (behind it nothing) or nothing.
+        gradient_bytes: of a gradient as it is reduced.
+        reduces_each: whether each micro-batch reduces its gradients, or the last one.
+        cuts_sends: whether a pipeline's process sends its share of the rows over tp alone.
+        hides_tp: whether the collectives of the backward pass run behind products.
+    """
+
+    fused_attention: bool = True
+    sharded: Literal["parameters", "optimizer", "nothing"] = "parameters"
+    gradient_bytes: float = 4.0
+    reduces_each: bool = False
+    cuts_sends: bool = False
+    hides_tp: bool = True
+
+
+@dataclass(frozen=True)
+class Job:
+    """A training step.
+
+    Attributes:
+        work: model, batch sizes and lengths.
+        parallel: the layout.
+        engine: how it is run.
+        pairs: (query, key) pairs of a row that its mask allows, on average; 0: causal.
+        cut: the parts of the model where another engine cuts it; None: this engine's.
+    """
+
+    work: Work
+    parallel: ParallelConfig
+    engine: Engine = Engine()
+    pairs: float = 0.0
+    cut: tuple[Part, ...] | None = None
+
+    @property
+    def model(self) -> ModelConfig:
+        """Its shape."""
+        return self.work.model
+
+    @cached_property
+    def parts(self) -> Sequence[Part]:
+        """The parts of the model, in order."""
+        return self.cut or parts_in(self.work.model, self.parallel)
+
+    @property
+    def micro_batches(self) -> int:
+        """Of a step of a data-parallel rank."""
+        return self.work.micro_batches(self.parallel)
+
+    @property
+    def rows(self) -> int:
+        """Decoder rows of a micro-batch."""
+        return self.work.train.micro_batch_size * self.work.sequence_length
+
+    @property
+    def tokens(self) -> int:
+        """Decoder rows of a step."""
+        return self.work.train.global_batch_size * self.work.sequence_length
+
+    @property
+    def devices(self) -> int:
+        """Processes."""
+        return self.parallel.pp * self.parallel.tp * data_parallel(self.parallel)
+
+    @cached_property
+    def largest(self) -> int:
+        """Parameters of the pipeline process with most, over its tp."""
+        return largest_process(self.model, tuple(self.parts), self.parallel.pp)
+
+    @cached_property
+    def mean_pairs(self) -> float:
+        """Keys that a decoder row sees, the mean over rows and layers."""
+        length, layers = self.work.sequence_length, self.model.num_layers
+        seen = self.pairs or (length + 1) / 2
+        windows = [self.model.window_of(layer) for layer in range(layers)]
+        inside = [w * (1 - (w - 1) / (2 * length)) if 0 < w < length else seen for w in windows]
+        return sum(min(seen, pairs) for pairs in inside) / layers
