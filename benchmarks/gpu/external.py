@@ -41,7 +41,7 @@ def run_words(
     Raises:
         subprocess.TimeoutExpired: the time is over; the program has been ended.
     """
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"} | (more or {})
+    environment = os.environ | {"PYTHONUNBUFFERED": "1"} | (more or {})
     return subprocess.run(
         words,
         cwd=ROOT,
