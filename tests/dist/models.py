@@ -4,6 +4,7 @@ import torch
 
 from megalite.models.batch import Batch, Stream
 from megalite.models.config import ModelConfig
+from megalite.models.presets import PRESETS
 from megalite.ops import mask as masks
 
 VOCABULARY, LENGTH, ENCODER_LENGTH, SAMPLES = 97, 11, 7, 8
@@ -54,25 +55,14 @@ MODELS = {
     },
 }
 
-# Options that MODELS don't have; they run in fewer layouts.
-LATER = {
-    "windows": {
-        "num_kv_heads": 2,
-        "head_size": 10,
-        "windows": (3, 0),
-        "rope_window_base": 100.0,
-        "query_key_norm": True,
-        "norm_position": "both",
-        "norm_plus_one": True,
-        "logit_cap": 4.0,
-        "embedding_scale": 50.0,  # as large as what is added: roundings stay roundings
-    },
-}
-
 
 def config(name: str) -> ModelConfig:
-    """The config of one of ``MODELS`` or ``LATER``."""
-    return ModelConfig(**(_SIZES | (MODELS | LATER)[name]))
+    """The config of one of ``MODELS``, or of a preset with windows that are narrow here."""
+    if name in PRESETS:
+        windows = tuple(width and 3 for width in PRESETS[name].values.get("windows", ()))
+        sizes = {"vocab_size": VOCABULARY, "max_positions": 16, "windows": windows}
+        return ModelConfig(preset=name, **sizes)
+    return ModelConfig(**(_SIZES | MODELS[name]))
 
 
 def batch(name: str, step: int) -> Batch:
@@ -87,10 +77,10 @@ def batch(name: str, step: int) -> Batch:
         mask = masks.prefix(torch.randint(0, LENGTH, (SAMPLES,), generator=generator), LENGTH)
         positions = torch.stack((rows, rows // 2), -1)
     else:
-        documents = [[4, 5] if name in ("llama", "windows") else [LENGTH]] * SAMPLES
+        documents = [[4, 5] if name not in MODELS or name == "llama" else [LENGTH]] * SAMPLES
         mask = masks.packed(documents, LENGTH)
     encoder = cross = None
-    if name in ("t5", "bart"):
+    if config(name).is_encoder_decoder:
         shape = SAMPLES, ENCODER_LENGTH
         encoder = Stream(
             torch.randint(0, VOCABULARY, shape, generator=generator),

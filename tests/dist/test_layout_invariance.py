@@ -42,13 +42,11 @@ SPLITS = {
     "pp3, encoder 2": (3, {"pp": 3, "encoder_stages": 2}),
     "pp2 interleaved, encoder 2": (2, {**LAYOUTS["pp2 interleaved"][1], "encoder_stages": 2}),
 }
-OF_ALL = "tp2 pp2 fsdp2 sequence"
 NAMES = list(MODELS)
 CASES = [
     *((model, layout) for layout in LAYOUTS for model in NAMES),
     *((NAMES[(n + k) % 6], layout) for n, layout in enumerate(VARIANTS) for k in (0, 3)),
     *((model, layout) for layout in SPLITS for model in ("t5", "bart")),
-    *(("windows", layout) for layout in ("tp3 uneven heads", OF_ALL)),
 ]
 
 
