@@ -51,24 +51,6 @@ def spoil_tensors(step: Path, mark: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory) -> Path:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    inner = Tokenizer(models.BPE())
-    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    inner.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        special_tokens=["<|end|>"], initial_alphabet=alphabet, show_progress=False
-    )
-    inner.train_from_iterator(["the red cat"], trainer)
-    folder = tmp_path_factory.mktemp("tokenizer")
-    PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<|end|>").save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def trained(tokenizer: Path, tmp_path_factory) -> Path:
     """A folder with a run of one step, and what it was trained on."""
     folder = tmp_path_factory.mktemp("trained")

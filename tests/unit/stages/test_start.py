@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from megalite.cli import main
+from megalite.config import load
 from megalite.distributed.mesh import Mesh, ParallelConfig
 from megalite.engine.build import build_model
 from megalite.errors import CheckpointError, ConfigError
@@ -13,6 +15,7 @@ from megalite.models.config import ModelConfig
 from megalite.models.families.table import decisive
 from megalite.models.hugging_face import write_folder
 from megalite.stages.rlhf.config import PPOConfig
+from megalite.stages.sft import SFTConfig
 from megalite.stages.start import as_stored, load_start, origin_of, settled_model
 from megalite.training.checkpoint.manager import CheckpointManager
 
@@ -137,3 +140,25 @@ def test_a_run_keeps_the_type_that_each_tensor_of_its_start_had(stored, tmp_path
     facts = {"learners": {"model": {}}, "model": STORED.model_dump(), **origin}
     CheckpointManager(tmp_path / "run" / "checkpoints", asynchronous=False).save(1, {}, facts)
     assert origin_of(str(tmp_path / "run")) == origin
+
+
+def test_a_stage_without_a_model_section_has_its_starts(tokenizer: Path, tmp_path: Path, capsys):
+    """As the commands have it: told, written down, kept when the run goes on, compared first."""
+    start = save(STORED.model_copy(update={"vocab_size": 300}), tmp_path / "start")
+    rows, run = tmp_path / "sft.jsonl", tmp_path / "run"
+    rows.write_text(json.dumps({"prompt": "the red", "response": "cat"}) + "\n")
+    words = ["sft", "--data.train", f'["{rows}"]', "--data.sequence_length", "64"]
+    words += ["--tokenizer.path", str(tokenizer), "--run.tensorboard=false", "--train.steps", "1"]
+    words += ["--train.global_batch_size", "1", "--train.micro_batch_size", "1"]
+    begin = [*words, "--run.folder", str(run), "--checkpoint.start", str(start)]
+    assert main([*begin, "--model.num_layers", "2"]) == 2
+    assert "num_layers 2 (there 3): must be as in" in capsys.readouterr().err
+    assert not run.exists()
+    assert main(begin) == 0
+    assert f"model as in {start}" in capsys.readouterr().out
+    written = load(SFTConfig, run / "config.toml").model
+    assert decisive(written) == decisive(STORED.model_copy(update={"vocab_size": 300}))
+    assert main([*begin, "--train.steps", "2"]) == 0
+    assert f"model as in {run}" in capsys.readouterr().out
+    assert main(["plan", "--checkpoint.start", str(start)]) == 0
+    assert f"model as in {start}" in capsys.readouterr().out
