@@ -173,8 +173,7 @@ std::tuple<Tensor, Tensor, Tensor> capped_attention_backward(
   const std::optional<Tensor> no_bias;
   const AttentionTensors tensors = {q, k, v, start, end, rows, keys, no_bias};
   const Call c = make_call(tensors, {scale, dropout_p, dropout_seed, sample_ids, head_offset});
-  const auto [dq, dk, dv, dbias] =
-      backward(capped(c, score_cap), tensors, {dout, out, lse}, false);
+  const auto [dq, dk, dv, dbias] = backward(capped(c, score_cap), tensors, {dout, out, lse}, false);
   return {dq, dk, dv};
 }
 
