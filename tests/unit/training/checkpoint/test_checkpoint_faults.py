@@ -189,3 +189,54 @@ def test_a_failed_save_tells_and_leaves_what_there_was(tmp_path):
     finally:
         manager.folder.chmod(0o700)
     assert loaded_step(tmp_path) in (2, 3)
+
+
+def test_what_was_cut_off_is_removed_where_a_complete_step_stays(tmp_path):
+    """A save and a deletion that were killed, at other steps than any to come."""
+    manager = save(tmp_path, 2, 4)
+    (tmp_path / "step-00000003.partial").mkdir()
+    (tmp_path / "step-00000003.partial" / "__0_0.distcp").write_bytes(b"half")
+    (tmp_path / "latest.partial").write_text("step-0")
+    (tmp_path / "step-00000001").mkdir()
+    shutil.copytree(tmp_path / "step-00000002", tmp_path / "step-00000000")
+    (tmp_path / "step-00000000" / MANIFEST).unlink()
+    (tmp_path / "notes.txt").touch()
+    manager.tidy()
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == ["latest", "notes.txt", "step-00000002", "step-00000004"]
+    assert loaded_step(tmp_path) == 4
+
+
+def test_a_step_without_a_manifest_stays_where_nothing_is_complete(tmp_path):
+    """Somebody may want its tensors; an empty folder is nothing."""
+    manager = save(tmp_path, 2)
+    (tmp_path / "step-00000002" / MANIFEST).unlink()
+    (tmp_path / "step-00000009").mkdir()
+    manager.tidy()
+    assert steps_of(tmp_path) == [2]
+    (tmp_path / "step-00000009").mkdir()
+    shutil.rmtree(tmp_path / "step-00000002")
+    assert loaded_step(tmp_path) is None
+
+
+def test_a_deletion_takes_the_manifest_first(tmp_path):
+    """So what is left of one that is killed is no checkpoint."""
+    manager = save(tmp_path, 1, 2)
+    old = tmp_path / "step-00000001"
+    (old / "deep").mkdir()
+    (old / "deep" / "file").touch()
+    kept = shutil.rmtree
+    seen: list[bool] = []
+
+    def watch(path: Path, *rest, **options) -> None:
+        if path == old:
+            seen.append((old / MANIFEST).exists())
+        kept(path, *rest, **options)
+
+    shutil.rmtree = watch
+    try:
+        manager.save(3, state(3), {"step": 3})
+    finally:
+        shutil.rmtree = kept
+    assert seen == [False]
+    assert steps_of(tmp_path) == [2, 3]
