@@ -6,7 +6,8 @@ for each of these. Imports inside functions keep this file as cheap to import as
 """
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -125,8 +126,16 @@ class StagePasses:
     """The passes of a ``PipelineStage`` under names of our own; the first base of a subclass.
 
     A stage calls its module with what travels between stages and nothing else, and has no hook
-    around a pass. Its schedules call the two methods at the end, which the documents don't name.
+    around a pass. Its schedules call the methods at the end, which the documents don't name.
+
+    A stage also makes a buffer for what each micro-batch of a step will receive before the first
+    one, so that memory grows with their number. Here a buffer is made when its receive begins and
+    let go after the micro-batch's backward pass.
     """
+
+    device: torch.device
+    args_recv_info: dict[int, Any]
+    grad_recv_info: dict[int, Any]
 
     def run_forward(self, *flow: Any, **options: Any) -> Any:
         """The forward pass of a micro-batch: what the stage gives to the next one."""
@@ -145,3 +154,54 @@ class StagePasses:
     def backward_maybe_with_nosync(self, *arguments: Any, **options: Any) -> Any:
         """Called by the schedules."""
         return self.run_backward(*arguments, **options)
+
+    @contextmanager
+    def _without_buffers(self) -> Iterator[None]:
+        """Let what is made on the stage's device inside take no memory."""
+        device, self.device = self.device, torch.device("meta")
+        try:
+            yield
+        finally:
+            self.device = device
+
+    def _prepare_forward_infra(self, *arguments: Any, **options: Any) -> Any:
+        """Called by the schedules before their first step."""
+        stage: Any = super()
+        with self._without_buffers():
+            return stage._prepare_forward_infra(*arguments, **options)
+
+    def _prepare_backward_infra(self, *arguments: Any, **options: Any) -> Any:
+        """Called by the schedules before their first step."""
+        stage: Any = super()
+        with self._without_buffers():
+            return stage._prepare_backward_infra(*arguments, **options)
+
+    def get_fwd_recv_ops(self, number: int) -> list[Any]:
+        """Called by the schedules as a receive begins."""
+        self._make_buffers(self.args_recv_info[number])
+        stage: Any = super()
+        return stage.get_fwd_recv_ops(number)
+
+    def get_bwd_recv_ops(self, number: int) -> list[Any]:
+        """Called by the schedules as a receive begins."""
+        self._make_buffers(self.grad_recv_info.get(number, ()))
+        stage: Any = super()
+        return stage.get_bwd_recv_ops(number)
+
+    def backward_one_chunk(self, bwd_chunk_id: int, *arguments: Any, **options: Any) -> Any:
+        """Called by the schedules for a micro-batch's backward pass."""
+        stage: Any = super()
+        result = stage.backward_one_chunk(bwd_chunk_id, *arguments, **options)
+        received = self.args_recv_info[bwd_chunk_id], self.grad_recv_info.get(bwd_chunk_id, ())
+        for infos in received:
+            for info in infos:
+                if getattr(info, "buffer", None) is not None:
+                    info.buffer = torch.empty_like(info.buffer, device="meta")
+        return result
+
+    def _make_buffers(self, infos: Sequence[Any]) -> None:
+        for info in infos:
+            buffer = getattr(info, "buffer", None)
+            if buffer is not None and buffer.is_meta:
+                made = torch.empty_like(buffer, device=self.device)
+                info.buffer = made.requires_grad_(buffer.requires_grad)

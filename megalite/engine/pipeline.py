@@ -33,7 +33,7 @@ from megalite.models.batch import Batch
 from megalite.models.context import KeyValueCache
 from megalite.models.outputs import Output
 from megalite.models.transformer import Transformer
-from megalite.torch_private import StagePasses
+from megalite.torch_private import StagePasses, shaped
 
 SCHEDULES = {
     "1f1b": Schedule1F1B,
@@ -165,7 +165,7 @@ class Pipeline(Parts):
             if not part.part.ends:
                 return result
             loss = sums.add(unpadded(result, batch.decoder.length), extra)
-            return loss.view(1)  # a schedule concatenates what the last part gives
+            return shaped(loss, (1,))  # schedules join it, and free no graph of a view
 
         idle = self._run_schedule(run, self._flows(padded[0], True), len(items))
         self.sum_shared_gradients()

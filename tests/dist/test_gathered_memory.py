@@ -52,3 +52,14 @@ def test_the_estimate_is_the_peak_that_pytorch_counts(cluster, layout):
     stages = estimate(work, ParallelConfig(**layout))
     wanted = max(stage.tensors for stage in stages) * GIB
     assert max(found) == pytest.approx(wanted, rel=0.1)
+
+
+def test_a_pipeline_s_peak_does_not_grow_with_its_micro_batches(cluster):
+    model = {"vocab_size": 500, "hidden_size": 64, "num_layers": 4, "num_heads": 4, "ffn_size": 172}
+    peaks = []
+    for samples in (4, 64):
+        train = {"global_batch_size": samples, "micro_batch_size": 1}
+        sizes = {"model": model, "precision": "fp32", "train": train, "length": 128}
+        found = cluster.run(2, "tests.dist.memory_jobs:peak", layout={"pp": 2}, sizes=sizes)
+        peaks.append(max(found))
+    assert peaks[1] == pytest.approx(peaks[0], rel=0.1)
