@@ -10,13 +10,19 @@ from megalite.cli import find_command, load_config, main
 from megalite.distributed.mesh import ParallelConfig
 from megalite.models.config import ModelConfig
 from megalite.plan.advice import changes, devices
+from megalite.plan.constants import constants_of
 from megalite.plan.devices import DEVICES
+from megalite.plan.job import Job
+from megalite.plan.kernels import Kernels
 from megalite.plan.memory import HEADROOM, Work, estimate, most
+from megalite.plan.outlook import outlook
+from megalite.plan.step import step_seconds
 from megalite.tools.models import num_parameters
-from megalite.tools.plan import plan
+from megalite.tools.plan import cluster_of, plan, terms_of, work_of
 from megalite.training.config import TrainConfig
 
 ROOT = Path(__file__).parents[3]
+A100 = constants_of("a100")
 CLUSTER = ROOT / "configs" / "cluster"
 CONFIGS = sorted(CLUSTER.glob("*.toml"))
 PUBLISHED = "llama-7b llama-13b llama-65b gpt3-175b bloom-176b glm-130b t5-11b opt-175b falcon-40b"
@@ -39,6 +45,11 @@ def test_a_cluster_config_fits_its_processes_model_batch_and_device(path: Path):
     assert len(stages) == config.parallel.pp
     assert max(stage.total for stage in stages) <= HEADROOM * DEVICES[gpu].memory_gib
     load_config(*pretrain(path))
+    if gpu.startswith("a100"):
+        job, cluster, constants = Job(work_of(config), config.parallel), cluster_of(config), A100
+        seconds = step_seconds(job, cluster, constants)
+        run = outlook(job, seconds, Kernels(cluster.device, constants), terms_of(config))
+        assert f"Gbit/s a node: MFU {run.mfu:.0%}, {run.days:.0f} days of training." in head
 
 
 def pretrain(path: Path):
