@@ -140,6 +140,7 @@ def estimate(work: Work, parallel: ParallelConfig) -> list[ProcessMemory]:
     for rank in range(parallel.pp):
         held = memory[rank :: parallel.pp]
         activations = _most_under_way([part.activations for part in held], parallel, rank, count)
+        activations += _sent(work, parallel, parts[rank :: parallel.pp]) / GIB
         stages.append(ProcessMemory.of(held, activations, count > 1))
     return stages
 
@@ -231,6 +232,17 @@ def sharding_bytes(
         moving = 2.0 * width * size.block if width < 4 else 0.0
         return 4.0 * size.parameters / tp, gathered / tp, moving / tp
     return shards, gathered / tp, (width * size.at_once + 4.0 * size.block) / tp
+
+
+def _sent(work: Work, parallel: ParallelConfig, parts: Sequence[Part]) -> float:
+    """Bytes that a process has sent and keeps to the step's end: the interleaved schedule does."""
+    if parallel.schedule != "interleaved":
+        return 0.0
+    rows = work.train.micro_batch_size * (work.sequence_length + work.encoder_length)
+    across = parallel.tp if parallel.sequence_parallel else 1
+    one = work.width * rows * work.model.hidden_size / across
+    borders = sum((part.index > 0) + (not part.ends) for part in parts)
+    return borders * one * work.micro_batches(parallel)
 
 
 def _most_under_way(

@@ -63,3 +63,8 @@ def test_a_pipeline_s_peak_does_not_grow_with_its_micro_batches(cluster):
         found = cluster.run(2, "tests.dist.memory_jobs:peak", layout={"pp": 2}, sizes=sizes)
         peaks.append(max(found))
     assert peaks[1] == pytest.approx(peaks[0], rel=0.1)
+    layout = {"pp": 2, "schedule": "interleaved", "chunks_per_rank": 2}
+    found = cluster.run(2, "tests.dist.memory_jobs:peak", layout=layout, sizes=sizes)
+    work = Work(ModelConfig(**model), TrainConfig(precision="fp32", **train), 128)
+    stages = estimate(work, ParallelConfig(**layout))
+    assert max(found) == pytest.approx(max(stage.tensors for stage in stages) * GIB, rel=0.1)
