@@ -40,6 +40,11 @@ class ParallelConfig(Section):
         description="true: gathered parameters dropped after each pass, to save memory; false: "
         "kept for the whole step",
     )
+    reduce_gradients: Literal["once", "each"] = Field(
+        "once",
+        description="micro-batches that reduce gradients: once (the step's last, all gradients "
+        "wait whole in fp32) or each (a shard is kept, to save memory; without a pipeline)",
+    )
     schedule: Literal["1f1b", "interleaved", "gpipe"] = Field(
         "1f1b",
         description="pipeline schedule: 1f1b, interleaved (chunks_per_rank stages per process), or "

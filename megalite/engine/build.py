@@ -36,7 +36,9 @@ def build_model(
         ConfigError: the layout doesn't fit the model.
     """
     check_layout(Demand(config), parallel)
-    how = DataParallel(precision, parallel.reshard_after_forward)
+    how = DataParallel(
+        precision, parallel.reshard_after_forward, parallel.reduce_gradients == "each"
+    )
     recompute = Recompute(parallel.recompute, parallel.recompute_blocks)
     parts = []
     for share in parts_of(config, parallel)[mesh.pp.rank :: mesh.pp.size]:

@@ -23,10 +23,12 @@ class DataParallel:
     Attributes:
         precision: of compute; parameters, gradients and their reduction stay fp32.
         reshard_after_forward: drop gathered parameters between forward and backward.
+        reduces_each: reduce gradients after each micro-batch instead of a step's last.
     """
 
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     reshard_after_forward: bool = False
+    reduces_each: bool = False
 
 
 def shard_model(part: Transformer, mesh: Mesh, how: DataParallel) -> None:
@@ -81,12 +83,12 @@ def _placement(num_shards: int) -> Callable[[nn.Parameter], Shard | None]:
 
 
 def set_gradient_sync(part: Transformer, how: DataParallel, is_last: bool) -> None:
-    """Reduce gradients in the backward pass of a step's last micro-batch only.
+    """Reduce gradients in the backward pass of a step's last micro-batch only, or of each.
 
     Where parameters stay gathered from forward to backward they stay for the whole step.
     """
     if isinstance(part, FSDPModule):
-        part.set_requires_gradient_sync(is_last)
+        part.set_requires_gradient_sync(is_last or how.reduces_each)
         part.set_is_last_backward(is_last)
         part.set_reshard_after_backward(is_last or how.reshard_after_forward)
 

@@ -72,6 +72,11 @@ def _model_faults(model: ModelConfig, parallel: ParallelConfig) -> Iterator[str]
             f"--parallel.chunks_per_rank {chunks}: must be at least 2 with the interleaved "
             f"schedule and 1 with others; schedule is {parallel.schedule}"
         )
+    if parallel.reduce_gradients == "each" and parallel.pp > 1:
+        yield (
+            f"--parallel.reduce_gradients each: needs pp 1, came {parallel.pp}: a pipeline reduces "
+            "once: use once"
+        )
     parts = parallel.pp * chunks
     if parallel.pp > 1 and parts > blocks:
         yield (

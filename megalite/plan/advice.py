@@ -76,8 +76,9 @@ def _layout_changes(parallel: ParallelConfig) -> Iterator[tuple[str, dict[str, o
         yield option("recompute_blocks", 0)
     if parallel.tp > 1 and not parallel.sequence_parallel:
         yield option("sequence_parallel", True)
-    if not parallel.reshard_after_forward and data_parallel(parallel) > 1 and parallel.pp == 1:
+    if data_parallel(parallel) > 1 and parallel.pp == 1:
         yield option("reshard_after_forward", True)
+        yield option("reduce_gradients", "each")
     if parallel.pp > 1 and parallel.schedule == "gpipe":
         yield option("schedule", "1f1b")
     if parallel.replicate > 1:

@@ -228,7 +228,7 @@ def sharding_bytes(
         return shards, 0.0, 0.0
     is_resharded = parallel.reshard_after_forward and parallel.pp == 1
     gathered = width * (size.at_once if is_resharded else size.parameters)
-    if work.micro_batches(parallel) > 1:
+    if work.micro_batches(parallel) > 1 and parallel.reduce_gradients == "once":
         moving = 2.0 * width * size.block if width < 4 else 0.0
         return 4.0 * size.parameters / tp, gathered / tp, moving / tp
     return shards, gathered / tp, (width * size.at_once + 4.0 * size.block) / tp

@@ -14,6 +14,7 @@ from megalite.plan.memory import HEADROOM, Work, estimate, most
 from megalite.plan.step import Seconds, step_seconds
 
 MICRO_BATCHES = (1, 2, 4, 8, 16, 32)
+PASSES = ((False, "once"), (True, "once"), (False, "each"), (True, "each"))
 CHUNKS = (2, 3, 4, 6)
 
 
@@ -102,8 +103,9 @@ class Search:
         for schedule, chunks in schedules:
             for rows in (False, True)[: 2 if tp > 1 else 1]:
                 for recompute in ("none", "selective", "full"):
-                    for drops in (False, True)[: 2 if pp == 1 and copies > 1 else 1]:
+                    for drops, reduces in PASSES[: 4 if pp == 1 and copies > 1 else 1]:
                         yield {
+                            "reduce_gradients": reduces,
                             "schedule": schedule,
                             "chunks_per_rank": chunks,
                             "sequence_parallel": rows,
@@ -122,8 +124,8 @@ def table(found: list[Found]) -> list[str]:
     """A line for each layout."""
     head = (
         f"{'tp':>3} {'pp':>3} {'shard':>6} {'replicate':>10} {'micro':>6} {'schedule':>14} "
-        f"{'rows/tp':>8} {'recompute':>10} {'dropped':>8} {'GiB':>6} {'s a step':>9} "
-        f"{'tokens/s':>12}"
+        f"{'rows/tp':>8} {'recompute':>10} {'dropped':>8} {'reduced':>8} {'GiB':>6} "
+        f"{'s a step':>9} {'tokens/s':>12}"
     )
     lines = [head]
     for one in found:
@@ -138,7 +140,7 @@ def table(found: list[Found]) -> list[str]:
         lines.append(
             f"{parallel.tp:>3} {parallel.pp:>3} {parallel.shard:>6} {parallel.replicate:>10} "
             f"{train.micro_batch_size:>6} {schedule:>14} {marks[0]:>8} {parallel.recompute:>10} "
-            f"{marks[1]:>8} {one.total:>6.1f} {one.seconds.total:>9.3f} "
-            f"{one.job.tokens / one.seconds.total:>12,.0f}"
+            f"{marks[1]:>8} {parallel.reduce_gradients:>8} {one.total:>6.1f} "
+            f"{one.seconds.total:>9.3f} {one.job.tokens / one.seconds.total:>12,.0f}"
         )
     return lines

@@ -269,7 +269,8 @@ class _Timing:
         copies = Group(max(parallel.replicate, 1), parallel.tp * parallel.shard)
         is_resharded = parallel.reshard_after_forward and parallel.pp == 1
         gathers = 2 * count if is_resharded else (count if engine.reduces_each else 1)
-        reductions = count if engine.reduces_each else 1
+        reduces_each = engine.reduces_each or parallel.reduce_gradients == "each"
+        reductions = count if reduces_each else 1
         spent = gathers * self.links.gather(weights, shard)
         spent += reductions * self.links.gather(reduction, shard)
         spent += reductions * self.links.reduce(reduction / parallel.shard, copies)
