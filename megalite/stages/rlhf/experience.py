@@ -72,27 +72,28 @@ class Experience:
     advantages: Tensor
     returns: Tensor
 
-    def _each(self, change: Callable[[Tensor], Tensor]) -> "Experience":
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Experience":
+        """Each part changed alike."""
         parts = (self.mask, self.log_probs, self.values, self.advantages, self.returns)
         return Experience(*(change(part) for part in parts))
 
     def select(self, index: Tensor) -> "Experience":
         """The experience of some sequences, [B'] int64."""
-        return self._each(lambda part: part.index_select(0, index))
+        return self.map(lambda part: part.index_select(0, index))
 
     def to(self, device: torch.device | str) -> "Experience":
         """The same with every tensor on ``device``."""
-        return self._each(lambda part: part.to(device))
+        return self.map(lambda part: part.to(device))
 
     def without_answers(self) -> "Experience":
         """Experience of the same shape that weighs nothing."""
-        return self._each(torch.zeros_like)
+        return self.map(torch.zeros_like)
 
     @classmethod
     def joined(cls, parts: Sequence["Experience"]) -> "Experience":
         """The experience of all sequences of several batches, one after another."""
         length = max(part.mask.shape[1] for part in parts)
-        padded = [part._each(lambda x: pad(x, (0, length - x.shape[1]))) for part in parts]
+        padded = [part.map(lambda x: pad(x, (0, length - x.shape[1]))) for part in parts]
         names = ("mask", "log_probs", "values", "advantages", "returns")
         return cls(*(torch.cat([getattr(part, name) for part in padded]) for name in names))
 
