@@ -5,6 +5,8 @@ name of torch that begins with an underscore, and ``tests/unit/test_torch_privat
 for each of these. Imports inside functions keep this file as cheap to import as torch itself.
 """
 
+import functools
+import gc
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -87,6 +89,28 @@ def set_timeout(group: dist.ProcessGroup, timeout: timedelta) -> None:
     """
     public = getattr(dist, "set_timeout", None)
     (public or dist.distributed_c10d._set_pg_timeout)(timeout, group)
+
+
+def drop_process_groups() -> None:
+    """End the process groups that nothing but PyTorch's caches keeps, after they were destroyed.
+
+    A group's threads end with the last mention of it. ``destroy_process_group`` leaves those in the
+    caches of DTensor's rules, which hold meshes, which hold their groups. PyTorch 2.8 has neither
+    the cache that is cleared first nor groups in a mesh.
+    """
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.tensor import debug
+
+    if hasattr(debug, "_clear_sharding_prop_cache"):
+        debug._clear_sharding_prop_cache()
+    gc.collect()
+    for item in gc.get_objects():
+        if type(item) is functools._lru_cache_wrapper:
+            if "torch.distributed" in (item.__module__ or ""):
+                item.cache_clear()
+        elif type(item) is DeviceMesh:
+            getattr(item, "_pg_registry", {}).clear()
+    gc.collect()
 
 
 def calls_by_group() -> dict[str, int]:

@@ -14,7 +14,7 @@ from megalite.config.section import Section
 from megalite.distributed.launch import Launch
 from megalite.distributed.rendezvous import store_of_this_start
 from megalite.errors import ConfigError
-from megalite.torch_private import set_timeout
+from megalite.torch_private import drop_process_groups, set_timeout
 
 _AXES = ("pp", "replicate", "shard", "tp")
 
@@ -184,13 +184,14 @@ def start_process_group(launch: Launch, device: torch.device, timeout_s: float) 
 
 
 def leave_process_group() -> None:
-    """Leave the default process group, if joined, when nothing is under way in it.
+    """Leave the default process group and all others, if joined, when nothing is under way in them.
 
     A thread of gloo may hold the last collective's tensors for a moment longer. A process that ends
-    without leaving takes the interpreter from under it, and is aborted.
+    meanwhile takes the interpreter from under it, and is aborted: so the threads end here.
     """
     if dist.is_initialized():
         dist.destroy_process_group()
+        drop_process_groups()
 
 
 def build_mesh(launch: Launch, config: ParallelConfig, device: torch.device | str) -> Mesh:

@@ -48,8 +48,9 @@ class PlanConfig(PretrainConfig):
 
     gpu: Gpu = Field(
         "a100-80gb",
-        description="device of each process: a100, a800, h100, h200 or v100 by memory (and pcie), "
-        "or cpu, which needs a calibration",
+        description="device of each process: a100-80gb, a100-40gb, a800-80gb, h100-80gb, "
+        "h200-141gb, v100-32gb, v100-16gb; in PCIe slots v100-32gb-pcie, v100-16gb-pcie; or cpu, "
+        "which needs a calibration",
     )
     network: Literal[
         "ib-100",
@@ -61,7 +62,11 @@ class PlanConfig(PretrainConfig):
         "roce-400",
         "efa-100",
         "omni-path-100",
-    ] = Field("ib-200", description="network between nodes by kind and Gbit/s of an adapter")
+    ] = Field(
+        "ib-200",
+        description="network between nodes by Gbit/s of an adapter: InfiniBand (ib-100, ib-200, "
+        "ib-400, ib-800), Ethernet (roce-100, roce-200, roce-400), AWS (efa-100) or omni-path-100",
+    )
     per_node: int = Field(8, ge=1, description="devices of a node")
     adapters: int = Field(8, ge=1, description="adapters of a node's network")
     price_per_gpu_hour: float = Field(

@@ -1,7 +1,5 @@
 """Processes that are started once for all distributed tests and run one job after another."""
 
-import functools
-import gc
 import importlib
 import multiprocessing
 import pickle
@@ -40,6 +38,7 @@ def _run(rank: int, world_size: int, store: str, name: str, arguments: dict[str,
     import torch.distributed as dist
 
     from megalite.distributed.launch import Launch
+    from megalite.distributed.mesh import leave_process_group
 
     module, _, function = name.partition(":")
     launch = Launch(rank, world_size, rank, world_size)
@@ -47,31 +46,11 @@ def _run(rank: int, world_size: int, store: str, name: str, arguments: dict[str,
         "gloo", store=dist.FileStore(store, world_size), rank=rank, world_size=world_size
     )
     try:
-        return getattr(importlib.import_module(module), function)(launch, **arguments)
+        answer = getattr(importlib.import_module(module), function)(launch, **arguments)
+        dist.barrier()  # one that is done must not close what another still opens
+        return answer
     finally:
-        dist.destroy_process_group()
-        _drop_groups()
-
-
-def _drop_groups() -> None:
-    """End a job's groups: their threads never rest, and PyTorch's caches keep their meshes.
-
-    PyTorch 2.8 has neither the cache that is cleared first nor groups in a mesh.
-    """
-    from torch.distributed.device_mesh import DeviceMesh
-    from torch.distributed.tensor import debug
-
-    if hasattr(debug, "_clear_sharding_prop_cache"):
-        debug._clear_sharding_prop_cache()
-    gc.collect()
-    for item in gc.get_objects():
-        if type(item) is functools._lru_cache_wrapper and "torch.distributed" in (
-            item.__module__ or ""
-        ):
-            item.cache_clear()
-        elif type(item) is DeviceMesh:
-            getattr(item, "_pg_registry", {}).clear()
-    gc.collect()
+        leave_process_group()
 
 
 class Cluster:

@@ -13,7 +13,7 @@ import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B
-from torch.distributed.tensor import Shard, distribute_tensor
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils.tensorboard import SummaryWriter
 
@@ -45,6 +45,23 @@ def third_of_four() -> Iterator[DeviceMesh]:
     dist.init_process_group("fake", store=FakeStore(), rank=2, world_size=4)
     yield DeviceMesh("cpu", torch.arange(4).view(2, 2), mesh_dim_names=("shard", "tp"))
     dist.destroy_process_group()
+
+
+def test_dropped_process_groups_end_their_threads():
+    def threads() -> int:
+        names = [path.read_text() for path in Path("/proc/self/task").glob("*/comm")]
+        return len([name for name in names if "gloo" in name])
+
+    before = threads()
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    mesh = DeviceMesh("cpu", torch.arange(1).view(1, 1), mesh_dim_names=("shard", "tp"))
+    x = distribute_tensor(torch.ones(4, 4), mesh, [Shard(0), Replicate()])
+    assert float((x @ x).sum().full_tensor()) == 64
+    assert threads() > before
+    del x, mesh
+    dist.destroy_process_group()
+    torch_private.drop_process_groups()
+    assert threads() <= before
 
 
 def test_has_kernel_tells_kernels_by_device():
