@@ -6,6 +6,8 @@ from tests.dist.cluster import PROCESSES, Cluster
 
 HERE = Path(__file__).parent
 
+pytest.register_assert_rewrite("tests.dist.same_training")  # its failures show their values
+
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):

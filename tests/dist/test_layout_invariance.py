@@ -6,6 +6,7 @@ import pytest
 
 from tests.dist import jobs
 from tests.dist.models import MODELS
+from tests.dist.same_training import check_same_training
 
 STEPS = 10
 SEQUENCE = {"sequence_parallel": True}
@@ -58,19 +59,10 @@ def alone(model: str):
 @pytest.mark.parametrize(("model", "layout"), CASES)
 def test_losses_norms_and_gradients_are_those_of_one_process(cluster, model: str, layout: str):
     processes, sizes = (LAYOUTS | VARIANTS | SPLITS)[layout]
-    losses, norms, gradients = alone(model)
     results = cluster.run(
         processes, "tests.dist.jobs:train", model=model, layout=sizes, steps=STEPS
     )
-    seen = set()
-    for their_losses, their_norms, their_gradients in results:
-        assert their_losses == pytest.approx(losses, rel=1e-5)
-        assert their_norms == pytest.approx(norms, rel=1e-5)
-        for name, gradient in their_gradients.items():
-            difference = (gradient - gradients[name]).norm()
-            assert difference <= 1e-4 * gradients[name].norm() + 1e-9, name
-        seen |= set(their_gradients)
-    assert seen == set(gradients)
+    check_same_training(results, alone(model), of_norms=1e-5, floor=1e-9)
 
 
 def test_the_curve_falls():
