@@ -14,7 +14,6 @@ from benchmarks.planner.rows import Row, job_of, rows
 from megalite.plan.memory import CONTEXT_GIB, FRAGMENTS
 
 GB = 1e9
-HELD_GB = 80.0  # of a device
 
 
 def published_tensors(row: Row) -> float:
