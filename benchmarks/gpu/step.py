@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from benchmarks.gpu.here import Here
 from benchmarks.mfu import figures as figures_of
@@ -14,7 +13,6 @@ from benchmarks.workload import batch_of, make_workload
 from megalite.config.load import load
 from megalite.distributed.launch import Launch
 from megalite.distributed.mesh import leave_process_group
-from megalite.engine import initial
 from megalite.models.config import ModelConfig
 from megalite.stages.pretrain import PretrainConfig
 from megalite.training.metrics.device import peak_tflops
@@ -38,23 +36,9 @@ def _config(here: Here) -> PretrainConfig:
     return load(PretrainConfig, None, words)
 
 
-def _drawn_on_the_device(device: str) -> Callable[..., Tensor]:
-    """Initial values of PyTorch's generator: ours are made on the CPU, a minute for this model."""
-
-    def normal(
-        _key: int, shape: tuple[int, ...], dim: int = 0, bounds: tuple[int, int] | None = None
-    ) -> Tensor:
-        size = list(shape)
-        size[dim] = size[dim] if bounds is None else bounds[1] - bounds[0]
-        return torch.randn(size, device=device)
-
-    return normal
-
-
 def ours(here: Here) -> None:
     """The trainer's own learner, in the device's default number format, without a word on it."""
     started = time.perf_counter()
-    initial.initial_normal = _drawn_on_the_device(here.device)
     workload = make_workload(_config(here), Launch())
     made_s = time.perf_counter() - started
     found = figures_of(workload, 1 if here.is_tiny else ROUNDS)

@@ -39,7 +39,7 @@ def _fill(parameter: Tensor, initial: Initial, key: int) -> None:
     cut = [d for d in range(len(shape)) if shape[d] != parameter.shape[d]]
     first = cut[0] if cut else 0
     bounds = offset[first], offset[first] + shape[first]
-    values = initial_normal(key, tuple(parameter.shape), first, bounds)
+    values = initial_normal(key, tuple(parameter.shape), first, bounds, local.device)
     for d in cut[1:]:
         values = values.narrow(d, offset[d], shape[d])
     local.copy_(values * initial.std)

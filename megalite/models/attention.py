@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from megalite.distributed.collectives import shard_bounds
 from megalite.distributed.mesh import Axis, Mesh
+from megalite.distributed.transfer import moved
 from megalite.layers.layer import Initial
 from megalite.layers.linear import ColumnParallelLinear, RowParallelLinear, SelectedLinear
 from megalite.layers.products import Matrix, column_products
@@ -102,7 +103,7 @@ class _Heads(nn.Module):
             unused = k.sum() + v.sum() + (0.0 if bias is None else bias.sum())
             return self.output.partial(q) + 0.0 * unused
         if self.layout.expand is not None:
-            places = torch.tensor(self.layout.expand, device=k.device)
+            places = moved(torch.tensor(self.layout.expand), k.device)
             k, v = k.index_select(2, places), v.index_select(2, places)
         return self.output.partial(attention(q, k, v, mask, bias, self._options(context)))
 

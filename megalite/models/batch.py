@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from megalite.distributed.transfer import moved
 from megalite.ops import RowIntervals
-from megalite.ops.vocabulary import IGNORE
+from megalite.ops.vocabulary import IGNORE, labelled_rows
 
 
 def _longer(x: Tensor, length: int, fill: int = 0) -> Tensor:
@@ -39,9 +40,7 @@ class Stream:
     def to(self, device: torch.device | str) -> "Stream":
         """This stream on ``device``."""
         return Stream(
-            self.tokens.to(device, non_blocking=True),
-            self.positions.to(device, non_blocking=True),
-            self.mask.to(device),
+            moved(self.tokens, device), moved(self.positions, device), self.mask.to(device)
         )
 
     def select(self, rows: Tensor) -> "Stream":
@@ -83,6 +82,8 @@ class Batch:
         weights: [B, S] fp32 weight of each target, or None for 1.
         encoder: what the encoder reads; None for a decoder alone, or where a cache has it.
         cross: row intervals of the decoder's rows over the encoder's, or None.
+        rows: int64, numbers of the B*S rows that have a target, where they were found before the
+            batch left the host; None: whoever needs them looks for them, and waits for a GPU.
     """
 
     decoder: Stream
@@ -91,16 +92,21 @@ class Batch:
     weights: Tensor | None = None
     encoder: Stream | None = None
     cross: RowIntervals | None = None
+    rows: Tensor | None = None
 
     def to(self, device: torch.device | str) -> "Batch":
-        """This batch with every tensor on ``device``."""
+        """This batch with every tensor on ``device``; see :func:`moved`."""
+        if self.labels.device == torch.device(device):
+            return self
+        rows = labelled_rows(self.labels.flatten()) if self.rows is None else self.rows
         return Batch(
             self.decoder.to(device),
-            self.labels.to(device, non_blocking=True),
-            self.sample_ids.to(device, non_blocking=True),
-            None if self.weights is None else self.weights.to(device, non_blocking=True),
+            moved(self.labels, device),
+            moved(self.sample_ids, device),
+            None if self.weights is None else moved(self.weights, device),
             None if self.encoder is None else self.encoder.to(device),
             None if self.cross is None else self.cross.to(device),
+            moved(rows, device),
         )
 
     def select(self, rows: Tensor) -> "Batch":
@@ -116,10 +122,11 @@ class Batch:
 
     def without_targets(self) -> "Batch":
         """The batch with nothing to learn: it runs, and weighs nothing."""
-        return replace(self, labels=torch.full_like(self.labels, IGNORE))
+        return replace(self, labels=torch.full_like(self.labels, IGNORE), rows=None)
 
     def padded(self, length: int, encoder_length: int) -> "Batch":
         """The batch with padding behind each stream, up to these lengths."""
+        rows, width = self.rows, self.decoder.length
         return replace(
             self,
             decoder=self.decoder.padded(length),
@@ -127,6 +134,7 @@ class Batch:
             weights=None if self.weights is None else _longer(self.weights, length),
             encoder=None if self.encoder is None else self.encoder.padded(encoder_length),
             cross=None if self.cross is None else self.cross.padded(length, encoder_length),
+            rows=None if rows is None else rows // width * length + rows % width,
         )
 
     @classmethod

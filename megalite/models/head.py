@@ -72,16 +72,16 @@ class Head(Layer):
         # One temperature of capped logits: that of what is capped, and of the cap.
         scale, cap = self.config.logit_scale, self.config.logit_cap
         options = self._options(
-            logit_scale=scale / output.temperature, logit_cap=cap / output.temperature
+            batch, logit_scale=scale / output.temperature, logit_cap=cap / output.temperature
         )
         results = token_log_probs(hidden, weight, labels, bias, options)
         # Nothing else uses the results: no views for autograd, of which FSDP2 would warn.
         return tuple(torch_private.shaped(r, batch.labels.shape) for r in results)
 
-    def _options(self, **choices: float) -> LossOptions:
+    def _options(self, batch: Batch, **choices: float) -> LossOptions:
         size, tp = self.config.vocab_size, self.mesh.tp
         vocabulary = VocabularySlice(tp, shard_bounds(size, tp)[0], size)
-        return LossOptions(**choices, vocabulary=vocabulary)
+        return LossOptions(**choices, vocabulary=vocabulary, rows=batch.rows)
 
     def _all_rows(self, x: Tensor, length: int) -> Tensor:
         if not self.mesh.sequence_parallel:
@@ -104,6 +104,7 @@ class Head(Layer):
         if batch.weights is not None:
             token_weights = token_weights * batch.weights.flatten()
         options = self._options(
+            batch,
             label_smoothing=output.label_smoothing,
             z_loss=output.z_loss,
             logit_scale=self.config.logit_scale,

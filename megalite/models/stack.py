@@ -8,6 +8,7 @@ from torch.nn import functional
 
 from megalite.distributed.collectives import shard_bounds
 from megalite.distributed.mesh import Mesh
+from megalite.distributed.transfer import moved
 from megalite.layers.embedding import VocabParallelEmbedding
 from megalite.layers.layer import Initial, Layer
 from megalite.layers.linear import Projection
@@ -187,7 +188,7 @@ class Stack(nn.Module):
         if self.relative is not None:
             return self.relative(distance)
         first, last = shard_bounds(self.config.num_heads, self.mesh.tp)
-        slopes = torch.tensor(alibi_slopes(self.config.num_heads)[first:last], device=device)
+        slopes = moved(torch.tensor(alibi_slopes(self.config.num_heads)[first:last]), device)
         if self.config.alibi_scale != 1.0:
             slopes = slopes * self.config.alibi_scale
         return slopes[:, None] * distance.float()

@@ -16,10 +16,10 @@ from megalite.errors import ShapeError
 from megalite.ops.cross_entropy import logit_gradient, row_loss
 from megalite.ops.precision import wide
 from megalite.ops.vocabulary import (
-    IGNORE,
     LossOptions,
     cap_slope,
     check_labels,
+    labelled_rows,
     row_statistics,
     scale_and_cap,
 )
@@ -102,7 +102,7 @@ def _forward_backward(
         wide(torch.zeros_like(x)) if x is not None and needed else None
         for x, needed in zip(inputs, needs, strict=True)
     )
-    chunks = labelled_chunks(labels, weight.shape[0])
+    chunks = labelled_chunks(labels, weight.shape[0], options.rows)
     memory = loss.new_empty(len(chunks[0]), weight.shape[0])  # of every chunk's logits in turn
     for part in chunks:
         x, label, share = hidden[part], labels[part], wide(token_weights[part])
@@ -143,8 +143,10 @@ def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
         total += left @ right
 
 
-def labelled_chunks(labels: Tensor, height: int) -> tuple[Tensor, ...]:
+def labelled_chunks(
+    labels: Tensor, height: int, rows: Tensor | None = None
+) -> tuple[Tensor, ...]:
     """Numbers of the rows with a label, in even chunks whose logits fit ``CHUNK_ELEMENTS``."""
-    rows = (labels != IGNORE).nonzero()[:, 0]
+    rows = labelled_rows(labels) if rows is None else rows
     most = max(CHUNK_ELEMENTS // max(height, 1), 1)
     return rows.tensor_split(max(-(-len(rows) // most), 1))

@@ -7,6 +7,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from megalite.distributed.transfer import moved
 from megalite.errors import ShapeError
 from megalite.ops.backends import kernels
 from megalite.ops.mask_plan import plan_reference
@@ -80,8 +81,7 @@ class RowIntervals:
         """The same mask on another device."""
         if self.start.device == torch.device(device):
             return self
-        start, end = (x.to(device, non_blocking=True) for x in (self.start, self.end))
-        return RowIntervals(start, end, self.num_keys)
+        return RowIntervals(moved(self.start, device), moved(self.end, device), self.num_keys)
 
     def select(self, sequences: Tensor) -> "RowIntervals":
         """The mask of these sequences, [B'] int64, some perhaps several times."""

@@ -55,6 +55,7 @@ def token_log_probs(
         logit_scale=options.logit_scale,
         logit_cap=options.logit_cap,
         vocabulary=options.slice(weight.shape[0]),
+        rows=options.rows,
     )
     check_labels(labels, hidden.shape[0], options.own_slice.size, "token_log_probs")
     return _TokenLogProbs.apply(hidden, weight, bias, labels, options)
@@ -71,7 +72,7 @@ class _TokenLogProbs(torch.autograd.Function):
         hidden, weight, bias, labels, options = inputs
         shape = labels.shape
         log_probs, entropy, lse = (wide(hidden.new_zeros(shape)) for _ in range(3))
-        for part in labelled_chunks(labels, weight.shape[0]):
+        for part in labelled_chunks(labels, weight.shape[0], options.rows):
             logits = _logits(hidden[part], weight, bias, options)
             statistics = row_statistics(logits, labels[part], options.own_slice)
             log_probs[part] = statistics.target - statistics.lse
@@ -88,7 +89,7 @@ class _TokenLogProbs(torch.autograd.Function):
         options = ctx.options
         dhidden, dweight = wide(torch.zeros_like(hidden)), wide(torch.zeros_like(weight))
         dbias = None if bias is None else wide(torch.zeros_like(bias))
-        for part in labelled_chunks(labels, weight.shape[0]):
+        for part in labelled_chunks(labels, weight.shape[0], options.rows):
             x = hidden[part]
             logits = _logits(x, weight, bias, options)
             share = -upstream[part] * options.logit_scale

@@ -39,6 +39,8 @@ class LossOptions:
         logit_scale: logits are multiplied by it first.
         logit_cap: then they become cap tanh(logits / cap); 0 is no cap.
         vocabulary: the slice of it that is here; None is all.
+        rows: int64, numbers of the rows with a label, of whoever knows them; None: they are looked
+            for, and the host waits for a GPU.
     """
 
     label_smoothing: float = 0.0
@@ -46,6 +48,7 @@ class LossOptions:
     logit_scale: float = 1.0
     logit_cap: float = 0.0
     vocabulary: VocabularySlice | None = None
+    rows: Tensor | None = None
 
     @property
     def own_slice(self) -> VocabularySlice:
@@ -56,6 +59,11 @@ class LossOptions:
     def slice(self, width: int) -> VocabularySlice:
         """The vocabulary's slice, ``width`` tokens being here."""
         return self.vocabulary or VocabularySlice(Axis("tp"), 0, width)
+
+
+def labelled_rows(labels: Tensor) -> Tensor:
+    """Numbers of the rows of ``labels``, int64 [T], that have one; the host waits for a GPU."""
+    return (labels != IGNORE).nonzero()[:, 0]
 
 
 def cap_slope(capped: Tensor, cap: float) -> Tensor | None:

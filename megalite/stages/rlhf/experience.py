@@ -11,6 +11,7 @@ from torch.nn.functional import pad
 from megalite.config import Section
 from megalite.distributed.mesh import Axis
 from megalite.distributed.sums import all_reduce_sum
+from megalite.distributed.transfer import moved
 from megalite.stages.rlhf.rewards import advantages_and_returns, clip_scores, token_rewards
 from megalite.stages.rlhf.whiten import ALONE, whiten
 
@@ -83,7 +84,7 @@ class Experience:
 
     def to(self, device: torch.device | str) -> "Experience":
         """The same with every tensor on ``device``."""
-        return self.map(lambda part: part.to(device))
+        return self.map(lambda part: moved(part, device))
 
     def without_answers(self) -> "Experience":
         """Experience of the same shape that weighs nothing."""

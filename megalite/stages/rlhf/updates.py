@@ -7,6 +7,7 @@ from pydantic import Field
 from torch import Tensor
 
 from megalite.config import Section
+from megalite.distributed.transfer import moved
 from megalite.stages.rlhf.experience import Experience
 from megalite.stages.rlhf.losses import policy_terms, ranking_loss, ranking_pairs, value_terms
 
@@ -111,8 +112,9 @@ class Rankings:
 
     def to(self, device: torch.device) -> "Rankings":
         """The same with every tensor on ``device``."""
-        sequences, ends, valid = (t.to(device) for t in (self.sequences, self.ends, self.valid))
-        return Rankings(sequences, ends, valid, None if self.same is None else self.same.to(device))
+        sequences, ends, valid = (moved(t, device) for t in (self.sequences, self.ends, self.valid))
+        same = None if self.same is None else moved(self.same, device)
+        return Rankings(sequences, ends, valid, same)
 
     @property
     def num_learned(self) -> int:

@@ -19,6 +19,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 
+from megalite.distributed.transfer import Staged
 from megalite.errors import CheckpointError
 from megalite.torch_private import checkpoint_files
 from megalite.training.checkpoint.files import checksum, sync_folder, write_synced
@@ -107,8 +108,8 @@ class CheckpointManager:
             self._save(step, tensors, facts)
             self._raise()
             return
-        copies = {name: _copy(tensor) for name, tensor in tensors.items()}
-        self._thread = threading.Thread(target=self._save, args=(step, copies, facts))
+        staged = Staged(tensors)
+        self._thread = threading.Thread(target=self._save_staged, args=(step, staged, facts))
         self._thread.start()
 
     def wait(self) -> None:
@@ -136,6 +137,9 @@ class CheckpointManager:
                 f"{self.folder}: a checkpoint could not be written: {reason_of(error)}; {newest}: "
                 f"{advice_on(error)} and start again"
             ) from None
+
+    def _save_staged(self, step: int, staged: Staged, facts: Facts) -> None:
+        self._save(step, staged.wait(), facts)
 
     def _save(self, step: int, tensors: dict[str, Tensor], facts: Facts) -> None:
         partial = self.folder / f"step-{step:08}.partial"
@@ -320,9 +324,3 @@ def newest_facts(folder: Path) -> tuple[Path, Facts] | None:
         except CheckpointError:
             continue  # said where the checkpoints are read
     return None
-
-
-def _copy(tensor: Tensor) -> Tensor:
-    """A copy on the CPU that later steps don't change."""
-    detached = tensor.detach()
-    return detached.clone() if detached.device.type == "cpu" else detached.cpu()
