@@ -143,9 +143,7 @@ def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
         total += left @ right
 
 
-def labelled_chunks(
-    labels: Tensor, height: int, rows: Tensor | None = None
-) -> tuple[Tensor, ...]:
+def labelled_chunks(labels: Tensor, height: int, rows: Tensor | None = None) -> tuple[Tensor, ...]:
     """Numbers of the rows with a label, in even chunks whose logits fit ``CHUNK_ELEMENTS``."""
     rows = labelled_rows(labels) if rows is None else rows
     most = max(CHUNK_ELEMENTS // max(height, 1), 1)
