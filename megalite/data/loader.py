@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 from megalite.data.permutation import sample_at
+from megalite.data.skipping import Ranges, place_of
 from megalite.errors import ConfigError
 
 PREFETCHED_STEPS = 2
@@ -57,12 +58,15 @@ class Share:
                 f"= {unit}: use {fits}"
             )
 
-    def places(self, consumed: int) -> list[list[int]]:
+    def places(self, consumed: int, skipped: Ranges = ()) -> list[list[int]]:
         """Places in the run's order of each micro-batch of the step after ``consumed`` samples."""
         own = self.global_batch_size // self.size
         first = consumed + self.rank * own
         size = self.micro_batch_size
-        return [list(range(at, at + size)) for at in range(first, first + own, size)]
+        return [
+            [place_of(number, skipped) for number in range(at, at + size)]
+            for at in range(first, first + own, size)
+        ]
 
 
 def passes_over(count: int, size: int, rank: int = 0, ranks: int = 1) -> list[list[int]]:
@@ -92,8 +96,8 @@ def spread(count: int, size: int) -> list[int]:
 class Loader(Generic[Sample, MicroBatch]):
     """Gives each step's micro-batches, made ahead by a thread.
 
-    The samples of a step depend only on the seed and the number of samples before it, so a restart,
-    or another number of ranks, goes on where the last left off.
+    The samples of a step depend only on the seed, the number of samples before it and those that
+    are skipped, so a restart, or another number of ranks, goes on where the last left off.
     """
 
     def __init__(
@@ -104,6 +108,7 @@ class Loader(Generic[Sample, MicroBatch]):
         *,
         seed: int,
         consumed_samples: int = 0,
+        skipped: Ranges = (),
     ) -> None:
         """Start after ``consumed_samples``.
 
@@ -113,15 +118,16 @@ class Loader(Generic[Sample, MicroBatch]):
             share: which of them are this process's.
             seed: of the order.
             consumed_samples: samples of earlier steps.
+            skipped: places in the run's order that are left out.
         """
         self._dataset, self._make, self._share, self._seed = dataset, make, share, seed
-        self._first = consumed_samples
+        self._first, self._skipped = consumed_samples, skipped
 
     def read(self, consumed_samples: int) -> list[MicroBatch]:
         """The micro-batches of the step after ``consumed_samples``."""
         return [
             self._make([self._sample(place) for place in places], places)
-            for places in self._share.places(consumed_samples)
+            for places in self._share.places(consumed_samples, self._skipped)
         ]
 
     def _sample(self, place: int) -> Sample:

@@ -1,6 +1,6 @@
 """Sums over processes without autograd: losses, metrics, counts and flags."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.distributed as dist
@@ -39,9 +39,10 @@ def sum_metrics(sums: Mapping[str, Tensor], axis: Axis) -> dict[str, float]:
     return dict(zip(names, all_reduce_sum(values, axis).tolist(), strict=True))
 
 
-def is_true_anywhere(flag: bool, axis: Axis, device: torch.device) -> bool:
-    """Whether any process of ``axis`` says so.
+def are_true_anywhere(flags: Sequence[bool], axis: Axis, device: torch.device) -> list[bool]:
+    """Whether any process of ``axis`` says so, of each flag.
 
-    Comm: all-reduce of 4 bytes over ``axis``; a host sync on a GPU.
+    Comm: all-reduce of 4 bytes a flag over ``axis``; a host sync on a GPU.
     """
-    return bool(all_reduce_sum(torch.tensor(float(flag), device=device), axis) > 0)
+    given = torch.tensor([float(flag) for flag in flags], device=device)
+    return [count > 0 for count in all_reduce_sum(given, axis).tolist()]

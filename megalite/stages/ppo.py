@@ -7,6 +7,7 @@ Source: Ouyang et al. 2022, arXiv:2203.02155; Schulman et al. 2017, arXiv:1707.0
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from megalite.data.chat.datasets import Prompts
 from megalite.distributed.launch import Launch
@@ -104,11 +105,11 @@ def _train(
     trainer, learners = stage.trainer(("actor", models.actor), ("critic", models.critic))
     if config.critic_learning_rate:
         learners[1].set_learning_rate(config.critic_learning_rate)
-    progress = trainer.resume()
+    trainer.resume()
     step = PPOStep(config, stage, models, learners, frozen, inputs.special_tokens, inputs.text)
     heldout = inputs.prompts.heldout
     trainer.fit(
-        stage.loader(inputs.prompts.train, _keep_apart, progress),
+        partial(stage.loader, inputs.prompts.train, _keep_apart),
         step,
         None if heldout is None else lambda: step.evaluate(heldout),
     )

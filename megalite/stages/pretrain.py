@@ -79,10 +79,10 @@ def _read_samples(config: PretrainConfig, said: SpecialTokens) -> Samples | None
 def _train(config: PretrainConfig, stage: Stage, datasets: Datasets[Blend]) -> Model:
     model = stage.model(config.model, config.checkpoint.start)
     trainer, (learner,) = stage.trainer(("model", model))
-    progress = trainer.resume()
+    trainer.resume()
     make = partial(text_batch, data=config.data, model=config.model)
     trainer.fit(
-        stage.loader(datasets.train, make, progress),
+        partial(stage.loader, datasets.train, make),
         language_step(stage, learner, config.z_loss),
         heldout_evaluation(stage, model, datasets.heldout, make),
     )

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -68,10 +69,10 @@ def _train(config: RMConfig, stage: Stage, datasets: Datasets[RankedAnswers]) ->
     value_model = config.model.model_copy(update={"head": "value"})
     model = stage.model(value_model, config.checkpoint.start)
     trainer, (learner,) = stage.trainer(("model", model))
-    progress = trainer.resume()
+    trainer.resume()
     heldout = datasets.heldout
     trainer.fit(
-        stage.loader(datasets.train, _make, progress),
+        partial(stage.loader, datasets.train, _make),
         _ranking_step(stage, learner),
         (lambda: heldout_accuracy(stage, model, heldout)) if heldout else None,
     )

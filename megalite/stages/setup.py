@@ -211,6 +211,7 @@ class Stage:
             Share(train.global_batch_size, train.micro_batch_size, dp.rank, dp.size),
             seed=self.config.run.seed if seed is None else seed,
             consumed_samples=progress.consumed_samples,
+            skipped=progress.skipped,
         )
 
 

@@ -61,7 +61,7 @@ def _train(
 ) -> Model:
     model = stage.model(config.model, config.checkpoint.start)
     trainer, (learner,) = stage.trainer(("model", model))
-    progress = trainer.resume()
+    trainer.resume()
     is_fixed = config.data.packed or stage.mesh.pp.size > 1
     length = config.data.sequence_length if is_fixed else 0
     make = partial(
@@ -71,7 +71,7 @@ def _train(
         pad_id=chat_format.chat.tokenizer.pad_id,
     )
     trainer.fit(
-        stage.loader(datasets.train, make, progress),
+        partial(stage.loader, datasets.train, make),
         language_step(stage, learner),
         heldout_evaluation(stage, model, datasets.heldout, make),
     )

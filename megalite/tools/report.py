@@ -12,6 +12,7 @@ from megalite.data.records import Record, json_records
 from megalite.distributed.launch import Launch
 from megalite.errors import DataError, naming
 from megalite.tools.chart import line_chart
+from megalite.training.folder.skips import read_skips
 
 CHARTS = {  # title: (unit, keys of metrics.jsonl drawn in it)
     "Loss": ("nats per target", ("loss",)),
@@ -69,7 +70,7 @@ def page(config: ReportConfig) -> str:
     }
     parts = [f"<h1>{html.escape(config.title)}</h1>", _summary(metrics)]
     for name, records in metrics.items():
-        parts += [f"<h2>{html.escape(name)}</h2>", *_charts(records)]
+        parts += [f"<h2>{html.escape(name)}</h2>", *_charts(records), *_skips(runs[name])]
     parts += ["<h2>Samples</h2>", _sample_table(samples)] if samples else []
     body = "\n".join(parts)
     return (
@@ -120,6 +121,16 @@ def _charts(records: list[Record]) -> list[str]:
         if drawn:
             charts.append(line_chart(title, unit, drawn))
     return charts
+
+
+def _skips(folder: Path) -> list[str]:
+    """The samples that a run left out when it went back before spikes; nothing without any."""
+    entries = read_skips(folder)
+    lines = ["<table><tr><th>spike in step</th><th>samples left out, by the run's order</th></tr>"]
+    for entry in entries:
+        cells = f"<td>{entry['step']}</td><td>{entry['first']}-{entry['end'] - 1}</td>"
+        lines.append(f"<tr>{cells}</tr>")
+    return [*lines, "</table>"] if entries else []
 
 
 def _summary(metrics: dict[str, list[Record]]) -> str:

@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from megalite.config.section import Section
 from megalite.engine.layout import BatchSizes
 from megalite.errors import ConfigError
+from megalite.training.spikes import SpikeConfig
 
 
 class RunConfig(Section):
@@ -49,11 +50,27 @@ class TrainConfig(Section):
     max_bad_steps: int = Field(
         20, ge=1, description="steps in a row without finite gradients after which the run ends"
     )
+    skip: tuple[tuple[int, int], ...] = Field(
+        (),
+        description="ranges [first, end) of samples, counted from 0 in the run's order, that are "
+        "never learned; a run that has learned some goes back to the checkpoint before",
+    )
+    spikes: SpikeConfig = SpikeConfig()
     log_every: int = Field(10, ge=1, description="steps between console lines")
     evaluate_every: int = Field(0, ge=0, description="steps between evaluations; 0: never")
     evaluate_samples: int = Field(
         64, ge=1, description="held-out samples per evaluation; a reward model's are all of them"
     )
+
+    @model_validator(mode="after")
+    def _check(self) -> "TrainConfig":
+        for first, end in self.skip:
+            if not 0 <= first < end:
+                raise ConfigError(
+                    f"--train.skip [{first}, {end}]: must be a range [first, end) of samples, "
+                    "counted from 0: end must be more than first"
+                )
+        return self
 
     def batch_sizes(self, updates: int = 1, has_text: bool = False) -> BatchSizes:
         """Samples of a step and of a forward pass; see :class:`BatchSizes`."""

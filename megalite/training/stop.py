@@ -4,7 +4,7 @@ import torch.distributed as dist
 
 from megalite.distributed.mesh import Mesh
 from megalite.distributed.stop import StopRequest
-from megalite.distributed.sums import is_true_anywhere
+from megalite.distributed.sums import are_true_anywhere
 
 
 class StopSignal:
@@ -24,10 +24,12 @@ class StopSignal:
         if dist.is_initialized() and dist.get_world_size() > 1:
             self._request.ignore()
 
-    def anywhere(self, elsewhere: bool = False) -> bool:
+    def anywhere(self, elsewhere: bool = False, *flags: bool) -> list[bool]:
         """Whether a process of the mesh was asked to stop, or says that one ``elsewhere`` was.
 
-        Comm: all-reduce of a number over the mesh.
+        Of further ``flags``, whether any process has them set.
+
+        Comm: all-reduce of a number for each over the mesh.
         """
-        is_asked = self.received > 0 or elsewhere
-        return is_true_anywhere(is_asked, self._mesh.world, self._mesh.device)
+        asked = (self.received > 0 or elsewhere, *flags)
+        return are_true_anywhere(asked, self._mesh.world, self._mesh.device)

@@ -1,12 +1,14 @@
 """The one training loop; each stage brings its items, its work on one, and its evaluation."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 from torch import Tensor
 
+from megalite.data.skipping import Ranges, in_words, merged
 from megalite.distributed.stop import BEFORE_FIRST_STEP, StopRequest
 from megalite.engine.weights import check_same_model, config_of
 from megalite.errors import CheckpointError, Stopped
@@ -14,10 +16,13 @@ from megalite.training.checkpoint.load import load
 from megalite.training.checkpoint.manager import CheckpointManager
 from megalite.training.checkpoint.manifest import Facts
 from megalite.training.folder.record import RunRecord
+from megalite.training.folder.skips import read_skips, skipped_of, why_not
 from megalite.training.learner import Learner
 from megalite.training.metrics.device import memory_gib
 from megalite.training.metrics.run_log import RunLog
 from megalite.training.progress import Progress, StepResult
+from megalite.training.rollback import decide_rollback
+from megalite.training.spikes import SpikeDetector
 from megalite.training.stop import StopSignal
 
 StepItem = TypeVar("StepItem")
@@ -56,6 +61,8 @@ class Trainer:
         self._request = stop or StopRequest()
         self._mesh, self._heartbeat = learners[0].mesh, learners[0].heartbeat
         self._train = learners[0].learning.train
+        self._spikes = SpikeDetector(self._train.spikes, self._train.global_batch_size)
+        self._wants_back = False
         self.progress = Progress()
 
     def resume(self) -> Progress:
@@ -64,21 +71,30 @@ class Trainer:
         Raises:
             CheckpointError: it is of another run.
         """
-        found = self._checkpoints.latest()
+        wanted = self._wanted_skips()
+        found = self._checkpoints.latest(partial(why_not, wanted=wanted))
         if found is None:
+            self.progress = Progress(skipped=wanted)
             dropped = self._log.rewind(-1)
             if dropped:
                 self._log.say(
                     f"no checkpoint in {self._log.folder}: its {dropped} steps begin anew"
                 )
         else:
-            self._go_on(*found)
+            self._go_on(*found, wanted)
+        if self.progress.skipped:
+            self._log.say(f"samples left out of the run's order: {in_words(self.progress.skipped)}")
         if self._record.text and not self._is_done():
             self._log.write("config.toml", self._record.text)
         self._checkpoints.tidy()
         return self.progress
 
-    def _go_on(self, path: Path, facts: Facts) -> None:
+    def _wanted_skips(self) -> Ranges:
+        """What this start wants skipped, told or decided before. Comm: a broadcast."""
+        decided = self._checkpoints.from_first(lambda: read_skips(self._log.folder))
+        return merged([*self._train.skip, *((e["first"], e["end"]) for e in decided)])
+
+    def _go_on(self, path: Path, facts: Facts, wanted: Ranges) -> None:
         """Take a checkpoint's state, and say what is another than when it was saved."""
         stored = config_of(facts, path)
         check_same_model(self._learners[0].model.config, stored, str(path))
@@ -91,7 +107,10 @@ class Trainer:
                 )
         load(path, self._tensors())
         self._record = self._record.going_on(facts)
-        self.progress = Progress(facts["step"], facts["consumed_samples"], facts["extra"])
+        self.progress = Progress(
+            facts["step"], facts["consumed_samples"], facts["extra"], skipped_of(facts, wanted)
+        )
+        self._spikes.restore(facts.get("spikes", {}))
         for learner in self._learners:
             learner.restore(facts["learners"][learner.name])
             learner.set_clock(self.progress)
@@ -133,6 +152,8 @@ class Trainer:
             **self._record.facts(),
             "step": progress.step,
             "consumed_samples": progress.consumed_samples,
+            "skipped": [list(one) for one in progress.skipped],
+            "spikes": self._spikes.facts(),
             "extra": dict(progress.extra),
             "learners": {learner.name: learner.facts() for learner in self._learners},
             "model": self._learners[0].model.config.model_dump(),
@@ -140,12 +161,15 @@ class Trainer:
         self._checkpoints.save(progress.step, self._tensors(), facts)
 
     def fit(
-        self, items: Iterable[StepItem], work: DoStep[StepItem], evaluate: Evaluate | None = None
+        self,
+        items: Callable[[Progress], Iterable[StepItem]],
+        work: DoStep[StepItem],
+        evaluate: Evaluate | None = None,
     ) -> None:
         """Run until the configured number of steps.
 
         Args:
-            items: what each step works on, from :attr:`progress` on.
+            items: gives what each step works on that comes after some progress.
             work: does one step.
             evaluate: gives metrics of held-out data.
 
@@ -154,17 +178,21 @@ class Trainer:
         """
         stop = StopSignal(self._mesh, self._request)
         self._request.begin()
-        if stop.anywhere() and not self._is_done():
+        if stop.anywhere()[0] and not self._is_done():
             stop.ignore()
             raise Stopped(BEFORE_FIRST_STEP)
         if evaluate and not self._train.evaluate_every:
             self._log.say("data.heldout is not evaluated: train.evaluate_every is 0")
         if evaluate and self._train.evaluate_every and self.progress.step == 0:
             self._log.metrics(0, evaluate(), show=True)
-        remaining = iter(items)
+        remaining = iter(items(self.progress))
         while not self._is_done():
             asked_elsewhere = self._step(remaining, work, evaluate)
-            is_asked = stop.anywhere(asked_elsewhere)
+            is_asked, has_spiked = stop.anywhere(asked_elsewhere, self._wants_back)
+            if has_spiked and self._go_back():
+                remaining = iter(items(self.progress))
+                if not is_asked:
+                    continue
             if self._is_done() or is_asked or self._is_turn(self._save_every):
                 self.save()
             if is_asked and not self._is_done():
@@ -202,7 +230,34 @@ class Trainer:
                 f"step {step}: its gradients were not finite: the parameters stay as they were "
                 f"({self._dropped()} of the run's updates were dropped)"
             )
+        self._look_for_spikes(metrics)
         return result.asked_to_stop
+
+    def _look_for_spikes(self, metrics: Mapping[str, float]) -> None:
+        found = self._spikes.see(self.progress.step, metrics)
+        self._wants_back = bool(found) and self._train.spikes.policy == "rollback"
+        for spike in found:
+            self._log.say(str(spike))
+
+    def _go_back(self) -> bool:
+        """Go back to a checkpoint from before a spike; whether there is one.
+
+        Comm: broadcasts of what the first process decides and finds.
+
+        Raises:
+            MegaliteError: it went back as often as it may.
+        """
+        step, limit = self.progress.step, self._train.spikes.limit
+        self._heartbeat.enter("save")
+        self._checkpoints.wait()
+        choices = self._spikes.around(self.progress)
+        said = decide_rollback(self._checkpoints, self._log.folder, self.progress, choices, limit)
+        if not said:
+            self._log.say(f"step {step}: no checkpoint is from before the spike: going on")
+            return False
+        self._log.say(f"step {step}: going back before the spike; {said}")
+        self.resume()
+        return True
 
     def _dropped(self) -> int:
         """Updates of all learners so far that were dropped for gradients that are not finite."""

@@ -12,7 +12,7 @@ from megalite.distributed import collectives
 from megalite.distributed.broadcast import share_from_last, share_scalars_from_last
 from megalite.distributed.launch import Launch
 from megalite.distributed.mesh import Axis, ParallelConfig, build_mesh
-from megalite.distributed.sums import all_reduce_sum, is_true_anywhere, sum_count, sum_metrics
+from megalite.distributed.sums import all_reduce_sum, are_true_anywhere, sum_count, sum_metrics
 from tests.dist.exact import even_shards, numbers, shards
 
 SHAPES = ((2, 5), (3, 1, 2), (1, 6, 4), (2, 7, 3, 2))
@@ -180,7 +180,7 @@ def sums(launch: Launch, layout: dict[str, int]) -> dict[str, Any]:
         "metrics": sum_metrics(metrics, axis),
         "precise": sum_metrics({"loss": torch.tensor(2.0**24 if rank == 0 else 1.0)}, axis),
         "flags": [
-            is_true_anywhere(flag, axis, cpu)
+            are_true_anywhere([flag], axis, cpu)[0]
             for flag in (False, rank == 0, rank == last, rank != last, True)
         ],
     }

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
@@ -42,6 +43,8 @@ from megalite.training.checkpoint.write_errors import (
 )
 from megalite.training.watchdog.heartbeat import Heartbeat
 
+Made = TypeVar("Made")
+
 
 @dataclass(frozen=True)
 class Saving:
@@ -56,6 +59,10 @@ class Saving:
     heartbeat: Heartbeat = field(default_factory=Heartbeat)
     timeout: timedelta = timedelta(minutes=30)
     ranks: list[int] | None = None
+
+
+def _fits(_facts: Facts) -> str:
+    return ""
 
 
 class CheckpointManager:
@@ -255,42 +262,72 @@ class CheckpointManager:
     def _folders(self) -> list[Path]:
         return step_folders(self.folder)
 
-    def latest(self) -> tuple[Path, Facts] | None:
+    def from_first(self, make: Callable[[], Made]) -> Made:
+        """What the first process makes, given to all; what it refuses, all refuse.
+
+        Comm: a broadcast.
+
+        Raises:
+            CheckpointError: the first process raised it.
+        """
+        made: list[Any] = [None, ""]
+        if self._rank == 0:
+            try:
+                made[0] = make()
+            except CheckpointError as error:
+                made[1] = str(error)
+        if self._group is not None:
+            dist.broadcast_object_list(made, group=self._group)
+        if made[1]:
+            raise CheckpointError(made[1])
+        answer: Made = made[0]
+        return answer
+
+    def latest(self, why_not: Callable[[Facts], str] = _fits) -> tuple[Path, Facts] | None:
         """The newest intact checkpoint and its facts, or None where there is none.
 
         Comm: a broadcast of what the first process finds.
 
-        Raises:
-            CheckpointError: there are checkpoints, but none of them is intact.
-        """
-        found = [self._newest_intact() if self._rank == 0 else None]
-        if self._group is not None:
-            dist.broadcast_object_list(found, group=self._group)
-        (answer,) = found
-        if isinstance(answer, str):
-            raise CheckpointError(answer)
-        return answer
+        Args:
+            why_not: says of a checkpoint's facts why it can't be taken; empty if it can.
 
-    def _newest_intact(self) -> tuple[Path, Facts] | str | None:
-        """The newest intact checkpoint, None without any, or what is wrong if all are damaged."""
-        damages = []
+        Raises:
+            CheckpointError: there are checkpoints, but none of them is intact and can be taken.
+        """
+        return self.from_first(lambda: self._newest_intact(why_not))
+
+    def has_one(self, fits: Callable[[Facts], bool]) -> bool:
+        """Whether a checkpoint's facts fit; of its files only the manifest is read."""
+        for path in self._folders():
+            try:
+                if fits(read_manifest(path)[0]):
+                    return True
+            except CheckpointError:
+                continue  # said where the checkpoints are read
+        return False
+
+    def _newest_intact(self, why_not: Callable[[Facts], str]) -> tuple[Path, Facts] | None:
+        """The newest intact checkpoint, None without any."""
+        damages, are_passed_over = [], False
         try:
             for path in reversed(self._folders()):
                 if not any(path.iterdir()):
                     continue  # of a deletion that was cut off
                 try:
+                    if reason := why_not(read_manifest(path)[0]):
+                        are_passed_over = True
+                        raise CheckpointError(f"{path}: {reason}")
                     return path, verify(path)
                 except UnreadableCheckpoint:
                     raise
                 except CheckpointError as error:
                     damages.append(str(error))
                     self._say(f"{error}; falling back to the previous checkpoint")
-        except UnreadableCheckpoint as error:
-            return str(error)
         except PermissionError as error:
-            return str(unreadable(self.folder, error))
+            raise unreadable(self.folder, error) from None
         if damages:
-            return f"{self.folder}: no checkpoint is intact: {'; '.join(damages)}"
+            what = "can be taken" if are_passed_over else "is intact"
+            raise CheckpointError(f"{self.folder}: no checkpoint {what}: {'; '.join(damages)}")
         return None
 
 

@@ -3,7 +3,7 @@
 import torch
 
 from megalite.distributed.mesh import Axis
-from megalite.distributed.sums import all_reduce_sum, is_true_anywhere, sum_count, sum_metrics
+from megalite.distributed.sums import all_reduce_sum, are_true_anywhere, sum_count, sum_metrics
 
 ALONE, CPU = Axis("dp"), torch.device("cpu")
 
@@ -14,4 +14,4 @@ def test_a_process_alone_sums_nothing():
     assert sum_count(2**53, ALONE, CPU) == 2**53
     metrics = {"tokens": torch.tensor(3), "loss": torch.tensor(0.5)}
     assert sum_metrics(metrics, ALONE) == {"loss": 0.5, "tokens": 3.0}
-    assert [is_true_anywhere(flag, ALONE, CPU) for flag in (False, True)] == [False, True]
+    assert are_true_anywhere([False, True], ALONE, CPU) == [False, True]

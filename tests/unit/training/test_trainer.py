@@ -41,10 +41,10 @@ def test_work_is_given_the_progress_so_far_and_its_numbers_survive_a_restart(tmp
         seen.append((item, progress))
         return StepResult({"loss": 1.0}, extra={"coefficient": 0.5 * (progress.step + 1)})
 
-    make_trainer(tmp_path, 2).fit("ab", work)
+    make_trainer(tmp_path, 2).fit(lambda _progress: "ab", work)
     again = make_trainer(tmp_path, 3)
     assert again.resume() == Progress(2, 8, {"coefficient": 1.0})
-    again.fit("c", work)
+    again.fit(lambda _progress: "c", work)
     assert seen == [
         ("a", Progress()),
         ("b", Progress(1, 4, {"coefficient": 0.5})),
@@ -62,7 +62,7 @@ def test_a_stop_that_was_asked_for_elsewhere_ends_the_run_with_the_step_saved(tm
         return StepResult({}, asked_to_stop=progress.step == 2)
 
     with pytest.raises(Stopped, match="step 3 is saved"):
-        make_trainer(tmp_path, 9).fit("abcdefghi", work)
+        make_trainer(tmp_path, 9).fit(lambda _progress: "abcdefghi", work)
     assert (tmp_path / "checkpoints" / "latest").read_text() == "step-00000003"
 
 
@@ -74,5 +74,5 @@ def test_evaluations_come_before_the_first_step_when_due_and_after_the_last(tmp_
         calls.append(trainer.progress.step)
         return {}
 
-    trainer.fit("abcde", lambda _item, _progress: StepResult({}), evaluate)
+    trainer.fit(lambda _progress: "abcde", lambda _item, _progress: StepResult({}), evaluate)
     assert calls == [0, 2, 4, 5]
