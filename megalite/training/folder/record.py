@@ -140,8 +140,13 @@ class RunRecord:
 
 
 def _section(cls: type[SectionT], values: Mapping[str, Any]) -> SectionT:
-    """A section from values of JSON that another version may have written."""
-    return cls(**{key: value for key, value in values.items() if key in cls.model_fields})
+    """A section from values of JSON that another version may have written; its own keys alone."""
+    known = {
+        key: value
+        for key, value in values.items()
+        if key in cls.model_fields and not isinstance(value, Mapping)
+    }
+    return cls.model_validate_json(json.dumps(known))
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
