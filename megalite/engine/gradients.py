@@ -4,10 +4,10 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from megalite.distributed.mesh import Mesh
 from megalite.distributed.sums import all_reduce_sum
+from megalite.engine.copies import axes_of_copies
 from megalite.engine.model import Model
 from megalite.layers.shards import gradient_of, local_part
 from megalite.torch_private import multiply_each_, norms_of
@@ -17,13 +17,7 @@ def _is_counted(name: str, parameter: Tensor, mesh: Mesh, owned: set[str]) -> bo
     """Whether this process is the one that counts its piece of a parameter in a global sum."""
     if name not in owned:
         return False
-    axes = {"replicate": mesh.replicate, "shard": mesh.shard, "tp": mesh.tp}
-    if isinstance(parameter, DTensor):
-        names = parameter.device_mesh.mesh_dim_names or ()
-        for axis, placement in zip(names, parameter.placements, strict=True):
-            if not placement.is_replicate():  # Shard, or FSDP's strided shard of a tp shard
-                axes.pop(axis, None)
-    return all(axis.rank == 0 for axis in axes.values())
+    return all(axis.rank == 0 for axis in axes_of_copies(parameter, mesh).values())
 
 
 def clip_grad_norm(model: Model, max_norm: float, scale: float = 1.0) -> tuple[Tensor, Tensor]:

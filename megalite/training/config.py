@@ -28,6 +28,21 @@ class RunConfig(Section):
     tensorboard: bool = Field(True, description="whether TensorBoard's files are written too")
 
 
+class DriftConfig(Section):
+    """Copies of a parameter or of its optimizer state that processes hold and must be equal."""
+
+    every: int = Field(
+        100,
+        ge=0,
+        description="steps between comparisons of all copies, which each save has too; 0: never",
+    )
+    policy: Literal["stop", "resync"] = Field(
+        "stop",
+        description="what follows where copies differ, after a line that names tensor and rank; "
+        "stop: the run ends, unsaved; resync: all take the copy that most have",
+    )
+
+
 class TrainConfig(Section):
     """The training loop."""
 
@@ -56,6 +71,7 @@ class TrainConfig(Section):
         "never learned; a run that has learned some goes back to the checkpoint before",
     )
     spikes: SpikeConfig = SpikeConfig()
+    drift: DriftConfig = DriftConfig()
     log_every: int = Field(10, ge=1, description="steps between console lines")
     evaluate_every: int = Field(0, ge=0, description="steps between evaluations; 0: never")
     evaluate_samples: int = Field(

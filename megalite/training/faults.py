@@ -18,6 +18,7 @@ from pydantic import Field, model_validator
 
 from megalite.config.section import Section
 from megalite.distributed.launch import Launch
+from megalite.engine.copies import axes_of_copies
 from megalite.engine.model import Model
 from megalite.errors import ConfigError
 from megalite.layers.shards import gradient_of, local_part
@@ -29,11 +30,12 @@ POINTS = PHASES + WRITE_POINTS
 class FaultConfig(Section):
     """A fault on purpose, to test recovery; none by default."""
 
-    kind: Literal["none", "kill", "stop", "raise", "hang", "slow", "skip", "nan"] = Field(
+    kind: Literal["none", "kill", "stop", "raise", "hang", "slow", "skip", "nan", "drift"] = Field(
         "none",
         description="what happens: none; kill (SIGKILL), stop (SIGSTOP), raise (an exception), "
-        "hang (an endless wait), slow (a wait of delay_s), skip (the next all-reduce is left out) "
-        "or nan (a gradient that is not a number; in the phase reduce)",
+        "hang (an endless wait), slow (a wait of delay_s), skip (the next all-reduce is left out), "
+        "nan (a gradient that is not a number; in the phase reduce) or drift (a copy of a weight "
+        "that is no longer like the others; in the phases reduce and optimizer)",
     )
     rank: int = Field(0, ge=0, description="rank of the process that it happens to")
     step: int = Field(1, ge=0, description="first step in which it happens")
@@ -76,6 +78,8 @@ class Fault:
             _later(config.delay_s, lambda: _signal_self(kind))
         elif kind == "nan":
             _poison(model, point)
+        elif kind == "drift":
+            _change_copy(model, point)
         elif kind == "skip":
             _leave_out_one_all_reduce()
         else:
@@ -112,6 +116,18 @@ def _poison(model: Model | None, phase: str) -> None:
         if parameter.grad is not None and local_part(gradient_of(parameter)).numel():
             local_part(gradient_of(parameter)).view(-1)[0] = torch.nan
             return
+
+
+def _change_copy(model: Model | None, phase: str) -> None:
+    """Add 5 to one element of a parameter that another process holds too."""
+    if model is None:
+        raise ConfigError(f"--faults.phase {phase}: has no weights that drift: use optimizer")
+    for _, parameter in model.named_parameters():
+        local, axes = local_part(parameter.detach()), axes_of_copies(parameter, model.mesh)
+        if local.numel() and any(axis.size > 1 for axis in axes.values()):
+            local.view(-1)[0] += 5
+            return
+    raise ConfigError("--faults.kind drift: no process has a copy of a weight in this layout")
 
 
 def _leave_out_one_all_reduce() -> None:

@@ -15,6 +15,7 @@ from megalite.errors import CheckpointError, Stopped
 from megalite.training.checkpoint.load import load
 from megalite.training.checkpoint.manager import CheckpointManager
 from megalite.training.checkpoint.manifest import Facts
+from megalite.training.drift import Drift
 from megalite.training.folder.record import RunRecord
 from megalite.training.folder.skips import read_skips, skipped_of, why_not
 from megalite.training.learner import Learner
@@ -62,6 +63,7 @@ class Trainer:
         self._mesh, self._heartbeat = learners[0].mesh, learners[0].heartbeat
         self._train = learners[0].learning.train
         self._spikes = SpikeDetector(self._train.spikes, self._train.global_batch_size)
+        self._drift = Drift(learners, self._train.drift.policy)
         self._wants_back = False
         self.progress = Progress()
 
@@ -193,7 +195,9 @@ class Trainer:
                 remaining = iter(items(self.progress))
                 if not is_asked:
                     continue
-            if self._is_done() or is_asked or self._is_turn(self._save_every):
+            is_saved = self._is_done() or is_asked or self._is_turn(self._save_every)
+            self._look_for_drift(is_saved)
+            if is_saved:
                 self.save()
             if is_asked and not self._is_done():
                 self._finish()
@@ -238,6 +242,13 @@ class Trainer:
         self._wants_back = bool(found) and self._train.spikes.policy == "rollback"
         for spike in found:
             self._log.say(str(spike))
+
+    def _look_for_drift(self, is_saved: bool) -> None:
+        """Compare copies where that is due: a checkpoint has one of each, which must be right."""
+        every = self._train.drift.every
+        if every and (is_saved or self._is_turn(every)):
+            self._heartbeat.enter("reduce")
+            self._drift.check(self.progress.step, self._log.say)
 
     def _go_back(self) -> bool:
         """Go back to a checkpoint from before a spike; whether there is one.

@@ -1,8 +1,16 @@
 """Jobs of runs that look after themselves, in a layout."""
 
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from megalite.distributed.launch import Launch
+from megalite.engine.copies import Copies
+from megalite.errors import MegaliteError
+from megalite.layers.shards import local_part
+from megalite.training.learner import Learner
+from tests.dist import jobs
 from tests.unit.training.runs import BATCH, Run, Texts
 
 SPIKE, STEPS = 36, 40
@@ -20,3 +28,53 @@ def curves(launch: Launch, folder: str, layout: dict[str, int]) -> tuple[list, l
     skip = ((BAD.start - 3, BAD.stop + 3),)
     told = Run(Path(folder) / "told", Texts(BAD), launch=launch, **layout).go(STEPS, skip=skip)
     return back.rows, told.rows, back.log
+
+
+def copies_after_training(launch: Launch, model: str, layout: dict[str, Any]) -> list[list]:
+    """What differs of the copies after some steps, and after a change of each on one rank.
+
+    Returns:
+        The differences: of untouched tensors first; of the last rank's copy with one bit
+        changed; after all were made equal.
+    """
+    learner = jobs.make_learner(launch, model, layout)
+    for number in range(3):
+        jobs.step(learner, model, number)
+    copies = Copies(learner.tensors(), learner.mesh)
+    found = [copies.differences(learner.tensors())]
+    if launch.rank == launch.world_size - 1:
+        for tensor in learner.tensors().values():
+            local = local_part(tensor)
+            if local.numel():
+                local.view(-1)[-1:].view(torch.int32).bitwise_xor_(1)
+    found.append(copies.differences(learner.tensors()))
+    copies.make_equal(learner.tensors(), found[-1])
+    found.append(copies.differences(learner.tensors()))
+    return [[(d.name, d.wrong, d.right) for d in part] for part in found]
+
+
+def drifting(launch: Launch, folder: str, layout: dict[str, int]) -> tuple[str, list, str, list]:
+    """Runs in which the last rank's copy of a weight changes in step 5.
+
+    Returns:
+        Why the run ended; its curve after another start, without the change; what a run said that
+        makes copies equal; the curve of an untouched run.
+    """
+
+    def run(name: str, **more: Any) -> Run:
+        made = Run(Path(folder) / name, every=3, launch=launch, **layout)
+        return made.go(8, fault if name != "clean" else None, **more) if more else made
+
+    def fault(step: int, learner: Learner) -> None:
+        if step == 5 and launch.rank == launch.world_size - 1:
+            weight = dict(learner.model.named_parameters())["decoder.norm.weight"]
+            local_part(weight.detach())[0] += 5
+
+    try:
+        run("stopped", drift={"every": 2})
+        stopped = ""
+    except MegaliteError as error:
+        stopped = str(error)
+    resumed = run("stopped").go(8).rows
+    resynced = run("resynced", drift={"every": 2, "policy": "resync"}).log
+    return stopped, resumed, resynced, run("clean", drift={"every": 1}).rows

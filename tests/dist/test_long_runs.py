@@ -1,5 +1,7 @@
 """Runs that look after themselves decide alike on all ranks, and keep the promised curve."""
 
+import pytest
+
 from tests.dist.long_run_jobs import SPIKE
 
 
@@ -8,3 +10,35 @@ def test_a_run_goes_back_on_all_ranks_as_if_told_to_skip(cluster, tmp_path):
     for back, told, said in cluster.run(4, "tests.dist.long_run_jobs:curves", **options):
         assert back == told
         assert f"step {SPIKE}: going back before the spike" in said
+
+
+LAYOUTS = {
+    "tp": ("glm", {"tp": 4, "sequence_parallel": True}),
+    "stages that share": ("gpt", {"pp": 2, "tp": 2}),
+    "replicas of shards": ("t5", {"replicate": 2, "shard": 2}),
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_copies_that_differ_are_named_and_made_equal(cluster, name: str):
+    model, layout = LAYOUTS[name]
+    job = "tests.dist.long_run_jobs:copies_after_training"
+    answers = cluster.run(4, job, model=model, layout=layout)
+    assert all(answer == answers[0] for answer in answers)
+    untouched, changed, again = answers[0]
+    assert untouched == again == []
+    assert changed
+    assert all(wrong == (3,) if right else len(wrong) == 2 for _, wrong, right in changed)
+    if name == "stages that share":
+        assert any(name.endswith("embedding.weight.exp_avg") for name, _, _ in changed)
+
+
+def test_drift_of_one_rank_stops_all_unsaved_or_is_made_good(cluster, tmp_path):
+    job, layout = "tests.dist.long_run_jobs:drifting", {"tp": 2}
+    for stopped, resumed, resynced, clean in cluster.run(
+        2, job, folder=str(tmp_path), layout=layout
+    ):
+        assert "step 6: copies differ: model.decoder.norm.weight: ranks 0, 1 have diff" in stopped
+        assert "nothing of this step is saved" in stopped
+        assert resumed == clean
+        assert "they are equal again" in resynced
