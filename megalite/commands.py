@@ -65,6 +65,12 @@ COMMANDS: tuple[Command, ...] = (
         "--run.folder runs/ppo",
     ),
     Command(
+        "dpo",
+        "megalite.stages.dpo:DPOConfig",
+        "align a model with rankings: DPO, IPO, KTO, ORPO or SimPO",
+        "--data.train '[\"rankings.jsonl\"]' --checkpoint.start runs/sft --run.folder runs/dpo",
+    ),
+    Command(
         "generate",
         "megalite.tools.generate:GenerateConfig",
         "answer prompts with a model",

@@ -20,6 +20,8 @@ CHARTS = {  # title: (unit, keys of metrics.jsonl drawn in it)
     "Ranking accuracy, held out": ("share of pairs", ("heldout_accuracy",)),
     "Reward": ("score per response", ("reward", "heldout_reward")),
     "KL to reference": ("nats per response", ("kl", "heldout_kl")),
+    "Margin of better answers": ("reward", ("margin", "heldout_margin")),
+    "Rewards of better and worse answers": ("reward", ("chosen_reward", "rejected_reward")),
     "Entropy": ("nats per token", ("entropy",)),
     "Clipped updates": ("share of tokens", ("clip_fraction",)),
     "Value loss": ("squared score", ("value_loss",)),
@@ -137,7 +139,7 @@ def _summary(metrics: dict[str, list[Record]]) -> str:
     """The first and last value of each run's main metrics."""
     lines = ["<table><tr><th>run</th><th>metric</th><th>first</th><th>last</th></tr>"]
     for name, records in metrics.items():
-        for _, keys in list(CHARTS.values())[:5]:
+        for _, keys in list(CHARTS.values())[:6]:
             for key in keys:
                 points = series(records, key)
                 if points:

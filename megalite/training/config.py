@@ -75,7 +75,9 @@ class TrainConfig(Section):
     log_every: int = Field(10, ge=1, description="steps between console lines")
     evaluate_every: int = Field(0, ge=0, description="steps between evaluations; 0: never")
     evaluate_samples: int = Field(
-        64, ge=1, description="held-out samples per evaluation; a reward model's are all of them"
+        64,
+        ge=1,
+        description="held-out samples per evaluation; a reward model's and DPO's are all of them",
     )
 
     @model_validator(mode="after")

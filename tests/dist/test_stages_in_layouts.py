@@ -1,4 +1,4 @@
-"""SFT, reward modelling and PPO give the same numbers in every layout; a run moves between them."""
+"""SFT, RM, DPO and PPO give the same numbers in every layout; a run moves between them."""
 
 import json
 import random
@@ -45,6 +45,7 @@ LAYOUTS = {
     "tp2": (2, {"tp": 2}),
     "pp2": (2, {"pp": 2}),
     "fsdp2": (2, {"shard": 2}),
+    "dp2": (2, {}),
     "dp4": (4, {}),
     "tp2 pp2": (4, {"tp": 2, "pp": 2}),
     "1 + 1": (2, {"frozen.processes": 1}),
@@ -154,6 +155,25 @@ def test_reward_modelling_is_that_of_one_process(work, sft, rm, layout):
 
 
 @pytest.fixture(scope="module")
+def preferences(work, sft):
+    """DPO and KTO of rankings of two and of three answers, in a layout."""
+    work.write("dpo", [json.loads(row) for row in (work.folder / "rm.jsonl").open()])
+
+    def run(layout: str, kind: str):
+        more = ["--checkpoint.start", str(sft[0]), "--loss.kind", kind, "--train.steps", "3"]
+        return work.run("dpo", layout, *more)
+
+    return run
+
+
+@pytest.mark.parametrize(("layout", "kind"), [("tp2 pp2", "dpo"), ("fsdp2", "kto")])
+def test_preferences_are_learned_as_by_one_process(preferences, layout, kind):
+    """The stored reference is computed in the layout too."""
+    names = ("loss", "grad_norm", "margin")
+    assert_same(preferences(layout, kind), preferences("1", kind), 1e-4, names)
+
+
+@pytest.fixture(scope="module")
 def starts(sft, rm):
     """Options of a small PPO run."""
     more = ["--checkpoint.start", str(sft[0]), "--reward_model", str(rm[0])]
@@ -216,16 +236,18 @@ def num_updates(folder) -> int:
 HELDOUT = {
     "sft": ["heldout_loss"],
     "rm": ["heldout_accuracy"],
+    "dpo": ["heldout_loss", "heldout_sft_loss"],
     "ppo": ["heldout_reward", "heldout_reward_deviation", "heldout_kl"],
 }
 
 
 @pytest.mark.parametrize("stage", HELDOUT)
-def test_held_out_numbers_are_those_of_each_sample_once(work, sft, starts, stage):
+def test_held_out_numbers_are_those_of_each_sample_once(work, sft, starts, preferences, stage):
     """Of five samples, or three prompts, which no number of ranks or micro-batches divides."""
     rows = (work.folder / f"{stage}.jsonl").read_text().splitlines(keepends=True)
     (work.folder / "heldout.jsonl").write_text("".join(rows[: 3 if stage == "ppo" else 5]))
     more = {"sft": ["--data.packed", "false"], "rm": ["--checkpoint.start", str(sft[0])]}
+    more["dpo"] = [*more["rm"], "--loss.sft_coefficient", "1"]
     more = [*(more | {"ppo": starts})[stage], "--train.steps", "0", "--train.evaluate_every", "1"]
     more += ["--data.heldout", f'["{work.folder}/heldout.jsonl"]']
 

@@ -122,6 +122,12 @@ STAGES = {  # a good row, one with the wrong keys, one of a wrong type, one that
         {"prompt": "red", "answers": "cat"},
         {"prompt": "red", "chosen": "cat " * 300, "rejected": "dog"},
     ),
+    "dpo": (
+        {"prompt": "red", "answers": ["cat", "dog"]},
+        {"prompt": "red", "completion": "cat", "label": True},
+        {"prompt": "red", "chosen": "cat", "rejected": 3},
+        {"prompt": "red", "chosen": "cat " * 300, "rejected": "dog"},
+    ),
     "ppo": (
         {"prompt": "red"},
         {"text": "red"},

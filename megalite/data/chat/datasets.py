@@ -1,8 +1,9 @@
 """Datasets of the stages after pretraining: conversations, rankings, prompts."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -11,10 +12,16 @@ from torch import Tensor
 from megalite.data.chat.chat import Chat
 from megalite.data.chat.examples import answer_example, learned_example, prompt_of, reads_all
 from megalite.data.chat.long_rows import LengthCheck, RowRules, rounds_of
-from megalite.data.chat.turns import Turn, parse_conversation, parse_prompt, parse_ranking
+from megalite.data.chat.turns import (
+    Ranking,
+    Turn,
+    parse_conversation,
+    parse_prompt,
+    parse_ranking,
+)
 from megalite.data.example import Example, collate, cut_rows, pack
 from megalite.data.packing import first_fit
-from megalite.data.records import Records
+from megalite.data.records import Record, Records
 from megalite.data.structure import Structure
 from megalite.errors import DataError
 from megalite.generation.prompts import Prompt
@@ -124,6 +131,69 @@ def _has_target(example: Example) -> bool:
     return bool((example.labels != IGNORE).any())
 
 
+MakeAnswer = Callable[[Chat, Structure, Sequence[Turn], str], Example]
+
+
+@dataclass(frozen=True)
+class ReadRankings:
+    """The rankings of files that fit a sequence.
+
+    Attributes:
+        rankings: as they were written.
+        items: the examples of each one's answers, best first.
+        notes: what of the files is not read or was left out.
+    """
+
+    rankings: list[Ranking]
+    items: list[list[Example]]
+    notes: list[str]
+
+    @property
+    def num_equal(self) -> int:
+        """Rankings of which answers are equal, token by token."""
+        return sum(len(set(first_equals(item))) < len(item) for item in self.items)
+
+    @property
+    def has_pair(self) -> bool:
+        """Whether answers of any ranking differ."""
+        return any(len(set(first_equals(item))) > 1 for item in self.items)
+
+
+def read_rankings(
+    paths: Sequence[str],
+    rules: RowRules,
+    parse: Callable[[Record], Ranking],
+    make: Callable[[Sequence[Turn], str], Example],
+) -> ReadRankings:
+    """Read files of rankings; see :class:`Conversations`.
+
+    Args:
+        paths: of the files.
+        rules: how records are read.
+        parse: makes a ranking of a record.
+        make: makes an example of the turns before an answer and its text.
+    """
+    rules.check_whole()
+    check, apart = LengthCheck(paths, rules), 0
+    records = Records(paths, parse, rules.columns)
+    rankings: list[Ranking] = []
+    items: list[list[Example]] = []
+    for where, ranking in records:
+        with located(where):
+            item = [make(turns[:-1], turns[-1].text) for turns in ranking.conversations]
+        if check.fits(where, *(max(len(e), e.encoder_length) for e in item)):
+            rankings.append(ranking)
+            items.append(item)
+        apart += len({turns[:-1] for turns in ranking.conversations}) > 1
+    check.finish()
+    notes = [*records.notes(), *check.notes()]
+    if apart:
+        notes.append(
+            f"{', '.join(paths)}: {apart:,} rankings compare answers to different conversations"
+        )
+    return ReadRankings(rankings, items, notes)
+
+
 class RankedAnswers:
     """Rankings as examples: item i is the answers of ranking i after its prompt, best first.
 
@@ -135,47 +205,35 @@ class RankedAnswers:
         self, paths: Sequence[str], chat: Chat, structure: Structure, rules: RowRules
     ) -> None:
         """Read files; see :class:`Conversations`."""
-        rules.check_whole()
-        check, apart = LengthCheck(paths, rules), 0
-        records = Records(paths, parse_ranking, rules.columns)
-        self._items: list[list[Example]] = []
-        for where, ranking in records:
-            with located(where):
-                item = [
-                    answer_example(chat, structure, turns[:-1], turns[-1].text)
-                    for turns in ranking.conversations
-                ]
-            if check.fits(where, *(max(len(e), e.encoder_length) for e in item)):
-                self._items.append(item)
-            apart += len({turns[:-1] for turns in ranking.conversations}) > 1
-        check.finish()
-        self.notes = [*records.notes(), *check.notes()]
-        if apart:
-            self.notes.append(
-                f"{', '.join(paths)}: {apart:,} rankings compare answers to different conversations"
-            )
-        self._compare(", ".join(paths))
-
-    def _compare(self, files: str) -> None:
-        """Note rankings with equal answers; refuse files in which no answers differ."""
-        kinds = [len(set(first_equals(item))) for item in self._items]
-        equal = sum(count < len(item) for count, item in zip(kinds, self._items, strict=True))
-        if all(count < 2 for count in kinds):
-            raise DataError(
-                f"{files}: no ranking has two answers that differ: give answers of different "
-                "quality, best first"
-            )
-        if equal:
-            self.notes.append(
-                f"{files}: {equal:,} of {len(kinds):,} rankings have equal answers; pairs of them "
-                "are neither learned nor counted in the accuracy"
-            )
+        make = partial(answer_example, chat, structure)
+        read = read_rankings(paths, rules, parse_ranking, make)
+        self._items, self.notes = read.items, [*read.notes, *notes_of_pairs(read, paths)]
 
     def __len__(self) -> int:
         return len(self._items)
 
     def __getitem__(self, number: int) -> list[Example]:
         return self._items[number % len(self)]
+
+
+def notes_of_pairs(read: ReadRankings, paths: Sequence[str]) -> list[str]:
+    """What a run should know of rankings with equal answers.
+
+    Raises:
+        DataError: no answers differ.
+    """
+    files = ", ".join(paths)
+    if not read.has_pair:
+        raise DataError(
+            f"{files}: no ranking has two answers that differ: give answers of different "
+            "quality, best first"
+        )
+    if not read.num_equal:
+        return []
+    return [
+        f"{files}: {read.num_equal:,} of {len(read.items):,} rankings have equal answers; pairs of "
+        "them are neither learned nor counted in the accuracy"
+    ]
 
 
 class Prompts:
@@ -249,5 +307,8 @@ def ranking_batch(rankings: Sequence[list[Example]], sample_ids: Sequence[int]) 
 def first_equals(ranking: Sequence[Example]) -> list[int]:
     """The number of the first answer with the same tokens, for each answer of a ranking."""
     streams = [[e.decoder, *([] if e.encoder is None else [e.encoder])] for e in ranking]
-    tokens = [[stream.tokens.tolist() for stream in parts] for parts in streams]
+    tokens = [
+        [example.labels.tolist(), *(stream.tokens.tolist() for stream in parts)]
+        for example, parts in zip(ranking, streams, strict=True)
+    ]
     return [tokens.index(own) for own in tokens]

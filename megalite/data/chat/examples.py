@@ -10,6 +10,7 @@ from megalite.data.chat.turns import Turn
 from megalite.data.example import Example, decoder_example
 from megalite.data.layout import as_prompt, paired_example, scored_example
 from megalite.data.structure import Structure
+from megalite.errors import DataError
 from megalite.generation.prompts import Prompt
 from megalite.models.batch import IGNORE
 
@@ -54,6 +55,20 @@ def answer_example(chat: Chat, structure: Structure, turns: Sequence[Turn], text
         DataError: the template can't write these turns.
     """
     return scored_example(*_pair(chat, structure, turns, text), structure)
+
+
+def preferred_example(
+    chat: Chat, structure: Structure, turns: Sequence[Turn], text: str
+) -> Example:
+    """An answer of which each token is a target, after its prompt.
+
+    Raises:
+        DataError: the template can't write these turns, or the answer has no tokens.
+    """
+    source, target = _pair(chat, structure, turns, text)
+    if not len(target) or not (len(source) or structure.is_encoder_decoder or len(target) > 1):
+        raise DataError("an answer has no tokens that could be learned: leave the record out")
+    return paired_example(source, target, structure)
 
 
 def prompt_of(chat: Chat, structure: Structure, turns: Sequence[Turn]) -> Prompt:

@@ -5,6 +5,7 @@ Dolly's ``context``, or ``prompt`` as text or messages; beside them ``system`` a
 An answer: ``output``, ``response`` or ``completion``.
 Rankings: ``chosen`` and ``rejected``, or ``answers``, best first; texts, or messages of the answer
 alone or of the whole conversation; Anthropic's text of a whole conversation (HH-RLHF).
+Judged answers: a conversation and ``label``, whether its last answer is good.
 """
 
 import re
@@ -25,7 +26,7 @@ REASONING = ("reasoning_content", "reasoning", "thinking")
 HH = re.compile(r"\n\n(Human|Assistant):")
 QUESTIONS = ("prompt", "instruction", "messages", "conversations")
 KNOWN: tuple[str, ...] = (*QUESTIONS, "input", "context", "system", "history", *ANSWERS, "answers")
-KNOWN += ("chosen", "rejected", "role", "content", *IS_LEARNED)
+KNOWN += ("chosen", "rejected", "label", "role", "content", *IS_LEARNED)
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,15 @@ Turns = tuple[Turn, ...]
 
 @dataclass(frozen=True)
 class Ranking:
-    """Answers, best first, each the last turn of a whole conversation; mostly of the same one."""
+    """Answers, best first, each the last turn of a whole conversation; mostly of the same one.
+
+    Attributes:
+        conversations: one an answer.
+        num_good: how many answers, from the best on, are good by themselves.
+    """
 
     conversations: tuple[Turns, ...]
+    num_good: int = 1
 
     @classmethod
     def of(cls, prompt: Turns, answers: Sequence[str]) -> "Ranking":
@@ -104,6 +111,11 @@ def parse_ranking(record: Record) -> Ranking:
     """A ranking of two answers or more."""
     fields = Fields.of(record)
     _refuse(fields, UNWRITABLE)
+    if _is_judged(fields):
+        raise ValueError(
+            "one answer with a 'label' is no ranking: `megalite dpo --loss.kind kto` learns it; "
+            "rankings have 'chosen' and 'rejected', or 'answers'"
+        )
     prompt = parse_prompt(fields) if any(key in fields for key in QUESTIONS) else ()
     if "completions" in fields and "chosen" not in fields and "answers" not in fields:
         raise ValueError(
@@ -117,6 +129,24 @@ def parse_ranking(record: Record) -> Ranking:
     if not isinstance(answers, list) or len(answers) < 2:
         raise ValueError("'answers' must be a list of at least two, best first")
     return Ranking(tuple(_answered(prompt, fields, answer, "answers") for answer in answers))
+
+
+def parse_judged(record: Record) -> Ranking:
+    """A ranking, or one answer that ``label`` calls good or not."""
+    fields = Fields.of(record)
+    if not _is_judged(fields):
+        return parse_ranking(fields)
+    label = fields["label"]
+    if not isinstance(label, int) or label not in (0, 1):
+        raise ValueError(f"'label' must be true or false, came {label!r}")
+    turns = parse_conversation(fields)
+    if turns[-1].role != "assistant":
+        raise ValueError("a conversation with 'label' must end with an assistant's message")
+    return Ranking((turns,), int(label))
+
+
+def _is_judged(fields: Fields) -> bool:
+    return "label" in fields and not any(k in fields for k in ("answers", "chosen", "rejected"))
 
 
 def _refuse(fields: Fields, keys: Sequence[str]) -> None:

@@ -1,0 +1,111 @@
+"""Learning from preferences without a reward model: DPO, and IPO, KTO, ORPO and SimPO.
+
+Each step reads rankings; the policy's log-probabilities of whole answers are compared with each
+other and, but for ORPO and SimPO, with those of a reference: the model that the run starts from.
+Dropout is off throughout, as both are read.
+"""
+
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from megalite.data.chat.preferences import PreferredAnswers
+from megalite.distributed.launch import Launch
+from megalite.engine.model import Model
+from megalite.models.config import ModelConfig
+from megalite.stages.conversation import open_chat
+from megalite.stages.datasets import Datasets, notes_of
+from megalite.stages.preferences.config import DPOConfig
+from megalite.stages.preferences.objective import Comparisons
+from megalite.stages.preferences.reference import StoredReference, WithReference
+from megalite.stages.preferences.step import PreferenceLearner
+from megalite.stages.samples import Samples, write_samples
+from megalite.stages.setup import Stage, set_up, settled
+from megalite.stages.start import said_by
+from megalite.stages.told import notes_of_writing
+from megalite.training.progress import Progress, StepResult
+from megalite.training.trainer import DoStep
+
+__all__ = ["DPOConfig", "run"]
+
+
+def run(config: DPOConfig, launch: Launch) -> int:
+    """Align a model with preferences."""
+    config.check_sources()
+    config = settled(config, launch)
+    data, start = config.data, config.checkpoint.start
+    chat_format = open_chat(config.tokenizer, data, config.model, said_by(start))
+
+    def read(paths: Sequence[str]) -> PreferredAnswers:
+        chat, structure = chat_format.chat, chat_format.structure
+        return PreferredAnswers(paths, chat, structure, data.rules, config.loss.kind == "kto")
+
+    datasets = Datasets.read(data, read)
+    samples = Samples.read(config.samples, chat_format, config.model)
+    stage = set_up(config, launch)
+    stage.say(chat_format.notes, notes_of_writing(data, start), notes_of(datasets))
+    with stage.running():
+        model = _train(config, stage, datasets)
+        write_samples(stage, model, samples)
+    return 0
+
+
+def _train(config: DPOConfig, stage: Stage, datasets: Datasets[PreferredAnswers]) -> Model:
+    start, quiet = config.checkpoint.start, _without_dropout(config.model)
+    model = stage.model(quiet, start)
+    train, heldout = _with_reference(config, stage, model, datasets)
+    trainer, (learner,) = stage.trainer(("model", model))
+    trainer.resume()
+    reference = None
+    if config.loss.needs_reference and config.reference.kind == "model":
+        reference = stage.model(quiet, start)
+        for parameter in reference.parameters():
+            parameter.requires_grad_(False)
+    learns = PreferenceLearner(config.loss, learner, reference)
+    size = config.train.micro_batch_size
+    trainer.fit(
+        partial(stage.loader, train, Comparisons.of),
+        _measured(stage, learns),
+        None if heldout is None else lambda: learns.evaluate(heldout, size),
+    )
+    return model
+
+
+def _measured(stage: Stage, learns: PreferenceLearner) -> DoStep[list[Comparisons]]:
+    """A step, and how fast it was."""
+
+    def work(items: list[Comparisons], progress: Progress) -> StepResult:
+        started = time.perf_counter()
+        metrics = learns.step(items, progress.consumed_samples)
+        batches = [item.answers.batch for item in items]
+        return StepResult(metrics | stage.speed.measure(batches, time.perf_counter() - started))
+
+    return work
+
+
+def _without_dropout(model: ModelConfig) -> ModelConfig:
+    return model.model_copy(update={"dropout": 0.0, "attention_dropout": 0.0})
+
+
+def _with_reference(
+    config: DPOConfig, stage: Stage, model: Model, datasets: Datasets[PreferredAnswers]
+) -> tuple[WithReference, WithReference | None]:
+    """The samples, with what the reference says of them where that is stored.
+
+    Args:
+        config: of the run.
+        stage: of the run.
+        model: as it starts, which is the reference.
+        datasets: to learn and to evaluate.
+    """
+    train, heldout = datasets.train, datasets.heldout
+    if not (config.loss.needs_reference and config.reference.kind == "stored"):
+        told = None if heldout is None else WithReference.without(heldout)
+        return WithReference.without(train), told
+    folder = Path(config.reference.folder or Path(config.run.folder) / "reference")
+    stored = StoredReference(stage, model, folder)
+    known = stored.of(train)
+    if heldout is None or not config.train.evaluate_every:
+        return known, None if heldout is None else WithReference.without(heldout)
+    return known, stored.of(heldout)

@@ -1,0 +1,62 @@
+"""DPO and its relatives on tiny models of several families, as a job of some processes."""
+
+from typing import Any
+
+import numpy as np
+
+from megalite.data.chat.preferences import Comparison
+from megalite.data.example import Example, decoder_example, encoder_decoder_example
+from megalite.distributed.launch import Launch
+from megalite.models.batch import IGNORE
+from megalite.stages.preferences.config import PreferenceLossConfig
+from megalite.stages.preferences.objective import Comparisons
+from megalite.stages.preferences.step import PreferenceLearner
+from tests.dist import models
+from tests.dist.jobs import make_learner
+
+BATCH = 4  # rankings of a step
+KINDS = {  # of a family
+    "llama": {"kind": "dpo", "label_smoothing": 0.1},
+    "t5": {"kind": "simpo", "sft_coefficient": 0.2},
+    "chatglm2-tiny": {"kind": "kto", "beta": 0.5},
+}
+
+
+def answer(draw: np.random.Generator, prompt: np.ndarray, has_encoder: bool) -> Example:
+    """An answer of one to six tokens after its prompt."""
+    target = draw.integers(0, models.VOCABULARY, draw.integers(1, 7))
+    if has_encoder:
+        return encoder_decoder_example(prompt, np.append(0, target[:-1]), target)
+    tokens = np.append(prompt, target)
+    labels = np.append(np.full(len(prompt) - 1, IGNORE), target)
+    return decoder_example(tokens[:-1], labels)
+
+
+def ranking(number: int, has_encoder: bool) -> tuple[Comparison, np.ndarray]:
+    """Two to four answers, an answer to another prompt, and what a reference says of each."""
+    draw = np.random.default_rng(number)
+    prompt = draw.integers(0, models.VOCABULARY, draw.integers(2, 6))
+    answers = [answer(draw, prompt, has_encoder) for _ in range(2 + number % 3)]
+    item = Comparison(answers, other=answer(draw, prompt, has_encoder))
+    lengths = [int((example.labels != IGNORE).sum()) for example in item.examples]
+    said = -np.log(models.VOCABULARY) * np.array(lengths) - draw.random(len(lengths))
+    return item, said.astype(np.float32)
+
+
+def train(launch: Launch, layout: dict[str, Any], steps: int) -> dict[str, list[dict[str, float]]]:
+    """Metrics of each step of each family."""
+    return {family: _train(launch, family, layout, steps) for family in KINDS}
+
+
+def _train(launch: Launch, family: str, layout: dict[str, Any], steps: int) -> list[dict]:
+    learner = make_learner(launch, family, layout)
+    learns = PreferenceLearner(PreferenceLossConfig(**KINDS[family]), learner)
+    dp, has_encoder = learner.mesh.dp, learner.model.config.is_encoder_decoder
+    share, metrics = BATCH // dp.size, []
+    for step in range(steps):
+        first = step * BATCH + dp.rank * share
+        items = [
+            Comparisons.of([ranking(n, has_encoder)], [n]) for n in range(first, first + share)
+        ]
+        metrics.append(learns.step(items, step * BATCH))
+    return metrics
