@@ -13,6 +13,8 @@ from megalite.training.folder.record import PINNED_WEIGHTS, RunRecord, flat
 
 OWN = ("run.folder", "run.threads")  # what each process may have its own of
 SAME = "all processes need the same command and config"
+VERSION = "version of "
+APART = ("gpu", "processes")  # nodes may have other GPUs; the number is one for all
 DATA = ("data.train", "data.heldout", "pretraining.train")
 
 
@@ -51,6 +53,9 @@ def check_same_run(launch: Launch, record: RunRecord) -> None:
         if key.startswith("files of "):
             key = key.removeprefix("files of ")
             said = f"--{key}: {who} has other files there than rank 0: give all nodes the same"
+        elif key.startswith(VERSION):
+            name, theirs = key.removeprefix(VERSION), first.get(key)
+            said = f"{name} {value}: {who} has it, rank 0 has {theirs}: give all nodes the same"
         else:
             theirs = json.dumps(first.get(key))
             said = f"--{key} {json.dumps(value)}: {who} was told so, rank 0 {theirs}: {SAME}"
@@ -66,4 +71,7 @@ def _told(record: RunRecord) -> dict[str, Any]:
     sources = record.sources
     keys = [key for key in told if key in (*PINNED_WEIGHTS, *DATA, "tokenizer.path")]
     prints = {f"files of {key}": sources.get(key, {}).get("fingerprint") for key in keys}
-    return json.loads(json.dumps(told | prints))
+    computed = {f"{VERSION}{name}": version for name, version in record.versions.items()}
+    for name in APART:
+        computed.pop(f"{VERSION}{name}", None)
+    return json.loads(json.dumps(told | prints | computed))

@@ -1,6 +1,6 @@
 """What every stage sets up alike: device, mesh, model, log, checkpoints, trainer."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +35,7 @@ from megalite.training.config import (
 from megalite.training.faults import Fault, FaultConfig
 from megalite.training.folder.opening import RunFolder
 from megalite.training.folder.record import RunRecord
+from megalite.training.folder.versions import versions
 from megalite.training.learner import Learner, Learning
 from megalite.training.metrics.device import peak_tflops
 from megalite.training.metrics.run_log import RunLog
@@ -244,7 +245,7 @@ def set_up(
     check_heads(config.model, device)
     config = _with_precision(config, choose_precision(config.train.precision, device))
     start_process_group(launch, device, config.parallel.timeout_s)
-    record = record_of(config, launch)
+    record = record_of(config, launch, versions(device, launch.world_size))
     check_same_run(launch, record)
     folder = RunFolder(config.run.folder, launch)
     folder.open(lambda path: _check_run_of(path, record, config.checkpoint.start))
@@ -255,8 +256,11 @@ def set_up(
         raise
 
 
-def record_of(config: StageConfig, launch: Launch) -> RunRecord:
-    """What a run is; what it reads from elsewhere is looked at by the first process of a node."""
+def record_of(config: StageConfig, launch: Launch, computed: Mapping[str, str]) -> RunRecord:
+    """What a run is; what it reads from elsewhere is looked at by the first process of a node.
+
+    ``computed`` are the versions of what computes it.
+    """
     values = config.model_dump(mode="json")
     try:
         origin = origin_of(config.checkpoint.start)
@@ -264,7 +268,7 @@ def record_of(config: StageConfig, launch: Launch) -> RunRecord:
         origin = {}  # said where the folder is opened: a run that goes on may have moved its start
     sources = sources_of(values) if launch.local_rank == 0 else {}
     text = f"{TITLE}{config.stage}\n{dump(config)}"
-    return RunRecord(config.stage, values, sources, origin, text)
+    return RunRecord(config.stage, values, sources, origin, text, computed)
 
 
 def _check_run_of(folder: Path, record: RunRecord, start: str) -> None:

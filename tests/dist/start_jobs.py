@@ -1,6 +1,7 @@
 """Jobs of processes that begin a run together, and of saves that fail on one of them."""
 
 import os
+import platform
 import resource
 from pathlib import Path
 
@@ -13,14 +14,21 @@ from megalite.training.checkpoint.manager import CheckpointManager
 from megalite.training.folder import lock
 
 
-def refusal(launch: Launch, words: list[str], last: list[str], folder: str = "") -> str:
-    """What each process says of a run that is refused; the last is told more, or is elsewhere."""
-    here = os.getcwd()
+def refusal(
+    launch: Launch, words: list[str], last: list[str], folder: str = "", python: str = ""
+) -> str:
+    """What each process says of a run that is refused.
+
+    The last process is told more, is elsewhere, or has another Python.
+    """
+    here, version = os.getcwd(), platform.python_version
     is_last = launch.rank == launch.world_size - 1
     command, rest = find_command([*words, *(last if is_last else [])])
     config, module = load_config(command, rest)
     lock.SEEN_S = 0.5
     try:
+        if python and is_last:
+            platform.python_version = lambda: python
         if folder and is_last:
             os.chdir(folder)
         module.run(config, launch)
@@ -28,6 +36,7 @@ def refusal(launch: Launch, words: list[str], last: list[str], folder: str = "")
         return f"{error.exit_code} {error}"
     finally:
         os.chdir(here)
+        platform.python_version = version
     return "it was not refused"
 
 

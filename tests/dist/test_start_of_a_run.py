@@ -66,6 +66,15 @@ def test_processes_that_were_told_different_things_are_refused(
     assert not run.exists()
 
 
+def test_other_libraries_of_a_process_are_refused(cluster, words, tmp_path):
+    run = tmp_path / "run"
+    options = {"words": [*words, "--run.folder", str(run)], "last": [], "python": "3.7.1"}
+    for said in cluster.run(2, "tests.dist.start_jobs:refusal", **options):
+        assert said.startswith("2 python 3.7.1: rank 1 (")
+        assert "has it, rank 0 has 3." in said
+    assert not run.exists()
+
+
 def test_a_folder_that_is_not_one_for_all_processes_is_found_at_the_start(cluster, words, tmp_path):
     (tmp_path / "elsewhere").mkdir()
     name = Path("run" + tmp_path.name)

@@ -36,6 +36,7 @@ class RunRecord:
         sources: what it took from elsewhere, by key: where that is, and its fingerprint.
         origin: facts of where the weights came from.
         text: of config.toml.
+        versions: of what computes, by name.
     """
 
     stage: str = ""
@@ -43,12 +44,18 @@ class RunRecord:
     sources: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     origin: Facts = field(default_factory=dict)
     text: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict)
 
     def facts(self) -> Facts:
         """What a checkpoint's manifest keeps."""
         if not self.stage:
             return dict(self.origin)
-        run = {"stage": self.stage, "config": self.config, "sources": self.sources}
+        run = {
+            "stage": self.stage,
+            "config": self.config,
+            "sources": self.sources,
+            "versions": self.versions,
+        }
         return {**self.origin, "run": run}
 
     def going_on(self, facts: Facts) -> "RunRecord":
@@ -116,7 +123,13 @@ class RunRecord:
         if was is None:
             return ["this checkpoint doesn't say what run it is of: only its model was compared"]
         changes = self._changes(was["config"])
-        return [f"going on with --{key} {now}, was {before}" for key, now, before in changes]
+        said = [f"going on with --{key} {now}, was {before}" for key, now, before in changes]
+        computed = was.get("versions", {})  # older checkpoints have none
+        return said + [
+            f"going on with {name} {now}, was {computed[name]}"
+            for name, now in self.versions.items()
+            if computed.get(name, now) != now
+        ]
 
     def clock_before(self, facts: Facts) -> Clock | None:
         """The learning rate as the run had it that saved a checkpoint, where that is known."""

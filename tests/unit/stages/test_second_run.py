@@ -9,9 +9,11 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from megalite.cli import main
 from megalite.training.checkpoint.manager import newest_facts
+from megalite.training.checkpoint.manifest import read_manifest, write_manifest
 from megalite.training.config import ScheduleConfig
 from megalite.training.folder.lock import FolderLock
 from megalite.training.schedule import rate
@@ -160,6 +162,26 @@ def test_every_other_difference_is_said_key_by_key(folder):
     ]
     assert "seed = 3" in (folder.path / "run" / "config.toml").read_text()
     assert "going on with --run.seed 3" in (folder.path / "run" / "log.txt").read_text()
+
+
+def test_other_versions_are_said_by_name(folder):
+    checkpoint = folder.path / "run" / "checkpoints" / "step-00000004"
+    facts, files = read_manifest(checkpoint)
+    assert facts["run"]["versions"].keys() == {
+        "megalite",
+        "kernels",
+        "torch",
+        "python",
+        "processes",
+    }
+    facts["run"]["versions"] |= {"torch": "1.13.0", "processes": "64"}
+    write_manifest(checkpoint, facts, files)
+    said = folder.runs("pretrain", "run", "--train.steps", "5")
+    changes = [line for line in said.splitlines() if line.startswith("going on with")]
+    assert changes[1:] == [
+        f"going on with torch {torch.__version__}, was 1.13.0",
+        "going on with processes 1, was 64",
+    ]
 
 
 def test_a_run_that_is_the_same_says_no_difference_and_may_be_moved(folder):

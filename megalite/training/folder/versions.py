@@ -1,0 +1,33 @@
+"""What computes a run: versions of libraries, the kernels' build, the device, the processes."""
+
+import importlib.util
+import platform
+from pathlib import Path
+
+import torch
+
+from megalite import __version__
+from megalite.training.folder.fingerprint import fingerprint
+
+KERNELS = "megalite._kernels"
+
+
+def versions(device: torch.device, processes: int) -> dict[str, str]:
+    """Versions by name, as this process has them.
+
+    Args:
+        device: that computes.
+        processes: of the run.
+    """
+    spec = importlib.util.find_spec(KERNELS)
+    library = Path(spec.origin) if spec is not None and spec.origin else None
+    found = {
+        "megalite": __version__,
+        "kernels": fingerprint([library])[:12] if library else "none",
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "processes": str(processes),
+    }
+    if device.type == "cuda":
+        found["gpu"] = torch.cuda.get_device_name(device)
+    return found
