@@ -6,6 +6,7 @@ from collections import defaultdict
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails as Problem
 
+from megalite.config.elsewhere import ours_for
 from megalite.config.section import Section, all_keys, find_field, section_class
 
 
@@ -92,7 +93,12 @@ def _closest_choice(problem: Problem, value: object) -> str:
 
 
 def _suggestion(cls: type[Section], key: tuple[str, ...]) -> str:
-    """Name the closest key of the same section, the same key elsewhere, or all there are."""
+    """Name the closest key of the same section, the same key elsewhere, or all there are.
+
+    A name that another trainer has for a key is answered with ours.
+    """
+    if known := ours_for(key[-1], set(all_keys(cls))):
+        return known
     field = find_field(cls, key[:-1])
     section = cls if field is None else section_class(field.annotation) or cls
     prefix = ".".join(key[:-1]) + "." if len(key) > 1 else ""
