@@ -1,8 +1,9 @@
 # What a person types: install, demo, test, check, bench. Each sets up what it needs; a stamp file
 # under .venv remembers what was done, so nothing is done twice. TORCH chooses another PyTorch than the
-# locked one for a new .venv, as in make install TORCH='==2.8.0'.
+# locked one for a new .venv, as in make install TORCH='==2.8.0'; WORKERS is how many processes run tests.
 PYTHON ?= python3
 TORCH ?=
+WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
@@ -10,7 +11,7 @@ NATIVE := setup.py pyproject.toml $(shell find csrc -type f)
 CXX_FILES := $(shell find csrc tests -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h' -o -name '*.inc')
 BENCHMARKS := $(basename $(notdir $(shell grep -l __main__ benchmarks/*.py)))
 
-.PHONY: help install demo test test-quick check bench clean
+.PHONY: help install demo test test-quick check bench wheel clean
 help:
 	@echo "make install     make $(VENV) with the locked versions and build the extensions"
 	@echo "make demo        pretrain, fine-tune, reward-model and align on this machine: runs/demo"
@@ -18,6 +19,7 @@ help:
 	@echo "make test-quick  unit tests, and operators on the CPU: under two minutes"
 	@echo "make check       format, lint, types, import order, size limits, commands of the docs"
 	@echo "make bench       time megalite beside its peers, a JSON object a line"
+	@echo "make wheel       dist/megalite-...+torchX.Y-....whl, for machines with this PyTorch and no compiler"
 	@echo "make clean       remove $(VENV), build products and caches; runs/ stays"
 
 install: $(VENV)/built
@@ -26,7 +28,7 @@ demo: $(VENV)/built
 	$(BIN)/python -m megalite demo
 
 test: $(VENV)/built
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder $(ARGS)
 
 test-quick: $(VENV)/built
 	$(BIN)/python -m pytest -m "not slow and not dist" -k "not simt" tests/unit tests/kernels $(ARGS)
@@ -41,8 +43,13 @@ check: $(VENV)/built
 bench: $(VENV)/built
 	@set -e; for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name --json; done
 
+wheel: $(VENV)/built
+	release=$$($(BIN)/python -c 'import torch; print(".".join(torch.__version__.split(".")[:2]))') && \
+	  $(BIN)/python setup.py -q egg_info --tag-build "+torch$$release" bdist_wheel --dist-dir dist
+	@ls dist
+
 clean:
-	rm -rf $(VENV) build megalite.egg-info megalite/*.so .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist megalite.egg-info megalite/*.so .mypy_cache .pytest_cache .ruff_cache
 
 $(VENV)/created:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \

@@ -4,7 +4,8 @@
 operators: the CPU backend always, the CUDA backend where nvcc and a CUDA build of PyTorch are found
 (``MEGALITE_CUDA=1`` demands it, ``MEGALITE_CUDA=0`` leaves it out), for the GPUs of
 ``TORCH_CUDA_ARCH_LIST``, of this machine, or else those that users have. ``megalite._simt`` holds
-the same CUDA sources, compiled by the host compiler to run on the CPU.
+the same CUDA sources, compiled by the host compiler to run on the CPU. Without a C++ compiler, or
+with ``MEGALITE_COMPILE=0``, the package has no extensions, and PyTorch's own operators compute.
 """
 
 import os
@@ -16,13 +17,20 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from pybind11.setup_helpers import Pybind11Extension
 from setuptools import setup
-from torch.utils import cpp_extension
+
+try:
+    import torch
+    from pybind11.setup_helpers import Pybind11Extension
+    from torch.utils import cpp_extension
+except ImportError as error:
+    MISSING = error.name
+else:
+    MISSING = None
 
 CSRC = Path("csrc")
 FAMILIES = {"sm70", "sm80", "sm86"}  # folders of attention kernels
+DESCRIBES = {"dist_info", "egg_info", "sdist"}  # commands that compile nothing
 LEAST = (7, 0)  # of the GPUs that have kernels
 USUAL = ((7, 0), (8, 0), (9, 0), (10, 0))  # V100, A100, H100, B200
 # OpenMP without its library at link time: the symbols are those of the runtime that PyTorch loads,
@@ -35,6 +43,17 @@ CXX_FLAGS = [
     "-fvisibility=hidden",
     "-Wno-psabi",
 ]
+
+
+def compiles() -> bool:
+    """Whether extensions are built: there is a compiler, or it is demanded; 0 leaves them out."""
+    wish = os.environ.get("MEGALITE_COMPILE", "")
+    compiler = os.environ.get("CXX") or "c++"
+    if wish == "0" or (wish != "1" and shutil.which(compiler.split()[0]) is None):
+        reason = "MEGALITE_COMPILE=0" if wish == "0" else f"there is no compiler {compiler}"
+        sys.stderr.write(f"megalite: no compiled operators, PyTorch's own compute: {reason}\n")
+        return False
+    return True
 
 
 def sources(pattern: str) -> list[str]:
@@ -227,6 +246,19 @@ def extensions() -> list:
     return built
 
 
+def main() -> None:
+    """Build what can be built."""
+    if not compiles() or (MISSING is not None and DESCRIBES.intersection(sys.argv)):
+        setup()
+    elif MISSING is not None:
+        raise SystemExit(
+            f"megalite: {MISSING} must be installed to compile the operators: install it first, "
+            "or set MEGALITE_COMPILE=0 to go without them"
+        )
+    else:
+        build_ext = cpp_extension.BuildExtension.with_options(no_python_abi_suffix=True)
+        setup(ext_modules=extensions(), cmdclass={"build_ext": build_ext})
+
+
 if __name__ == "__main__":
-    build_ext = cpp_extension.BuildExtension.with_options(no_python_abi_suffix=True)
-    setup(ext_modules=extensions(), cmdclass={"build_ext": build_ext})
+    main()

@@ -1,12 +1,13 @@
 """Which implementation of the ops runs: it follows the device unless one is forced.
 
-``reference`` is differentiable PyTorch. The others are namespaces of registered operators with one
-schema (``csrc/schema.cpp``): ``cpu`` and ``cuda`` share ``torch.ops.megalite`` and are told apart
+``reference`` is differentiable PyTorch; a package that was installed without a compiler computes
+with it on CPUs, and says so once. The others are namespaces of registered operators with one schema
+(``csrc/schema.cpp``): ``cpu`` and ``cuda`` share ``torch.ops.megalite`` and are told apart
 by the tensors' device; ``simt`` is ``torch.ops.megalite_simt``, the CUDA source on the CPU.
 """
 
 import contextlib
-import importlib.util
+import warnings
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from megalite.errors import KernelUnavailable
+from megalite.extensions import extension
 from megalite.ops.fake import register
 from megalite.torch_private import has_kernel
 
@@ -24,8 +26,13 @@ _LIBRARIES = {"cpu": "_kernels", "cuda": "_kernels", "simt": "_simt"}
 LEAST_CAPABILITY = (7, 0)  # of a GPU that the CUDA kernels run on
 CUDA_BUILD = (
     "build them for it beside nvcc and a CUDA build of PyTorch, by `MEGALITE_CUDA=1 pip install "
-    "--no-build-isolation -e .` (docs/gpu.md)"
+    "-e .` (docs/gpu.md)"
 )
+COMPILE = (
+    "with a C++ compiler (Debian: apt install g++ python3-dev) run `make install`, or `pip install "
+    "--force-reinstall --no-deps .`"
+)
+UNCOMPILED = f"installed without compiled operators, so PyTorch's compute, far slower: {COMPILE}"
 _forced: list[str] = []
 
 
@@ -63,12 +70,29 @@ def chosen(tensor: Tensor) -> str:
         return _forced[-1]
     if tensor.dtype == torch.float64:
         return "reference"
-    return "cuda" if tensor.device.type == "cuda" else "cpu"
+    if tensor.device.type == "cuda":
+        return "cuda"
+    return "cpu" if compiled() else "reference"
+
+
+@cache
+def compiled() -> bool:
+    """Whether this package has compiled operators; a warning says so once where it has none."""
+    if extension("_kernels") is None:
+        warnings.warn(UNCOMPILED, stacklevel=2)
+        return False
+    return True
 
 
 @cache
 def _load(library: str) -> None:
-    torch.ops.load_library(library)
+    try:
+        torch.ops.load_library(library)
+    except OSError as error:
+        raise KernelUnavailable(
+            f"{library}: must be compiled against the PyTorch that runs it, {torch.__version__}; "
+            f"loading it says {str(error).splitlines()[0]}: build again: {COMPILE}"
+        ) from None
     if Path(library).name.startswith("_kernels"):
         register()
 
@@ -78,10 +102,10 @@ def available(name: str) -> bool:
     """Whether this build has a backend; loads its operators."""
     if name == "reference":
         return True
-    spec = importlib.util.find_spec(f"megalite.{_LIBRARIES[name]}")
-    if spec is None or spec.origin is None:
+    library = extension(_LIBRARIES[name])
+    if library is None:
         return False
-    _load(spec.origin)
+    _load(library)
     key = "CUDA" if name == "cuda" else "CPU"
     space = "megalite_simt" if name == "simt" else "megalite"
     return has_kernel(f"{space}::attention_backward", key)
@@ -116,10 +140,9 @@ def kernels(tensor: Tensor) -> Any:
     if name == "reference":
         return None
     if not available(name):
-        build = "run `make install` (or `pip install --no-build-isolation -e .`)"
+        build = CUDA_BUILD if name == "cuda" else COMPILE
         raise KernelUnavailable(
-            f"backend {name!r} is not built: {CUDA_BUILD if name == 'cuda' else build}, or choose "
-            "`reference`, which is slow"
+            f"backend {name!r} is not built: {build}, or choose `reference`, which is slow"
         )
     return torch.ops.megalite_simt if name == "simt" else torch.ops.megalite
 

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import warnings
 from typing import Literal
 
 import torch
@@ -9,7 +10,7 @@ import torch
 from megalite.distributed.launch import Launch
 from megalite.errors import ConfigError
 from megalite.models.config import ModelConfig
-from megalite.ops.backends import unusable
+from megalite.ops.backends import UNCOMPILED, compiled, unusable
 from megalite.training.config import RunConfig
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -23,7 +24,7 @@ def choose_device(run: RunConfig, launch: Launch) -> torch.device:
     """This process's device; on a CPU, the number of threads too.
 
     ``auto`` takes a GPU only where the CUDA kernels can run on it; the first process says on
-    standard error why a GPU that is there is left alone.
+    standard error why a GPU that is there is left alone, and where operators aren't compiled.
 
     Raises:
         ConfigError: CUDA is asked for and can't be had, or there are fewer GPUs than processes.
@@ -34,6 +35,10 @@ def choose_device(run: RunConfig, launch: Launch) -> torch.device:
     if run.device == "cpu" or fault is not None:
         if fault is not None and torch.cuda.is_available() and launch.rank == 0:
             sys.stderr.write(f"megalite: --run.device auto: takes the CPU: {fault}\n")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            if not compiled() and launch.rank == 0:
+                sys.stderr.write(f"megalite: {UNCOMPILED}\n")
         cores = os.cpu_count() or 1
         torch.set_num_threads(run.threads or max(cores // launch.local_world_size, 1))
         return torch.device("cpu")

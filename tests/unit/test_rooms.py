@@ -12,6 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 ROOMS = (  # a room imports only from those before it
     "errors",
+    "extensions",
     "torch_private",
     "config",
     "distributed",

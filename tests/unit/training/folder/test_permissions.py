@@ -41,7 +41,7 @@ def as_nobody(act) -> str:
 @pytest.fixture
 def run(tmp_path):
     """A run's folder with two checkpoints, where everyone may look and write."""
-    for folder in (tmp_path, *tmp_path.parents[:2]):  # pytest lets nobody else into its own
+    for folder in (tmp_path, *tmp_path.parents[:3]):  # pytest lets nobody else into its own
         if folder.stat().st_uid == os.getuid():
             folder.chmod(folder.stat().st_mode | 0o055)
     run = tmp_path / "run"
