@@ -10,6 +10,7 @@ from torch import Tensor
 from megalite.data.arrays import Float32
 from megalite.data.chat.preferences import Comparison
 from megalite.data.example import Example, collate, pack
+from megalite.distributed.transfer import moved
 from megalite.models.batch import IGNORE, Batch
 from megalite.stages.preferences.config import PreferenceLossConfig
 from megalite.stages.preferences.losses import (
@@ -63,8 +64,8 @@ class Answers:
         return Answers(
             self.batch.to(device),
             self.lengths,
-            self.targets.to(device),
-            self.reference.to(device),
+            moved(self.targets, device),
+            moved(self.reference, device),
         )
 
     def sums(self, log_probs: Tensor) -> Tensor:
@@ -116,7 +117,7 @@ class Comparisons:
 
     def to(self, device: torch.device) -> "Comparisons":
         """The same with every tensor on ``device``."""
-        pairs, good, judged = (t.to(device) for t in (self.pairs, self.good, self.judged))
+        pairs, good, judged = (moved(t, device) for t in (self.pairs, self.good, self.judged))
         others = None if self.others is None else self.others.to(device)
         return Comparisons(self.answers.to(device), pairs, good, judged, others)
 
@@ -128,7 +129,10 @@ class Comparisons:
         return replace(told, others=replace(self.others, reference=others))
 
     def num_learned(self, config: PreferenceLossConfig) -> int:
-        """What the loss is a mean over: pairs, or answers that are judged by themselves."""
+        """What the loss is a mean over: pairs, or answers that are judged by themselves.
+
+        It waits for a GPU that the comparisons are on.
+        """
         return int(self.judged.sum()) if config.kind == "kto" else len(self.pairs)
 
 
@@ -183,19 +187,17 @@ class PreferenceLoss:
         config, (better, worse) = self.config, extra.pairs.unbind(1)
         rewards = config.strength * log_ratios
         margins = rewards[better] - rewards[worse]
-        chosen, rejected = rewards[better], rewards[worse]
+        pairs = torch.ones_like(margins).sum()
+        sums = {"pairs": pairs, "correct_pairs": (margins > 0).sum(), "margins": margins.sum()}
         if config.kind == "kto":
-            chosen = rewards[extra.good & extra.judged]
-            rejected = rewards[~extra.good & extra.judged]
-        sums = {
-            "pairs": torch.tensor(float(len(margins)), device=margins.device),
-            "correct_pairs": (margins > 0).sum().float(),
-            "margins": margins.sum(),
-            "chosen": torch.tensor(float(len(chosen)), device=margins.device),
-            "rejected": torch.tensor(float(len(rejected)), device=margins.device),
-            "chosen_rewards": chosen.sum(),
-            "rejected_rewards": rejected.sum(),
-        }
+            good, bad = extra.good & extra.judged, ~extra.good & extra.judged
+            sums |= {"chosen": good.sum(), "rejected": bad.sum()}
+            sums |= {"chosen_rewards": (rewards * good).sum()}
+            sums |= {"rejected_rewards": (rewards * bad).sum()}
+        else:
+            sums |= {"chosen": pairs, "rejected": pairs}
+            sums |= {"chosen_rewards": rewards[better].sum()}
+            sums |= {"rejected_rewards": rewards[worse].sum()}
         if config.sft_coefficient or config.kind == "orpo":
             sums["sft_loss"] = -means[better].sum() * self.scale
         return sums

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from megalite.data.loader import passes_over
-from megalite.distributed.sums import sum_count, sum_metrics
+from megalite.distributed.sums import all_reduce_sum, sum_count, sum_metrics
 from megalite.engine.model import Model, Task
 from megalite.models.outputs import LogProbs
 from megalite.stages.preferences.config import PreferenceLossConfig
@@ -55,7 +55,7 @@ class PreferenceLearner:
         metrics = self.learner.step(
             [(item.answers.batch, item) for item in told],
             lambda scale: Task(LogProbs(), PreferenceLoss(self.config, scale, kl)),
-            sum(item.num_learned(self.config) for item in told),
+            sum(item.num_learned(self.config) for item in items),
             consumed_samples,
         )
         return quotients(metrics) | self._named(kl)
@@ -79,14 +79,14 @@ class PreferenceLearner:
         mesh = self.policy.mesh
         others = [item.others for item in items if item.others is not None]
         results = self.policy.evaluate([answers.batch for answers in others], LogProbs())
-        total, count = 0.0, 0
+        total, count = torch.zeros((), dtype=torch.float64, device=mesh.device), 0
         kept = counted or [True] * len(others)
         for answers, (log_probs, _), is_counted in zip(others, results, kept, strict=True):
             if is_counted:
                 ratios = log_ratios_of(self.config, answers, answers.sums(log_probs))
-                total, count = total + float(ratios.double().sum()), count + len(ratios)
-        total = sum_count(total, mesh.dp, mesh.device)
-        return max(total / max(sum_count(count, mesh.dp, mesh.device), 1.0), 0.0)
+                total, count = total + ratios.double().sum(), count + len(ratios)
+        whole = float(all_reduce_sum(total, mesh.dp))
+        return max(whole / max(sum_count(count, mesh.dp, mesh.device), 1.0), 0.0)
 
     def evaluate(self, dataset: WithReference, size: int) -> dict[str, float]:
         """Loss, accuracy, margin and rewards of all held-out comparisons, each counted once.
@@ -106,14 +106,12 @@ class PreferenceLearner:
         sums: dict[str, torch.Tensor] = {}
         for item, result, is_counted in zip(told, results, counted, strict=True):
             value, metrics = loss(result, item)
-            learned = torch.tensor(float(item.num_learned(self.config)), device=mesh.device)
-            for name, x in {"loss": value, "learned": learned, **metrics}.items():
+            for name, x in {"loss": value, **metrics}.items():
                 sums[name] = sums.get(name, 0.0) + x.double() * is_counted
         found = sum_metrics(sums, mesh.dp)
-        learned_count = max(found.pop("learned"), 1.0)
-        for name in ("loss", "sft_loss"):
-            if name in found:
-                found[name] /= learned_count
+        learned = [i.num_learned(self.config) * c for i, c in zip(items, counted, strict=True)]
+        whole = max(sum_count(sum(learned), mesh.dp, mesh.device), 1.0)
+        found |= {name: found[name] / whole for name in {"loss", "sft_loss"} & found.keys()}
         return {
             f"heldout_{name}": value
             for name, value in (quotients(found) | self._named(loss.kl)).items()
