@@ -7,6 +7,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test asks the real Hub, whatever it names
+
 settings.register_profile("megalite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("megalite")
 

@@ -51,7 +51,9 @@ class TokenizerConfig(Section):
     """The tokenizer of a run."""
 
     path: str = Field(
-        "tokenizer", description="Hugging Face folder, tokenizer.json or SentencePiece .model"
+        "tokenizer",
+        description="Hugging Face folder or name, tokenizer.json or SentencePiece .model; not "
+        "given: that of checkpoint.start or of its run",
     )
     end_token: str = Field(
         "", description="token that ends a document or an answer; empty: as the files say"

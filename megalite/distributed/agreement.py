@@ -4,6 +4,7 @@ The store carries text whatever the backend, and needs no device.
 """
 
 from collections.abc import Callable
+from datetime import timedelta
 
 import torch.distributed as dist
 
@@ -39,8 +40,13 @@ def text_of_first(launch: Launch, make: Callable[[], str]) -> str:
     return store.get("text").decode()
 
 
-def texts_of_all(launch: Launch, text: str) -> list[str]:
+def texts_of_all(launch: Launch, text: str, wait: timedelta | None = None) -> list[str]:
     """The text of every process, by rank.
+
+    Args:
+        launch: this process among the run's.
+        text: its own.
+        wait: how long for the others; None: as long as the store does.
 
     Comm: a text of each through the store.
     """
@@ -48,7 +54,10 @@ def texts_of_all(launch: Launch, text: str) -> list[str]:
         return [text]
     store = _store_of_call(launch.rank)
     store.set(str(launch.rank), text)
-    return [store.get(str(rank)).decode() for rank in range(launch.world_size)]
+    ranks = [str(rank) for rank in range(launch.world_size)]
+    if wait is not None:
+        store.wait(ranks, wait)
+    return [store.get(rank).decode() for rank in ranks]
 
 
 def _store_of_call(rank: int) -> dist.Store:

@@ -22,6 +22,7 @@ from megalite.engine.recompute import recomputed_blocks
 from megalite.errors import CheckpointError, ConfigError
 from megalite.models.config import ModelConfig
 from megalite.stages.device import Precision, check_heads, choose_device, choose_precision
+from megalite.stages.named import TOKENIZER, Meaning
 from megalite.stages.same_run import check_same_run, sources_of
 from megalite.stages.start import Head, load_start, origin_of, settled_model
 from megalite.training.checkpoint.manager import CheckpointManager, Saving, newest_facts
@@ -94,16 +95,31 @@ StageConfigT = TypeVar("StageConfigT", bound=StageConfig)
 
 
 def settled(config: StageConfigT, launch: Launch, head: Head = "lm") -> StageConfigT:
-    """A stage's config with its whole model: what ``[model]`` leaves open is as its start has it.
+    """A stage's whole config: what is left open of its model and tokenizer is as its start has it.
 
-    ``head`` is that of the model which the stage trains first.
+    Names on the Hub get their commits, and what they mean is in the cache. ``head`` is that of the
+    model which the stage trains first.
 
     Raises:
         CheckpointError: the start is no model, or a key of ``[model]`` contradicts it.
+
+    Comm: as :func:`pinned`, of names on the Hub.
     """
+    meaning = Meaning.of(launch, config.run.folder)
+    names = meaning.names_in(config)
+    if names and launch.world_size > 1:
+        device = choose_device(config.run, launch)
+        start_process_group(launch, device, config.parallel.timeout_s)
+    config, fetched = meaning.pin(config, names)
+    config, tokenizer = meaning.with_tokenizer(config)
+    if tokenizer and config.tokenizer.path != config.checkpoint.start:
+        config, more = meaning.pin(config, [TOKENIZER])
+        fetched += more
+    config, writing = meaning.with_writing(config)
     model, said = settled_model(config.model, config.checkpoint.start, config.run.folder, head)
-    if said and launch.rank == 0:
-        print(said, flush=True)  # noqa: T201
+    if launch.rank == 0:
+        for text in filter(None, (*fetched, *tokenizer, *writing, said)):
+            print(text, flush=True)  # noqa: T201
     return config.model_copy(update={"model": model})
 
 

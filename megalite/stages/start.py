@@ -9,13 +9,14 @@ from megalite.engine.weights import check_same_model, config_of, load_weights
 from megalite.errors import CheckpointError
 from megalite.models.config import ModelConfig
 from megalite.models.families.table import TRAINING
+from megalite.models.hub import folder_of
 from megalite.models.hugging_face import (
-    dtypes_of,
     is_hugging_face,
     read_config,
     read_their_config,
     unread_keys,
 )
+from megalite.models.tensor_files import dtypes_of
 from megalite.stages.special_tokens import SpecialTokens
 from megalite.training.checkpoint.load import find_checkpoint, load
 from megalite.training.checkpoint.manager import newest_facts
@@ -32,7 +33,7 @@ def stored_config(path: str | Path) -> tuple[ModelConfig, str]:
     Raises:
         CheckpointError: there is no model.
     """
-    path = Path(path)
+    path = folder_of(path)
     if is_hugging_face(path):
         return read_config(path)[0], f"{path}/config.json"
     found = find_checkpoint(path)
@@ -70,8 +71,8 @@ def as_stored(
     said = ", ".join(f"{key} {value}" for key, value in taken.items())
     whole = ModelConfig.model_construct(model.model_fields_set, **whole.model_dump())
     lines = [f"model as in {where}: {said}"] if said else []
-    if is_hugging_face(Path(path)):
-        lines += filter(None, [unread_keys(Path(path))])
+    if is_hugging_face(folder_of(path)):
+        lines += filter(None, [unread_keys(folder_of(path))])
     return whole, "\n".join(lines)
 
 
@@ -102,9 +103,10 @@ def origin_of(start: str) -> Facts:
     """What a run's checkpoints keep of its start: the published config and types it came from."""
     if not start:
         return {}
-    if is_hugging_face(Path(start)):
-        return {"published": read_their_config(Path(start)), **dtypes_of(Path(start))}
-    facts, _ = read_manifest(find_checkpoint(start))
+    folder = folder_of(start)
+    if is_hugging_face(folder):
+        return {"published": read_their_config(folder), **dtypes_of(folder)}
+    facts, _ = read_manifest(find_checkpoint(folder))
     return {key: facts[key] for key in ORIGIN if key in facts}
 
 
@@ -113,7 +115,7 @@ def said_by(start: str) -> SpecialTokens:
 
     Of a start that isn't there it says nothing: the run's folder knows what it was.
     """
-    folder = Path(start)
+    folder = folder_of(start)
     if start and is_hugging_face(folder):
         return SpecialTokens.of(read_their_config(folder) | generation_config(folder))
     try:
@@ -145,18 +147,19 @@ def load_start(model: Model, start: str, needs_head: bool = False) -> None:
 
     Args:
         model: gets the weights.
-        start: the folder.
+        start: the folder, or a model's name on the Hub that is in the cache.
         needs_head: refuse a checkpoint without this model's kind of head, instead of a new one.
 
     Raises:
         CheckpointError: there is none, it is damaged, or it is of another model.
     """
-    if is_hugging_face(Path(start)):
-        stored, _ = read_config(Path(start))
+    folder = folder_of(start)
+    if is_hugging_face(folder):
+        stored, _ = read_config(folder)
         _check_head(model.config.head, stored.head, start, needs_head)
-        load_weights(model, Path(start))
+        load_weights(model, folder)
         return
-    path = find_checkpoint(start)
+    path = find_checkpoint(folder)
     facts = verify(path)
     stored = config_of(facts, path)
     name = "model" if "model" in facts["learners"] else "actor"

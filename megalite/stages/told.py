@@ -1,4 +1,4 @@
-"""What the run of a stored model was told of how conversations are written."""
+"""What the run of a stored model was told: its tokenizer, how conversations are written."""
 
 from pathlib import Path
 from typing import Any
@@ -6,6 +6,8 @@ from typing import Any
 from megalite.config.load import read_toml
 from megalite.data.config import ConversationConfig
 from megalite.errors import ConfigError
+from megalite.models.hub import folder_of
+from megalite.models.hugging_face import has_tokenizer
 
 WRITING = ("template", "prefix", "decoder_start", "answer_mask", "answer_start")
 
@@ -20,9 +22,18 @@ def section_of_run(source: Path, name: str) -> dict[str, Any]:
     return {}
 
 
+def tokenizer_of(source: str) -> str:
+    """The tokenizer of a stored model: beside it, or the one that its run was told; empty: none."""
+    folder = folder_of(source)
+    if has_tokenizer(folder):
+        return source
+    said = section_of_run(folder, "tokenizer").get("path", "")
+    return said if said and folder_of(said).exists() else ""
+
+
 def _otherwise(data: ConversationConfig, source: str) -> dict[str, Any]:
     """What of ``data`` a stored model's run was told otherwise; nothing of a pretraining."""
-    told = section_of_run(Path(source), "data") if source else {}
+    told = section_of_run(folder_of(source), "data") if source else {}
     if "objective" in told:
         return {}
     return {key: told[key] for key in WRITING if key in told and told[key] != getattr(data, key)}

@@ -11,44 +11,12 @@ from typing import Any
 from megalite.data.tokenizers.hugging_face import HuggingFaceTokenizer, open_folder
 from megalite.data.tokenizers.load import load_tokenizer
 from megalite.data.tokenizers.tokenizer import Tokenizer
-from megalite.errors import ConfigError
-from megalite.models.hugging_face import TOKENS, is_hugging_face
+from megalite.models.hub import folder_of
+from megalite.models.hugging_face import TOKENIZER_FILES, TOKENS, is_hugging_face
 from megalite.stages.told import section_of_run
 
-TOKENIZER = (  # beginnings of the names of a tokenizer's files
-    "tokenizer",
-    "tokenization_",
-    "special_tokens",
-    "vocab",
-    "merges",
-    "added_tokens",
-    "chat_template",
-    "spiece",
-    "sentencepiece",
-    "ice_text",
-)
 PROBES = ("The cat sat.", "a  b   c", " a\n\tb", "x = 12345", "é e\u0301 中 🙂")
 BESIDE = ("generation_config", "quantization")
-
-
-def find_tokenizer(named: str, source: Path) -> Path | None:
-    """The tokenizer to carry: the named one, the source's own, or the one its run was told.
-
-    Raises:
-        ConfigError: ``named`` is no tokenizer.
-    """
-    if named:
-        path = Path(named)
-        if not path.exists() or (path.is_dir() and not has_tokenizer(path)):
-            raise ConfigError(
-                f"--tokenizer {named}: must be a folder with a tokenizer, a tokenizer.json or a "
-                "SentencePiece .model; there is none"
-            )
-        return path
-    if has_tokenizer(source):
-        return source
-    said = section_of_run(source, "tokenizer").get("path")
-    return Path(said) if said and Path(said).exists() else None
 
 
 def missing(source: Path) -> str:
@@ -56,11 +24,6 @@ def missing(source: Path) -> str:
     said = section_of_run(source, "tokenizer").get("path")
     why = f"its run's, {said}, is not there" if said else "none was found"
     return f"{why}; --tokenizer names one"
-
-
-def has_tokenizer(folder: Path) -> bool:
-    """Whether a folder holds a tokenizer's files."""
-    return any(file.name.startswith(TOKENIZER) for file in folder.iterdir() if file.is_file())
 
 
 def published_folder(source: Path) -> Path | None:
@@ -73,7 +36,7 @@ def published_folder(source: Path) -> Path | None:
         start = section_of_run(source, "checkpoint").get("start")
         if not start:
             return None
-        source = Path(start)
+        source = folder_of(start)
     return None
 
 
@@ -85,7 +48,7 @@ def carry_tokenizer(source: Path, target: Path) -> str:
     """
     if source.is_dir():
         for file in sorted(source.iterdir()):
-            if file.is_file() and file.name.startswith(TOKENIZER):
+            if file.is_file() and file.name.startswith(TOKENIZER_FILES):
                 shutil.copy2(file, target / file.name)
     elif source.suffix == ".model":
         _carry_sentencepiece(source, target)

@@ -24,11 +24,11 @@ from megalite.engine.weights import config_of
 from megalite.errors import CheckpointError, ConfigError, DataError
 from megalite.models.config import ModelConfig
 from megalite.models.families import FAMILIES
+from megalite.models.hub import folder_of, pinned
 from megalite.models.hugging_face import (
-    DTYPES,
     Storage,
-    dtypes_of,
     fitted,
+    has_tokenizer,
     is_hugging_face,
     our_tensors,
     read_config,
@@ -36,12 +36,13 @@ from megalite.models.hugging_face import (
     unread_keys,
     write_folder,
 )
+from megalite.models.tensor_files import DTYPES, dtypes_of
 from megalite.models.transformer import Transformer
+from megalite.stages.told import tokenizer_of
 from megalite.tools.companions import (
     SaidBefore,
     carry_code,
     carry_tokenizer,
-    find_tokenizer,
     missing,
     say_special_tokens,
 )
@@ -77,14 +78,16 @@ def run(config: ConvertConfig, launch: Launch) -> int:
     """Convert; only rank 0 does."""
     if launch.rank != 0:
         return 0
-    source, target = Path(config.source), Path(config.target)
+    target = Path(config.target)
     if target.exists():
         raise ConfigError(f"--target {target}: exists already; give a new folder")
+    named, fetched = pinned(Launch(), "source", config.source, "model")
+    source = folder_of(named)
     if not source.exists():
         raise ConfigError(f"--source {source}: no such folder")
-    tokenizer = find_tokenizer(config.tokenizer, source)
+    tokenizer = _tokenizer(config.tokenizer, named)
     to_ours = is_hugging_face(source)
-    said = [unread_keys(source)] if to_ours else []
+    said = [fetched, unread_keys(source) if to_ours else ""]
     with _whole_or_not_at_all(target) as partial:
         published = (_to_checkpoint if to_ours else _to_folder)(config, source, partial)
         carry_code(source, partial)
@@ -97,6 +100,24 @@ def run(config: ConvertConfig, launch: Launch) -> int:
     without = "" if tokenizer else f", without a tokenizer: {missing(source)}"
     print(*filter(None, said), f"{target}: {kind}{without}", sep="\n")  # noqa: T201
     return 0
+
+
+def _tokenizer(named: str, source: str) -> Path | None:
+    """The tokenizer to carry: the named one, the source's own, or the one its run was told.
+
+    Raises:
+        ConfigError: ``named`` is no tokenizer.
+    """
+    if not named:
+        own = tokenizer_of(source)
+        return folder_of(own) if own else None
+    path = folder_of(pinned(Launch(), "tokenizer", named, "tokenizer")[0])
+    if not path.exists() or (path.is_dir() and not has_tokenizer(path)):
+        raise ConfigError(
+            f"--tokenizer {named}: must be a folder with a tokenizer, a tokenizer.json or a "
+            "SentencePiece .model; there is none"
+        )
+    return path
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from pydantic import Field
 
 from megalite.config.section import Section
@@ -24,7 +25,7 @@ from megalite.data.records import Records
 from megalite.data.tokenizers.load import load_tokenizer
 from megalite.data.tokenizers.tokenizer import Tokenizer
 from megalite.distributed.launch import Launch
-from megalite.distributed.mesh import ParallelConfig, build_mesh
+from megalite.distributed.mesh import ParallelConfig, build_mesh, start_process_group
 from megalite.engine.build import build_model
 from megalite.engine.layout import Demand, check_layout
 from megalite.engine.model import Model
@@ -37,14 +38,14 @@ from megalite.generation.sampling import SamplingConfig
 from megalite.generation.text import cut_at_stop
 from megalite.models.batch import Batch
 from megalite.models.config import ModelConfig
+from megalite.models.hub import HubName, folder_of, pinned
 from megalite.models.hugging_face import is_hugging_face
 from megalite.stages.conversation import check_vocabulary, structure_of
 from megalite.stages.device import PrecisionWish, check_heads, choose_device, choose_precision
 from megalite.stages.samples import decode_with
 from megalite.stages.special_tokens import SpecialTokens
 from megalite.stages.start import generation_config, load_start, said_by, stored_config
-from megalite.stages.told import WRITING, section_of_run
-from megalite.tools.companions import find_tokenizer
+from megalite.stages.told import WRITING, section_of_run, tokenizer_of
 from megalite.training.config import RunConfig
 
 SUGGESTED = (  # what a generation_config.json may say that options of the command decide
@@ -71,7 +72,10 @@ SUGGESTED = (  # what a generation_config.json may say that options of the comma
 class GenerateConfig(Section):
     """A model, prompts, and how answers are drawn."""
 
-    model: str = Field(description="run or checkpoint of ours, or Hugging Face folder")
+    model: str = Field(
+        description="run or checkpoint of ours, Hugging Face folder, or a model's name on the "
+        "Hugging Face Hub"
+    )
     tokenizer: TokenizerConfig = TokenizerConfig()
     prompt: tuple[str, ...] = Field(
         (), description="prompts; none here or in files: lines of standard input"
@@ -102,6 +106,8 @@ class GenerateConfig(Section):
 def run(config: GenerateConfig, launch: Launch) -> int:
     """Answer every prompt; the first process prints."""
     _check_options(config)
+    device = choose_device(config.run, launch)
+    config = _with_names(config, launch, device)
     model_config, said = stored_config(config.model)[0], said_by(config.model)
     _check_language_model(model_config, config.model)
     options = writing_of(config)
@@ -113,7 +119,6 @@ def run(config: GenerateConfig, launch: Launch) -> int:
     _check_lengths(prompts, model_config, config.sampling.max_new_tokens)
     ending = _ending(config, options.template, chat, said)
     check_layout(Demand(model_config, launch.world_size), config.parallel)
-    device = choose_device(config.run, launch)
     check_heads(model_config, device, learns=False)
     precision = choose_precision(config.precision, device, "precision")
     mesh = build_mesh(launch, config.parallel, device)
@@ -127,6 +132,29 @@ def run(config: GenerateConfig, launch: Launch) -> int:
             texts = _answer(config, model, prompts[part], ending, at, launch.rank == 0)
             output.add(questions[part], texts)
     return 0
+
+
+def _with_names(config: GenerateConfig, launch: Launch, device: torch.device) -> GenerateConfig:
+    """The config in which names on the Hub have their commits; what they mean is in the cache.
+
+    Raises:
+        CheckpointError: there is no such model, or it can't be fetched.
+
+    Comm: as :func:`pinned`, of names on the Hub.
+    """
+    names = [config.model, config.tokenizer.path]
+    is_set = "path" in config.tokenizer.model_fields_set
+    names = names if is_set else names[:1]
+    if launch.world_size > 1 and any(HubName.like(name) for name in names):
+        start_process_group(launch, device, config.parallel.timeout_s)
+    model, said = pinned(launch, "model", config.model, "model")
+    tokenizer, more = config.tokenizer, ""
+    if is_set:
+        path, more = pinned(launch, "tokenizer.path", tokenizer.path, "tokenizer")
+        tokenizer = tokenizer.model_copy(update={"path": path})
+    for text in filter(None, (said, more) if launch.rank == 0 else ()):
+        sys.stderr.write(f"megalite: {text}\n")
+    return config.model_copy(update={"model": model, "tokenizer": tokenizer})
 
 
 class Output:
@@ -210,7 +238,7 @@ def _check_lengths(prompts: Sequence[Prompt], model: ModelConfig, most: int) -> 
 
 def writing_of(config: GenerateConfig) -> ConversationConfig:
     """How prompts are written: as options say, else as the model's run was told."""
-    told = section_of_run(Path(config.model), "data")
+    told = section_of_run(folder_of(config.model), "data")
     if "objective" in told:  # of pretraining, which writes no conversations
         told["prefix"] = bool(told.get("prefix")) and told["objective"] != "next_token"
     chosen = {key: told[key] for key in WRITING if key in told}
@@ -221,7 +249,7 @@ def writing_of(config: GenerateConfig) -> ConversationConfig:
 def _ending(config: GenerateConfig, template: str, chat: Chat, said: SpecialTokens) -> Ending:
     """What ends an answer: what the model's config says, its template's end, and stop texts."""
     ends = {*said.ends, *chat.end_ids}
-    if template == "raw" and said.ends and is_hugging_face(Path(config.model)):
+    if template == "raw" and said.ends and is_hugging_face(folder_of(config.model)):
         ends = set(said.ends)
     texts = []
     special = chat.tokenizer.special_tokens()
@@ -240,7 +268,7 @@ def _ending(config: GenerateConfig, template: str, chat: Chat, said: SpecialToke
 
 def _say_what_is_not_taken(config: GenerateConfig, template: str, tokenizer: Tokenizer) -> None:
     """Name what a folder suggests for generating and options of the command decide."""
-    folder = Path(config.model)
+    folder = folder_of(config.model)
     if template == "raw" and "template" not in config.model_fields_set and tokenizer.chat_template:
         sys.stderr.write(
             f"megalite: prompts are written raw; {tokenizer.path} has a chat template, which "
@@ -258,8 +286,8 @@ def _say_what_is_not_taken(config: GenerateConfig, template: str, tokenizer: Tok
 def _tokenizer(config: GenerateConfig) -> Tokenizer:
     """The tokenizer that is set, the model's own, or the one that its run was told."""
     is_set = "path" in config.tokenizer.model_fields_set
-    own = None if is_set else find_tokenizer("", Path(config.model))
-    told = section_of_run(Path(config.model), "tokenizer").get("end_token", "")
+    own = "" if is_set else tokenizer_of(config.model)
+    told = section_of_run(folder_of(config.model), "tokenizer").get("end_token", "")
     end_token = config.tokenizer.end_token or ("" if is_set else told)
     trust_code = config.tokenizer.trust_code
     return load_tokenizer(own or config.tokenizer.path, end_token, trust_code)

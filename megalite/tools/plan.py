@@ -13,6 +13,7 @@ from megalite.config import dump, load
 from megalite.distributed.launch import Launch
 from megalite.engine.layout import Demand, check_layout
 from megalite.errors import ConfigError, naming
+from megalite.models.hub import pinned
 from megalite.plan.advice import changes, devices
 from megalite.plan.budget import answers
 from megalite.plan.calibrate import calibrated, read_calibration, write_calibration
@@ -107,10 +108,10 @@ def run(config: PlanConfig, launch: Launch) -> int:
     if launch.rank:
         return 0
     if config.checkpoint.start:
-        model, said = as_stored(config.model, config.checkpoint.start, "lm")
+        start, fetched = pinned(Launch(), "checkpoint.start", config.checkpoint.start, "config")
+        model, said = as_stored(config.model, start, "lm")
         config = config.model_copy(update={"model": model})
-        if said:
-            _print([said])
+        _print(list(filter(None, (fetched, said))))
     if config.calibrate:
         return _calibrate(config)
     config = _in_precision(config)
@@ -127,7 +128,8 @@ def run(config: PlanConfig, launch: Launch) -> int:
 
 
 def _print(shown: list[str]) -> None:
-    print("\n".join(shown), flush=True)  # noqa: T201
+    for text in shown:
+        print(text, flush=True)  # noqa: T201
 
 
 def _in_precision(config: PlanConfig) -> PlanConfig:

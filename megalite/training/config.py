@@ -151,6 +151,6 @@ class CheckpointConfig(Section):
     )
     start: str = Field(
         "",
-        description="run, checkpoint or Hugging Face folder whose weights the run starts from; "
-        "empty: initial values",
+        description="run, checkpoint, Hugging Face folder or name on its Hub (OWNER/NAME, perhaps "
+        "@ and a branch, tag or commit) whose weights the run starts from; empty: initial values",
     )

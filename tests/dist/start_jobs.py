@@ -5,13 +5,16 @@ import platform
 import resource
 from pathlib import Path
 
+import pytest
 import torch
 
 from megalite.cli import find_command, load_config
 from megalite.distributed.launch import Launch
 from megalite.errors import CheckpointError, MegaliteError
+from megalite.models.hub import folder_of, pinned
 from megalite.training.checkpoint.manager import CheckpointManager
 from megalite.training.folder import lock
+from tests.hub import reach
 
 
 def refusal(
@@ -55,3 +58,14 @@ def save_on_small_disk(launch: Launch, folder: str, rank: int) -> tuple[str, lis
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     return "it was saved", []
+
+
+def name_on_hub(launch: Launch, url: str, cache: str, repo: str) -> tuple[str, list[str]]:
+    """What a name means for each process, or why it is refused, and the files in the cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        reach(patch, url, Path(cache))
+        try:
+            found, _ = pinned(launch, "checkpoint.start", repo, "model")
+            return found, sorted(os.listdir(folder_of(found)))
+        except MegaliteError as error:
+            return str(error), []

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from megalite.data.corpus.store import StoreWriter
+from tests.hub import serving
 
 CONFIG = """
 [model]
@@ -102,3 +103,22 @@ def test_a_full_disk_of_one_process_is_told_as_that_by_all(cluster, tmp_path, ra
         assert "a checkpoint could not be written: File too large" in said
         assert "earlier ones are intact, up to step-00000001: free some space" in said
         assert left[:2] == ["latest", "step-00000001"]
+
+
+def test_one_process_fetches_what_a_name_on_the_hub_means_and_all_find_it(cluster, tmp_path):
+    files = ["config.json", "model.safetensors", "tokenizer.json"]
+    model = tmp_path / "hub" / "tiny" / "model"
+    model.mkdir(parents=True)
+    for name in files:
+        (model / name).write_text(name)
+    job = "tests.dist.start_jobs:name_on_hub"
+    with serving(tmp_path / "hub") as hub:
+        cache = str(tmp_path / "cache")
+        found = cluster.run(4, job, url=hub.url, cache=cache, repo="tiny/model")
+        fetched = hub.fetched()
+        refused = cluster.run(4, job, url=hub.url, cache=cache, repo="tiny/none")
+        expected = f"tiny/model@{hub.commit('tiny/model')}"
+    assert found == [(expected, files)] * 4
+    assert sorted(fetched) == files
+    assert len({text for text, _ in refused}) == 1
+    assert "has no such model" in refused[0][0]

@@ -38,6 +38,7 @@ from megalite.data.tokenizers.load import load_tokenizer
 from megalite.data.tokenizers.tokenizer import Tokenizer
 from megalite.distributed.launch import Launch
 from megalite.errors import ConfigError, DataError, MegaliteError, naming
+from megalite.models.hub import folder_of, pinned
 
 BATCH_DOCUMENTS = 64
 BATCH_CHARACTERS = 1 << 18
@@ -99,6 +100,10 @@ def run(config: PrepareConfig, launch: Launch) -> int:
     """Write the store; only rank 0 does."""
     if launch.rank != 0:
         return 0
+    named, fetched = pinned(Launch(), "tokenizer", config.tokenizer, "tokenizer")
+    if fetched:
+        sys.stdout.write(f"{fetched}\n")
+    config = config.model_copy(update={"tokenizer": named})
     tokenizer = _tokenizer(config.tokenizer, config.end_token, config.trust_code)
     if config.prepend_begin and tokenizer.begin_id is None:
         raise ConfigError(f"--prepend_begin: {tokenizer.path} has no begin token: leave it out")
@@ -138,7 +143,7 @@ def _parts(files: list[SourceFile], most: int, folder: Path) -> Iterator[_Part]:
 
 def _open_folder(folder: Path, config: PrepareConfig, paths: list[Path]) -> None:
     """Keep finished parts of the same job, drop those of another."""
-    own = Path(config.tokenizer)
+    own = folder_of(config.tokenizer)
     read = [*paths, *(sorted(own.iterdir()) if own.is_dir() else [own])]
     facts = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in read]
     stamp = json.dumps([config.model_dump(exclude={"processes"}), facts])

@@ -8,10 +8,13 @@ from megalite.data.tokenizers.sentence_piece_folder import SentencePieceFolder, 
 from megalite.data.tokenizers.tokenizer import Tokenizer
 from megalite.data.tokenizers.tokenizer_json import JSONTokenizer
 from megalite.errors import DataError
+from megalite.models.hub import folder_of
 
 
 def load_tokenizer(path: Path | str, end_token: str = "", trust_code: bool = False) -> Tokenizer:
     """Load a Hugging Face folder, a ``tokenizer.json`` or a SentencePiece ``.model``.
+
+    A model's name on the Hub is its folder in the cache.
 
     Args:
         path: of the tokenizer.
@@ -22,7 +25,7 @@ def load_tokenizer(path: Path | str, end_token: str = "", trust_code: bool = Fal
         DataError: there is none, it can't be read, it has no such token, or it is code that is not
             trusted.
     """
-    tokenizer = _loaded(Path(path), trust_code)
+    tokenizer = _loaded(folder_of(path), trust_code)
     if end_token:
         tokenizer.end_id = tokenizer.token_id(end_token)
     return tokenizer

@@ -28,7 +28,9 @@ class PPOConfig(StageConfig):
     data: ConversationConfig = ConversationConfig()
     samples: SamplesConfig = SamplesConfig()
     reward_model: str = Field(
-        "", description="run or checkpoint of the reward model, which the critic starts from too"
+        "",
+        description="run, checkpoint or Hugging Face folder or name of the reward model, which the "
+        "critic starts from too",
     )
     critic_learning_rate: float = Field(
         0.0, ge=0, description="peak learning rate of the critic; 0: the actor's"

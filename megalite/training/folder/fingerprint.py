@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from megalite.errors import CheckpointError
+from megalite.models.hub import folder_of
 from megalite.models.hugging_face import is_hugging_face
 from megalite.training.checkpoint.load import find_checkpoint
 from megalite.training.checkpoint.manifest import MANIFEST
@@ -43,12 +44,12 @@ def weights_source(path: str) -> dict[str, Any] | None:
 
     None where there is none; whoever loads it says what is wrong.
     """
-    folder = Path(path)
+    folder = folder_of(path)
     if is_hugging_face(folder):
         files = [f for f in _files(folder) if f.suffix in WEIGHTS or f.name == "config.json"]
         return {"path": path, "fingerprint": fingerprint(files)}
     try:
-        checkpoint = find_checkpoint(path)
+        checkpoint = find_checkpoint(folder)
         return {"path": str(checkpoint), "fingerprint": fingerprint([checkpoint / MANIFEST])}
     except (CheckpointError, OSError):
         return None
@@ -56,7 +57,7 @@ def weights_source(path: str) -> dict[str, Any] | None:
 
 def tokenizer_source(path: str) -> dict[str, Any] | None:
     """A tokenizer's files, which may stand beside a model's weights; None where there are none."""
-    place = Path(path)
+    place = folder_of(path)
     if place.is_file():
         return {"path": path, "fingerprint": fingerprint([place])}
     files = [f for f in _files(place) if f.suffix not in WEIGHTS and f.name not in NOT_TOKENIZER]
