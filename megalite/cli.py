@@ -90,8 +90,12 @@ def _dispatch(words: list[str]) -> int:
 def _run(command: Command, words: list[str], launch: "Launch") -> int:
     """Run a command and leave its process group, unless it failed: others may be in it still."""
     config, module = load_config(command, words)
-    from megalite.distributed.mesh import leave_process_group
+    from megalite.distributed.mesh import ParallelConfig, leave_process_group
 
+    parallel = getattr(config, "parallel", None)
+    if isinstance(parallel, ParallelConfig):  # before anything asks for a GPU
+        for name, value in parallel.environment.items():
+            os.environ.setdefault(name, value)
     try:
         exit_code = int(module.run(config, launch) or 0)
     except Stopped:

@@ -39,17 +39,26 @@ def share_from_last(
 
 
 def share_scalars_from_last(
-    scalars: dict[str, Tensor], axis: Axis, device: torch.device
-) -> dict[str, Tensor]:
-    """Give every process of ``axis`` the last one's scalars by name, in fp32.
+    scalars: dict[str, Tensor], names: tuple[str, ...] | None, axis: Axis, device: torch.device
+) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Give every process of ``axis`` the last one's scalars by name, in fp32, and the names.
 
-    Comm: broadcast of names and of the scalars over ``axis``.
+    Comm: broadcast of the scalars over ``axis``, and before that of the names, for which the host
+    waits, where they aren't known.
+
+    Args:
+        scalars: of the last process; others' are not read.
+        names: of the scalars, known on all processes or on none.
+        axis: with a group.
+        device: of the scalars.
     """
     source = axis.global_rank(axis.size - 1)
-    names = [list(scalars)]
-    dist.broadcast_object_list(names, src=source, group=axis.group)
-    values = torch.zeros(len(names[0]), device=device)
+    if names is None:
+        told = [tuple(scalars)]
+        dist.broadcast_object_list(told, src=source, group=axis.group)
+        (names,) = told
+    values = torch.zeros(len(names), device=device)
     if axis.rank == axis.size - 1:
-        values = torch.stack([scalars[name].float() for name in names[0]])
+        values = torch.stack([scalars[name].float() for name in names])
     dist.broadcast(values, src=source, group=axis.group)
-    return dict(zip(names[0], values.unbind(), strict=True))
+    return dict(zip(names, values.unbind(), strict=True)), names

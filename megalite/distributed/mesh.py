@@ -70,6 +70,18 @@ class ParallelConfig(Section):
         description="seconds after which a collective has hung; the culprit is named after 3/4",
     )
 
+    @property
+    def environment(self) -> dict[str, str]:
+        """What the environment must say, before a GPU is asked for, so that collectives overlap.
+
+        A collective that is queued beside a product has to start before it: NCCL's kernels then go
+        first. Tensor parallelism alone also sends all work through one queue, which keeps the
+        order in which it was queued; FSDP2's copies beside it would wait in that queue.
+        """
+        first = {"TORCH_NCCL_HIGH_PRIORITY": "1"}
+        one_queue = {"CUDA_DEVICE_MAX_CONNECTIONS": "1"}
+        return first | (one_queue if self.tp > 1 and self.shard == 1 else {})
+
     def misfit(self, world_size: int) -> str | None:
         """Why this layout is not one of ``world_size`` processes; None where it is."""
         fixed = self.pp * self.shard * self.tp

@@ -1,12 +1,13 @@
 """Sums over processes without autograd: losses, metrics, counts and flags."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from megalite.distributed.mesh import Axis
+from megalite.distributed.transfer import Reading
 
 
 def all_reduce_sum(x: Tensor, axis: Axis) -> Tensor:
@@ -29,6 +30,40 @@ def sum_count(count: float, axis: Axis, device: torch.device) -> float:
     return float(all_reduce_sum(torch.tensor(count, dtype=torch.float64, device=device), axis))
 
 
+class Counts:
+    """Numbers that the host knows, summed over processes while it goes on."""
+
+    def __init__(self, own: Mapping[str, float], axis: Axis, device: torch.device) -> None:
+        """Begin the sum.
+
+        Comm: one all-reduce over ``axis``, not waited for on a GPU.
+
+        Args:
+            own: this process's numbers by name; the names are the same on all processes.
+            axis: the processes.
+            device: that communicates.
+        """
+        self._own, self._sums = dict(own), None
+        if axis.group is not None:
+            each = [torch.full((), v, dtype=torch.float64, device=device) for v in own.values()]
+            self._sums = all_reduce_sum(torch.stack(each), axis)
+            self._reading = Reading(tuple(own), self._sums)
+
+    def share(self, name: str, whole: float = 1.0) -> float | Tensor:
+        """``whole`` / (the sum of a number, or 1 where it is less): of one process a float.
+
+        Over several it is a scalar of the device, fp32.
+        """
+        if self._sums is None:
+            return whole / max(self._own[name], 1.0)
+        place = list(self._own).index(name)
+        return (whole / self._sums[place].clamp(min=1.0)).float()
+
+    def numbers(self) -> dict[str, float]:
+        """The sums by name; the host waits for them."""
+        return self._own if self._sums is None else self._reading.numbers()
+
+
 def sum_metrics(sums: Mapping[str, Tensor], axis: Axis) -> dict[str, float]:
     """Sum scalars by name over ``axis``, in fp64; the names are the same on all processes.
 
@@ -39,10 +74,21 @@ def sum_metrics(sums: Mapping[str, Tensor], axis: Axis) -> dict[str, float]:
     return dict(zip(names, all_reduce_sum(values, axis).tolist(), strict=True))
 
 
+def ask_anywhere(
+    flags: Sequence[bool], axis: Axis, device: torch.device
+) -> Callable[[], list[bool]]:
+    """Begin to ask whether any process of ``axis`` says so, of each flag.
+
+    Comm: all-reduce of 8 bytes a flag over ``axis``; on a GPU the host waits when it calls what
+    comes back.
+    """
+    counts = Counts({str(n): float(flag) for n, flag in enumerate(flags)}, axis, device)
+    return lambda: [count > 0 for count in counts.numbers().values()]
+
+
 def are_true_anywhere(flags: Sequence[bool], axis: Axis, device: torch.device) -> list[bool]:
     """Whether any process of ``axis`` says so, of each flag.
 
-    Comm: all-reduce of 4 bytes a flag over ``axis``; a host sync on a GPU.
+    Comm: all-reduce of 8 bytes a flag over ``axis``; a host sync on a GPU.
     """
-    given = torch.tensor([float(flag) for flag in flags], device=device)
-    return [count > 0 for count in all_reduce_sum(given, axis).tolist()]
+    return ask_anywhere(flags, axis, device)()

@@ -28,8 +28,12 @@ class BusyClock:
     """Adds up the time in which this process computes, on the host's clock or the GPU's."""
 
     def __init__(self, device: torch.device) -> None:
-        """Start the step's clock."""
-        self._is_cuda = device.type == "cuda"
+        """Start the step's clock.
+
+        Attributes:
+            is_late: what it tells is known only once the device has done the step.
+        """
+        self.is_late = self._is_cuda = device.type == "cuda"
         self._spans: list[tuple[Any, Any]] = []
         self._start = self._now()
 
@@ -47,9 +51,13 @@ class BusyClock:
         yield
         self._spans.append((started, self._now()))
 
+    def end(self) -> None:
+        """The step is done, or queued on a GPU."""
+        self._end = self._now()
+
     def idle_share(self) -> float:
-        """The share of the time so far that was not counted; on a GPU the host waits for it."""
-        end = self._now()
+        """The share of the step's time that was not counted; on a GPU the host waits for it."""
+        end = self._end
         if self._is_cuda:
             end.synchronize()
             spans = [started.elapsed_time(ended) for started, ended in self._spans]

@@ -1,6 +1,7 @@
 """The gradient of the whole model, wherever its pieces are: norm, clipping, overflow."""
 
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from megalite.distributed.sums import all_reduce_sum
 from megalite.engine.copies import axes_of_copies
 from megalite.engine.model import Model
 from megalite.layers.shards import gradient_of, local_part
+from megalite.models.outputs import Scale
 from megalite.torch_private import multiply_each_, norms_of
 
 
@@ -20,20 +22,36 @@ def _is_counted(name: str, parameter: Tensor, mesh: Mesh, owned: set[str]) -> bo
     return all(axis.rank == 0 for axis in axes_of_copies(parameter, mesh).values())
 
 
-def clip_grad_norm(model: Model, max_norm: float, scale: float = 1.0) -> tuple[Tensor, Tensor]:
+class Clipped(NamedTuple):
+    """What is known of gradients once they are clipped; the same on all processes.
+
+    Attributes:
+        norm: before clipping, fp64 scalar; of the finite pieces where ``bad`` is not 0.
+        bad: the number of processes with a gradient that is not finite, fp64 scalar.
+        sums: of what was summed beside them, fp64 [n].
+    """
+
+    norm: Tensor
+    bad: Tensor
+    sums: Tensor
+
+
+def clip_grad_norm(
+    model: Model, max_norm: float, scale: Scale = 1.0, beside: Tensor | None = None
+) -> Clipped:
     """Divide gradients by ``scale``, measure their global norm, and clip them to ``max_norm``.
 
     Args:
         model: whose gradients.
         max_norm: largest norm left; 0 doesn't clip.
         scale: what the loss was multiplied by (fp16).
+        beside: fp64 [n], numbers of this data-parallel rank to be summed over dp.
 
     Returns:
-        The norm before clipping, fp32 scalar, and the number of processes with a gradient that is
-        not finite, int32 scalar; both the same on all processes. Where it is not 0 the
-        gradients are not finite either way and the step must be dropped.
+        Norm, flag and sums, on the device. Where the flag is not 0 the gradients are not finite
+        either way and the step must be dropped.
 
-    Comm: one all-reduce of two numbers over the world. The flag is a count: a maximum loses NaN
+    Comm: one all-reduce of 2 + n numbers over the world. The flag is a count: a maximum loses NaN
     on some backends.
     """
     mesh, owned = model.mesh, model.owned_names()
@@ -45,15 +63,18 @@ def clip_grad_norm(model: Model, max_norm: float, scale: float = 1.0) -> tuple[T
     ]
     total = _sum_of_squares(counted, mesh.device)
     bad = (~torch.isfinite(_sum_of_squares(gradients, mesh.device))).double()
-    both = torch.stack((torch.where(torch.isfinite(total), total, 0.0), bad))
-    both = all_reduce_sum(both, mesh.world)
-    norm = both[0].sqrt() / scale
-    factor = torch.full_like(norm, 1.0 / scale)
+    packed = torch.stack((torch.where(torch.isfinite(total), total, 0.0), bad))
+    if beside is not None:
+        is_counted = mesh.tp.rank == 0 and mesh.pp.rank == 0  # the same on all of tp and pp
+        packed = torch.cat((packed, beside if is_counted else torch.zeros_like(beside)))
+    packed = all_reduce_sum(packed, mesh.world)
+    norm = packed[0].sqrt() / scale
+    factor = torch.ones_like(norm) / scale
     if max_norm > 0:
         factor = factor * (max_norm / (norm + 1e-6)).clamp(max=1.0)
     if gradients:
         multiply_each_(gradients, factor.to(gradients[0].dtype))
-    return norm.float(), both[1].to(torch.int32)
+    return Clipped(norm, packed[1], packed[2:])
 
 
 def _sum_of_squares(tensors: Iterable[Tensor], device: torch.device) -> Tensor:

@@ -19,7 +19,7 @@ from megalite.layers.shards import local_part
 from megalite.models.batch import Batch
 from megalite.models.config import ModelConfig
 from megalite.models.context import KeyValueCache
-from megalite.models.outputs import Output
+from megalite.models.outputs import Output, Scale
 from megalite.models.transformer import Transformer
 
 Result = Tensor | tuple[Tensor, ...]  # what a model gives for a micro-batch
@@ -83,7 +83,7 @@ class Model(Protocol):
         task: Task,
         *,
         dropout_seed: int | None = None,
-        loss_scale: float = 1.0,
+        loss_scale: Scale = 1.0,
     ) -> dict[str, Tensor]:
         """Run a step's micro-batches and leave the gradients of the sum of their losses.
 
@@ -175,7 +175,7 @@ class Parts:
 class LossSums:
     """Adds up the losses and metrics of a step's micro-batches, for their backward passes too."""
 
-    def __init__(self, task: Task, loss_scale: float, device: torch.device) -> None:
+    def __init__(self, task: Task, loss_scale: Scale, device: torch.device) -> None:
         """Begin with nothing.
 
         Args:

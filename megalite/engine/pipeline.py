@@ -8,7 +8,8 @@ Source: Huang et al. 2018, arXiv:1811.06965; Narayanan et al. 2021, arXiv:2104.0
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import is_dataclass
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ from megalite.engine.model import Item, LossSums, Parts, Result, Task
 from megalite.layers.shards import gradient_of, local_part
 from megalite.models.batch import Batch
 from megalite.models.context import KeyValueCache
-from megalite.models.outputs import Output
+from megalite.models.outputs import Output, Scale
 from megalite.models.transformer import Transformer
 from megalite.torch_private import StagePasses, shaped
 
@@ -85,6 +86,8 @@ class Pipeline(Parts):
         super().__init__(parts, mesh, how)
         self.schedule = schedule
         self._holders = self._find_holders()
+        self._names: dict[Hashable, tuple[str, ...]] = {}  # of a kind of task's sums
+        self._clock: BusyClock | None = None  # of the step before, on a GPU
 
     def _find_holders(self) -> dict[str, tuple[int, ...]]:
         """The pp ranks that hold each parameter held by several parts."""
@@ -152,7 +155,7 @@ class Pipeline(Parts):
         task: Task,
         *,
         dropout_seed: int | None = None,
-        loss_scale: float = 1.0,
+        loss_scale: Scale = 1.0,
     ) -> dict[str, Tensor]:
         """See :class:`megalite.engine.model.Model`."""
         sums = LossSums(task, loss_scale, self.mesh.device)
@@ -169,8 +172,16 @@ class Pipeline(Parts):
 
         idle = self._run_schedule(run, self._flows(padded[0], True), len(items))
         self.sum_shared_gradients()
-        metrics = share_scalars_from_last(dict(sums.sums), self.mesh.pp, self.mesh.device)
+        metrics = self._shared(dict(sums.sums), _kind_of(task, items))
         return metrics | self._bubble(len(items), idle)
+
+    def _shared(self, sums: dict[str, Tensor], kind: Hashable) -> dict[str, Tensor]:
+        """The last process's sums on all of them. Comm: a broadcast; of a new kind, names too."""
+        known = self._names.get(kind)
+        values, names = share_scalars_from_last(sums, known, self.mesh.pp, self.mesh.device)
+        if kind is not None:
+            self._names[kind] = names
+        return values
 
     def _flows(self, batch: Batch, needs_grad: bool) -> Flows:
         dtype = COMPUTE_DTYPES[self.how.precision]
@@ -186,7 +197,8 @@ class Pipeline(Parts):
             num_items: micro-batches.
 
         Returns:
-            The share of the schedule's time in which this process computed nothing.
+            The share of the schedule's time in which this process computed nothing; on a GPU that
+            of the step before, for which the host needn't wait.
         """
         clock = BusyClock(self.mesh.device)
         stages = [self._stage(part, run, shapes, clock) for part in self.parts]
@@ -196,7 +208,9 @@ class Pipeline(Parts):
         numbers = torch.arange(num_items)
         target = {"target": numbers, "losses": []} if self.is_last else {}
         schedule.step(number=numbers, **target)
-        return clock.idle_share()
+        clock.end()
+        before, self._clock = self._clock, clock
+        return (before if before is not None and clock.is_late else clock).idle_share()
 
     def _stage(self, module: Transformer, run: Run, shapes: Flows, clock: BusyClock) -> _Stage:
         stage = _Stage(
@@ -214,7 +228,7 @@ class Pipeline(Parts):
     def _bubble(self, micro_batches: int, idle: float) -> dict[str, Tensor]:
         """The bubble, a mean over pp, beside its theory. Comm: all-reduce of a number over pp."""
         pp, ranks = self.mesh.pp, self.mesh.dp.size
-        measured = all_reduce_sum(torch.tensor(idle / pp.size, device=self.mesh.device), pp)
+        measured = all_reduce_sum(torch.full((), idle / pp.size, device=self.mesh.device), pp)
         theory = bubble_in_theory(pp.size, micro_batches, len(self.parts))
         return {
             "bubble": measured / ranks,
@@ -261,3 +275,10 @@ class Pipeline(Parts):
         target = pp.global_rank((module.part.index + 1) % pp.size)
         tensors = [tensor.contiguous() for tensor in flow]
         return [(dist.isend(t, dst=target, group=pp.group), t) for t in tensors]
+
+
+def _kind_of(task: Task, items: Sequence[Item]) -> Hashable:
+    """What tells which metrics a task has: all processes know it alike; None: nothing does."""
+    loss: Any = task.loss
+    code = getattr(loss, "__code__", type(loss) if is_dataclass(loss) else None)
+    return None if code is None else (code, frozenset(type(extra) for _, extra in items))

@@ -10,7 +10,7 @@ from megalite.engine.data_parallel import set_gradient_sync
 from megalite.engine.model import Item, LossSums, Parts, Task
 from megalite.models.batch import Batch
 from megalite.models.context import KeyValueCache
-from megalite.models.outputs import Output
+from megalite.models.outputs import Output, Scale
 
 
 class Whole(Parts):
@@ -22,7 +22,7 @@ class Whole(Parts):
         task: Task,
         *,
         dropout_seed: int | None = None,
-        loss_scale: float = 1.0,
+        loss_scale: Scale = 1.0,
     ) -> dict[str, Tensor]:
         """See :class:`megalite.engine.model.Model`."""
         (part,) = self.parts

@@ -2,6 +2,10 @@
 
 from dataclasses import dataclass
 
+from torch import Tensor
+
+Scale = float | Tensor  # a number, or an fp32 scalar of the device
+
 
 @dataclass(frozen=True)
 class Loss:
@@ -10,7 +14,7 @@ class Loss:
     Logits are never whole. ``scale`` is usually 1 / the number of targets of the global batch.
     """
 
-    scale: float = 1.0
+    scale: Scale = 1.0
     label_smoothing: float = 0.0
     z_loss: float = 0.0
 

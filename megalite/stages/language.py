@@ -1,6 +1,5 @@
 """Steps and evaluations of the next-token loss, for pretraining and fine-tuning."""
 
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -24,15 +23,17 @@ def language_step(stage: Stage, learner: Learner, z_loss: float = 0.0) -> DoStep
     """A step of the next-token loss over a step's micro-batches."""
 
     def work(batches: list[Batch], progress: Progress) -> StepResult:
-        started = time.perf_counter()
-        count = sum(batch.num_targets for batch in batches)
-        metrics = learner.step(
+        targets = sum(batch.num_targets for batch in batches)
+        counts = stage.counts(targets, batches)
+        update = learner.begin(
             [(batch, None) for batch in batches],
             lambda scale: Task(Loss(scale, z_loss=z_loss)),
-            count,
+            counts,
             progress.consumed_samples,
         )
-        return StepResult(metrics | stage.speed.measure(batches, time.perf_counter() - started))
+        return StepResult(
+            lambda seconds: update.metrics() | stage.speed.rates(counts.numbers(), seconds())
+        )
 
     return work
 

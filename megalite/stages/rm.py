@@ -1,6 +1,5 @@
 """Reward modelling: a scalar head learns to rank answers, K of them in one forward pass."""
 
-import time
 from collections.abc import Sequence
 from functools import partial
 from typing import ClassVar
@@ -25,7 +24,7 @@ from megalite.stages.start import said_by
 from megalite.stages.told import notes_of_writing
 from megalite.training.config import RunConfig
 from megalite.training.learner import Learner
-from megalite.training.progress import Progress, StepResult
+from megalite.training.progress import Progress, Seconds, StepResult
 from megalite.training.trainer import DoStep
 
 RankingItem = tuple[Batch, Rankings]
@@ -87,18 +86,21 @@ def _ranking_step(stage: Stage, learner: Learner) -> DoStep[list[RankingItem]]:
     """A step of the ranking loss over a step's micro-batches."""
 
     def work(items: list[RankingItem], progress: Progress) -> StepResult:
-        started = time.perf_counter()
-        count = sum(rankings.num_learned for _, rankings in items)
-        metrics = learner.step(
+        learned = sum(rankings.num_learned for _, rankings in items)
+        counts = stage.counts(learned, [batch for batch, _ in items])
+        update = learner.begin(
             [(batch, rankings.to(stage.mesh.device)) for batch, rankings in items],
             lambda scale: Task(Values(), RankingLoss(scale)),
-            count,
+            counts,
             progress.consumed_samples,
         )
-        counts = {name: metrics.pop(name) for name in COUNTS}
-        metrics |= _accuracy(counts)
-        seconds = time.perf_counter() - started
-        return StepResult(metrics | stage.speed.measure([batch for batch, _ in items], seconds))
+
+        def known(seconds: Seconds) -> dict[str, float]:
+            metrics = update.metrics()
+            metrics |= _accuracy({name: metrics.pop(name) for name in COUNTS})
+            return metrics | stage.speed.rates(counts.numbers(), seconds())
+
+        return StepResult(known)
 
     return work
 

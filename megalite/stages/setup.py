@@ -15,11 +15,13 @@ from megalite.data.config import TokenizerConfig
 from megalite.data.loader import Dataset, Loader, Share
 from megalite.distributed.launch import Launch
 from megalite.distributed.mesh import Mesh, ParallelConfig, build_meshes, start_process_group
+from megalite.distributed.sums import Counts
 from megalite.engine.build import build_model
 from megalite.engine.layout import BatchSizes, Demand, check_layout
 from megalite.engine.model import Model
 from megalite.engine.recompute import recomputed_blocks
 from megalite.errors import CheckpointError, ConfigError
+from megalite.models.batch import Batch
 from megalite.models.config import ModelConfig
 from megalite.stages.device import Precision, check_heads, choose_device, choose_precision
 from megalite.stages.named import TOKENIZER, Meaning
@@ -37,7 +39,7 @@ from megalite.training.faults import Fault, FaultConfig
 from megalite.training.folder.opening import RunFolder
 from megalite.training.folder.record import RunRecord
 from megalite.training.folder.versions import versions
-from megalite.training.learner import Learner, Learning
+from megalite.training.learner import TARGETS, Learner, Learning
 from megalite.training.metrics.device import peak_tflops
 from megalite.training.metrics.run_log import RunLog
 from megalite.training.metrics.speed import Speed
@@ -209,6 +211,11 @@ class Stage:
         )
         every, record, stop = config.checkpoint.every, self.record, self.launch.stop
         return Trainer(learners, self.log, checkpoints, every, record, stop), learners
+
+    def counts(self, targets: int, batches: Sequence[Batch]) -> Counts:
+        """What the host knows of a step of these micro-batches, summed over dp meanwhile."""
+        own = {TARGETS: targets, **self.speed.counts(batches)}
+        return Counts(own, self.mesh.dp, self.mesh.device)
 
     def loader(
         self, dataset: Dataset, make: MakeBatch, progress: Progress, seed: int | None = None

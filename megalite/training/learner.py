@@ -4,22 +4,28 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from megalite.distributed.mesh import Mesh
-from megalite.distributed.sums import sum_count, sum_metrics
+from megalite.distributed.sums import Counts
+from megalite.distributed.transfer import Reading
 from megalite.engine.gradients import clip_grad_norm
 from megalite.engine.model import Item, Model, Task
+from megalite.models.outputs import Scale
 from megalite.ops.random import fold
 from megalite.training.config import OptimizerConfig, ScheduleConfig, TrainConfig
 from megalite.training.heap import keep_freed_memory
-from megalite.training.loss_scale import LossScale
-from megalite.training.optimizer import build_optimizer, named_state, set_rate
+from megalite.training.loss_scale import LossScale, ScaleAhead
+from megalite.training.optimizer import build_optimizer, named_state, set_rate, step_unless
 from megalite.training.progress import Progress
 from megalite.training.schedule import Clock, total_samples
 from megalite.training.watchdog.heartbeat import Heartbeat
 
-MakeTask = Callable[[float], Task]
+TARGETS = "targets"  # in a step's counts: what its loss is divided by
+_NORM, _BAD = "/norm", "/bad"  # among a step's numbers; no metric has a slash
+
+MakeTask = Callable[[Scale], Task]
 
 
 @dataclass(frozen=True)
@@ -40,7 +46,14 @@ class Learning:
 
 
 class Learner:
-    """A model with its optimizer: one call is one optimizer step, in any layout."""
+    """A model with its optimizer: one call is one optimizer step, in any layout.
+
+    :meth:`begin` queues a step on the device and waits for nothing, as nothing in it depends on a
+    number that the host would have to read: the optimizer leaves parameters and state as they are
+    where the gradients are not finite, and the loss scale is changed on the device too. What it
+    gives back is read when the host needs it, in the order of the steps; only then does
+    :attr:`scale` count the step, which may end the run.
+    """
 
     def __init__(
         self,
@@ -67,6 +80,8 @@ class Learner:
         self.scale = LossScale.of(learning.train.precision)
         self.total_samples = total_samples(learning.train, Progress())
         self.updates = 0
+        self._unread = 0  # steps whose numbers the host has not read
+        self._ahead: ScaleAhead | None = None
 
     def set_learning_rate(self, peak: float) -> None:
         """Give this model a peak learning rate of its own."""
@@ -95,39 +110,73 @@ class Learner:
             consumed_samples: of the steps before; the learning rate depends on it.
 
         Returns:
-            The loss and the task's metrics over the global batch, ``grad_norm`` (not a number
-            where the step was dropped), ``learning_rate``, and for fp16 ``loss_scale``; the same
-            on all processes.
+            Its metrics; see :class:`Update`.
 
-        Comm: all-reduce of a count over dp, of two numbers and of the metrics over the world.
+        Comm: as :meth:`begin`, and an all-reduce of a count over dp.
+        """
+        counts = Counts({TARGETS: count}, self.mesh.dp, self.mesh.device)
+        return self.begin(items, make_task, counts, consumed_samples).metrics()
+
+    def begin(
+        self,
+        items: Sequence[Item],
+        make_task: MakeTask,
+        counts: Counts,
+        consumed_samples: int,
+    ) -> "Update":
+        """Queue one step; see :meth:`step`.
+
+        Args:
+            items: this data-parallel rank's.
+            make_task: makes the output and loss, given 1 / (the count over all ranks).
+            counts: has ``TARGETS``, the number of targets, rankings or answer tokens.
+            consumed_samples: of the steps before; the learning rate depends on it.
+
+        Returns:
+            What the step gives; it is to be read once, before that of a later step.
+
+        Comm: one all-reduce of the gradients' sum of squares, a flag and the metrics over the
+        world, beside what the model's passes communicate.
         """
         train, mesh = self.learning.train, self.mesh
-        total = sum_count(count, mesh.dp, mesh.device)
+        scale = self._scale_ahead()
         learning_rate = self.clock.learning_rate(consumed_samples)
         set_rate(self.optimizer, learning_rate)
         self.heartbeat.enter("forward_backward", self.model)
         sums = self.model.forward_backward(
             [(batch.to(mesh.device), extra) for batch, extra in items],
-            make_task(1.0 / max(total, 1.0)),
+            make_task(counts.share(TARGETS)),
             dropout_seed=fold(self.learning.seed, self.updates) if self._drops() else None,
-            loss_scale=self.scale.value,
+            loss_scale=scale,
         )
         self.heartbeat.enter("reduce", self.model)
-        norm, bad = clip_grad_norm(self.model, train.max_grad_norm, self.scale.value)
-        is_finite = int(bad) == 0
+        names = sorted(sums)
+        beside = torch.stack([sums[name].double() for name in names])
+        norm, bad, totals = clip_grad_norm(self.model, train.max_grad_norm, scale, beside)
         self.heartbeat.enter("optimizer", self.model)
-        if is_finite:
-            self.optimizer.step()
+        step_unless(self.optimizer, bad.float())
         for parameter in self.model.parameters():
             parameter.grad = None
-        self.updates += 1
-        metrics = sum_metrics(sums, mesh.dp)
-        known = float(norm) if is_finite else math.nan  # the sum of the finite parts is no norm
-        metrics |= {"grad_norm": known, "learning_rate": learning_rate}
-        if train.precision == "fp16":
-            metrics["loss_scale"] = self.scale.value
-        self.scale.update(is_finite, train.precision, train.max_bad_steps, self.updates)
-        return metrics
+        if self._ahead is not None:
+            self._ahead = self._ahead.after(bad)
+        self.updates, self._unread = self.updates + 1, self._unread + 1
+        numbers = torch.cat((torch.stack((norm.float().double(), bad)), totals))
+        reading = Reading((_NORM, _BAD, *names), numbers)
+        return Update(self, reading, learning_rate, self.updates)
+
+    def _scale_ahead(self) -> Scale:
+        """What the next step's loss is multiplied by, on the device under fp16."""
+        if self.learning.train.precision != "fp16":
+            return 1.0
+        if self._ahead is None or not self._unread:
+            self._ahead = ScaleAhead.of(self.scale, self.mesh.device)
+        return self._ahead.value
+
+    def count_step(self, is_finite: bool, step: int) -> None:
+        """Count a step that was read; see :meth:`LossScale.update`."""
+        train = self.learning.train
+        self._unread -= 1
+        self.scale.update(is_finite, train.precision, train.max_bad_steps, step)
 
     def _drops(self) -> bool:
         config = self.model.config
@@ -141,7 +190,8 @@ class Learner:
         return named | {f"{self.name}_optimizer.{n}": value for n, value in state.items()}
 
     def facts(self) -> dict[str, float]:
-        """The rest of its state."""
+        """The rest of its state; every step was read before."""
+        assert not self._unread
         return {**self.scale.facts(), "updates": self.updates}
 
     def restore(self, facts: dict[str, float]) -> None:
@@ -149,3 +199,41 @@ class Learner:
         self.scale.restore(facts)
         self.updates = int(facts["updates"])
         self.model.copy_duplicates()
+
+
+@dataclass(frozen=True)
+class Update:
+    """An optimizer step that is queued on the device.
+
+    Attributes:
+        learner: whose.
+        reading: its numbers.
+        learning_rate: of the step.
+        number: of the step among the learner's, from 1.
+    """
+
+    learner: Learner
+    reading: Reading
+    learning_rate: float
+    number: int
+
+    def metrics(self) -> dict[str, float]:
+        """Wait for the step and count it.
+
+        Returns:
+            The loss and the task's metrics over the global batch, ``grad_norm`` (not a number
+            where the step was dropped), ``learning_rate``, and for fp16 ``loss_scale``; the same
+            on all processes.
+
+        Raises:
+            MegaliteError: too many steps were not finite.
+        """
+        metrics = self.reading.numbers()
+        norm, is_finite = metrics.pop(_NORM), metrics.pop(_BAD) == 0
+        # the sum of the finite parts is no norm
+        metrics["grad_norm"] = norm if is_finite else math.nan
+        metrics["learning_rate"] = self.learning_rate
+        if self.learner.learning.train.precision == "fp16":
+            metrics["loss_scale"] = self.learner.scale.value
+        self.learner.count_step(is_finite, self.number)
+        return metrics

@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+
 from megalite.errors import MegaliteError
 
 START = 2.0**16
@@ -82,6 +85,33 @@ class LossScale:
         self.good_steps, self.bad_steps = int(facts["good_steps"]), int(facts["bad_steps"])
         self.bad_share = facts["bad_share"]
         self.dropped_steps = int(facts.get("dropped_steps", 0))  # older checkpoints have none
+
+
+@dataclass(frozen=True)
+class ScaleAhead:
+    """The scale of a step as the device knows it, before the host has read the steps before.
+
+    Attributes:
+        value: fp32 scalar.
+        good_steps: since the last change, fp32 scalar.
+    """
+
+    value: Tensor
+    good_steps: Tensor
+
+    @classmethod
+    def of(cls, scale: LossScale, device: torch.device) -> "ScaleAhead":
+        """What the host knows, on the device."""
+        value, good = (torch.full((), x, device=device) for x in (scale.value, scale.good_steps))
+        return cls(value.float(), good.float())
+
+    def after(self, bad: Tensor) -> "ScaleAhead":
+        """As :meth:`LossScale.update` changes it under fp16; ``bad`` is not 0 after a bad step."""
+        is_bad, good = bad > 0, self.good_steps + 1.0
+        is_due = good == GROWTH_STEPS
+        grown = torch.where(is_due, (self.value * 2.0).clamp(max=LARGEST), self.value)
+        value = torch.where(is_bad, (self.value / 2.0).clamp(min=1.0), grown)
+        return ScaleAhead(value, torch.where(is_bad | is_due, 0.0, good))
 
 
 def _advice(precision: str) -> str:

@@ -63,6 +63,19 @@ def apex_adam() -> type:
     return FusedAdam
 
 
+def step_unless(optimizer: torch.optim.Optimizer, bad: Tensor) -> None:
+    """Do an optimizer's step unless ``bad``, fp32 scalar, is not 0.
+
+    AdamW reads the flag on the device and then changes nothing, its count of steps included. Apex
+    is told by the host, which waits for the flag.
+    """
+    if isinstance(optimizer, torch.optim.AdamW):
+        optimizer.found_inf = bad  # type: ignore[attr-defined]
+        optimizer.step()
+    elif not float(bad):
+        optimizer.step()
+
+
 def named_state(model: Model, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """The optimizer's tensors under ``name.key``."""
     return {

@@ -1,6 +1,6 @@
 """Where a run is, and what a stage's work on one step gives back to the trainer."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from megalite.data.skipping import Ranges, place_of
@@ -42,16 +42,26 @@ class Progress:
         )
 
 
+Metrics = Mapping[str, float]
+Seconds = Callable[[], float]
+ReadMetrics = Callable[[Seconds], Metrics]
+
+
 @dataclass(frozen=True)
 class StepResult:
     """What a stage's work on one step gives back.
 
     Attributes:
-        metrics: of the step, by name.
+        metrics: of the step, by name; or what waits for them and gives them, asking how long the
+            step took when they are there. The trainer calls it once, in the order of the steps.
         extra: the stage's own numbers to carry on; see :class:`Progress`.
         asked_to_stop: whether a process outside the trainer's mesh was asked to stop.
     """
 
-    metrics: Mapping[str, float]
+    metrics: Metrics | ReadMetrics
     extra: Mapping[str, float] = field(default_factory=dict)
     asked_to_stop: bool = False
+
+    def known(self, seconds: Seconds) -> Metrics:
+        """The metrics; ``seconds`` tells how long the step took so far."""
+        return self.metrics(seconds) if callable(self.metrics) else self.metrics

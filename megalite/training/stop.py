@@ -1,10 +1,12 @@
 """A run that is asked to stop ends after the step that is under way."""
 
+from collections.abc import Callable
+
 import torch.distributed as dist
 
 from megalite.distributed.mesh import Mesh
 from megalite.distributed.stop import StopRequest
-from megalite.distributed.sums import are_true_anywhere
+from megalite.distributed.sums import ask_anywhere
 
 
 class StopSignal:
@@ -24,6 +26,14 @@ class StopSignal:
         if dist.is_initialized() and dist.get_world_size() > 1:
             self._request.ignore()
 
+    def ask(self, elsewhere: bool = False, *flags: bool) -> Callable[[], list[bool]]:
+        """Begin to ask what :meth:`anywhere` tells; the answer is waited for when called.
+
+        Comm: all-reduce of a number for each over the mesh.
+        """
+        asked = (self.received > 0 or elsewhere, *flags)
+        return ask_anywhere(asked, self._mesh.world, self._mesh.device)
+
     def anywhere(self, elsewhere: bool = False, *flags: bool) -> list[bool]:
         """Whether a process of the mesh was asked to stop, or says that one ``elsewhere`` was.
 
@@ -31,5 +41,4 @@ class StopSignal:
 
         Comm: all-reduce of a number for each over the mesh.
         """
-        asked = (self.received > 0 or elsewhere, *flags)
-        return are_true_anywhere(asked, self._mesh.world, self._mesh.device)
+        return self.ask(elsewhere, *flags)()

@@ -1,7 +1,9 @@
 """The one training loop; each stage brings its items, its work on one, and its evaluation."""
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -31,11 +33,26 @@ DoStep = Callable[[StepItem, Progress], StepResult]
 Evaluate = Callable[[], dict[str, float]]
 
 
+@dataclass(frozen=True)
+class _Begun:
+    """A step that was handed to the device: its number, when, and what its work gave."""
+
+    step: int
+    started: float
+    result: StepResult
+
+
 class Trainer:
     """Steps, evaluations, metrics and checkpoints of a run.
 
+    On a GPU the host reads a step's numbers after it has queued the next step: the GPU always has
+    work, and the host is never more than a step ahead of it. Where the host has to know more, at
+    an evaluation, a checkpoint or the end, it reads all of them first.
+
     Attributes:
-        progress: where the run is.
+        progress: where the run is; steps that were begun count.
+        reads_behind: steps that are under way when a step's numbers are read: 0 on a CPU, and where
+            a spike makes the run go back at once.
     """
 
     def __init__(
@@ -66,6 +83,11 @@ class Trainer:
         self._drift = Drift(learners, self._train.drift.policy)
         self._wants_back = False
         self.progress = Progress()
+        waits = self._mesh.device.type == "cpu" or self._train.spikes.policy == "rollback"
+        self.reads_behind = 0 if waits else 1
+        self._begun: deque[_Begun] = deque()
+        self._asked: deque[Callable[[], list[bool]]] = deque()
+        self._last_read = 0.0
 
     def resume(self) -> Progress:
         """Resume from the run's newest intact checkpoint, if there is one; give where the run is.
@@ -190,7 +212,9 @@ class Trainer:
         remaining = iter(items(self.progress))
         while not self._is_done():
             asked_elsewhere = self._step(remaining, work, evaluate)
-            is_asked, has_spiked = stop.anywhere(asked_elsewhere, self._wants_back)
+            is_asked, has_spiked = self._answers(stop, asked_elsewhere)
+            if is_asked:
+                self._read(0, evaluate)
             if has_spiked and self._go_back():
                 remaining = iter(items(self.progress))
                 if not is_asked:
@@ -209,36 +233,63 @@ class Trainer:
     def _step(
         self, items: Iterator[StepItem], work: DoStep[StepItem], evaluate: Evaluate | None
     ) -> bool:
-        """Do one step and log it; say whether a process outside the mesh was asked to stop."""
+        """Begin a step and log what is known; say whether a process elsewhere was asked to stop."""
         started = time.perf_counter()
         self._heartbeat.step = self.progress.step + 1
         self._heartbeat.enter("data")
-        dropped = self._dropped()
         result = work(next(items), self.progress)
         self.progress = self.progress.after_step(self._train.global_batch_size, result.extra)
-        metrics = {**result.metrics, "step_s": time.perf_counter() - started}
+        self._begun.append(_Begun(self.progress.step, started, result))
+        self._read(self._behind(), evaluate)
+        return result.asked_to_stop
+
+    def _behind(self) -> int:
+        """Steps whose numbers may be unknown now."""
+        due = (self._save_every, self._train.evaluate_every)
+        must_know = self._is_done() or any(self._is_turn(every) for every in due)
+        return 0 if must_know else self.reads_behind
+
+    def _answers(self, stop: StopSignal, elsewhere: bool) -> tuple[bool, bool]:
+        """Whether to stop, and to go back, as far as that is known. Comm: two numbers, the mesh."""
+        self._asked.append(stop.ask(elsewhere, self._wants_back))
+        is_asked = wants_back = False
+        while len(self._asked) > self._behind():
+            asked, back = self._asked.popleft()()
+            is_asked, wants_back = is_asked or asked, wants_back or back
+        return is_asked, wants_back
+
+    def _read(self, behind: int, evaluate: Evaluate | None) -> None:
+        """Read and log the steps that were begun, all but the last ``behind``."""
+        while len(self._begun) > behind:
+            self._log_step(self._begun.popleft(), evaluate)
+
+    def _log_step(self, begun: _Begun, evaluate: Evaluate | None) -> None:
+        """Wait for a step's numbers and log them."""
+        since, dropped, step = max(begun.started, self._last_read), self._dropped(), begun.step
+        known = begun.result.known(lambda: time.perf_counter() - since)
+        self._last_read = time.perf_counter()
+        metrics = {**known, "step_s": self._last_read - since}
         if "tokens" in metrics:
             metrics["tokens_per_s"] = metrics["tokens"] / metrics["step_s"]
         if self._dropped():
             metrics["dropped_steps"] = self._dropped()
         metrics["memory_gib"] = memory_gib(self._mesh.device)
         every = self._train.evaluate_every
-        if evaluate and every and (self._is_done() or self._is_turn(every)):
+        is_last = step >= self._train.steps
+        if evaluate and every and (is_last or step % every == 0):
             self._heartbeat.enter("evaluate")
             metrics |= evaluate()
-        step = self.progress.step
-        show = step == 1 or self._is_done() or self._is_turn(self._train.log_every)
+        show = step == 1 or is_last or step % self._train.log_every == 0
         self._log.metrics(step, metrics, show)
         if self._dropped() > dropped:
             self._log.say(
                 f"step {step}: its gradients were not finite: the parameters stay as they were "
                 f"({self._dropped()} of the run's updates were dropped)"
             )
-        self._look_for_spikes(metrics)
-        return result.asked_to_stop
+        self._look_for_spikes(step, metrics)
 
-    def _look_for_spikes(self, metrics: Mapping[str, float]) -> None:
-        found = self._spikes.see(self.progress.step, metrics)
+    def _look_for_spikes(self, step: int, metrics: Mapping[str, float]) -> None:
+        found = self._spikes.see(step, metrics)
         self._wants_back = bool(found) and self._train.spikes.policy == "rollback"
         for spike in found:
             self._log.say(str(spike))

@@ -214,7 +214,9 @@ def shared(launch: Launch, layout: dict[str, int], group: int) -> dict[str, Any]
     ignored = share_from_last(results(own + 7)["fp64"] if not is_last else torch.ones(2), axis, cpu)
     scalars = {"loss": torch.tensor(0.25 + own), "tokens": torch.tensor(3.0)} if is_last else {}
     found["ignored"] = ignored
-    found["scalars"] = share_scalars_from_last(scalars, axis, cpu)
+    found["scalars"], names = share_scalars_from_last(scalars, None, axis, cpu)
+    again, _ = share_scalars_from_last(scalars, names, axis, cpu)
+    assert again == found["scalars"]
     exact = {"loss": torch.tensor(1.0 + own, dtype=torch.float64)} if is_last else {}
-    found["fp64 scalars"] = share_scalars_from_last(exact, axis, cpu)
+    found["fp64 scalars"], _ = share_scalars_from_last(exact, None, axis, cpu)
     return found

@@ -89,7 +89,7 @@ def clipped(launch: Launch, layout: dict[str, Any], cases: list[tuple]) -> list[
     found = []
     for name, frozen, max_norm, scale in cases:
         _give_gradients(models[name], frozen)
-        norm, bad = clip_grad_norm(models[name], max_norm, scale)
+        norm, bad, _ = clip_grad_norm(models[name], max_norm, scale)
         left = [
             (key, local_part(parameter.grad).clone(), *local_box(parameter))
             for part in models[name].parts
@@ -119,6 +119,6 @@ def spoilt(
                 local = local_part(parameter.grad)
                 local.view(-1)[-1:].fill_(value)
                 is_hit = is_hit or local.numel() > 0
-        norm, bad = clip_grad_norm(model, 1.0)
+        norm, bad, _ = clip_grad_norm(model, 1.0)
         found.append((norm, bad, is_hit))
     return found

@@ -8,7 +8,7 @@ import torch
 
 from megalite.data.chat.datasets import Prompts
 from megalite.data.loader import passes_over
-from megalite.distributed.sums import sum_count, sum_metrics
+from megalite.distributed.sums import Counts, sum_metrics
 from megalite.engine.model import Item, Task
 from megalite.generation.prompts import Prompt
 from megalite.models.outputs import LogProbs, Values
@@ -24,7 +24,7 @@ from megalite.stages.rlhf.text import Text
 from megalite.stages.rlhf.updates import PolicyLoss, Pretraining, ValueLoss, mini_batches
 from megalite.stages.samples import decode_with
 from megalite.stages.setup import Stage
-from megalite.training.learner import Learner
+from megalite.training.learner import TARGETS, Learner, Update
 from megalite.training.progress import Progress, StepResult
 
 KL_COEFFICIENT = "kl_coefficient"  # its name among the metrics and in checkpoints
@@ -103,40 +103,35 @@ class PPOStep:
         answered = Answered(responses.batch, experience)
         if update.mini_batches > 1:
             answered = answered.gathered(mesh.dp)
-        metrics: list[dict[str, float]] = []
+        updates: list[tuple[Update, Update]] = []
         for one_pass in mini_batches(len(answered.experience.mask), update, seed):
             for chosen in one_pass:
                 items, count = answered.micro_batches(chosen, size, mesh.device)
-                actor = self._update_actor(items, count, progress)
-                metrics.append(actor | self._update_critic(items, count, progress))
+                counts = Counts({TARGETS: count}, mesh.dp, mesh.device)
+                actor = self._update_actor(items, counts, progress)
+                updates.append((actor, self._update_critic(items, counts, progress)))
+        metrics = [actor.metrics() | _of_critic(critic.metrics()) for actor, critic in updates]
         return {name: sum(m[name] for m in metrics) / len(metrics) for name in metrics[0]}
 
-    def _update_actor(
-        self, items: Sequence[Item], count: int, progress: Progress
-    ) -> dict[str, float]:
+    def _update_actor(self, items: Sequence[Item], counts: Counts, progress: Progress) -> Update:
         update, temperature = self.config.update, self.config.rollout.temperature
-        return self.learners[0].step(
+        return self.learners[0].begin(
             [*items, *self._pretraining(progress)],
             lambda scale: Task(
                 LogProbs(temperature), PolicyLoss(update.clip, scale), {Pretraining: LogProbs()}
             ),
-            count,
+            counts,
             progress.consumed_samples,
         )
 
-    def _update_critic(
-        self, items: Sequence[Item], count: int, progress: Progress
-    ) -> dict[str, float]:
+    def _update_critic(self, items: Sequence[Item], counts: Counts, progress: Progress) -> Update:
         clip = self.config.update.value_clip
-        metrics = self.learners[1].step(
+        return self.learners[1].begin(
             items,
             lambda scale: Task(Values(), ValueLoss(clip, scale)),
-            count,
+            counts,
             progress.consumed_samples,
         )
-        return {k: v for k, v in metrics.items() if k.startswith("value")} | {
-            "critic_grad_norm": metrics["grad_norm"]
-        }
 
     def _pretraining(self, progress: Progress) -> list[Item]:
         """Micro-batches of pretraining text beside the answers (PPO-ptx)."""
@@ -145,8 +140,9 @@ class PPOStep:
             return []
         loader = self.stage.loader(text.samples, text.make, progress, text.seed)
         batches = loader.read(progress.consumed_samples)
-        targets = sum_count(sum(b.num_targets for b in batches), mesh.dp, mesh.device)
-        scale = self.config.update.pretrain_coefficient / max(targets, 1.0)
+        own = {TARGETS: sum(batch.num_targets for batch in batches)}
+        counts = Counts(own, mesh.dp, mesh.device)
+        scale = counts.share(TARGETS, self.config.update.pretrain_coefficient)
         return [(batch, Pretraining(scale)) for batch in batches]
 
     def evaluate(self, prompts: Prompts) -> dict[str, float]:
@@ -178,3 +174,9 @@ class PPOStep:
             "heldout_reward_deviation": variance**0.5,
             "heldout_kl": total["kl"] / total["count"],
         }
+
+
+def _of_critic(metrics: dict[str, float]) -> dict[str, float]:
+    """What a step shows of the critic's update."""
+    shown = {name: value for name, value in metrics.items() if name.startswith("value")}
+    return shown | {"critic_grad_norm": metrics["grad_norm"]}

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from megalite.config import Section
 from megalite.distributed.transfer import moved
+from megalite.models.outputs import Scale
 from megalite.stages.rlhf.experience import Experience
 from megalite.stages.rlhf.losses import policy_terms, ranking_loss, ranking_pairs, value_terms
 
@@ -40,7 +41,7 @@ class Pretraining:
         scale: its coefficient over the targets of the global batch.
     """
 
-    scale: float
+    scale: Scale
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class PolicyLoss:
     """
 
     clip: float
-    scale: float
+    scale: Scale
 
     def __call__(
         self, result: tuple[Tensor, Tensor], extra: Experience | Pretraining
@@ -84,7 +85,7 @@ class ValueLoss:
     """
 
     clip: float
-    scale: float
+    scale: Scale
 
     def __call__(self, result: Tensor, extra: Experience) -> tuple[Tensor, Metrics]:
         """Loss of one micro-batch; ``result`` is the values, [B, S]."""
@@ -145,7 +146,7 @@ class RankingLoss:
         scale: one over the rankings of the global batch with answers that differ.
     """
 
-    scale: float
+    scale: Scale
 
     def __call__(self, result: Tensor, extra: Rankings) -> tuple[Tensor, Metrics]:
         """Loss of one micro-batch and counts of its pairs; ``result`` is the values, [B, S]."""

@@ -1,11 +1,9 @@
 """How fast a step was: tokens/s, TFLOP/s, MFU and HFU."""
 
-from collections.abc import Sequence
-
-import torch
+from collections.abc import Mapping, Sequence
 
 from megalite.distributed.mesh import Mesh
-from megalite.distributed.sums import sum_metrics
+from megalite.distributed.sums import Counts
 from megalite.models.batch import Batch
 from megalite.models.config import ModelConfig
 from megalite.training.metrics.flops import step_operations
@@ -37,16 +35,21 @@ class Speed:
 
         Comm: all-reduce of three numbers over dp.
         """
+        counts = Counts(self.counts(batches), self._mesh.dp, self._mesh.device)
+        return self.rates(counts.numbers(), seconds)
+
+    def counts(self, batches: Sequence[Batch]) -> dict[str, float]:
+        """Tokens and operations of these micro-batches, which are on the host."""
         tokens = sum(int((~batch.decoder.mask.is_empty).sum()) for batch in batches)
         done = [step_operations(self._config, batch, self._recomputed) for batch in batches]
-        sums = {
+        return {
             "tokens": float(tokens),
             "model": sum(operations.model for operations in done),
             "hardware": sum(operations.hardware for operations in done),
         }
-        device = self._mesh.device
-        moved = {n: torch.tensor(v, dtype=torch.float64, device=device) for n, v in sums.items()}
-        total = sum_metrics(moved, self._mesh.dp)
+
+    def rates(self, total: Mapping[str, float], seconds: float) -> dict[str, float]:
+        """Metrics of a step from its :meth:`counts`, summed over dp."""
         per_rank = seconds * self._mesh.world.size * 1e12
         tflops = total["model"] / per_rank
         return {
