@@ -137,7 +137,9 @@ def trained(folder, behind: int, **train) -> list[dict]:
     trainer = Trainer([one], log, CheckpointManager(folder / "checkpoints"), every=5)
     trainer.reads_behind = behind  # as on a GPU
 
-    trainer.fit(lambda _: range(100), work_of(one), lambda: {"heldout_loss": float(trainer.progress.step)})
+    trainer.fit(
+        lambda _: range(100), work_of(one), lambda: {"heldout_loss": float(trainer.progress.step)}
+    )
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
