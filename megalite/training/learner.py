@@ -154,7 +154,7 @@ class Learner:
         beside = torch.stack([sums[name].double() for name in names])
         norm, bad, totals = clip_grad_norm(self.model, train.max_grad_norm, scale, beside)
         self.heartbeat.enter("optimizer", self.model)
-        step_unless(self.optimizer, bad.float())
+        step_unless(self.optimizer, bad > 0)
         for parameter in self.model.parameters():
             parameter.grad = None
         if self._ahead is not None:

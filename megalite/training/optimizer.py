@@ -64,15 +64,16 @@ def apex_adam() -> type:
 
 
 def step_unless(optimizer: torch.optim.Optimizer, bad: Tensor) -> None:
-    """Do an optimizer's step unless ``bad``, fp32 scalar, is not 0.
+    """Do an optimizer's step unless ``bad``, a bool scalar, is true.
 
     AdamW reads the flag on the device and then changes nothing, its count of steps included. Apex
     is told by the host, which waits for the flag.
     """
     if isinstance(optimizer, torch.optim.AdamW):
-        optimizer.found_inf = bad  # type: ignore[attr-defined]
+        flag = bad.float()  # only 1 means that it is
+        optimizer.found_inf = flag  # type: ignore[attr-defined]
         optimizer.step()
-    elif not float(bad):
+    elif not bool(bad):
         optimizer.step()
 
 

@@ -62,7 +62,7 @@ def begin(one: Learner, name: str, number: int, output=Loss) -> Update:
 def test_steps_wait_for_nothing_until_they_are_read(no_numbers, name, precision):
     one = learner(no_numbers, models.config(name), precision)
     updates = [begin(one, name, number) for number in range(3)]
-    with pytest.raises((NotImplementedError, RuntimeError)):
+    with pytest.raises(RuntimeError):
         updates[0].metrics()
 
 
@@ -87,7 +87,7 @@ def test_log_probabilities_wait_for_nothing(no_numbers):
 def test_what_would_wait_is_refused_by_the_stand_in():
     number = torch.ones((), device="meta")
     for wait in (float, bool, torch.Tensor.tolist, torch.Tensor.cpu, torch.nonzero):
-        with pytest.raises((NotImplementedError, RuntimeError)):
+        with pytest.raises(RuntimeError):
             wait(number)
 
 
