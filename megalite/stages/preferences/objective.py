@@ -12,6 +12,7 @@ from megalite.data.chat.preferences import Comparison
 from megalite.data.example import Example, collate, pack
 from megalite.distributed.transfer import moved
 from megalite.models.batch import IGNORE, Batch
+from megalite.models.outputs import Scale
 from megalite.stages.preferences.config import PreferenceLossConfig
 from megalite.stages.preferences.losses import (
     dpo_loss,
@@ -147,7 +148,7 @@ class PreferenceLoss:
     """
 
     config: PreferenceLossConfig
-    scale: float
+    scale: Scale
     kl: float = 0.0
 
     def __call__(self, result: tuple[Tensor, Tensor], extra: Comparisons) -> tuple[Tensor, Metrics]:
