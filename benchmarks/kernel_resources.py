@@ -27,6 +27,9 @@ from benchmarks.toolchain import (
 )
 from megalite.ops import (
     AttentionOptions,
+    NormOptions,
+    Update,
+    add_norm,
     attention,
     backend,
     cross_entropy,
@@ -92,6 +95,9 @@ def _run_rows(dtype: torch.dtype) -> None:
         x = torch.randn(1, 2, 1, size, dtype=dtype)
         rope(x, *rope_tables(torch.arange(2).expand(1, 2), 64))
         dropout(x[:, :, 0], 0.1, 0, torch.zeros(1, dtype=torch.int64))
+    for size in (512, 4128, 16384, 65):  # held by few and by many registers, and read again
+        x, weight, bias = (torch.randn(size).to(dtype).requires_grad_() for _ in range(3))
+        add_norm(x, Update(x), weight, bias, NormOptions(centred=True))[1].sum().backward()
     logits, labels = torch.randn(2, 9).to(dtype), torch.arange(2)
     statistics = torch.ops.megalite_simt.logit_statistics(logits, labels, 0)
     torch.ops.megalite_simt.logit_gradient(

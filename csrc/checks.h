@@ -7,6 +7,7 @@
 #include <c10/core/ScalarType.h>
 
 #include <optional>
+#include <tuple>
 
 #include "mask_plan.h"
 
@@ -183,6 +184,47 @@ inline void check_hidden_dropout(const at::Tensor& x, double p, const at::Tensor
   check_tensor("dropout", "sample_ids", sample_ids, at::kLong, {x.size(0)});
   check_device("dropout", "sample_ids", sample_ids, x.device());
   TORCH_CHECK(p >= 0 && p < 1, "dropout p: must be in [0, 1), came ", p);
+}
+
+/// What a norm reads: rows [..., D] and, of the same shape, what is added to them; weights [D].
+struct NormTensors {
+  const at::Tensor& x;
+  const std::optional<at::Tensor>& more;
+  const at::Tensor& weight;
+  const std::optional<at::Tensor>& bias;
+};
+
+inline void check_norm(const NormTensors& t, double p, const std::optional<at::Tensor>& sample_ids) {
+  check_float("add_norm", "x", t.x);
+  TORCH_CHECK(t.x.dim() > 0, "add_norm x: must be [..., D], came a number");
+  const at::IntArrayRef width = t.x.sizes().slice(t.x.dim() - 1);
+  check_tensor("add_norm", "weight", t.weight, t.x.scalar_type(), width);
+  check_device("add_norm", "weight", t.weight, t.x.device());
+  const std::tuple<const char*, const std::optional<at::Tensor>&, at::IntArrayRef> others[] = {
+      {"update", t.more, t.x.sizes()}, {"bias", t.bias, width}};
+  for (const auto& [name, tensor, sizes] : others) {
+    if (!tensor) continue;
+    check_tensor("add_norm", name, *tensor, t.x.scalar_type(), sizes);
+    check_device("add_norm", name, *tensor, t.x.device());
+  }
+  TORCH_CHECK(p >= 0 && p < 1, "add_norm dropout_p: must be in [0, 1), came ", p);
+  if (p == 0) return;
+  TORCH_CHECK(t.x.dim() == 3, "add_norm x: must be [B, S, D] for dropout, came ", t.x.sizes());
+  TORCH_CHECK(sample_ids, "add_norm sample_ids: must be given for dropout");
+  check_tensor("add_norm", "sample_ids", *sample_ids, at::kLong, {t.x.size(0)});
+  check_device("add_norm", "sample_ids", *sample_ids, t.x.device());
+}
+
+inline void check_norm_gradient(const at::Tensor& dout, const at::Tensor& sum,
+                                const at::Tensor& mean, const at::Tensor& inverse) {
+  check_tensor("add_norm_backward", "dout", dout, sum.scalar_type(), sum.sizes());
+  check_device("add_norm_backward", "dout", dout, sum.device());
+  const at::IntArrayRef rows = sum.sizes().slice(0, sum.dim() - 1);
+  check_tensor("add_norm_backward", "inverse", inverse, at::kFloat, rows);
+  check_device("add_norm_backward", "inverse", inverse, sum.device());
+  if (mean.dim() == 1 && mean.size(0) == 0) return;  // not centred
+  check_tensor("add_norm_backward", "mean", mean, at::kFloat, rows);
+  check_device("add_norm_backward", "mean", mean, sum.device());
 }
 
 }  // namespace megalite

@@ -25,6 +25,15 @@ inline void define_operators(torch::Library& m) {
   m.def(
       "dropout(Tensor x, float p, int seed, Tensor sample_ids, int position_offset, "
       "int feature_offset) -> Tensor");
+  m.def(
+      "add_norm(Tensor x, Tensor? update, Tensor weight, Tensor? bias, float eps, bool centred, "
+      "float weight_offset, float residual_scale, float dropout_p, int dropout_seed, "
+      "Tensor? sample_ids, int position_offset) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "add_norm_backward(Tensor dout, Tensor? dsum, Tensor sum, Tensor weight, Tensor mean, "
+      "Tensor inverse, float weight_offset, float residual_scale, float dropout_p, "
+      "int dropout_seed, Tensor? sample_ids, int position_offset, bool has_update, bool has_bias) "
+      "-> (Tensor, Tensor, Tensor, Tensor)");
 }
 
 }  // namespace megalite

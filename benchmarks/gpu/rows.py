@@ -1,4 +1,4 @@
-"""The operators on rows on the device against fp64: cross-entropy, head and loss, RoPE, dropout."""
+"""The operators on rows on the device against fp64: losses, RoPE, dropout, norms."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -10,10 +10,13 @@ from benchmarks.gpu.exactness import Judge
 from benchmarks.gpu.here import Here
 from megalite.ops import (
     LossOptions,
+    NormOptions,
+    Update,
+    add_norm,
     cross_entropy,
     dropout,
     linear_cross_entropy,
-    rms_norm,
+    norm,
     rope,
     rope_tables,
     token_log_probs,
@@ -86,7 +89,8 @@ def _turned(y: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
 def _streams(numbers: _Numbers, is_tiny: bool) -> list[Entry]:
     x = numbers.normal(3, 7, 64 if is_tiny else 1024)
     samples = torch.tensor([3, 2**33 + 1, 9], device=numbers.device)
-    scale = numbers.normal(x.shape[-1]) * 0.1 + 1
+    scale, shift = numbers.normal(x.shape[-1]) * 0.1 + 1, numbers.normal(x.shape[-1])
+    layer_norm = NormOptions(centred=True)
 
     def drop(y: Tensor) -> Tensor:
         return dropout(y, 0.3, 99, samples, 4, 64)
@@ -94,7 +98,13 @@ def _streams(numbers: _Numbers, is_tiny: bool) -> list[Entry]:
     upstream = numbers.normal(*x.shape)
     return [
         ("dropout", drop, [x], upstream),
-        ("rms_norm", lambda y, w: rms_norm(y, w), [x, scale], upstream),
+        ("RMSNorm", lambda y, w: norm(y, w), [x, scale], upstream),
+        (
+            "LayerNorm of a sum",
+            lambda y, z, w, b: add_norm(y, Update(z), w, b, layer_norm)[1],
+            [x, numbers.normal(*x.shape), scale, shift],
+            upstream,
+        ),
     ]
 
 
@@ -108,4 +118,4 @@ def run(here: Here) -> None:
         for name, work, inputs, upstream in entries:
             given = [x.to(dtype) for x in inputs]
             judged.judge(f"{name}, {str(dtype)[6:]}", (work, work, work), given, upstream, REPEATS)
-    judged.sum_up("cross-entropy, head and loss, RoPE, dropout, RMSNorm")
+    judged.sum_up("cross-entropy, head and loss, RoPE, dropout, norms")

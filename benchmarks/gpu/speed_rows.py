@@ -10,11 +10,13 @@ from torch.nn import functional
 from benchmarks.gpu.here import Here, one_line
 from benchmarks.gpu.speed import Call, Clock
 from megalite.ops import (
+    Update,
+    add_norm,
     attention,
     cross_entropy,
     dropout,
     linear_cross_entropy,
-    rms_norm,
+    norm,
     rope,
     rope_tables,
 )
@@ -55,6 +57,7 @@ def duels(here: Here) -> Iterator[Duel]:
     """All cases; each makes its tensors when it is asked for."""
     sizes = (64, 64, 320) if here.is_tiny else (8192, 4096, 32000)
     yield _norm(here, *sizes[:2])
+    yield _added_norm(here, *sizes[:2])
     yield _rope(here, sizes[0])
     yield _dropout(here, *sizes[:2])
     yield _logits(here, sizes[0] // 4, sizes[2])
@@ -83,11 +86,34 @@ def _norm(here: Here, rows: int, width: int) -> Duel:
         return both(norm, [x], up)()
 
     sides = {
-        "megalite": both(rms_norm, [x, weight], up),
+        "megalite": both(norm, [x, weight], up),
         "F.rms_norm": both(lambda y, w: functional.rms_norm(y, (width,), w, 1e-5), [x, weight], up),
         "Liger": liger,
     }
     return Duel(f"RMSNorm {rows} x {width}, both passes", sides, 5.0 * x.nbytes)
+
+
+def _added_norm(here: Here, rows: int, width: int) -> Duel:
+    x, y = (_normal(here, rows, width).requires_grad_() for _ in range(2))
+    weight = torch.ones_like(x[0]).detach().requires_grad_()
+    up = [torch.ones_like(x).detach() for _ in range(2)]
+
+    def plain() -> tuple[Tensor, Tensor]:
+        total = x + y
+        return total, functional.rms_norm(total, (width,), weight, 1e-5)
+
+    def call_of(work: Callable[[], tuple[Tensor, Tensor]]) -> Make:
+        def call() -> None:
+            x.grad = y.grad = weight.grad = None
+            torch.autograd.backward(work(), up)
+
+        return lambda: call
+
+    sides = {
+        "megalite": call_of(lambda: add_norm(x, Update(y), weight)),
+        "x + y, F.rms_norm": call_of(plain),
+    }
+    return Duel(f"residual and RMSNorm {rows} x {width}, both passes", sides, 8.0 * x.nbytes)
 
 
 def _rope(here: Here, rows: int) -> Duel:

@@ -84,12 +84,7 @@ Tensor dropout(const Tensor& x, double p, int64_t seed, const Tensor& sample_ids
   check_hidden_dropout(x, p, sample_ids);
   const Tensor wide = x.to(at::kFloat).contiguous(), ids = sample_ids.contiguous();
   Tensor out = new_floats(x.sizes());
-  Dropout d = {};
-  d.x = wide.data_ptr<float>(), d.out = out.data_ptr<float>();
-  d.sample_ids = ids.data_ptr<int64_t>();
-  d.rows_per_batch = x.size(1), d.features = x.size(2);
-  d.position_offset = position_offset, d.feature_offset = feature_offset;
-  d.seed = static_cast<uint64_t>(seed), d.p = p;
+  const Dropout d = dropout_of(p, seed, ids, wide, out, position_offset, feature_offset);
   each_row(x.size(0) * x.size(1), x.size(2), [&](int64_t i) { kernels().dropout(d, i); });
   return out.to(x.scalar_type());
 }

@@ -40,4 +40,17 @@ inline Strided strided(const at::Tensor& x) {
   return {x.data_ptr<float>(), x.stride(0), x.stride(1), x.stride(2)};
 }
 
+/// Dropout of x [B, S, D] to out, both contiguous fp32; sample_ids is contiguous, int64 [B]. All
+/// must outlive it.
+inline Dropout dropout_of(double p, int64_t seed, const at::Tensor& sample_ids, const at::Tensor& x,
+                          const at::Tensor& out, int64_t position_offset, int64_t feature_offset) {
+  Dropout d = {};
+  d.x = x.data_ptr<float>(), d.out = out.data_ptr<float>();
+  d.sample_ids = sample_ids.data_ptr<int64_t>();
+  d.rows_per_batch = x.size(1), d.features = x.size(2);
+  d.position_offset = position_offset, d.feature_offset = feature_offset;
+  d.seed = static_cast<uint64_t>(seed), d.p = p;
+  return d;
+}
+
 }  // namespace megalite::cpu

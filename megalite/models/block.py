@@ -12,6 +12,7 @@ from megalite.models.config import ModelConfig
 from megalite.models.context import Context
 from megalite.models.feed_forward import FeedForward
 from megalite.models.norm import Norm
+from megalite.ops import Update
 
 
 def output_std(config: ModelConfig) -> float:
@@ -68,24 +69,36 @@ class Block(nn.Module):
         """
         if self.config.parallel_block != "no":
             return self._parallel(x, context)
-        x = self._add(x, "attention", lambda y: self.attention(y, context), context)
+        sublayers: list[tuple[str, Callable[[Tensor], Tensor]]]
+        sublayers = [("attention", lambda y: self.attention(y, context))]
         if self.cross is not None:
             cross = self.cross
-            x = self._add(x, "cross", lambda y: cross(y, context, memory), context)
-        return self._add(x, "ffn", lambda y: self.ffn(y, context.length), context)
+            sublayers.append(("cross", lambda y: cross(y, context, memory)))
+        sublayers.append(("ffn", lambda y: self.ffn(y, context.length)))
+        if self.config.norm_position == "post":
+            for name, sublayer in sublayers:
+                x = self._norm(name).of_sum(x, self._update(sublayer(x), name, context))[1]
+            return x
+        update = None
+        for name, sublayer in sublayers:  # each adds what the one before it gives
+            x, y = self._norm(name).of_sum(x, update)
+            y = sublayer(y)
+            if self.config.norm_position == "both":
+                y = self._norm(f"{name}_post")(y)
+            update = self._update(y, name, context)
+        assert update is not None
+        residual = x if update.residual_scale == 1.0 else x * update.residual_scale
+        return residual + self._drop(update.value, "ffn", context)
 
-    def _add(
-        self, x: Tensor, name: str, sublayer: Callable[[Tensor], Tensor], context: Context
-    ) -> Tensor:
-        """Add one sub-layer, before or behind its norm, or between its two."""
-        config, norm = self.config, getattr(self, f"{name}_norm")
-        is_post = config.norm_position == "post"
-        y = sublayer(x if is_post else norm(x))
-        if config.norm_position == "both":
-            y = getattr(self, f"{name}_post_norm")(y)
-        y = self._drop(y, name, context)
-        residual = x if config.residual_scale == 1.0 else x * config.residual_scale
-        return norm(residual + y) if is_post else residual + y
+    def _norm(self, name: str) -> Norm:
+        norm = getattr(self, f"{name}_norm")
+        assert isinstance(norm, Norm)
+        return norm
+
+    def _update(self, y: Tensor, name: str, context: Context) -> Update:
+        """What a sub-layer adds to the residual stream."""
+        drops = context.drops(y, self.config.dropout, self._site(name), self.mesh)
+        return Update(y, self.config.residual_scale, drops)
 
     def _parallel(self, x: Tensor, context: Context) -> Tensor:
         """Attention and feed-forward beside each other: both leave the tp region by one collective.
@@ -94,9 +107,10 @@ class Block(nn.Module):
         """
         mesh, length = self.mesh, context.length
         columns, ffn_columns = self.attention.matrices(), self.ffn.matrices()
-        y = z = self.attention_norm(x)
+        x, y = self.attention_norm.of_sum(x)
+        z = y
         if self.ffn_norm is not None:
-            z = self.ffn_norm(x)
+            x, z = self.ffn_norm.of_sum(x)
             products = column_products(y, columns, mesh, length)
             products += column_products(z, ffn_columns, mesh, length)
         else:
@@ -108,5 +122,8 @@ class Block(nn.Module):
         return x + self._drop(out, "ffn", context)
 
     def _drop(self, y: Tensor, sublayer: str, context: Context) -> Tensor:
-        site = f"{self.name}.{sublayer}.output"
-        return context.drop(y, self.config.dropout, site, self.mesh)
+        return context.drop(y, self.config.dropout, self._site(sublayer), self.mesh)
+
+    def _site(self, sublayer: str) -> str:
+        """The name of a sub-layer's dropout."""
+        return f"{self.name}.{sublayer}.output"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from megalite.distributed.mesh import Mesh
-from megalite.ops import RowIntervals, dropout, rope
+from megalite.ops import Drops, RowIntervals, dropout, rope
 from megalite.ops.random import fold, hash64
 
 
@@ -79,13 +79,17 @@ class Context:
         in_place = not self.keeps_products
         return rope(product, *tables, interleaved=interleaved, in_place=in_place)
 
+    def drops(self, x: Tensor, p: float, site: str, mesh: Mesh) -> Drops | None:
+        """Which elements of [B, S', D] between matrices are dropped; None where none is."""
+        if self.dropout is None or p == 0.0:
+            return None
+        offset = x.shape[1] * mesh.tp.rank if mesh.sequence_parallel else 0
+        return Drops(p, self.dropout.site_seed(site), self.dropout.sample_ids, offset)
+
     def drop(self, x: Tensor, p: float, site: str, mesh: Mesh) -> Tensor:
         """Dropout of [B, S', D] between matrices."""
-        if self.dropout is None or p == 0.0:
-            return x
-        offset = x.shape[1] * mesh.tp.rank if mesh.sequence_parallel else 0
-        seed = self.dropout.site_seed(site)
-        return dropout(x, p, seed, self.dropout.sample_ids, position_offset=offset)
+        drops = self.drops(x, p, site, mesh)
+        return x if drops is None else dropout(x, *drops.arguments)
 
 
 def alibi_slopes(num_heads: int) -> list[float]:

@@ -1,13 +1,11 @@
 """Normalisation of the residual stream."""
 
 from torch import Tensor
-from torch.nn import functional
 
 from megalite.distributed.mesh import Mesh
 from megalite.layers.layer import Initial, Layer
 from megalite.models.config import ModelConfig
-from megalite.ops import rms_norm
-from megalite.ops.precision import wide
+from megalite.ops import NormOptions, Update, add_norm
 
 
 class Norm(Layer):
@@ -26,11 +24,10 @@ class Norm(Layer):
         """
         super().__init__(mesh)
         width = width or config.hidden_size
-        self.eps = config.norm_eps
-        self.is_rms = config.norm == "rms_norm"
-        self.has_bias = config.norm == "layer_norm" and config.norm_bias
-        self.plus_one, self.of_heads = config.norm_plus_one, of_heads
-        self.add("weight", (width,), Initial(value=0.0 if self.plus_one else 1.0))
+        centred, offset = config.norm == "layer_norm", float(config.norm_plus_one)
+        self.options = NormOptions(centred, config.norm_eps, offset)
+        self.has_bias, self.of_heads = centred and config.norm_bias, of_heads
+        self.add("weight", (width,), Initial(value=1.0 - offset))
         if self.has_bias:
             self.add("bias", (width,), Initial())
 
@@ -39,11 +36,13 @@ class Norm(Layer):
 
         Comm: all-reduce of [width] over tp, backward only, under sequence parallelism and of heads.
         """
+        return self.of_sum(x)[1]
+
+    def of_sum(self, x: Tensor, update: Update | None = None) -> tuple[Tensor, Tensor]:
+        """Add to the residual stream, and normalise the sum: both, in one pass.
+
+        Comm: see :meth:`forward`.
+        """
         partial = self.of_heads or self.mesh.sequence_parallel
-        weight = self.local("weight", partial)
-        if self.plus_one:
-            weight = wide(weight) + 1.0
-        if self.is_rms:
-            return rms_norm(x, weight, self.eps)
         bias = self.local("bias", partial) if self.has_bias else None
-        return functional.layer_norm(x, weight.shape, weight, bias, self.eps)
+        return add_norm(x, update, self.local("weight", partial), bias, self.options)

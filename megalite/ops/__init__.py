@@ -3,25 +3,29 @@
 from megalite.ops.attention import AttentionOptions, attention
 from megalite.ops.backends import backend, use_backend
 from megalite.ops.cross_entropy import cross_entropy
-from megalite.ops.dropout import dropout
+from megalite.ops.dropout import Drops, dropout
 from megalite.ops.linear_cross_entropy import linear_cross_entropy
 from megalite.ops.mask import RowIntervals
-from megalite.ops.rms_norm import rms_norm
+from megalite.ops.norm import NormOptions, Update, add_norm, norm
 from megalite.ops.rope import rope, rope_tables
 from megalite.ops.token_log_probs import token_log_probs
 from megalite.ops.vocabulary import LossOptions, VocabularySlice
 
 __all__ = [
     "AttentionOptions",
+    "Drops",
     "LossOptions",
+    "NormOptions",
     "RowIntervals",
+    "Update",
     "VocabularySlice",
+    "add_norm",
     "attention",
     "backend",
     "cross_entropy",
     "dropout",
     "linear_cross_entropy",
-    "rms_norm",
+    "norm",
     "rope",
     "rope_tables",
     "token_log_probs",

@@ -1,5 +1,6 @@
 """Dropout of hidden states whose pattern depends on what is dropped, never on where it runs."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,8 +10,34 @@ from megalite.errors import ShapeError
 from megalite.ops.backends import kernels
 from megalite.ops.random import element_keep
 
-# p, seed, sample ids, position and feature offset: see :func:`dropout`.
-_Arguments = tuple[float, int, Tensor, int, int]
+
+@dataclass(frozen=True)
+class Drops:
+    """Which elements of [B, S, D] are dropped.
+
+    Attributes:
+        p: probability of dropping.
+        seed: key of the counter-based generator: of the step, layer and site.
+        sample_ids: int64 [B].
+        position_offset: number of the first row in its sample.
+        feature_offset: number of the first feature.
+    """
+
+    p: float
+    seed: int
+    sample_ids: Tensor
+    position_offset: int = 0
+    feature_offset: int = 0
+
+    @property
+    def row_arguments(self) -> tuple[float, int, Tensor, int]:
+        """What operators on whole rows take: all but the feature's offset."""
+        return self.p, self.seed, self.sample_ids, self.position_offset
+
+    @property
+    def arguments(self) -> tuple[float, int, Tensor, int, int]:
+        """What the operator takes."""
+        return *self.row_arguments, self.feature_offset
 
 
 def dropout(
@@ -44,32 +71,30 @@ def dropout(
             f"dropout: x must be [B, S, D] and sample_ids [B], came {list(x.shape)} and "
             f"{list(sample_ids.shape)}"
         )
-    return _Dropout.apply(x, (p, seed, sample_ids, position_offset, feature_offset))
+    return _Dropout.apply(x, Drops(p, seed, sample_ids, position_offset, feature_offset))
 
 
 class _Dropout(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, arguments: _Arguments) -> Tensor:
-        ctx.arguments, ctx.ops = arguments, kernels(x)
-        return _drop(ctx.ops, x, arguments)
+    def forward(ctx: Any, x: Tensor, drops: Drops) -> Tensor:
+        ctx.drops, ctx.ops = drops, kernels(x)
+        return _drop(ctx.ops, x, drops)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return _drop(ctx.ops, gradient, ctx.arguments), None
+        return _drop(ctx.ops, gradient, ctx.drops), None
 
 
-def _drop(ops: Any, x: Tensor, arguments: _Arguments) -> Tensor:
+def _drop(ops: Any, x: Tensor, drops: Drops) -> Tensor:
     if ops is None:
-        return dropout_reference(x, *arguments)
-    dropped: Tensor = ops.dropout(x, *arguments)
+        return dropout_reference(x, drops)
+    dropped: Tensor = ops.dropout(x, *drops.arguments)
     return dropped
 
 
-def dropout_reference(
-    x: Tensor, p: float, seed: int, sample_ids: Tensor, position_offset: int, feature_offset: int
-) -> Tensor:
+def dropout_reference(x: Tensor, drops: Drops) -> Tensor:
     """Dropout in plain PyTorch."""
-    positions = position_offset + torch.arange(x.shape[1], device=x.device)
-    features = feature_offset + torch.arange(x.shape[2], device=x.device)
-    keep = element_keep(seed, p, sample_ids, positions, features)
-    return x * (keep / (1.0 - p)).to(x.dtype)
+    positions = drops.position_offset + torch.arange(x.shape[1], device=x.device)
+    features = drops.feature_offset + torch.arange(x.shape[2], device=x.device)
+    keep = element_keep(drops.seed, drops.p, drops.sample_ids, positions, features)
+    return x * (keep / (1.0 - drops.p)).to(x.dtype)

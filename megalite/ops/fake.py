@@ -20,6 +20,9 @@ def register() -> None:
     fake("megalite::rope", lambda x, *_: torch.empty_like(x, memory_format=torch.contiguous_format))
     fake("megalite::rope_", lambda *_: None)
     fake("megalite::dropout", lambda x, *_: x.new_empty(x.shape))
+    if hasattr(torch.ops.megalite, "add_norm"):  # older builds have none
+        fake("megalite::add_norm", _add_norm)
+        fake("megalite::add_norm_backward", _add_norm_backward)
 
 
 def _mask_plan(start: Tensor, _end: Tensor, num_keys: int) -> tuple[Tensor, Tensor]:
@@ -50,3 +53,22 @@ def _capped_attention_backward(
 
 def _logit_statistics(logits: Tensor, *_: object) -> Tensor:
     return logits.new_empty(5, logits.shape[0], dtype=torch.float32)
+
+
+def _add_norm(
+    x: Tensor, update: Tensor | None, _weight: Tensor, _bias: Tensor | None, *rest: object
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    centred, rows = rest[1], x.shape[:-1]
+    total = x.new_empty((0,) if update is None else x.shape)
+    mean = x.new_empty(rows if centred else (0,), dtype=torch.float32)
+    return total, x.new_empty(x.shape), mean, x.new_empty(rows, dtype=torch.float32)
+
+
+def _add_norm_backward(
+    _dout: Tensor, _dsum: Tensor | None, total: Tensor, weight: Tensor, *rest: object
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    residual_scale, dropout_p, has_update, has_bias = rest[3], rest[4], *rest[-2:]
+    is_apart = has_update and (dropout_p != 0.0 or residual_scale != 1.0)
+    dupdate = total.new_empty(total.shape if is_apart else (0,))
+    dbias = weight.new_empty(weight.shape if has_bias else (0,))
+    return total.new_empty(total.shape), dupdate, weight.new_empty(weight.shape), dbias

@@ -73,6 +73,29 @@ struct Dropout {
   double p;
 };
 
+struct Norm {
+  const float *x, *update;     // [R, D]; update: null without
+  const float *weight, *bias;  // [D]; bias: null without
+  float *sum, *out;            // [R, D]; sum: null without an update
+  float *mean, *inverse;       // [R]; mean: null unless centred (LayerNorm)
+  int64_t width;
+  float eps, weight_offset, residual_scale;
+  bool drops;
+  Dropout dropout;  // of update, to sum
+};
+
+struct NormGradient {
+  const float *dout, *dsum, *sum;     // [R, D]; dsum: null without
+  const float *weight;                // [D]
+  const float *mean, *inverse;        // [R]; mean: null unless centred
+  float *dx, *dupdate;                // [R, D]; dupdate: null where it is dx
+  float *weight_parts, *bias_parts;   // [chunks, D]; bias_parts: null without a bias
+  int64_t num_rows, width, chunk_rows;
+  float weight_offset, residual_scale;
+  bool drops;
+  Dropout dropout;  // of dupdate, to itself
+};
+
 struct Kernels {
   const char* name;
   int64_t lanes;
@@ -88,6 +111,8 @@ struct Kernels {
   void (*gradient)(const Rows&, int64_t row);
   void (*rope)(const Rope&, int64_t first_row, int64_t last_row);
   void (*dropout)(const Dropout&, int64_t row);
+  void (*norm)(const Norm&, int64_t row);
+  void (*norm_gradient)(const NormGradient&, int64_t chunk);
 };
 
 const Kernels& portable_kernels();

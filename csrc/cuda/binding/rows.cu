@@ -3,9 +3,9 @@
 #include <torch/library.h>
 
 #include "checks.h"
+#include "cuda/binding/drops.h"
 #include "cuda/binding/tensors.h"
 #include "cuda/rows/params.cuh"
-#include "philox.h"
 #include "schema.h"
 
 namespace megalite {
@@ -116,14 +116,11 @@ Tensor dropped(const Tensor& x, double p, int64_t seed, const Tensor& sample_ids
     using T = decltype(type);
     const int64_t vector = 16 / static_cast<int64_t>(sizeof(T));
     DropoutParams<T> d = {};
-    d.batch = static_cast<int>(x.size(0)), d.rows_per_batch = static_cast<int>(x.size(1));
-    d.features = static_cast<int>(x.size(2));
-    d.x = read<T>(read_x), d.out = view<T>(out), d.sample_ids = read<int64_t>(ids);
-    d.position_offset = position_offset, d.feature_offset = feature_offset;
+    d.batch = static_cast<int>(x.size(0)), d.features = static_cast<int>(x.size(2));
+    d.x = read<T>(read_x), d.out = view<T>(out);
+    d.drops = drops_of(p, seed, ids, x.size(1), position_offset, feature_offset);
     d.has_vectors =
         misalignment(read_x) == 0 && d.features % vector == 0 && feature_offset % vector == 0;
-    d.seed = static_cast<uint64_t>(seed);
-    d.threshold = keep_threshold(p), d.scale = static_cast<float>(1.0 / (1.0 - p));
     dropout(d, current_stream());
   });
   return out;

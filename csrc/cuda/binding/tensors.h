@@ -35,6 +35,20 @@ class OnDevice {
   c10::DeviceGuard guard_;
 };
 
+/// Streaming multiprocessors of the current device; the emulator's are few, so that a block has
+/// more than one piece of work.
+inline int num_processors() {
+#ifdef MEGALITE_SIMT
+  return 2;
+#else
+  int device = 0, count = 0;
+  require_success(cudaGetDevice(&device), "num_processors");
+  require_success(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device),
+                  "num_processors");
+  return count;
+#endif
+}
+
 /// Call work with a value of the kernels' element type: half, bfloat16 or float.
 template <class Work>
 void with_type(at::ScalarType type, const Work& work) {

@@ -1,4 +1,4 @@
-// The parameters of the kernels for rows (logits, RoPE, dropout) and their launchers;
+// The parameters of the kernels for rows (logits, RoPE, dropout, norms) and their launchers;
 // docs/design.md says what each tensor means. Sizes and strides count elements. T is half, bfloat16
 // or float.
 #pragma once
@@ -36,17 +36,64 @@ struct RopeParams {
   float sign;        // of the sine: -1 rotates back
 };
 
-template <class T>
-struct DropoutParams {
-  int rows_per_batch, batch, features;  // S, B, D
-  Global<const T> x;                    // [B, S, D]
-  Global<T> out;                        // [B, S, D]
-  Global<const int64_t> sample_ids;     // [B]
+/// Which elements of rows [B S, D] are dropped.
+struct Drops {
+  int rows_per_batch;                // S
+  Global<const int64_t> sample_ids;  // [B]; null: none is
   int64_t position_offset, feature_offset;
-  bool has_vectors;  // 16-byte accesses are aligned and start at a multiple of 4 features
   uint64_t seed;
   uint32_t threshold;  // elements with a random word below it become 0
   float scale;         // 1 / (1 - p)
+};
+
+template <class T>
+struct DropoutParams {
+  int batch, features;  // B, D
+  Global<const T> x;    // [B, S, D]
+  Global<T> out;        // [B, S, D]
+  bool has_vectors;     // 16-byte accesses are aligned and start at a multiple of 4 features
+  Drops drops;
+};
+
+/// Rows of a norm, [R, D].
+struct NormRows {
+  int64_t count;        // R
+  int width;            // D
+  int lanes;            // threads a row: a power of two up to a warp, or a block of whole warps
+  bool has_vectors;     // a row is whole vectors of 16 bytes, at aligned addresses
+  bool centred;         // LayerNorm
+  float weight_offset;  // added to the weight
+  float residual_scale;
+  Drops drops;  // of the update
+};
+
+template <class T>
+struct NormParams {
+  NormRows rows;
+  float eps;
+  Global<const T> x, update;     // [R, D]; update: null without
+  Global<const T> weight, bias;  // [D]; bias: null without
+  Global<T> sum, out;            // [R, D]; sum: null without an update
+  Global<float> mean, inverse;   // [R]; mean: null unless centred
+};
+
+template <class T>
+struct NormGradientParams {
+  NormRows rows;
+  int num_blocks;
+  Global<const T> dout, dsum;              // [R, D]; dsum: null without
+  Global<const T> sum, weight;             // [R, D], [D]
+  Global<const float> mean, inverse;       // [R]; mean: null unless centred
+  Global<T> dx, dupdate;                   // [R, D]; dupdate: null where it is dx
+  Global<float> weight_parts, bias_parts;  // [parts, D]; bias_parts: null without a bias
+};
+
+/// Sums of columns in a fixed order: out[d] = sum over p of parts[p, d].
+template <class T>
+struct ColumnSums {
+  int num_parts, width;
+  Global<const float> parts[2];  // [num_parts, width]; the second: null without
+  Global<T> out[2];              // [width]
 };
 
 template <class T>
@@ -57,5 +104,11 @@ template <class T>
 void rope(const RopeParams<T>& params, Stream stream);
 template <class T>
 void dropout(const DropoutParams<T>& params, Stream stream);
+template <class T>
+void add_norm(const NormParams<T>& params, Stream stream);
+template <class T>
+void add_norm_backward(const NormGradientParams<T>& params, Stream stream);
+template <class T>
+void column_sums(const ColumnSums<T>& params, Stream stream);
 
 }  // namespace megalite
