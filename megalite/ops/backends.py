@@ -23,6 +23,7 @@ from megalite.torch_private import has_kernel
 
 BACKENDS = ("reference", "cpu", "cuda", "simt")
 _LIBRARIES = {"cpu": "_kernels", "cuda": "_kernels", "simt": "_simt"}
+NEWEST = "add_norm"  # the last operator that came
 LEAST_CAPABILITY = (7, 0)  # of a GPU that the CUDA kernels run on
 CUDA_BUILD = (
     "build them for it beside nvcc and a CUDA build of PyTorch, by `MEGALITE_CUDA=1 pip install "
@@ -134,7 +135,7 @@ def kernels(tensor: Tensor) -> Any:
     """The operators of the backend for ``tensor``, or None for the reference.
 
     Raises:
-        KernelUnavailable: that backend is not in this build.
+        KernelUnavailable: that backend is not in this build, or the build is an older one.
     """
     name = chosen(tensor)
     if name == "reference":
@@ -144,7 +145,13 @@ def kernels(tensor: Tensor) -> Any:
         raise KernelUnavailable(
             f"backend {name!r} is not built: {build}, or choose `reference`, which is slow"
         )
-    return torch.ops.megalite_simt if name == "simt" else torch.ops.megalite
+    ops = torch.ops.megalite_simt if name == "simt" else torch.ops.megalite
+    if not hasattr(ops, NEWEST):
+        raise KernelUnavailable(
+            f"backend {name!r}: this build is older than its operators, without {NEWEST}: "
+            "run `make install` again"
+        )
+    return ops
 
 
 def capped_kernels(tensor: Tensor) -> Any:
@@ -154,12 +161,8 @@ def capped_kernels(tensor: Tensor) -> Any:
         KernelUnavailable: that backend has none in this build.
     """
     ops, name = kernels(tensor), chosen(tensor)
-    if ops is None or (name == "cpu" and hasattr(ops, "capped_attention")):
+    if ops is None or name == "cpu":
         return ops
-    if name == "cpu":
-        raise KernelUnavailable(
-            "attention score_cap: this build is older than its kernels: run `make install` again"
-        )
     raise KernelUnavailable(
         f"attention score_cap: must be 0 on backend {name!r}, whose kernels cap no scores: run a "
         "model with --model.score_cap on a CPU"

@@ -20,7 +20,7 @@ def register() -> None:
     fake("megalite::rope", lambda x, *_: torch.empty_like(x, memory_format=torch.contiguous_format))
     fake("megalite::rope_", lambda *_: None)
     fake("megalite::dropout", lambda x, *_: x.new_empty(x.shape))
-    if hasattr(torch.ops.megalite, "add_norm"):  # older builds have none
+    if hasattr(torch.ops.megalite, "add_norm"):  # older builds have none, and are refused
         fake("megalite::add_norm", _add_norm)
         fake("megalite::add_norm_backward", _add_norm_backward)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from megalite.errors import ShapeError
 from megalite.ops.backends import kernels
@@ -49,7 +50,7 @@ def norm(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
-    options: NormOptions = NormOptions(),  # noqa: B008 - it is frozen
+    options: NormOptions = NormOptions(),
 ) -> Tensor:
     """Normalise the last dimension of ``x``, scale it, and shift it where there is a bias.
 
@@ -73,7 +74,7 @@ def add_norm(
     update: Update | None,
     weight: Tensor,
     bias: Tensor | None = None,
-    options: NormOptions = NormOptions(),  # noqa: B008 - it is frozen
+    options: NormOptions = NormOptions(),
 ) -> tuple[Tensor, Tensor]:
     """Add to the residual stream and normalise the sum.
 
@@ -122,7 +123,7 @@ def _check(x: Tensor, update: Update | None, weight: Tensor, bias: Tensor | None
             f"norm: the update must be {x.dtype} {list(x.shape)} like x, came "
             f"{update.value.dtype} {list(update.value.shape)}"
         )
-    samples = update.drops and update.drops.sample_ids
+    samples = None if update.drops is None else update.drops.sample_ids
     if samples is not None and (x.dim() != 3 or samples.shape != x.shape[:1]):
         raise ShapeError(
             f"norm: x must be [B, S, D] and sample_ids [B] for dropout, came {list(x.shape)} and "
@@ -139,12 +140,13 @@ def _reference(
         if drops is not None:
             value = dropout_reference(value, drops)
         x = (x if update.residual_scale == 1.0 else x * update.residual_scale) + value
-    normal = wide(x)
+    scale, shift = wide(weight) + options.weight_offset, None if bias is None else wide(bias)
     if options.centred:
-        normal = normal - normal.mean(-1, keepdim=True)
-    normal = normal * torch.rsqrt(normal.square().mean(-1, keepdim=True) + options.eps)
-    normal = normal * (wide(weight) + options.weight_offset)
-    return x, (normal if bias is None else normal + wide(bias)).to(x.dtype)
+        normal = functional.layer_norm(wide(x), scale.shape, scale, shift, options.eps)
+    else:
+        normal = functional.rms_norm(wide(x), scale.shape, scale, options.eps)
+        normal = normal if shift is None else normal + shift
+    return x, normal.to(x.dtype)
 
 
 # p, seed, sample ids, position offset: of the operators' dropout.
