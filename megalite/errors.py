@@ -52,6 +52,12 @@ class RankFailure(MegaliteError):
     """A rank died, hung or disagreed; the message names rank, host, step and phase."""
 
 
+class CrashLoop(MegaliteError):
+    """Starts failed one after another at the same place; another would too."""
+
+    exit_code = 4
+
+
 class Stopped(MegaliteError):
     """Stopped on request, with the state saved."""
 

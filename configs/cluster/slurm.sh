@@ -16,6 +16,26 @@
 #SBATCH --output=%x-%j.log
 set -euo pipefail
 
+# Hosts in the file bad-hosts of the run's folder, one a line, are left out: SLURM queues the job again without them.
+run=
+for word in "$@"; do
+  if [ "$run" = next ]; then run=$word; break; fi
+  if [ "$word" = --run.folder ]; then run=next; fi
+done
+bad_hosts() { if [ -e "$run/bad-hosts" ]; then grep '[^ ]' "$run/bad-hosts" || true; fi; }
+requeue() {
+  trap '' TERM # requeueing ends this script, and only a job that is queued can be told what to leave out
+  scontrol requeue "$SLURM_JOB_ID"
+  if [ -n "$(bad_hosts)" ]; then
+    scontrol update "JobId=$SLURM_JOB_ID" "ExcNodeList=$(bad_hosts | paste -sd, -)"
+  fi
+}
+if scontrol show hostnames "$SLURM_JOB_NODELIST" | grep -Fxf <(bad_hosts); then
+  echo "is in $run/bad-hosts: the job is queued again without it"
+  requeue
+  exit 0
+fi
+
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 export OMP_NUM_THREADS=8
 
@@ -30,7 +50,7 @@ stop_and_requeue() {
   # torchrun hands SIGTERM to its ranks, which save after the same step.
   scancel --signal=TERM "$SLURM_JOB_ID.0"
   wait "$step" || true
-  scontrol requeue "$SLURM_JOB_ID"
+  requeue
 }
 trap stop_and_requeue USR1
 wait "$step"

@@ -1,6 +1,7 @@
 """Who this process is among the processes of a run."""
 
 import os
+import signal
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +22,7 @@ class Launch:
         restart: how often torchrun has restarted the processes.
         error_file: where torchrun looks for the reason of a failure; empty without torchrun.
         launcher: process id of the torchrun that started this process; 0 without torchrun.
+        is_requeued: whether SLURM has queued the job again.
         stop: what asks this process to stop.
     """
 
@@ -31,6 +33,7 @@ class Launch:
     restart: int = 0
     error_file: str = ""
     launcher: int = 0
+    is_requeued: bool = False
     stop: StopRequest = field(default_factory=StopRequest, compare=False, repr=False)
 
     @classmethod
@@ -59,7 +62,8 @@ class Launch:
             values[key] = int(text)
         launcher = os.getppid() if "TORCHELASTIC_RUN_ID" in environment else 0
         error_file = environment.get("TORCHELASTIC_ERROR_FILE", "")
-        launch = cls(**values, error_file=error_file, launcher=launcher)
+        is_requeued = environment.get("SLURM_RESTART_COUNT", "0") != "0"
+        launch = cls(**values, error_file=error_file, launcher=launcher, is_requeued=is_requeued)
         if launch.rank >= launch.world_size or launch.local_rank >= launch.local_world_size:
             raise ConfigError(
                 f"environment: rank {launch.rank} of {launch.world_size}, local rank "
@@ -67,3 +71,14 @@ class Launch:
                 "sets RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE together"
             )
         return launch
+
+    def end_launcher(self) -> None:
+        """Ask the torchrun that started this process to end, so that it doesn't start it again.
+
+        One process of a node asks. torchrun passes SIGTERM on, which this process ignores from here
+        on: it ends by itself.
+        """
+        if self.launcher:
+            self.stop.ignore()
+            if self.local_rank == 0:
+                os.kill(self.launcher, signal.SIGTERM)

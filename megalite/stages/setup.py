@@ -13,6 +13,7 @@ from megalite.config import dump
 from megalite.config.section import Section
 from megalite.data.config import TokenizerConfig
 from megalite.data.loader import Dataset, Loader, Share
+from megalite.distributed.agreement import text_of_first
 from megalite.distributed.launch import Launch
 from megalite.distributed.mesh import Mesh, ParallelConfig, build_meshes, start_process_group
 from megalite.distributed.sums import Counts
@@ -20,7 +21,7 @@ from megalite.engine.build import build_model
 from megalite.engine.layout import BatchSizes, Demand, check_layout
 from megalite.engine.model import Model
 from megalite.engine.recompute import recomputed_blocks
-from megalite.errors import CheckpointError, ConfigError
+from megalite.errors import CheckpointError, ConfigError, CrashLoop
 from megalite.models.batch import Batch
 from megalite.models.config import ModelConfig
 from megalite.stages.device import Precision, check_heads, choose_device, choose_precision
@@ -38,6 +39,7 @@ from megalite.training.config import (
 from megalite.training.faults import Fault, FaultConfig
 from megalite.training.folder.opening import RunFolder
 from megalite.training.folder.record import RunRecord
+from megalite.training.folder.starts import Starts
 from megalite.training.folder.versions import versions
 from megalite.training.learner import TARGETS, Learner, Learning
 from megalite.training.metrics.device import peak_tflops
@@ -147,6 +149,7 @@ class Stage:
         launch: this process among the run's.
         mesh: the processes that this one shares its models with.
         folder: of the run.
+        starts: those that failed, and this one.
         record: what its checkpoints keep of the run.
         log: of the run's folder.
         speed: measures steps.
@@ -158,6 +161,7 @@ class Stage:
     launch: Launch
     mesh: Mesh
     folder: RunFolder
+    starts: Starts
     record: RunRecord
     log: RunLog
     speed: Speed
@@ -177,7 +181,8 @@ class Stage:
         All of that ends with the block, also for a notebook that goes on.
         """
         caught = self.launch.stop.caught(self.launch.rank, self.launch.world_size)
-        with self.folder.in_use(), caught, self.watchdog:
+        noted = self.starts.noted(self.heartbeat)
+        with self.folder.in_use(), noted, caught, self.watchdog:
             yield
 
     def model(self, config: ModelConfig, start: str = "", needs_head: bool = False) -> Model:
@@ -259,6 +264,7 @@ def set_up(
             this number format, processes were told different things, or the folder can't be
             written or is in use.
         CheckpointError: the folder is of another run.
+        CrashLoop: starts failed one after another at the same place.
     """
     device = choose_device(config.run, launch)
     own = launch.world_size - (separate.processes if separate else 0)
@@ -273,10 +279,23 @@ def set_up(
     folder = RunFolder(config.run.folder, launch)
     folder.open(lambda path: _check_run_of(path, record, config.checkpoint.start))
     try:
-        return _stage_in(folder, record, config, device, separate)
+        starts = Starts(folder.path, config.run.most_failures, config.train.global_batch_size)
+        _check_starts(starts, launch)
+        return _stage_in(folder, starts, record, config, device, separate)
     except BaseException:
         folder.release()
         raise
+
+
+def _check_starts(starts: Starts, launch: Launch) -> None:
+    """Note this start, or refuse it and end torchrun, where those before failed one after another.
+
+    Comm: a text of the first process through the store.
+    """
+    said = text_of_first(launch, lambda: starts.begin(launch))
+    if said:
+        launch.end_launcher()
+        raise CrashLoop(said)
 
 
 def record_of(config: StageConfig, launch: Launch, computed: Mapping[str, str]) -> RunRecord:
@@ -320,6 +339,7 @@ def _check_stage_of(folder: Path, stage: str) -> None:
 
 def _stage_in(
     folder: RunFolder,
+    starts: Starts,
     record: RunRecord,
     config: StageConfig,
     device: torch.device,
@@ -341,7 +361,7 @@ def _stage_in(
     timeouts = Timeouts(STALL_SHARE * config.parallel.timeout_s)
     faults = log.folder / "faults" / f"restart-{launch.restart}"
     watchdog = Watchdog(launch, heartbeat, timeouts, faults)
-    return Stage(config, launch, mesh, folder, record, log, speed, heartbeat, watchdog)
+    return Stage(config, launch, mesh, folder, starts, record, log, speed, heartbeat, watchdog)
 
 
 def _with_precision(config: StageConfig, precision: Precision) -> StageConfig:

@@ -25,6 +25,12 @@ class RunConfig(Section):
         "where there is a GPU that the kernels of this build run on",
     )
     threads: int = Field(0, ge=0, description="CPU threads per process; 0: cores / processes")
+    most_failures: int = Field(
+        3,
+        ge=0,
+        description="starts in a row that failed without a checkpoint between them after which "
+        "torchrun's or SLURM's next one is refused; 0: never",
+    )
     tensorboard: bool = Field(True, description="whether TensorBoard's files are written too")
 
 

@@ -1,5 +1,6 @@
 """Cluster configs: each loads, its layout fits, its memory fits the device that it names."""
 
+import os
 import re
 import subprocess
 from pathlib import Path
@@ -159,8 +160,36 @@ def test_advice_names_no_setting_that_is_on_or_changes_nothing():
         assert not any(f".{name}" in change.words for change in found)
 
 
-def test_the_slurm_script_is_a_script():
-    subprocess.run(["bash", "-n", CLUSTER / "slurm.sh"], check=True)
+@pytest.mark.parametrize("bad", ["", "node7\n", "\nnode2\nnode9\n"])
+def test_the_slurm_script_runs_on_good_hosts_alone(tmp_path, bad: str):
+    """The programs of SLURM are stand-ins that note how they were called."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "bad-hosts").write_text(bad)
+    for name in ("scontrol", "srun"):
+        program = tmp_path / name
+        program.write_text(
+            f'#!/bin/sh\necho {name} "$@" >> {tmp_path}/calls\n'
+            'if [ "$1 $2" = "show hostnames" ]; then echo node1; echo node2; fi\n'
+        )
+        program.chmod(0o755)
+    slurm = {"SLURM_JOB_NODELIST": "node[1-2]", "SLURM_JOB_ID": "5", "SLURM_JOB_NUM_NODES": "2"}
+    words = ["configs/x.toml", "--run.folder", str(tmp_path / "run")]
+    done = subprocess.run(
+        ["bash", CLUSTER / "slurm.sh", *words],
+        env=os.environ | slurm | {"PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    calls = (tmp_path / "calls").read_text().splitlines()
+    started = [call for call in calls if call.startswith("srun")]
+    if "node2" not in bad:
+        assert len(started) == 1
+        assert started[0].endswith(" ".join(["-m megalite pretrain", *words]))
+        return
+    assert done.stdout.startswith("node2\nis in ")
+    assert not started
+    assert calls[1:] == ["scontrol requeue 5", "scontrol update JobId=5 ExcNodeList=node2,node9"]
 
 
 def test_scripts_name_configs_and_options_that_exist():

@@ -1,0 +1,166 @@
+"""Starts of a run that failed one after another without a checkpoint between them.
+
+A run whose every start fails at the same place would otherwise use up its restarts, and the hours
+of many nodes with them. The list is in the run's folder while a start is under way, and goes when
+one ends well.
+"""
+
+import json
+import re
+import socket
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from megalite.data.skipping import in_words, place_of
+from megalite.distributed.launch import Launch
+from megalite.errors import RankFailure, Stopped
+from megalite.training.checkpoint.files import write_synced
+from megalite.training.checkpoint.manager import newest_facts
+from megalite.training.checkpoint.manifest import Facts
+from megalite.training.folder.skips import skipped_of
+from megalite.training.watchdog.heartbeat import Heartbeat
+
+NAME, BAD_HOSTS = "starts.json", "bad-hosts"
+TIME = "%Y-%m-%d %H:%M:%S"  # begins a line of a fault's report
+IN_STEP, OF_RANK = re.compile(r"\bin step (\d+)"), re.compile(r"\brank (\d+) \(([^,)]+)")
+
+
+@dataclass
+class Start:
+    """A start of a run.
+
+    Attributes:
+        step: of the newest checkpoint that it found; 0 without any.
+        restart: torchrun's count.
+        time: when it began.
+        fault: how it failed, if it could say so.
+    """
+
+    step: int
+    restart: int
+    time: str
+    fault: str = ""
+
+
+class Starts:
+    """The starts of a run that have not ended well; the first process keeps them."""
+
+    def __init__(self, folder: Path, most: int, batch: int) -> None:
+        """Describe a run.
+
+        Args:
+            folder: of the run.
+            most: failures in a row after which a restart is refused; 0: never.
+            batch: samples of a step.
+        """
+        self._folder, self._most, self._batch = folder, most, batch
+        self._starts: list[Start] = []
+
+    def begin(self, launch: Launch) -> str:
+        """Note a start; says why it should not be made, or nothing.
+
+        A start by hand is always made: it begins a list of its own.
+        """
+        if not self._most:
+            return ""
+        found = newest_facts(self._folder / "checkpoints")
+        facts = found[1] if found else {"step": 0, "consumed_samples": 0}
+        past = [one for one in self._read() if one.step == facts["step"]]
+        past = past if launch.restart or launch.is_requeued else []
+        for start in past:
+            start.fault = self._reported(start) or start.fault
+        if len(past) >= self._most:
+            return self._diagnosis(past, facts)
+        self._starts = [*past, Start(facts["step"], launch.restart, time.strftime(TIME))]
+        self._write()
+        return ""
+
+    def end(self, fault: str = "") -> None:
+        """Note how this start ended; with a fault it stays in the list."""
+        if not self._starts:
+            return
+        self._starts[-1].fault = fault
+        with suppress(OSError):  # a full disk, say, which the fault tells then
+            if fault:
+                self._write()
+            else:
+                (self._folder / NAME).unlink(missing_ok=True)
+
+    @contextmanager
+    def noted(self, heartbeat: Heartbeat) -> Iterator[None]:
+        """Note how a block ends, with the step and phase that ``heartbeat`` is in."""
+        try:
+            yield
+        except Stopped:
+            self.end()
+            raise
+        except RankFailure as error:
+            self.end(str(error))
+            raise
+        except Exception as error:
+            where = f"rank 0 ({socket.gethostname()}) in step {heartbeat.step}, {heartbeat.phase}"
+            self.end(f"{where}: {type(error).__name__}: {error}")
+            raise
+        self.end()
+
+    def _read(self) -> list[Start]:
+        try:
+            text = (self._folder / NAME).read_text(encoding="utf-8")
+            return [Start(**entry) for entry in json.loads(text)]
+        except (OSError, ValueError, TypeError):
+            return []  # a file that was cut off tells nothing
+
+    def _write(self) -> None:
+        entries = [asdict(start) for start in self._starts]
+        write_synced(self._folder / NAME, json.dumps(entries, indent=1) + "\n")
+
+    def _reported(self, start: Start) -> str:
+        """What a start's watchdog reported, or nothing: a process alone may be killed unseen."""
+        path = self._folder / "faults" / f"restart-{start.restart}" / "report.txt"
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except OSError:
+            return ""
+        length = len(start.time)
+        since = (line for line in lines if line[:4].isdigit() and line[:length] >= start.time)
+        return next(since, "")[length + 1 :]
+
+    def _diagnosis(self, past: Sequence[Start], facts: Facts) -> str:
+        """What failed starts have in common, and what to do."""
+        faults = [start.fault for start in past if start.fault]
+        where = "its beginning" if not facts["step"] else f"step {facts['step']}"
+        text = (
+            f"--run.folder {self._folder}: {len(past)} starts in a row went on from {where} and "
+            "failed before another checkpoint"
+        )
+        if not faults:
+            killer = "killed without a word, perhaps by the kernel for their memory"
+            return f"{text}, {killer}: {self._advice()}"
+        text += f", the last by: {faults[-1]}"
+        steps = Counter(match[1] for fault in faults if (match := IN_STEP.search(fault)))
+        hosts = Counter(match[2] for fault in faults if (match := OF_RANK.search(fault)))
+        for what, found in (("in step", steps), ("on", hosts)):
+            if found:
+                counts = (f"{one} {count} times" for one, count in found.most_common())
+                text += f"; {what} {', '.join(counts)}"
+        if len(steps) == 1:
+            (step,) = steps
+            text += f"; that step has samples {self._samples(int(step), facts)} of the run's order"
+        return f"{text}: {self._advice()}"
+
+    def _samples(self, step: int, facts: Facts) -> str:
+        """Places in the run's order of a step's samples."""
+        skipped = skipped_of(facts)
+        first = facts["consumed_samples"] + max(step - facts["step"] - 1, 0) * self._batch
+        last = place_of(first + self._batch - 1, skipped)
+        return in_words(((place_of(first, skipped), last + 1),))
+
+    def _advice(self) -> str:
+        return (
+            f"stacks are in {self._folder / 'faults'}; mend the cause (a bad host goes into "
+            f"{self._folder / BAD_HOSTS}, bad samples into --train.skip) and start again by hand"
+        )
