@@ -125,6 +125,7 @@ HUGGING_FACE = Trainer(
             "train.global_batch_size", "a device's batch x accumulation x devices"
         ),
         "max_steps": Ours("train.steps"),
+        "num_train_epochs": Ours("train.epochs"),
         "max_grad_norm": Ours("train.max_grad_norm"),
         "torch_dtype": Ours("train.precision"),
         "bf16": Ours("train.precision", "bf16"),

@@ -16,6 +16,7 @@ from megalite.engine.model import Model
 from megalite.models.config import ModelConfig
 from megalite.stages.conversation import open_chat
 from megalite.stages.datasets import Datasets, notes_of
+from megalite.stages.length import in_steps
 from megalite.stages.preferences.config import DPOConfig
 from megalite.stages.preferences.objective import Comparisons
 from megalite.stages.preferences.reference import StoredReference, WithReference
@@ -43,8 +44,9 @@ def run(config: DPOConfig, launch: Launch) -> int:
 
     datasets = Datasets.read(data, read)
     samples = Samples.read(config.samples, chat_format, config.model)
+    config, length = in_steps(config, len(datasets.train))
     stage = set_up(config, launch)
-    stage.say(chat_format.notes, notes_of_writing(data, start), notes_of(datasets))
+    stage.say(length, chat_format.notes, notes_of_writing(data, start), notes_of(datasets))
     with stage.running():
         model = _train(config, stage, datasets)
         write_samples(stage, model, samples)

@@ -15,6 +15,7 @@ from megalite.engine.layout import Demand, check_layout
 from megalite.generation.prompts import Prompt
 from megalite.stages.conversation import open_chat
 from megalite.stages.datasets import Datasets, notes_of
+from megalite.stages.length import in_steps
 from megalite.stages.rlhf.config import PPOConfig
 from megalite.stages.rlhf.models import ReferenceModels, TrainedModels
 from megalite.stages.rlhf.placement import Side, check_placement
@@ -62,8 +63,9 @@ def run(config: PPOConfig, launch: Launch) -> int:
         Text.open(config),
         Samples.read(config.samples, chat_format, config.model),
     )
+    config, length = in_steps(config, len(inputs.prompts.train))
     stage, bridge = _place(config, launch)
-    stage.say(chat_format.notes, notes_of_writing(data, start), notes_of(inputs.prompts))
+    stage.say(length, chat_format.notes, notes_of_writing(data, start), notes_of(inputs.prompts))
     with stage.running():
         if bridge is None:
             models = TrainedModels.build(stage, config)

@@ -19,6 +19,7 @@ from megalite.stages.corpus import (
 )
 from megalite.stages.datasets import Datasets
 from megalite.stages.language import heldout_evaluation, language_step
+from megalite.stages.length import in_steps
 from megalite.stages.samples import Samples, SamplesConfig, write_samples
 from megalite.stages.setup import Stage, StageConfig, set_up, settled
 from megalite.stages.special_tokens import SpecialTokens
@@ -57,7 +58,9 @@ def run(config: PretrainConfig, launch: Launch) -> int:
         heldout=blend_stores(open_store, data.heldout) if data.heldout else None,
     )
     samples = _read_samples(config, said)
+    config, length = in_steps(config, len(datasets.train), data.sequence_length)
     stage = set_up(config, launch)
+    stage.say(length)
     with stage.running():
         model = _train(config, stage, datasets)
         write_samples(stage, model, samples)

@@ -18,6 +18,7 @@ from megalite.models.batch import Batch
 from megalite.models.outputs import Values
 from megalite.stages.conversation import open_chat
 from megalite.stages.datasets import Datasets, notes_of
+from megalite.stages.length import in_steps
 from megalite.stages.rlhf.updates import RankingLoss, Rankings
 from megalite.stages.setup import Stage, StageConfig, check_positions, set_up, settled
 from megalite.stages.start import said_by
@@ -57,8 +58,9 @@ def run(config: RMConfig, launch: Launch) -> int:
         return RankedAnswers(paths, chat, structure, data.rules)
 
     datasets = Datasets.read(data, read)
+    config, length = in_steps(config, len(datasets.train))
     stage = set_up(config, launch)
-    stage.say(chat_format.notes, notes_of_writing(data, start), notes_of(datasets))
+    stage.say(length, chat_format.notes, notes_of_writing(data, start), notes_of(datasets))
     with stage.running():
         _train(config, stage, datasets)
     return 0

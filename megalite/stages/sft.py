@@ -13,6 +13,7 @@ from megalite.errors import ConfigError
 from megalite.stages.conversation import ChatFormat, open_chat
 from megalite.stages.datasets import Datasets, notes_of
 from megalite.stages.language import heldout_evaluation, language_step
+from megalite.stages.length import in_steps
 from megalite.stages.samples import Samples, SamplesConfig, write_samples
 from megalite.stages.setup import Stage, StageConfig, check_positions, set_up, settled
 from megalite.stages.start import said_by
@@ -48,8 +49,9 @@ def run(config: SFTConfig, launch: Launch) -> int:
 
     datasets = Datasets.read(data, read)
     samples = Samples.read(config.samples, chat_format, config.model)
+    config, length = in_steps(config, len(datasets.train))
     stage = set_up(config, launch)
-    stage.say(chat_format.notes, notes_of_writing(data, start), notes_of(datasets))
+    stage.say(length, chat_format.notes, notes_of_writing(data, start), notes_of(datasets))
     with stage.running():
         model = _train(config, stage, chat_format, datasets)
         write_samples(stage, model, samples)

@@ -26,6 +26,7 @@ from megalite.plan.outlook import Terms, lines, outlook
 from megalite.plan.search import Found, Search, table
 from megalite.plan.step import step_seconds
 from megalite.stages.device import precision_of_gpu
+from megalite.stages.length import in_steps
 from megalite.stages.pretrain import PretrainConfig
 from megalite.stages.start import as_stored
 
@@ -112,6 +113,10 @@ def run(config: PlanConfig, launch: Launch) -> int:
         model, said = as_stored(config.model, start, "lm")
         config = config.model_copy(update={"model": model})
         _print(list(filter(None, (fetched, said))))
+    if config.train.epochs:
+        raise ConfigError("--train.epochs: a plan reads no data: give train.tokens or train.steps")
+    config, length = in_steps(config, 0, config.data.sequence_length)
+    _print(length)
     if config.calibrate:
         return _calibrate(config)
     config = _in_precision(config)

@@ -1,5 +1,7 @@
 """What a training run is told, besides its model, data and layout."""
 
+import re
+from decimal import Decimal
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -8,6 +10,10 @@ from megalite.config.section import Section
 from megalite.engine.layout import BatchSizes
 from megalite.errors import ConfigError
 from megalite.training.spikes import SpikeConfig
+
+AMOUNT = re.compile(r"(\d+(?:_\d+)*(?:\.\d+)?)([KMBT]?)", re.IGNORECASE)
+STEPS = 1000  # of a run that says nothing of its length
+UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 
 
 class RunConfig(Section):
@@ -52,7 +58,18 @@ class DriftConfig(Section):
 class TrainConfig(Section):
     """The training loop."""
 
-    steps: int = Field(1000, ge=0, description="optimizer steps of the run")
+    steps: int = Field(STEPS, ge=0, description="optimizer steps of the run")
+    epochs: float = Field(
+        0.0,
+        ge=0,
+        description="passes over the training samples that the run is long, instead of steps; 0: "
+        "steps say it",
+    )
+    tokens: int | str = Field(
+        0,
+        description="tokens that a pretraining reads, instead of steps: a number, perhaps with K, "
+        "M, B or T behind it, such as 10B; 0: steps say it",
+    )
     global_batch_size: int = Field(
         8, ge=1, description="samples per optimizer step, over all processes"
     )
@@ -88,6 +105,14 @@ class TrainConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> "TrainConfig":
+        given = {"epochs": self.epochs, "tokens": self.num_tokens}
+        told = [key for key, value in given.items() if value]
+        told += ["steps"] if self.steps not in (0, STEPS) else []
+        if len(told) > 1:
+            both = " and ".join(f"train.{key} {getattr(self, key)}" for key in told)
+            raise ConfigError(
+                f"--train.{told[0]}: {both} are each a run's length: give one, and 0 for the other"
+            )
         for first, end in self.skip:
             if not 0 <= first < end:
                 raise ConfigError(
@@ -95,6 +120,21 @@ class TrainConfig(Section):
                     "counted from 0: end must be more than first"
                 )
         return self
+
+    @property
+    def num_tokens(self) -> int:
+        """``tokens`` as a number.
+
+        Raises:
+            ConfigError: it is none.
+        """
+        found = AMOUNT.fullmatch(str(self.tokens) or "0")
+        if found is None:
+            raise ConfigError(
+                f"--train.tokens {self.tokens}: must be a number, perhaps with K, M, B or T behind "
+                "it, such as 10B"
+            )
+        return round(Decimal(found[1]) * UNITS[found[2].upper()])
 
     def batch_sizes(self, updates: int = 1, has_text: bool = False) -> BatchSizes:
         """Samples of a step and of a forward pass; see :class:`BatchSizes`."""

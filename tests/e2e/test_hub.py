@@ -4,9 +4,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-import tomllib
 
 from megalite.cli import main
+from megalite.config.load import read_toml
 from megalite.distributed.mesh import Mesh, ParallelConfig
 from megalite.engine.build import build_model
 from megalite.models.config import ModelConfig
@@ -53,7 +53,7 @@ def test_a_name_brings_all_and_the_run_goes_on_with_its_commit(work, hub, tmp_pa
     said = capsys.readouterr().out
     assert "tokenizer.path is tiny/model, as tiny/model has it" in said
     assert "data.template is tokenizer, as tiny/model has it" in said
-    config = tomllib.loads(Path("run/config.toml").read_text())
+    config = read_toml(Path("run/config.toml"))
     assert config["checkpoint"]["start"] == config["tokenizer"]["path"] == f"tiny/model@{commit}"
     assert config["model"]["hidden_size"] == SIZES["hidden_size"]
     publish(hub.folder / "tiny" / "model", work.folder / "tokenizer", seed=4)  # the branch moves

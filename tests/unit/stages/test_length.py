@@ -1,0 +1,112 @@
+"""How long a run is: in steps, in epochs of its samples, in tokens; said in steps at its start."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from megalite.cli import main
+from megalite.config import load
+from megalite.config.load import read_toml
+from megalite.errors import ConfigError
+from megalite.stages.length import in_steps
+from megalite.stages.pretrain import PretrainConfig
+from megalite.stages.sft import SFTConfig
+
+CONFIG = """
+[model]
+vocab_size = 270
+hidden_size = 16
+num_layers = 1
+num_heads = 2
+ffn_size = 16
+[train]
+global_batch_size = 4
+[run]
+tensorboard = false
+device = "cpu"
+threads = 1
+[data]
+sequence_length = 64
+"""
+
+
+def of(cls, *words: str):
+    return load(cls, None, ["--train.global_batch_size", "8", *words])
+
+
+@pytest.mark.parametrize(
+    ("words", "samples", "steps"),
+    [
+        (["--train.steps", "7"], 100, 7),
+        ([], 100, 1000),
+        (["--train.epochs", "3"], 100, 38),  # 37.5
+        (["--train.epochs", "1"], 8, 1),
+        (["--train.epochs", "0.5"], 100, 7),
+        (["--train.epochs", "0.01"], 3, 1),
+        (["--train.epochs", "2", "--train.steps", "0"], 64, 16),
+    ],
+)
+def test_epochs_are_steps_of_the_samples_that_there_are(words, samples: int, steps: int):
+    config, said = in_steps(of(SFTConfig, *words), samples)
+    assert config.train.steps == steps
+    assert not config.train.epochs
+    if "--train.epochs" in words:
+        assert f"of {samples} samples" in said[0]
+        assert f"{steps} steps of 8 samples" in said[0]
+    else:
+        assert said == []
+
+
+@pytest.mark.parametrize(
+    ("tokens", "number"),
+    [("10B", 10**10), ("1.5k", 1500), ("2_000_000", 2_000_000), ("0.3M", 300_000), ("1T", 10**12)],
+)
+def test_tokens_are_steps_of_whole_sequences(tokens: str, number: int):
+    config = of(PretrainConfig, "--train.tokens", tokens)
+    assert config.train.num_tokens == number
+    told, said = in_steps(config, 5, 1024)
+    assert 8192 * (told.train.steps - 1) < number <= 8192 * told.train.steps
+    assert f"{told.train.steps:,} steps of 8 x 1,024 tokens" in said[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--train.epochs", "3", "--train.steps", "5"], "train.epochs 3.0 and train.steps 5 are"),
+        (["--train.epochs", "3", "--train.tokens", "5M"], "train.epochs 3.0 and train.tokens 5M"),
+        (["--train.tokens", "ten"], "--train.tokens ten: must be a number, perhaps with K, M, B"),
+        (["--train.tokens", "-3"], "--train.tokens -3: must be a number"),
+        (["--train.epochs", "-1"], "--train.epochs"),
+    ],
+)
+def test_two_lengths_and_what_is_no_length_are_refused(words, says: str):
+    with pytest.raises(ConfigError) as error:
+        of(SFTConfig, *words)
+    assert says in str(error.value)
+
+
+def test_tokens_of_rows_are_refused():
+    with pytest.raises(ConfigError, match="--train.tokens 5M: is a length of pretraining"):
+        in_steps(of(SFTConfig, "--train.tokens", "5M"), 10)
+
+
+def test_a_run_of_epochs_says_its_steps_and_goes_on_by_the_same_command(
+    tmp_path, monkeypatch, tokenizer, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    Path("config.toml").write_text(CONFIG)
+    rows = [{"prompt": f"red {n}", "response": "cat " * (n % 5)} for n in range(1, 20)]
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["sft", "config.toml", "--data.train", '["rows.jsonl"]', "--run.folder", "run"]
+    words += ["--tokenizer.path", str(tokenizer), "--data.packed", "false"]
+    assert main([*words, "--train.epochs", "1"]) == 0
+    said = capsys.readouterr().out
+    assert "train.epochs 1 of 19 samples of data.train: 5 steps of 4 samples" in said
+    assert "step 5/5" in said
+    config = read_toml(Path("run/config.toml"))["train"]
+    assert (config["steps"], config["epochs"]) == (5, 0)
+    assert main([*words, "--train.epochs", "1"]) == 0
+    assert "is done: 5 of 5 steps" in capsys.readouterr().out
+    assert main([*words, "--train.epochs", "2"]) == 0
+    assert "going on with --train.steps 10, was 5" in capsys.readouterr().out
