@@ -8,7 +8,8 @@ for each of these. Imports inside functions keep this file as cheap to import as
 import functools
 import gc
 import threading
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -155,8 +156,12 @@ class StagePasses:
     A stage also makes a buffer for what each micro-batch of a step will receive before the first
     one, so that memory grows with their number. Here a buffer is made when its receive begins and
     let go after the micro-batch's backward pass.
+
+    A schedule of several stages a process waits for what it has sent at the end of the step alone,
+    and until then that stays in memory; :meth:`send_by_itself` is for those.
     """
 
+    window = 0
     device: torch.device
     args_recv_info: dict[int, Any]
     grad_recv_info: dict[int, Any]
@@ -200,6 +205,56 @@ class StagePasses:
         with self._without_buffers():
             return stage._prepare_backward_infra(*arguments, **options)
 
+    def send_by_itself(self, window: int) -> None:
+        """Begin sends itself and wait for each once it must have arrived; the schedule has none.
+
+        What a micro-batch's forward pass gave has arrived when its gradient is there. A gradient
+        has when ``window`` later ones are sent, for the stage before alternates passes too.
+
+        Args:
+            window: gradients that may be under way.
+        """
+        self.window = window
+        self._given: dict[int, list[dist.Work]] = {}
+        self._returned: deque[list[dist.Work]] = deque()
+
+    @staticmethod
+    def _begin(operations: list[Any]) -> list[dist.Work]:
+        """As this release's schedules do: NCCL must see both sides of a transfer alike."""
+        from torch.distributed.pipelining.schedules import _batch_p2p
+
+        return list(_batch_p2p(operations))
+
+    @staticmethod
+    def _wait(works: Iterable[dist.Work]) -> None:
+        for work in works:
+            work.wait()
+
+    def finish_sends(self) -> None:
+        """Wait for what is under way at the end of a step."""
+        for works in [*self._given.values(), *self._returned]:
+            self._wait(works)
+
+    def get_fwd_send_ops(self, number: int) -> list[Any]:
+        """Called by the schedules after a forward pass."""
+        stage: Any = super()
+        operations = stage.get_fwd_send_ops(number)
+        if not self.window:
+            return operations
+        self._given[number] = self._begin(operations)
+        return []
+
+    def get_bwd_send_ops(self, number: int) -> list[Any]:
+        """Called by the schedules after a backward pass."""
+        stage: Any = super()
+        operations = stage.get_bwd_send_ops(number)
+        if not self.window:
+            return operations
+        self._returned.append(self._begin(operations))
+        if len(self._returned) > self.window:
+            self._wait(self._returned.popleft())
+        return []
+
     def get_fwd_recv_ops(self, number: int) -> list[Any]:
         """Called by the schedules as a receive begins."""
         self._make_buffers(self.args_recv_info[number])
@@ -214,6 +269,8 @@ class StagePasses:
 
     def backward_one_chunk(self, bwd_chunk_id: int, *arguments: Any, **options: Any) -> Any:
         """Called by the schedules for a micro-batch's backward pass."""
+        if self.window:
+            self._wait(self._given.pop(bwd_chunk_id, ()))
         stage: Any = super()
         result = stage.backward_one_chunk(bwd_chunk_id, *arguments, **options)
         received = self.args_recv_info[bwd_chunk_id], self.grad_recv_info.get(bwd_chunk_id, ())

@@ -16,9 +16,10 @@ from collections.abc import Sequence
 from datetime import datetime, timezone
 
 from benchmarks.planner.fit import fitted
-from benchmarks.planner.memory import memory_lines
-from benchmarks.planner.rows import Row, predicted, rows
+from benchmarks.planner.memory import memory_lines, planned_gb
+from benchmarks.planner.rows import Row, families, predicted, rows
 from megalite.plan.constants import STORED, Constants, constants_of, stored
+from megalite.plan.search import to_take
 
 KINDS = ("a100", "h100")
 MISSED = 0.2
@@ -68,22 +69,12 @@ def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float:
     return statistics.correlation(places(first), places(second))
 
 
-def families(found: Sequence[Row]) -> dict[str, list[Row]]:
-    """Layouts of one model, batch and number of devices in one source, where there are four."""
-    groups: dict[str, list[Row]] = {}
-    for row in found:
-        keys = ("cluster", "L", "h", "heads", "gpus", "gbs", "s", "recompute")
-        name = row.group + " " + " ".join(f"{key} {row.values[key]}" for key in keys)
-        groups.setdefault(name, []).append(row)
-    return {n: g for n, g in groups.items() if len({r.seconds for r in g}) > 3}
-
-
 def choices(found: Sequence[Row], constants: Constants) -> list[str]:
-    """Of each family: the order, and how far its predicted best is behind its best."""
+    """Of each family: the order, and how far the layout that is taken is behind its best."""
     lines = []
     for name, group in families(found).items():
         times = [predicted(row, constants).total for row in group]
-        chosen = group[times.index(min(times))]
+        chosen = group[to_take(times, [planned_gb(row) for row in group])]
         behind = chosen.seconds / min(row.seconds for row in group) - 1
         order = rank_correlation(times, [row.seconds for row in group])
         lines.append(

@@ -2,9 +2,10 @@
 
 import dataclasses
 import math
+import statistics
 from collections.abc import Sequence
 
-from benchmarks.planner.rows import Row, predicted
+from benchmarks.planner.rows import Row, families, predicted
 from megalite.plan.constants import NAMES, Constants
 
 BOUNDS = {  # shares are below 1
@@ -17,6 +18,7 @@ BOUNDS = {  # shares are below 1
     "network": (0.05, 0.95),
     "onload": (0.05, 0.95),
     "block_s": (1e-6, 3e-3),
+    "launch_s": (1e-5, 1e-2),
     "collective_s": (1e-6, 1e-3),
     "hidden": (0.05, 1.0),
     "contention": (0.0001, 0.8),
@@ -24,18 +26,27 @@ BOUNDS = {  # shares are below 1
 }
 
 
-def distance(rows: Sequence[Row], constants: Constants) -> float:
-    """The mean over groups of rows of how far predicted and published seconds are apart.
+ORDER = 0.25  # weight of the differences between layouts of one model
 
-    A mean of absolute logarithms, so that a few rows that the model misses don't bend it.
+
+def distance(rows: Sequence[Row], constants: Constants) -> float:
+    """How far predicted and published seconds are apart, and the layouts of one model.
+
+    A mean over groups of rows of absolute logarithms, so that a few rows that the model misses
+    don't bend it; and the mean of how far layouts of one model are from all of them being missed by
+    one factor, so that what layouts differ in is fitted too.
     """
+    off = {row.name: math.log(predicted(row, constants).total / row.seconds) for row in rows}
     groups: dict[str, list[float]] = {}
     for row in rows:
-        ratio = predicted(row, constants).total / row.seconds
-        groups.setdefault(row.group, []).append(abs(math.log(ratio)))
+        groups.setdefault(row.group, []).append(abs(off[row.name]))
     weights = {name: math.sqrt(len(errors)) for name, errors in groups.items()}
-    total = sum(weights[name] * sum(e) / len(e) for name, e in groups.items())
-    return total / sum(weights.values())
+    total = sum(weights[name] * statistics.fmean(e) for name, e in groups.items())
+    apart = []
+    for family in families(rows, "note").values():
+        middle = statistics.median(off[row.name] for row in family)
+        apart += [abs(off[row.name] - middle) for row in family]
+    return total / sum(weights.values()) + (ORDER * statistics.fmean(apart) if apart else 0.0)
 
 
 def fitted(rows: Sequence[Row], rounds: int = 40) -> Constants:

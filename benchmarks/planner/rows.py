@@ -1,6 +1,7 @@
 """Published runs as jobs of the planner."""
 
 import csv
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -26,6 +27,9 @@ CLUSTERS = {  # network and adapters of a node
     "mosaic-h100": ("ib-400", 8),
     "vtrain": ("ib-200", 4),
 }
+WAITING = ("jeanzay", "jeanzay-v100")
+"""Where each kernel was waited for: with more than 160 devices runs hung without
+``CUDA_LAUNCH_BLOCKING=1`` (bigscience tr11-176B-ml/chronicles-prequel.md@9e64ede)."""
 DEVICE = {
     "a100-80": "a100-80gb",
     "a100-40": "a100-40gb",
@@ -100,6 +104,7 @@ def engine_of(row: Row) -> Engine:
         reduces_each=name == "fsdp",
         cuts_sends=True,
         hides_tp=name == "meg22",
+        launches_ahead=row.values["cluster"] not in WAITING,
     )
 
 
@@ -144,11 +149,16 @@ def job_of(row_name: str) -> Job:
 
 
 def _cut(layers: int, count: int, longest: int) -> list[Part]:
-    """Even parts, or parts of the longest from the first on, as Megatron cuts."""
-    each = longest or -(-layers // count)
-    ends = [min(each * (number + 1), layers - (count - number - 1)) for number in range(count)]
-    if not longest:
-        ends = [round(layers * (number + 1) / count) for number in range(count)]
+    """Even parts, or parts of the longest from the first on, as Megatron cuts.
+
+    Where two blocks more would make all parts as long as the longest, embedding and head count as
+    one each.
+    """
+    ends = [round(layers * (number + 1) / count) for number in range(count)]
+    if longest:
+        is_even = count * longest == layers + 2
+        ends = [longest * (number + 1) - is_even for number in range(count)]
+        ends = [min(end, layers - (count - n - 1)) for n, end in enumerate(ends)]
     return [
         Part(number, count, (0, 0), (first, last))
         for number, (first, last) in enumerate(zip([0, *ends[:-1]], ends, strict=True))
@@ -158,3 +168,20 @@ def _cut(layers: int, count: int, longest: int) -> list[Part]:
 def predicted(row: Row, constants: Constants) -> Seconds:
     """A step of a run as the planner has it."""
     return step_seconds(job_of(row.name), row.cluster, constants)
+
+
+FAMILY = ("cluster", "L", "h", "heads", "gpus", "gbs", "s", "recompute")
+
+
+def families(found: Sequence[Row], *more: str) -> dict[str, list[Row]]:
+    """Layouts of one model, batch and number of devices in one source, where there are four.
+
+    Args:
+        found: rows.
+        more: columns that must be alike too.
+    """
+    groups: dict[str, list[Row]] = {}
+    for row in found:
+        name = row.group + " " + " ".join(f"{key} {row.values[key]}" for key in (*FAMILY, *more))
+        groups.setdefault(name, []).append(row)
+    return {n: g for n, g in groups.items() if len({r.seconds for r in g}) > 3}

@@ -208,6 +208,8 @@ class Pipeline(Parts):
         numbers = torch.arange(num_items)
         target = {"target": numbers, "losses": []} if self.is_last else {}
         schedule.step(number=numbers, **target)
+        for stage in stages:
+            stage.finish_sends()
         clock.end()
         before, self._clock = self._clock, clock
         return (before if before is not None and clock.is_late else clock).idle_share()
@@ -223,6 +225,7 @@ class Pipeline(Parts):
             group=self.mesh.pp.group,
         )
         stage.run, stage.clock = run, clock
+        stage.send_by_itself(self.mesh.pp.size + 1 if self.schedule == "interleaved" else 0)
         return stage
 
     def _bubble(self, micro_batches: int, idle: float) -> dict[str, Tensor]:

@@ -75,7 +75,8 @@ def calibrated(
 
 def _scaled(constants: Constants, factor: float) -> Constants:
     values = {name: getattr(constants, name) * factor for name in COMPUTING}
-    return dataclasses.replace(constants, **values, block_s=constants.block_s / factor)
+    spent = {name: getattr(constants, name) / factor for name in ("block_s", "launch_s")}
+    return dataclasses.replace(constants, **values, **spent)
 
 
 def _measured(run: Path) -> tuple[list[float], list[float]]:

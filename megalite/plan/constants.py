@@ -23,6 +23,7 @@ class Constants:
         network: share of the network of a collective, by adapters that move data themselves.
         onload: the same by adapters that leave it to the node's CPUs.
         block_s: seconds that a block's forward pass takes beside all that.
+        launch_s: seconds in which a process launches a block's forward pass.
         collective_s: seconds that a collective of a few devices takes beside its bytes.
         hidden: share of a step's computing that can hide data parallelism.
         contention: share of hidden data parallelism that slows what hides it.
@@ -38,6 +39,7 @@ class Constants:
     network: float = 0.6
     onload: float = 0.4
     block_s: float = 1e-4
+    launch_s: float = 2e-3
     collective_s: float = 3e-5
     hidden: float = 0.8
     contention: float = 0.1

@@ -24,6 +24,8 @@ class Engine:
         reduces_each: whether each micro-batch reduces its gradients, or the last one.
         cuts_sends: whether a pipeline's process sends its share of the rows over tp alone.
         hides_tp: whether the collectives of the backward pass run behind products.
+        launches_ahead: whether a process launches kernels while its device is at earlier ones, or
+            waits for each (``CUDA_LAUNCH_BLOCKING=1``).
     """
 
     fused_attention: bool = True
@@ -32,6 +34,7 @@ class Engine:
     reduces_each: bool = False
     cuts_sends: bool = False
     hides_tp: bool = True
+    launches_ahead: bool = True
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from megalite.training.config import TrainConfig
 GIB = 2.0**30
 BYTES = {"auto": 2, "fp32": 4, "bf16": 2, "fp16": 2}  # auto: what a GPU takes
 CONTEXT_GIB = 3.0  # CUDA's context (1.3 to 1.6 GiB), NCCL's buffers, workspaces
-FRAGMENTS = 0.08  # of all else: lost between blocks of the allocator
+FRAGMENTS = 0.05  # of all else: lost between blocks of the allocator
 HEADROOM = 0.95  # of a device's memory that a plan may fill
 
 
@@ -235,14 +235,14 @@ def sharding_bytes(
 
 
 def _sent(work: Work, parallel: ParallelConfig, parts: Sequence[Part]) -> float:
-    """Bytes that a process has sent and keeps to the step's end: the interleaved schedule does."""
+    """Bytes of gradients on their way under the interleaved schedule; the others wait for each."""
     if parallel.schedule != "interleaved":
         return 0.0
     rows = work.train.micro_batch_size * (work.sequence_length + work.encoder_length)
     across = parallel.tp if parallel.sequence_parallel else 1
     one = work.width * rows * work.model.hidden_size / across
-    borders = sum((part.index > 0) + (not part.ends) for part in parts)
-    return borders * one * work.micro_batches(parallel)
+    senders = sum(part.index > 0 for part in parts)
+    return senders * one * min(parallel.pp + 1, work.micro_batches(parallel))
 
 
 def _most_under_way(

@@ -119,6 +119,7 @@ def lines(found: Outlook, job: Job, terms: Terms) -> list[str]:
     named = [
         ("compute", parts.compute),
         ("recompute", parts.recompute),
+        ("launches", parts.host),
         ("tp", parts.tp),
         ("pp bubble", parts.bubble),
         ("pp sends", parts.sends),

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from megalite.distributed.mesh import ParallelConfig
@@ -16,6 +16,8 @@ from megalite.plan.step import Seconds, step_seconds
 MICRO_BATCHES = (1, 2, 4, 8, 16, 32)
 PASSES = ((False, "once"), (True, "once"), (False, "each"), (True, "each"))
 CHUNKS = (2, 3, 4, 6)
+TIE = 0.01  # of a step's time: layouts that the model can't tell apart
+LOOKED_AT = 10  # of the fastest that fit, for ties
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class Search:
     constants: Constants
 
     def best(self, devices: int, count: int = 10) -> list[Found]:
-        """The fastest layouts of so many devices that fit, the fastest first."""
+        """The fastest layouts of so many devices that fit, the one to take first."""
         limit, found = HEADROOM * self.cluster.device.memory_gib, []
         timed = [(self.seconds(job), job) for job in self.jobs(devices)]
         timed.sort(key=lambda one: one[0].total)
@@ -58,9 +60,12 @@ class Search:
             total = most(estimate(job.work, job.parallel)).total
             if total <= limit:
                 found.append(Found(job, seconds, total))
-            if len(found) == count:
+            if len(found) == max(count, LOOKED_AT):
                 break
-        return found
+        if found:
+            taken = to_take([one.seconds.total for one in found], [one.total for one in found])
+            found.insert(0, found.pop(taken))
+        return found[:count]
 
     def least_devices(self, start: int, doublings: int = 8) -> tuple[int, Found] | None:
         """The fewest devices, ``start`` doubled again and again, on which something fits."""
@@ -114,6 +119,13 @@ class Search:
                             "encoder_stages": 0,
                             "reshard_after_forward": drops,
                         }
+
+
+def to_take(seconds: Sequence[float], memory: Sequence[float]) -> int:
+    """The number of the layout to take: of the fastest ones that tie, that with least memory."""
+    limit = min(seconds) * (1 + TIE)
+    near = [number for number, one in enumerate(seconds) if one <= limit]
+    return min(near, key=lambda number: memory[number])
 
 
 def _divisors(number: int) -> list[int]:

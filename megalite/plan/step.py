@@ -27,6 +27,7 @@ class Seconds:
     Attributes:
         compute: products, attention and what is bound by memory, of the slowest stage.
         recompute: forward passes made again.
+        host: a device's waiting for what its process has yet to launch.
         tp: collectives of tensor parallelism that nothing hides.
         bubble: waiting for the pipeline to fill and drain, and for slower stages.
         sends: between pipeline stages.
@@ -37,6 +38,7 @@ class Seconds:
 
     compute: float = 0.0
     recompute: float = 0.0
+    host: float = 0.0
     tp: float = 0.0
     bubble: float = 0.0
     sends: float = 0.0
@@ -153,11 +155,18 @@ class _Timing:
         tp_again = tp if parallel.recompute == "full" else 0.0
         if parallel.recompute == "selective" and parallel.sequence_parallel:
             tp_again = tp / 2
-        return Seconds(
-            compute=blocks * (forward + backward),
-            recompute=blocks * share * again,
-            tp=blocks * (tp + hidden_tp + share * tp_again),
+        passes = 3.0 + (share if parallel.recompute == "full" else 0.0)
+        one = Seconds(
+            compute=forward + backward,
+            recompute=share * again,
+            tp=tp + hidden_tp + share * tp_again,
         )
+        return (one + Seconds(host=self._host(passes, one.total))).times(blocks)
+
+    def _host(self, passes: float, device: float) -> float:
+        """What a device waits for launches, that works ``device`` seconds in so many passes."""
+        launching = passes * self.constants.launch_s
+        return max(launching - device, 0.0) if self.job.engine.launches_ahead else launching
 
     def _sublayers(self, rows: int, is_decoder: bool) -> list[tuple[float, float, float]]:
         """(rows, columns, depth) of a block's products in its forward pass."""

@@ -4,16 +4,18 @@ import statistics
 
 import pytest
 
-from benchmarks.planner.__main__ import error
-from benchmarks.planner.rows import rows
+from benchmarks.planner.__main__ import error, rank_correlation
+from benchmarks.planner.memory import planned_gb, published_gb
+from benchmarks.planner.rows import families, predicted, rows
 from megalite.distributed.mesh import ParallelConfig
 from megalite.models.config import ModelConfig
 from megalite.plan.constants import constants_of
 from megalite.plan.devices import DEVICES, NETWORKS, Cluster
-from megalite.plan.job import Job
+from megalite.plan.job import Engine, Job
 from megalite.plan.kernels import Kernels
 from megalite.plan.memory import Work
 from megalite.plan.outlook import Terms, operations, outlook
+from megalite.plan.search import to_take
 from megalite.plan.step import step_seconds
 from megalite.training.config import TrainConfig
 
@@ -27,6 +29,57 @@ def test_held_out_runs_are_predicted(kind):
     errors = [abs(error(row, constants_of(kind))) for row in held]
     assert statistics.median(errors) <= 0.08
     assert sum(size <= 0.15 for size in errors) >= 0.9 * len(errors)
+
+
+@pytest.fixture(scope="module")
+def layouts():
+    """Published layouts of one model and batch, predicted and published seconds."""
+    timed = [row for row in rows() if row.kind == "a100" and row.seconds]
+    return [
+        ([predicted(row, CONSTANTS).total for row in group], [row.seconds for row in group], group)
+        for group in families(timed).values()
+    ]
+
+
+def test_the_layout_taken_is_as_fast_as_the_fastest_published(layouts):
+    for times, published, group in layouts:
+        taken = to_take(times, [planned_gb(row) for row in group])
+        assert published[taken] <= 1.05 * min(published), group[taken].name
+
+
+def test_bloom_s_sweep_is_in_order(layouts):
+    times, published, _ = max((one for one in layouts if one[2][0].group == "bloom"), key=len_of)
+    assert len(times) == 16
+    assert rank_correlation(times, published) >= 0.8
+
+
+def len_of(layout):
+    return len(layout[0])
+
+
+@pytest.mark.parametrize("batch", [32, 128, 512])
+@pytest.mark.parametrize("axis", ["pp", "tp"])
+def test_more_model_parallelism_is_slower_where_a_replica_fits_a_device(axis, batch):
+    """A model of 5.9B on 64 devices: Narayanan et al. 2021, arXiv:2104.04473, figures 14 and 15."""
+    model = ModelConfig(
+        vocab_size=51200, hidden_size=3840, num_layers=32, num_heads=32, ffn_size=15360, gated=False
+    )
+    work = Work(model, TrainConfig(global_batch_size=batch, precision="bf16"), 2048)
+    engine = Engine(fused_attention=False, sharded="nothing", cuts_sends=True, hides_tp=False)
+    times = []
+    for size in (2, 4, 8, 16, 32):
+        layout = ParallelConfig(**{axis: size}, replicate=64 // size, recompute="full")
+        times.append(step_seconds(Job(work, layout, engine), A100, CONSTANTS).total)
+    assert times == sorted(times)
+
+
+def test_bloom_s_memory_is_that_of_its_engine():
+    for row in rows():
+        if row.group.startswith("bloom"):
+            if row.memory_gb:
+                assert published_gb(row) == pytest.approx(row.memory_gb, abs=4.1), row.name
+            elif not row.fits:
+                assert published_gb(row) > 80
 
 
 def seconds(model: dict | None = None, cluster: Cluster = A100, **layout):
@@ -61,6 +114,13 @@ def test_only_a_pipeline_has_a_bubble_and_only_tp_its_collectives():
     assert seconds(shard=8).bubble == seconds(shard=8).sends == seconds(shard=8).tp == 0.0
     found = seconds(pp=2, tp=2, shard=2)
     assert min(found.bubble, found.sends, found.tp, found.dp) > 0.0
+
+
+def test_small_work_waits_for_its_host():
+    small = {"hidden_size": 256, "num_heads": 4, "ffn_size": 688}
+    found = seconds(model=small)
+    assert found.host > found.compute
+    assert seconds().host == 0.0
 
 
 def test_a_slower_network_makes_nodes_wait():
