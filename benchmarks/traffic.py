@@ -1,104 +1,179 @@
-"""What a step's collectives cost alone: their calls are recorded, then made again bare."""
+"""A training step of data parallelism on paper: launches, bytes, operations, where the time goes.
 
-import time
+    python -m benchmarks.traffic [--gpu a100|v100] [--model llama-7b] [--top 12]
+
+A micro-batch's forward and backward pass runs on the meta device, so that the operators that are
+counted are those that run; FSDP2's and AdamW's passes over the parameters are counted by formula.
+A product takes its operations at the rate that cuBLAS reaches, attention its pairs at that of its
+kernel, everything else its bytes at the rate of memory, and nothing less than a launch.
+Communication is left out, and each step is queued before the device has done the one before it.
+"""
+
+import argparse
 from collections import defaultdict
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-import torch.distributed as dist
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+
+from benchmarks.ledger import Entry, Ledger
+from benchmarks.workload import batch_of
+from megalite.distributed.mesh import Mesh
+from megalite.engine.data_parallel import DataParallel
+from megalite.engine.model import Task
+from megalite.engine.whole import Whole
+from megalite.models.batch import Batch
+from megalite.models.config import ModelConfig
+from megalite.models.outputs import Loss
+from megalite.models.transformer import Transformer
+from megalite.ops import RowIntervals
+from megalite.training.metrics.flops import step_operations
+
+RANKS = 8
 
 
 @dataclass(frozen=True)
-class Call:
-    """One call of a process: a collective, a send or a receive.
+class Rates:
+    """What a GPU reaches.
 
     Attributes:
-        name: PyTorch's, such as ``allreduce_``.
-        tensors: empty ones of the call's shapes, in the order of its arguments.
-        group: its processes.
-        peer: rank in the group of the other process, or of a broadcast's source.
+        peak: operations a second by the data sheet, in 16 bits.
+        product: of large products, as cuBLAS is measured.
+        attention: of the forward kernel at H 128, half its lanes empty at 64.
+        attention_backward: of the backward kernel when it fills the GPU.
+        fill: share of the GPU that the backward kernel's blocks keep busy.
+        memory: bytes a second.
+        launch_s: the least that a kernel takes.
     """
 
-    name: str
-    tensors: list[Tensor]
-    group: dist.ProcessGroup
-    peer: int
+    peak: float
+    product: float
+    attention: float
+    attention_backward: float
+    fill: float
+    memory: float
+    launch_s: float = 3e-6
 
 
-class Traffic(TorchDispatchMode):
-    """Inside this context every call of torch.distributed is noted in ``calls``."""
-
-    def __init__(self) -> None:
-        """Note nothing yet."""
-        super().__init__()
-        self.calls: list[Call] = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        """Run the operator; note it if it communicates."""
-        if func.namespace == "c10d":
-            self._note(func._schema.name.split("::")[1], args)
-        return func(*args, **(kwargs or {}))
-
-    def _note(self, name: str, args: tuple[Any, ...]) -> None:
-        leaves = tree_leaves(args)
-        tensors = [torch.empty_like(leaf) for leaf in leaves if isinstance(leaf, Tensor)]
-        numbers = [leaf for leaf in leaves if type(leaf) is int]
-        boxed = next(leaf for leaf in leaves if isinstance(leaf, torch.ScriptObject))
-        group = dist.ProcessGroup.unbox(boxed)
-        self.calls.append(Call(name, tensors, group, numbers[0] if numbers else 0))
-
-    def summary(self) -> dict[str, dict[str, float]]:
-        """Calls and MiB of each kind, as this process gives them."""
-        kinds: dict[str, dict[str, float]] = defaultdict(lambda: {"calls": 0, "mib": 0.0})
-        for call in self.calls:
-            size = max((tensor.nbytes for tensor in call.tensors), default=0)
-            kinds[call.name]["calls"] += 1
-            kinds[call.name]["mib"] += size / 2**20
-        return dict(kinds)
+RATES = {
+    "a100": Rates(312e12, 240e12, 130e12, 116e12, 0.77, 1.75e12),
+    "v100": Rates(125e12, 90e12, 45e12, 35e12, 0.77, 0.78e12),
+}
 
 
-def _again(call: Call) -> Any:
-    """Make a call again; give what to wait for, where it may wait."""
-    group, tensors = call.group, call.tensors
-    peer = dist.get_global_rank(group, call.peer)
-    if call.name == "allreduce_":
-        return dist.all_reduce(tensors[0], group=group)
-    if call.name in ("_allgather_base_", "allgather_into_tensor_coalesced_"):
-        return dist.all_gather_into_tensor(tensors[0], tensors[1], group=group)
-    if call.name in ("_reduce_scatter_base_", "reduce_scatter_tensor_coalesced_"):
-        return dist.reduce_scatter_tensor(tensors[0], tensors[1], group=group)
-    if call.name == "allgather_":
-        return dist.all_gather(tensors[:-1], tensors[-1], group=group)
-    if call.name == "broadcast_":
-        return dist.broadcast(tensors[0], src=peer, group=group)
-    if call.name == "send":
-        return dist.isend(tensors[0], dst=peer, group=group)
-    if call.name == "recv_":
-        return dist.recv(tensors[0], src=peer, group=group)
-    if call.name == "barrier":
-        return dist.barrier(group=group)
-    raise ValueError(f"{call.name}: a call that can't be made again")
+@dataclass(frozen=True)
+class Case:
+    """A model, and what a micro-batch and a step have of it."""
+
+    model: str
+    sequences: int
+    length: int
+    micro_batches: int
 
 
-def bare_seconds(calls: list[Call], rounds: int = 3) -> float:
-    """The least time in which all processes make their calls again, nothing computed between.
+CASES = (
+    Case("llama-7b", 2, 2048, 32),
+    Case("bloom-7b1", 2, 2048, 32),
+    Case("t5-11b", 8, 512, 32),
+    Case("chatglm2-6b", 2, 2048, 32),
+)
+FSDP = {  # bytes a parameter: of a rank's whole model, and of its shard
+    "FSDP2: gradients to fp32 and added": (10.0, 0.0),
+    "FSDP2: copies around the collectives, a step": (18.0, 0.0),
+    "clip and AdamW, a step": (0.0, 12.0 + 28.0),
+}
 
-    Comm: every process of the run calls this.
-    """
-    best = float("inf")
-    device = calls[0].tensors[0].device if calls else torch.device("cpu")
-    for _ in range(rounds + 1):  # the first meets cold memory
-        dist.barrier()
-        started = time.perf_counter()
-        pending = [_again(call) for call in calls]
-        for work in pending:
-            if work is not None and hasattr(work, "wait"):
-                work.wait()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        best = min(best, time.perf_counter() - started)
-    return best
+
+def entries_of(config: ModelConfig, batch: Batch, dtype: torch.dtype) -> list[Entry]:
+    """The launches of a micro-batch, forward and backward."""
+    mesh = Mesh.single("meta")
+    model = Whole([Transformer(config, mesh).to(dtype)], mesh, DataParallel())
+    for parameter in model.parameters():  # as FSDP2's, which are gathered anew
+        parameter.grad = None
+    on_device = batch.to("meta")
+    starts = [id(mask.start) for mask in _masks(on_device)]
+    pairs = [float((mask.end - mask.start).sum()) for mask in _masks(batch)]
+    with Ledger(lambda start: pairs[starts.index(id(start))]) as ledger:
+        model.forward_backward([(on_device, None)], Task(Loss(1.0)))
+    return ledger.entries
+
+
+def _masks(batch: Batch) -> list[RowIntervals]:
+    encoder = [] if batch.encoder is None else [batch.encoder.mask]
+    cross = [] if batch.cross is None else [batch.cross]
+    return [batch.decoder.mask, *encoder, *cross]
+
+
+def seconds_of(entry: Entry, rates: Rates) -> float:
+    """What a launch takes."""
+    rate = rates.product
+    if entry.name.endswith("attention"):
+        rate = rates.attention
+    elif entry.name.endswith("attention_backward"):
+        rate = rates.attention_backward * rates.fill
+    return max(entry.flops / rate, entry.bytes_ / rates.memory, rates.launch_s)
+
+
+def parameters_of(config: ModelConfig) -> int:
+    """Parameters of a model."""
+    return sum(p.numel() for p in Transformer(config, Mesh.single("meta")).parameters())
+
+
+def times_of(case: Case, entries: list[Entry], count: int, rates: Rates) -> dict[str, float]:
+    """Seconds of a micro-batch by operator, the step's own work shared out over micro-batches."""
+    seconds: dict[str, float] = defaultdict(float)
+    for entry in entries:
+        seconds[entry.name] += seconds_of(entry, rates)
+    for name, (whole, shard) in FSDP.items():
+        moved = count * (whole + shard / RANKS)
+        if name.endswith("a step"):
+            moved /= case.micro_batches
+        elif case.micro_batches > 1:  # the first is only made fp32
+            moved -= 4.0 * count / case.micro_batches
+        seconds[name] = moved / rates.memory
+    return dict(seconds)
+
+
+def report(case: Case, gpu: str, top: int) -> float:
+    """Print a case's table; give its MFU."""
+    config, rates = ModelConfig(preset=case.model), RATES[gpu]
+    config = config.model_copy(update={"dropout": 0.0, "attention_dropout": 0.0})
+    batch = batch_of(config, case.sequences, case.length)
+    dtype = torch.bfloat16 if gpu == "a100" else torch.float16
+    entries = entries_of(config, batch, dtype)
+    count = parameters_of(config)
+    seconds = times_of(case, entries, count, rates)
+    whole = sum(seconds.values())
+    mfu = step_operations(config, batch).model / whole / rates.peak
+    moved, flops = sum(e.bytes_ for e in entries), sum(e.flops for e in entries)
+    print(
+        f"\n{case.model}, {RANKS} x {gpu}, {case.micro_batches} micro-batches of "
+        f"{case.sequences} x {case.length} tokens: {len(entries)} launches, {moved / 1e9:.0f} GB, "
+        f"{flops / 1e12:.0f} TFLOP and {whole * 1e3:.0f} ms a micro-batch, MFU {mfu:.1%}"
+    )
+    counted: dict[str, list[Entry]] = defaultdict(list)
+    for entry in entries:
+        counted[entry.name].append(entry)
+    for name in sorted(seconds, key=lambda name: -seconds[name])[:top]:
+        own = counted[name]
+        gigabytes = sum(entry.bytes_ for entry in own) / 1e9
+        print(
+            f"  {name:46s} {len(own):6d} launches {gigabytes:8.1f} GB "
+            f"{seconds[name] * 1e3:8.1f} ms {seconds[name] / whole:6.1%}"
+        )
+    return mfu
+
+
+def main() -> None:
+    """Print the tables that are asked for."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--gpu", choices=tuple(RATES), default="a100")
+    parser.add_argument("--model", choices=[case.model for case in CASES], default=None)
+    parser.add_argument("--top", type=int, default=14, help="operators that take the most")
+    options = parser.parse_args()
+    for case in CASES:
+        if options.model in (None, case.model):
+            report(case, options.gpu, options.top)
+
+
+if __name__ == "__main__":
+    main()

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from benchmarks.traffic import Traffic, bare_seconds
+from benchmarks.collectives import Traffic, bare_seconds
 from megalite.distributed.launch import Launch
 from megalite.distributed.mesh import Mesh, build_mesh
 from megalite.engine.build import build_model
