@@ -87,6 +87,29 @@ class StageConfig(Section):
         """Samples of a step, and how they are divided."""
         return self.train.batch_sizes()
 
+    def check_best(self) -> None:
+        """Refuse to keep the best of evaluations that there aren't.
+
+        Raises:
+            ConfigError: it names the key.
+        """
+        best, train = self.checkpoint.best, self.train
+        if train.patience and not best:
+            raise ConfigError(
+                f"--train.patience {train.patience}: needs --checkpoint.best, the metric of the "
+                "evaluations, such as heldout_loss"
+            )
+        if best and not (train.evaluate_every and self.has_heldout):
+            raise ConfigError(
+                f"--checkpoint.best {best}: needs evaluations: give data.heldout and "
+                "train.evaluate_every"
+            )
+
+    @property
+    def has_heldout(self) -> bool:
+        """Whether there are samples for evaluations."""
+        return bool(getattr(self, "data").heldout)  # noqa: B009 - each stage has its own section
+
     def check_inputs(self) -> None:
         """Refuse at the start what a stage would otherwise meet late, such as too long rows.
 
@@ -215,7 +238,9 @@ class Stage:
             saving=Saving(self.heartbeat, SLOW_FACTOR * self.mesh.timeout, self.mesh.ranks()),
         )
         every, record, stop = config.checkpoint.every, self.record, self.launch.stop
-        return Trainer(learners, self.log, checkpoints, every, record, stop), learners
+        trainer = Trainer(learners, self.log, checkpoints, every, record, stop)
+        trainer.keep_best(config.checkpoint.best)
+        return trainer, learners
 
     def counts(self, targets: int, batches: Sequence[Batch]) -> Counts:
         """What the host knows of a step of these micro-batches, summed over dp meanwhile."""
@@ -271,6 +296,7 @@ def set_up(
     demand = Demand(config.model, own, config.batch_sizes())
     check_layout(demand, config.parallel)
     config.check_inputs()
+    config.check_best()
     check_heads(config.model, device)
     config = _with_precision(config, choose_precision(config.train.precision, device))
     start_process_group(launch, device, config.parallel.timeout_s)

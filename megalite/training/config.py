@@ -97,6 +97,12 @@ class TrainConfig(Section):
     drift: DriftConfig = DriftConfig()
     log_every: int = Field(10, ge=1, description="steps between console lines")
     evaluate_every: int = Field(0, ge=0, description="steps between evaluations; 0: never")
+    patience: int = Field(
+        0,
+        ge=0,
+        description="evaluations in a row that don't better the best checkpoint.best, after which "
+        "the run ends; 0: it goes to its last step",
+    )
     evaluate_samples: int = Field(
         64,
         ge=1,
@@ -192,6 +198,12 @@ class CheckpointConfig(Section):
 
     every: int = Field(100, ge=0, description="steps between checkpoints; 0: at the end only")
     keep: int = Field(2, ge=2, description="number of complete checkpoints that are kept")
+    best: str = Field(
+        "",
+        description="metric of evaluations, such as heldout_loss, whose best checkpoint is kept "
+        "whatever keep says; a loss is better when it is lower, another metric when it is higher; "
+        "empty: none",
+    )
     asynchronous: bool = Field(
         True, description="whether a thread writes a copy of the state while training goes on"
     )

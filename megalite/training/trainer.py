@@ -12,8 +12,10 @@ from torch import Tensor
 
 from megalite.data.skipping import Ranges, in_words, merged
 from megalite.distributed.stop import BEFORE_FIRST_STEP, StopRequest
+from megalite.distributed.sums import sum_count
 from megalite.engine.weights import check_same_model, config_of
 from megalite.errors import CheckpointError, Stopped
+from megalite.training.best import Best
 from megalite.training.checkpoint.load import load
 from megalite.training.checkpoint.manager import CheckpointManager
 from megalite.training.checkpoint.manifest import Facts
@@ -82,12 +84,17 @@ class Trainer:
         self._spikes = SpikeDetector(self._train.spikes, self._train.global_batch_size)
         self._drift = Drift(learners, self._train.drift.policy)
         self._wants_back = False
+        self._best, self._is_best = Best(), False
         self.progress = Progress()
         waits = self._mesh.device.type == "cpu" or self._train.spikes.policy == "rollback"
         self.reads_behind = 0 if waits else 1
         self._begun: deque[_Begun] = deque()
         self._asked: deque[Callable[[], list[bool]]] = deque()
         self._last_read = 0.0
+
+    def keep_best(self, metric: str) -> None:
+        """Keep the checkpoint of the best evaluation by a metric; empty: of none."""
+        self._best = Best(metric, self._train.patience)
 
     def resume(self) -> Progress:
         """Resume from the run's newest intact checkpoint, if there is one; give where the run is.
@@ -135,12 +142,17 @@ class Trainer:
             facts["step"], facts["consumed_samples"], facts["extra"], skipped_of(facts, wanted)
         )
         self._spikes.restore(facts.get("spikes", {}))
+        self._best.restore(facts.get("best", {}))
+        self._is_best = False
+        if self._best.step and not self._checkpoints.has(self._best.step):
+            self._log.say(f"the checkpoint of the best evaluation, {self._best}, is gone")
+            self._best.restore({})
         for learner in self._learners:
             learner.restore(facts["learners"][learner.name])
             learner.set_clock(self.progress)
         step, steps = self.progress.step, self._train.steps
-        if step >= steps:
-            count = f"{step} of {steps} steps"
+        if self._is_done():
+            count = self._best.why_over() or f"{step} of {steps} steps"
             if step > steps:
                 count = f"it has {step} steps, and --train.steps asks for {steps}"
             self._log.say(f"{self._log.folder}: is done: {count}")
@@ -178,6 +190,7 @@ class Trainer:
             "consumed_samples": progress.consumed_samples,
             "skipped": [list(one) for one in progress.skipped],
             "spikes": self._spikes.facts(),
+            "best": self._best.facts(),
             "extra": dict(progress.extra),
             "learners": {learner.name: learner.facts() for learner in self._learners},
             "model": self._learners[0].model.config.model_dump(),
@@ -205,10 +218,7 @@ class Trainer:
         if stop.anywhere()[0] and not self._is_done():
             stop.ignore()
             raise Stopped(BEFORE_FIRST_STEP)
-        if evaluate and not self._train.evaluate_every:
-            self._log.say("data.heldout is not evaluated: train.evaluate_every is 0")
-        if evaluate and self._train.evaluate_every and self.progress.step == 0:
-            self._log.metrics(0, evaluate(), show=True)
+        self._evaluate_start(evaluate)
         remaining = iter(items(self.progress))
         while not self._is_done():
             asked_elsewhere = self._step(remaining, work, evaluate)
@@ -219,7 +229,7 @@ class Trainer:
                 remaining = iter(items(self.progress))
                 if not is_asked:
                     continue
-            is_saved = self._is_done() or is_asked or self._is_turn(self._save_every)
+            is_saved = is_asked or self._is_save_due()
             self._look_for_drift(is_saved)
             if is_saved:
                 self.save()
@@ -227,8 +237,25 @@ class Trainer:
                 self._finish()
                 stop.ignore()
                 raise Stopped(f"stopped on request; step {self.progress.step} is saved")
+        for text in filter(None, (self._best.why_over(), self._best.where(self._log.folder))):
+            self._log.say(text)
         self._finish()
         self._heartbeat.enter("end")
+
+    def _evaluate_start(self, evaluate: Evaluate | None) -> None:
+        """Evaluate a run that begins, before its first step."""
+        if evaluate and not self._train.evaluate_every:
+            self._log.say("data.heldout is not evaluated: train.evaluate_every is 0")
+        if evaluate and self._train.evaluate_every and self.progress.step == 0:
+            metrics = evaluate()
+            if self._best.metric:
+                self._best.of(metrics)
+            self._log.metrics(0, metrics, show=True)
+
+    def _is_save_due(self) -> bool:
+        """Whether this step's state is saved: by the count of steps, or as the best one."""
+        is_best, self._is_best = self._is_best, False
+        return self._is_done() or is_best or self._is_turn(self._save_every)
 
     def _step(
         self, items: Iterator[StepItem], work: DoStep[StepItem], evaluate: Evaluate | None
@@ -278,7 +305,9 @@ class Trainer:
         is_last = step >= self._train.steps
         if evaluate and every and (is_last or step % every == 0):
             self._heartbeat.enter("evaluate")
-            metrics |= evaluate()
+            found = evaluate()
+            self._watch_best(step, found)
+            metrics |= found
         show = step == 1 or is_last or step % self._train.log_every == 0
         self._log.metrics(step, metrics, show)
         if self._dropped() > dropped:
@@ -287,6 +316,13 @@ class Trainer:
                 f"({self._dropped()} of the run's updates were dropped)"
             )
         self._look_for_spikes(step, metrics)
+
+    def _watch_best(self, step: int, found: Mapping[str, float]) -> None:
+        """See whether an evaluation is the best one. Comm: a number from the first process."""
+        if self._best.metric:
+            mesh = self._mesh
+            own = self._best.of(found) if mesh.world.rank == 0 else 0.0
+            self._is_best = self._best.see(step, sum_count(own, mesh.world, mesh.device))
 
     def _look_for_spikes(self, step: int, metrics: Mapping[str, float]) -> None:
         found = self._spikes.see(step, metrics)
@@ -326,7 +362,7 @@ class Trainer:
         return sum(learner.scale.dropped_steps for learner in self._learners)
 
     def _is_done(self) -> bool:
-        return self.progress.step >= self._train.steps
+        return self.progress.step >= self._train.steps or self._best.is_over
 
     def _is_turn(self, every: int) -> bool:
         """Whether something is due that happens every so many steps; 0: never."""

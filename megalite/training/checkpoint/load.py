@@ -12,6 +12,8 @@ from megalite.errors import CheckpointError
 from megalite.training.checkpoint.manifest import MANIFEST
 from megalite.training.checkpoint.reader import CheckpointReader
 
+POINTERS = ("latest", "best")
+
 
 def load(source: Path | CheckpointReader, tensors: dict[str, Tensor]) -> None:
     """Load tensors in place, whatever layout they were saved from; each process reads its own.
@@ -55,7 +57,9 @@ def _reason(error: dcp.CheckpointException) -> str:
 
 
 def find_checkpoint(path: Path | str) -> Path:
-    """The checkpoint at a path: itself, or the latest of a run's folder.
+    """The checkpoint at a path: itself, the latest of a run's folder, or what a pointer names.
+
+    The files ``latest`` and ``best`` of a run's ``checkpoints`` are pointers.
 
     Raises:
         CheckpointError: there is none.
@@ -63,6 +67,8 @@ def find_checkpoint(path: Path | str) -> Path:
     path = Path(path)
     if (path / MANIFEST).is_file():
         return path
+    if path.name in POINTERS and path.is_file():
+        return path.parent / path.read_text(encoding="utf-8").strip()
     for folder in (path, path / "checkpoints"):
         latest = folder / "latest"
         if latest.is_file():

@@ -107,6 +107,8 @@ class CheckpointManager:
     def save(self, step: int, tensors: dict[str, Tensor], facts: Facts) -> None:
         """Save tensors (plain, or DTensors) and facts (JSON) as the checkpoint of ``step``.
 
+        The checkpoint of the step that the facts name as ``best`` is not deleted, then or later.
+
         Raises:
             CheckpointError: an earlier save failed, for example on a full disk.
         """
@@ -149,7 +151,7 @@ class CheckpointManager:
         self._save(step, staged.wait(), facts)
 
     def _save(self, step: int, tensors: dict[str, Tensor], facts: Facts) -> None:
-        partial = self.folder / f"step-{step:08}.partial"
+        partial = self._step_folder(step).with_suffix(".partial")
         enter = self._saving.heartbeat.enter_write
         try:
             with self._together():
@@ -224,9 +226,22 @@ class CheckpointManager:
         write_synced(self.folder / "latest.partial", path.name)
         (self.folder / "latest.partial").rename(self.folder / "latest")
         sync_folder(self.folder)
+        best = self._step_folder(facts.get("best", {}).get("step", 0))
+        if best == path:
+            write_synced(self.folder / "best.partial", path.name)
+            (self.folder / "best.partial").rename(self.folder / "best")
+            sync_folder(self.folder)
         enter("delete_old", step)
         for old in self._superseded(path):
-            self._delete(old)
+            if old != best:
+                self._delete(old)
+
+    def _step_folder(self, step: int) -> Path:
+        return self.folder / f"step-{step:08}"
+
+    def has(self, step: int) -> bool:
+        """Whether the checkpoint of a step is there. Comm: a broadcast."""
+        return self.from_first(lambda: (self._step_folder(step) / MANIFEST).is_file())
 
     def _superseded(self, newest: Path) -> list[Path]:
         """What may go: all but the newest to keep, and later steps that the run went back from."""

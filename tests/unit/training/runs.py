@@ -70,7 +70,8 @@ class Run:
         self._parallel = ParallelConfig(**layout)
         self._mesh = build_mesh(launch, self._parallel, "cpu") if launch else Mesh.single()
         self.seen: list[list[int]] = []
-        self.stop = StopRequest()
+        self.stop, self.keep, self.best = StopRequest(), 9, ""
+        self.evaluate: Callable[[], dict[str, float]] | None = None
         self.learner: Learner
 
     def trainer(self, train: TrainConfig) -> Trainer:
@@ -78,8 +79,10 @@ class Run:
         model = build_model(MODEL, mesh, self._parallel, seed=1)
         self.learner = Learner(model, mesh, Learning(train, rate, ScheduleConfig(), 1))
         log = RunLog(self.folder, mesh.world.rank == 0, train.steps, tensorboard=False)
-        checkpoints = CheckpointManager(self.folder / "checkpoints", keep=9, say=log.say)
-        return Trainer([self.learner], log, checkpoints, self._every, stop=self.stop)
+        checkpoints = CheckpointManager(self.folder / "checkpoints", keep=self.keep, say=log.say)
+        trainer = Trainer([self.learner], log, checkpoints, self._every, stop=self.stop)
+        trainer.keep_best(self.best)
+        return trainer
 
     def go(
         self, steps: int, on_step: Callable[[int, Learner], None] | None = None, **more
@@ -106,7 +109,7 @@ class Run:
             return Loader(range(SAMPLES), make, share, **options)
 
         trainer.resume()
-        trainer.fit(items, work)
+        trainer.fit(items, work, self.evaluate)
         return self
 
     @property
