@@ -40,6 +40,16 @@ class CheckpointError(UserError):
     """A checkpoint that is missing, damaged or of another model."""
 
 
+class SaveFailed(CheckpointError):
+    """A checkpoint that the system could not write; another try may do.
+
+    Attributes:
+        is_forbidden: whether it is a matter of permissions, which don't change by themselves.
+    """
+
+    is_forbidden = False
+
+
 class ShapeError(UserError, ValueError):
     """A tensor of the wrong shape, dtype or device."""
 
@@ -59,9 +69,14 @@ class CrashLoop(MegaliteError):
 
 
 class Stopped(MegaliteError):
-    """Stopped on request, with the state saved."""
+    """Stopped on request, with the state saved.
+
+    Attributes:
+        is_for_good: whether torchrun shall not start the run again.
+    """
 
     exit_code = 3
+    is_for_good = False
 
 
 @contextmanager

@@ -16,15 +16,16 @@ WAIT = b"\nmegalite: stopping after this step; a second signal stops at once\n"
 
 
 class StopRequest:
-    """SIGTERM and SIGINT ask for a stop at the end of a step; a second one kills.
+    """SIGTERM and SIGINT ask for a stop at the end of a step; a second one kills. SIGUSR1 saves.
 
     Attributes:
-        received: the number of the signal that came, 0 for none.
+        received: the number of the signal that asks to stop, 0 for none.
+        wants_save: whether a signal asks to save and go on.
     """
 
     def __init__(self) -> None:
         """Catch nothing yet."""
-        self.received = 0
+        self.received, self.wants_save = 0, False
         self._kept: dict[int, Any] = {}
         self._speaks, self._ends_at_once, self._is_ignoring = True, False, False
 
@@ -48,6 +49,7 @@ class StopRequest:
         self.received = 0
         self._speaks, self._ends_at_once = rank == 0, world_size == 1
         self._kept = {number: signal.signal(number, self._note) for number in SIGNALS}
+        self._kept[signal.SIGUSR1] = signal.signal(signal.SIGUSR1, self._note_save)
         try:
             yield
         finally:
@@ -63,6 +65,9 @@ class StopRequest:
             raise Stopped(BEFORE_FIRST_STEP)
         if number == signal.SIGINT and self._speaks:
             os.write(2, WAIT)
+
+    def _note_save(self, _number: int, _frame: FrameType | None) -> None:
+        self.wants_save = True
 
     def begin(self) -> None:
         """The first step begins: from here on a stop waits for the end of a step."""

@@ -21,7 +21,7 @@ from megalite.engine.build import build_model
 from megalite.engine.layout import BatchSizes, Demand, check_layout
 from megalite.engine.model import Model
 from megalite.engine.recompute import recomputed_blocks
-from megalite.errors import CheckpointError, ConfigError, CrashLoop
+from megalite.errors import CheckpointError, ConfigError, CrashLoop, Stopped
 from megalite.models.batch import Batch
 from megalite.models.config import ModelConfig
 from megalite.stages.device import Precision, check_heads, choose_device, choose_precision
@@ -205,8 +205,13 @@ class Stage:
         """
         caught = self.launch.stop.caught(self.launch.rank, self.launch.world_size)
         noted = self.starts.noted(self.heartbeat)
-        with self.folder.in_use(), noted, caught, self.watchdog:
-            yield
+        try:
+            with self.folder.in_use(), noted, caught, self.watchdog:
+                yield
+        except Stopped as stopped:
+            if stopped.is_for_good:
+                self.launch.end_launcher()
+            raise
 
     def model(self, config: ModelConfig, start: str = "", needs_head: bool = False) -> Model:
         """A model, its weights from ``start`` (a checkpoint or a Hugging Face folder) if given.

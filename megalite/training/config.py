@@ -88,6 +88,11 @@ class TrainConfig(Section):
     max_bad_steps: int = Field(
         20, ge=1, description="steps in a row without finite gradients after which the run ends"
     )
+    most_minutes: float = Field(
+        0.0,
+        ge=0,
+        description="minutes of a start after which it saves and ends, with exit code 3; 0: never",
+    )
     skip: tuple[tuple[int, int], ...] = Field(
         (),
         description="ranges [first, end) of samples, counted from 0 in the run's order, that are "

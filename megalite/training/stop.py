@@ -1,12 +1,35 @@
-"""A run that is asked to stop ends after the step that is under way."""
+"""What a run is asked while it lasts: to stop after the step that is under way, to save."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch.distributed as dist
 
 from megalite.distributed.mesh import Mesh
 from megalite.distributed.stop import StopRequest
 from megalite.distributed.sums import ask_anywhere
+
+
+class Asked(NamedTuple):
+    """What any process of a mesh was asked, or found out.
+
+    Attributes:
+        stop: by a signal.
+        end: by the run's folder or its time, for good.
+        save: and to go on.
+        back: a spike wants the run to go back.
+        failed: a save could not be written.
+    """
+
+    stop: bool = False
+    end: bool = False
+    save: bool = False
+    back: bool = False
+    failed: bool = False
+
+    def __or__(self, other: tuple[bool, ...]) -> "Asked":
+        """What is asked by one or the other."""
+        return Asked(*(mine or theirs for mine, theirs in zip(self, other, strict=True)))
 
 
 class StopSignal:
@@ -26,19 +49,20 @@ class StopSignal:
         if dist.is_initialized() and dist.get_world_size() > 1:
             self._request.ignore()
 
-    def ask(self, elsewhere: bool = False, *flags: bool) -> Callable[[], list[bool]]:
-        """Begin to ask what :meth:`anywhere` tells; the answer is waited for when called.
+    def ask(self, own: Asked) -> Callable[[], Asked]:
+        """Begin to ask all processes; the answer is waited for when called.
 
-        Comm: all-reduce of a number for each over the mesh.
+        Comm: all-reduce of a number for each question over the mesh.
+
+        Args:
+            own: what this process knows besides its signals.
         """
-        asked = (self.received > 0 or elsewhere, *flags)
-        return ask_anywhere(asked, self._mesh.world, self._mesh.device)
+        request = self._request
+        own |= Asked(stop=self.received > 0, save=request.wants_save)
+        request.wants_save = False
+        answer = ask_anywhere(own, self._mesh.world, self._mesh.device)
+        return lambda: Asked(*answer())
 
-    def anywhere(self, elsewhere: bool = False, *flags: bool) -> list[bool]:
-        """Whether a process of the mesh was asked to stop, or says that one ``elsewhere`` was.
-
-        Of further ``flags``, whether any process has them set.
-
-        Comm: all-reduce of a number for each over the mesh.
-        """
-        return self.ask(elsewhere, *flags)()
+    def is_asked(self) -> bool:
+        """Whether any process was asked to stop by a signal. Comm: as :meth:`ask`."""
+        return self.ask(Asked())().stop

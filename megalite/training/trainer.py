@@ -14,21 +14,23 @@ from megalite.data.skipping import Ranges, in_words, merged
 from megalite.distributed.stop import BEFORE_FIRST_STEP, StopRequest
 from megalite.distributed.sums import sum_count
 from megalite.engine.weights import check_same_model, config_of
-from megalite.errors import CheckpointError, Stopped
+from megalite.errors import CheckpointError, SaveFailed, Stopped
 from megalite.training.best import Best
 from megalite.training.checkpoint.load import load
 from megalite.training.checkpoint.manager import CheckpointManager
 from megalite.training.checkpoint.manifest import Facts
+from megalite.training.checkpoint.retry import LAST_PAUSES_S, Retry
 from megalite.training.drift import Drift
 from megalite.training.folder.record import RunRecord
 from megalite.training.folder.skips import read_skips, skipped_of, why_not
+from megalite.training.folder.switches import Switches
 from megalite.training.learner import Learner
 from megalite.training.metrics.device import memory_gib
 from megalite.training.metrics.run_log import RunLog
 from megalite.training.progress import Progress, StepResult
 from megalite.training.rollback import decide_rollback
 from megalite.training.spikes import SpikeDetector
-from megalite.training.stop import StopSignal
+from megalite.training.stop import Asked, StopSignal
 
 StepItem = TypeVar("StepItem")
 DoStep = Callable[[StepItem, Progress], StepResult]
@@ -89,7 +91,9 @@ class Trainer:
         waits = self._mesh.device.type == "cpu" or self._train.spikes.policy == "rollback"
         self.reads_behind = 0 if waits else 1
         self._begun: deque[_Begun] = deque()
-        self._asked: deque[Callable[[], list[bool]]] = deque()
+        self._asked: deque[Callable[[], Asked]] = deque()
+        self._switches = Switches(log.folder, self._train.most_minutes, log.is_writer)
+        self._retry = Retry()
         self._last_read = 0.0
 
     def keep_best(self, metric: str) -> None:
@@ -215,28 +219,31 @@ class Trainer:
         """
         stop = StopSignal(self._mesh, self._request)
         self._request.begin()
-        if stop.anywhere()[0] and not self._is_done():
+        if stop.is_asked() and not self._is_done():
             stop.ignore()
             raise Stopped(BEFORE_FIRST_STEP)
         self._evaluate_start(evaluate)
         remaining = iter(items(self.progress))
         while not self._is_done():
             asked_elsewhere = self._step(remaining, work, evaluate)
-            is_asked, has_spiked = self._answers(stop, asked_elsewhere)
-            if is_asked:
+            asked = self._answers(stop, asked_elsewhere)
+            is_last = asked.stop or asked.end
+            if is_last:
                 self._read(0, evaluate)
-            if has_spiked and self._go_back():
+            if asked.failed:
+                self._collect()
+            if asked.back and self._go_back():
                 remaining = iter(items(self.progress))
-                if not is_asked:
+                if not is_last:
                     continue
-            is_saved = is_asked or self._is_save_due()
+            is_last = is_last or self._is_done()
+            is_saved = self._takes_best() or is_last or asked.save or self._is_save_due()
             self._look_for_drift(is_saved)
             if is_saved:
-                self.save()
-            if is_asked and not self._is_done():
-                self._finish()
-                stop.ignore()
-                raise Stopped(f"stopped on request; step {self.progress.step} is saved")
+                self._read(0, evaluate)
+                self._save(is_last)
+            if is_last and not self._is_done():
+                self._leave(stop, asked.end)
         for text in filter(None, (self._best.why_over(), self._best.where(self._log.folder))):
             self._log.say(text)
         self._finish()
@@ -252,10 +259,62 @@ class Trainer:
                 self._best.of(metrics)
             self._log.metrics(0, metrics, show=True)
 
-    def _is_save_due(self) -> bool:
-        """Whether this step's state is saved: by the count of steps, or as the best one."""
+    def _leave(self, stop: StopSignal, is_for_good: bool) -> None:
+        """End before the last step, with everything saved.
+
+        Raises:
+            Stopped: always.
+        """
+        self._finish()
+        stop.ignore()
+        stopped = Stopped(f"stopped on request; step {self.progress.step} is saved")
+        stopped.is_for_good = is_for_good
+        raise stopped
+
+    def _takes_best(self) -> bool:
+        """Whether this step's state is to be kept as the best one."""
         is_best, self._is_best = self._is_best, False
-        return self._is_done() or is_best or self._is_turn(self._save_every)
+        return is_best
+
+    def _is_save_due(self) -> bool:
+        return self._is_turn(self._save_every) or self.progress.step == self._retry.step
+
+    def _save(self, is_last: bool) -> None:
+        """Save; what can't be written is tried again, soon or, at the end, after some seconds.
+
+        Raises:
+            SaveFailed: the last save could not be written.
+        """
+        self._collect()
+        for pause_s in LAST_PAUSES_S if is_last else ():
+            try:
+                self.save()
+                self._checkpoints.wait()
+                return
+            except SaveFailed as error:
+                if error.is_forbidden:
+                    raise
+                self._log.say(f"{error}: the next try is in {pause_s:.0f} s")
+                time.sleep(pause_s)
+        try:
+            self.save()
+        except SaveFailed as error:
+            if is_last:
+                raise
+            self._note_failure(error)
+
+    def _collect(self) -> None:
+        """Wait for the save that is under way, and say so if it failed."""
+        self._heartbeat.enter("save")
+        try:
+            self._checkpoints.wait()
+            self._retry.worked()
+        except SaveFailed as error:
+            self._note_failure(error)
+
+    def _note_failure(self, error: SaveFailed) -> None:
+        step = self._retry.failed(self.progress.step)
+        self._log.say(f"{error}: training goes on, and the next try is after step {step}")
 
     def _step(
         self, items: Iterator[StepItem], work: DoStep[StepItem], evaluate: Evaluate | None
@@ -272,18 +331,19 @@ class Trainer:
 
     def _behind(self) -> int:
         """Steps whose numbers may be unknown now."""
-        due = (self._save_every, self._train.evaluate_every)
-        must_know = self._is_done() or any(self._is_turn(every) for every in due)
+        is_due = self._is_save_due() or self._is_turn(self._train.evaluate_every)
+        must_know = self._is_done() or is_due
         return 0 if must_know else self.reads_behind
 
-    def _answers(self, stop: StopSignal, elsewhere: bool) -> tuple[bool, bool]:
-        """Whether to stop, and to go back, as far as that is known. Comm: two numbers, the mesh."""
-        self._asked.append(stop.ask(elsewhere, self._wants_back))
-        is_asked = wants_back = False
+    def _answers(self, stop: StopSignal, elsewhere: bool) -> Asked:
+        """What the run is asked, as far as that is known. Comm: five numbers over the mesh."""
+        ends, saves = self._switches.look()
+        back, has_failed = self._wants_back, self._checkpoints.has_failed
+        self._asked.append(stop.ask(Asked(elsewhere, ends, saves, back, has_failed)))
+        asked = Asked()
         while len(self._asked) > self._behind():
-            asked, back = self._asked.popleft()()
-            is_asked, wants_back = is_asked or asked, wants_back or back
-        return is_asked, wants_back
+            asked |= self._asked.popleft()()
+        return asked
 
     def _read(self, behind: int, evaluate: Evaluate | None) -> None:
         """Read and log the steps that were begun, all but the last ``behind``."""
@@ -346,8 +406,7 @@ class Trainer:
             MegaliteError: it went back as often as it may.
         """
         step, limit = self.progress.step, self._train.spikes.limit
-        self._heartbeat.enter("save")
-        self._checkpoints.wait()
+        self._collect()
         choices = self._spikes.around(self.progress)
         said = decide_rollback(self._checkpoints, self._log.folder, self.progress, choices, limit)
         if not said:

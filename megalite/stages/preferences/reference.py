@@ -101,7 +101,7 @@ class StoredReference:
         )
         for done in self._compute(table, missing):
             self._on_first(lambda: _write(path, values))
-            if self._stop.anywhere() and done < len(missing):
+            if self._stop.is_asked() and done < len(missing):
                 self._stop.ignore()
                 raise Stopped(
                     f"stopped on request before the first step; the reference's log-probabilities "

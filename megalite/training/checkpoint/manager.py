@@ -6,6 +6,7 @@ deleted, never below two complete. A load verifies; all processes agree on the s
 """
 
 import contextlib
+import errno
 import os
 import shutil
 import threading
@@ -21,7 +22,7 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 
 from megalite.distributed.transfer import Staged
-from megalite.errors import CheckpointError
+from megalite.errors import CheckpointError, SaveFailed
 from megalite.torch_private import checkpoint_files
 from megalite.training.checkpoint.files import checksum, sync_folder, write_synced
 from megalite.training.checkpoint.manifest import (
@@ -38,6 +39,7 @@ from megalite.training.checkpoint.write_errors import (
     DISK_FULL,
     FAILURES,
     advice_on,
+    error_number,
     naming_full_disk,
     reason_of,
 )
@@ -110,7 +112,8 @@ class CheckpointManager:
         The checkpoint of the step that the facts name as ``best`` is not deleted, then or later.
 
         Raises:
-            CheckpointError: an earlier save failed, for example on a full disk.
+            SaveFailed: it, or an earlier save, could not be written, for example on a full disk.
+            CheckpointError: it failed otherwise.
         """
         self.wait()
         if not self._asynchronous:
@@ -125,12 +128,18 @@ class CheckpointManager:
         """Wait for the save that is under way.
 
         Raises:
-            CheckpointError: it failed.
+            SaveFailed: it could not be written.
+            CheckpointError: it failed otherwise.
         """
         if self._thread is not None:
             self._thread.join()
             self._thread = None
         self._raise()
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether a save in the background failed, which :meth:`wait` tells."""
+        return self._error is not None
 
     def _raise(self) -> None:
         for text in self._left:
@@ -142,10 +151,14 @@ class CheckpointManager:
             newest = (
                 f"earlier ones are intact, up to {whole[-1].name}" if whole else "there is none"
             )
-            raise CheckpointError(
+            failure = SaveFailed if isinstance(error, OSError) else CheckpointError
+            told = failure(
                 f"{self.folder}: a checkpoint could not be written: {reason_of(error)}; {newest}: "
-                f"{advice_on(error)} and start again"
-            ) from None
+                f"{advice_on(error)}"
+            )
+            if isinstance(told, SaveFailed):
+                told.is_forbidden = error_number(error) in (errno.EACCES, errno.EPERM)
+            raise told from None
 
     def _save_staged(self, step: int, staged: Staged, facts: Facts) -> None:
         self._save(step, staged.wait(), facts)
@@ -204,8 +217,10 @@ class CheckpointManager:
 
         Comm: all-gather of them.
         """
-        own = checkpoint_files(partial, self._rank)
-        files: Files = {f.name: {"bytes": f.stat().st_size, "blake2b": checksum(f)} for f in own}
+        files: Files = {}
+        with self._together():
+            for file in checkpoint_files(partial, self._rank):
+                files[file.name] = {"bytes": file.stat().st_size, "blake2b": checksum(file)}
         gathered = [files]
         if self._group is not None:
             gathered *= dist.get_world_size(self._group)
@@ -291,6 +306,8 @@ class CheckpointManager:
                 made[0] = make()
             except CheckpointError as error:
                 made[1] = str(error)
+            except OSError as error:
+                made[1] = f"{error.filename or self.folder}: {error.strerror}"
         if self._group is not None:
             dist.broadcast_object_list(made, group=self._group)
         if made[1]:

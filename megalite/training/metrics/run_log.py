@@ -3,11 +3,13 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from megalite.errors import DataError, naming
 from megalite.training.metrics.console import Console, whole
+from megalite.training.metrics.lines import Lines
 from megalite.training.metrics.tensorboard import TensorBoard
 
 
@@ -30,6 +32,7 @@ class RunLog:
         """
         self.folder, self.is_writer = Path(folder), is_writer
         self._console = Console(total_steps)
+        self._lines = {name: Lines(self.folder / name) for name in ("metrics.jsonl", "log.txt")}
         self._tensorboard: TensorBoard | None = None
         if not is_writer:
             return
@@ -50,6 +53,7 @@ class RunLog:
         path = self.folder / "metrics.jsonl"
         if not self.is_writer or not path.exists():
             return 0
+        self._lines[path.name].write()
         kept, dropped = [], 0
         for line in path.read_text(encoding="utf-8").splitlines():
             try:
@@ -70,22 +74,35 @@ class RunLog:
         if not self.is_writer:
             return
         row = {"step": step, **{k: v if math.isfinite(v) else str(v) for k, v in values.items()}}
-        _write(self.folder / "metrics.jsonl", json.dumps(row) + "\n", "a")
-        if self._tensorboard is not None:
-            self._tensorboard.add(step, values)
+        self._append("metrics.jsonl", json.dumps(row))
+        self._add_to_tensorboard(step, values)
         if show:
             parts = self._console.parts(step, values)
-            self._append_log(whole(parts))
+            self._append("log.txt", whole(parts))
             self._console.show(parts)
+
+    def _add_to_tensorboard(self, step: int, values: Mapping[str, float]) -> None:
+        if self._tensorboard is None:
+            return
+        try:
+            self._tensorboard.add(step, values)
+        except OSError as error:
+            self._tensorboard = None  # its writer has lost lines and can't go on
+            said = f"{error.filename}: can't be written: {error.strerror}"
+            self.say(f"{said}: training goes on without TensorBoard's files")
 
     def say(self, text: str) -> None:
         """Say one thing on the console and in log.txt."""
         if self.is_writer:
-            self._append_log(text)
+            self._append("log.txt", text)
             self._console.say(text)
 
-    def _append_log(self, text: str) -> None:
-        _write(self.folder / "log.txt", text + "\n", "a")
+    def _append(self, name: str, text: str) -> None:
+        """Append a line; where the system can't write it, it waits for the next one."""
+        lines = self._lines[name]
+        was_written, failure = lines.is_written, lines.add(text)
+        if failure and was_written:
+            self._console.say(f"{failure}: training goes on, and the lines wait until it can")
 
     def write(self, name: str, text: str) -> None:
         """Write a file of the folder, such as config.toml."""
@@ -100,10 +117,18 @@ class RunLog:
             _write(path, text, "a")
 
     def close(self) -> None:
-        """End the console's line and TensorBoard's files."""
+        """End the console's line and TensorBoard's files.
+
+        Raises:
+            DataError: lines could not be written all the time.
+        """
         self._console.close()
+        failures = [failure for lines in self._lines.values() if (failure := lines.write())]
+        if failures:
+            raise DataError(f"{'; '.join(failures)}: the run is saved, these lines are lost")
         if self._tensorboard is not None:
-            self._tensorboard.close()
+            with suppress(OSError):  # said where it was met first
+                self._tensorboard.close()
 
 
 def _write(path: Path, text: str, mode: str = "w") -> None:

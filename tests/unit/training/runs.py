@@ -64,9 +64,11 @@ class Run:
         texts: Texts | None = None,
         every: int = 10,
         launch: Launch | None = None,
+        asynchronous: bool = True,
         **layout: int,
     ) -> None:
         self.folder, self._texts, self._every = folder, texts or Texts(), every
+        self._asynchronous = asynchronous
         self._parallel = ParallelConfig(**layout)
         self._mesh = build_mesh(launch, self._parallel, "cpu") if launch else Mesh.single()
         self.seen: list[list[int]] = []
@@ -79,7 +81,12 @@ class Run:
         model = build_model(MODEL, mesh, self._parallel, seed=1)
         self.learner = Learner(model, mesh, Learning(train, rate, ScheduleConfig(), 1))
         log = RunLog(self.folder, mesh.world.rank == 0, train.steps, tensorboard=False)
-        checkpoints = CheckpointManager(self.folder / "checkpoints", keep=self.keep, say=log.say)
+        checkpoints = CheckpointManager(
+            self.folder / "checkpoints",
+            keep=self.keep,
+            asynchronous=self._asynchronous,
+            say=log.say,
+        )
         trainer = Trainer([self.learner], log, checkpoints, self._every, stop=self.stop)
         trainer.keep_best(self.best)
         return trainer

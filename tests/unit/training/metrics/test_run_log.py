@@ -1,14 +1,16 @@
 """What a run tells: metrics that survive a kill, TensorBoard's files, a line that fits."""
 
-import errno
 import json
 import os
+import resource
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from megalite.errors import DataError
 from megalite.training.metrics.console import OMITTED, fitted
+from megalite.training.metrics.lines import Lines
 from megalite.training.metrics.run_log import RunLog
 
 PARTS = {
@@ -94,10 +96,30 @@ def test_only_the_first_process_writes(tmp_path):
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs Linux's /dev/full")
-def test_a_full_disk_is_named(tmp_path):
-    log = RunLog(tmp_path, True, 1, tensorboard=False)
-    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
-    with pytest.raises(OSError, match="No space left") as caught:
-        log.metrics(1, {"loss": 1.0}, show=False)
-    assert caught.value.filename == str(tmp_path / "metrics.jsonl")
-    assert caught.value.errno == errno.ENOSPC
+def test_lines_wait_for_a_full_disk_to_have_room(tmp_path, capsys):
+    log, metrics = RunLog(tmp_path, True, 1, tensorboard=False), tmp_path / "metrics.jsonl"
+    metrics.symlink_to("/dev/full")
+    for step in (1, 2):
+        log.metrics(step, {"loss": 1.0}, show=False)
+    said = f"{metrics}: can't be written: No space left on device: training goes on"
+    assert capsys.readouterr().out.count(said) == 1
+    with pytest.raises(DataError, match="No space left.* these lines are lost"):
+        log.close()
+    metrics.unlink()
+    log.metrics(3, {"loss": 1.0}, show=False)
+    log.close()
+    assert [json.loads(line)["step"] for line in metrics.read_text().splitlines()] == [1, 2, 3]
+
+
+def test_a_line_that_was_cut_by_a_full_disk_is_written_once_and_whole(tmp_path):
+    lines, limits = Lines(tmp_path / "a"), resource.getrlimit(resource.RLIMIT_FSIZE)
+    assert lines.add("x" * 99) == ""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (150, limits[1]))
+    try:
+        assert "File too large" in lines.add("y" * 99)
+        assert (tmp_path / "a").read_text() == "x" * 99 + "\n"
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not lines.is_written
+    assert lines.add("z") == ""
+    assert (tmp_path / "a").read_text().split() == ["x" * 99, "y" * 99, "z"]
