@@ -6,7 +6,7 @@ Source: Vaswani et al. 2017, arXiv:1706.03762; the tiled form Dao 2023, arXiv:23
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -84,7 +84,22 @@ def attention(
         raise ShapeError("attention bias: must be None where score_cap is not 0, came both")
     if options.dropout_p > 0 and options.sample_ids is None:
         raise ShapeError("attention sample_ids: int64 [B] must come with dropout_p > 0, came None")
-    return _Attention.apply(q, k, v, bias, mask, options)
+    return _Attention.apply(*_with_positive_scale(q, options, (k, v, bias, mask)))
+
+
+def _with_positive_scale(
+    q: Tensor, options: AttentionOptions, others: tuple[Any, ...]
+) -> tuple[Any, ...]:
+    """The inputs of the kernels, whose running maximum is of scores before the scale.
+
+    A negative scale is the sign of ``q``, a scale of 0 a ``q`` of zeros: the same bits.
+    """
+    scale = options.scale_of(q)
+    if not math.isfinite(scale):
+        raise ShapeError(f"attention scale: must be a finite number, came {scale}")
+    if scale <= 0.0:
+        q, options = (-q if scale else q * 0.0), replace(options, scale=-scale or 1.0)
+    return (q, *others, options)
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, mask: RowIntervals, bias: Tensor | None) -> None:

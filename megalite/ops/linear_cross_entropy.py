@@ -14,7 +14,7 @@ from torch import Tensor
 
 from megalite.errors import ShapeError
 from megalite.ops.cross_entropy import logit_gradient, row_loss
-from megalite.ops.precision import wide
+from megalite.ops.precision import as_given, wide
 from megalite.ops.vocabulary import (
     LossOptions,
     cap_slope,
@@ -63,7 +63,8 @@ def linear_cross_entropy(
     check_labels(labels, hidden.shape[0], options.own_slice.size, "linear_cross_entropy")
     if token_weights is None:
         token_weights = torch.ones(labels.shape, device=hidden.device)
-    return _LinearCrossEntropy.apply(hidden, weight, bias, (labels, token_weights), options)
+    with as_given(hidden):
+        return _LinearCrossEntropy.apply(hidden, weight, bias, (labels, token_weights), options)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):

@@ -12,7 +12,7 @@ from torch import Tensor
 from megalite.errors import ShapeError
 from megalite.ops.cross_entropy import logit_gradient
 from megalite.ops.linear_cross_entropy import add_product, labelled_chunks
-from megalite.ops.precision import wide
+from megalite.ops.precision import as_given, wide
 from megalite.ops.vocabulary import (
     LossOptions,
     cap_slope,
@@ -58,7 +58,8 @@ def token_log_probs(
         rows=options.rows,
     )
     check_labels(labels, hidden.shape[0], options.own_slice.size, "token_log_probs")
-    return _TokenLogProbs.apply(hidden, weight, bias, labels, options)
+    with as_given(hidden):
+        return _TokenLogProbs.apply(hidden, weight, bias, labels, options)
 
 
 def _logits(x: Tensor, weight: Tensor, bias: Tensor | None, options: LossOptions) -> Tensor:
@@ -85,6 +86,11 @@ class _TokenLogProbs(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor, _entropy: Tensor) -> tuple[Tensor | None, ...]:
+        with as_given(upstream):
+            return _TokenLogProbs._gradients(ctx, upstream)
+
+    @staticmethod
+    def _gradients(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, labels, lse = ctx.saved_tensors
         options = ctx.options
         dhidden, dweight = wide(torch.zeros_like(hidden)), wide(torch.zeros_like(weight))
