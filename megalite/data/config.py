@@ -1,5 +1,7 @@
 """Config sections of tokenizers and data."""
 
+import re
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -64,11 +66,27 @@ class TokenizerConfig(Section):
 class CorpusConfig(Section):
     """Token stores for pretraining."""
 
-    train: tuple[str, ...] = Field((), description="token stores to learn, without .bin and .idx")
+    train: tuple[str, ...] = Field(
+        (),
+        description="token stores to learn, without .bin and .idx, folders of them, or patterns "
+        "such as stores/*",
+    )
     weights: tuple[float, ...] = Field(
         (), description="share of each store in the samples; empty: in proportion to its samples"
     )
     heldout: tuple[str, ...] = Field((), description="token stores for evaluation")
+    validation: dict[str, tuple[str, ...]] = Field(
+        {},
+        description='further held-out data by names, such as { code = ["code.jsonl"] }: each has '
+        "its own curve, heldout_loss/code",
+    )
+    split: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of the samples of train that is held out for evaluation instead of "
+        "data.heldout, chosen by the seed and a sample's number; 0: none",
+    )
     sequence_length: int = Field(1024, ge=2, description="tokens of a sequence, S")
     separate_documents: bool = Field(
         True, description="attention of each token to its own document only"
@@ -103,11 +121,7 @@ class CorpusConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> "CorpusConfig":
-        if self.weights and len(self.weights) != len(self.train):
-            raise ConfigError(
-                f"--data.weights: must be one for each of the {len(self.train)} stores, "
-                f"came {len(self.weights)}"
-            )
+        check_heldout(self.heldout, self.validation, self.split)
         if any(weight <= 0 for weight in self.weights):
             raise ConfigError(f"--data.weights {list(self.weights)}: must be positive")
         return self
@@ -121,8 +135,24 @@ class CorpusConfig(Section):
 class ConversationConfig(Section):
     """Files of conversations, rankings or prompts."""
 
-    train: tuple[str, ...] = Field((), description="JSONL, JSON or Parquet files to learn")
-    heldout: tuple[str, ...] = Field((), description="JSONL, JSON or Parquet files for evaluation")
+    train: tuple[str, ...] = Field(
+        (),
+        description="JSONL, JSON or Parquet files to learn, folders of them, or patterns such as "
+        "rows/*.jsonl",
+    )
+    heldout: tuple[str, ...] = Field((), description="the same for evaluation")
+    validation: dict[str, tuple[str, ...]] = Field(
+        {},
+        description='further held-out data by names, such as { code = ["code.jsonl"] }: each has '
+        "its own curve, heldout_loss/code",
+    )
+    split: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of the samples of train that is held out for evaluation instead of "
+        "data.heldout, chosen by the seed and a sample's number; 0: none",
+    )
     columns: dict[str, str] = Field({}, description=COLUMNS)
     long_rows: LongRows = Field(
         "refuse",
@@ -142,6 +172,7 @@ class ConversationConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> "ConversationConfig":
+        check_heldout(self.heldout, self.validation, self.split)
         if bool(self.answer_mask) != bool(self.answer_start):
             raise ConfigError(
                 f"--data.answer_mask {self.answer_mask!r}: must be given together with "
@@ -159,3 +190,24 @@ class ConversationConfig(Section):
     def rules(self) -> RowRules:
         """How records are read."""
         return RowRules(self.sequence_length, self.long_rows, self.columns)
+
+
+def check_heldout(
+    heldout: Sequence[str], validation: Mapping[str, Sequence[str]], split: float
+) -> None:
+    """Refuse two kinds of held-out samples without a name, and names that no metric can have.
+
+    Raises:
+        ConfigError: it names the key.
+    """
+    if heldout and split:
+        raise ConfigError(
+            f"--data.split {split:g}: holds out samples of data.train, and data.heldout names "
+            "others: give one of them, and further sets by data.validation"
+        )
+    for name, files in validation.items():
+        if not re.fullmatch(r"[\w-]+", name) or not files:
+            raise ConfigError(
+                f"--data.validation {name!r}: must be a name of letters, digits, _ and -, with at "
+                'least one file ({ code = ["code.jsonl"] })'
+            )

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import IO, Any, Generic, TypeVar
 
 from megalite.data.files import is_parquet, open_bytes, open_parquet, refuse_unreadable
+from megalite.data.split import Split, nothing_left
 from megalite.errors import DataError
 
 T = TypeVar("T")
 Record = dict[str, Any]  # of whatever JSON holds
+WHOLE = Split()
 EMPTY: tuple[Any, ...] = ("", [], {})
 
 
@@ -69,6 +71,7 @@ class Records(Generic[T]):
         paths: Sequence[Path | str],
         parse: Callable[[Fields], T],
         columns: Mapping[str, str] | None = None,
+        split: Split = WHOLE,
     ) -> None:
         """Read JSON or Parquet files.
 
@@ -76,8 +79,10 @@ class Records(Generic[T]):
             paths: of the files.
             parse: makes something of a record.
             columns: the files' names of keys by the names that ``parse`` knows.
+            split: which records are read; they are counted through all files.
         """
         self._paths, self._parse, self._columns = paths, parse, dict(columns or {})
+        self._split = split
         self._count, self._unread, self._missing = 0, Counter[str](), set(self._columns.values())
 
     def __iter__(self) -> Iterator[tuple[str, T]]:
@@ -86,12 +91,16 @@ class Records(Generic[T]):
         Raises:
             DataError: a record is malformed; names its place.
         """
+        number = 0
         for path in self._paths:
-            before = self._count
-            for where, record in _records(Path(path)):
-                yield where, self._parsed(where, record)
-            if self._count == before:
+            before = number
+            for number, (where, record) in enumerate(_records(Path(path)), before + 1):
+                if self._split.has(number - 1):
+                    yield where, self._parsed(where, record)
+            if number == before:
                 raise DataError(f"{path}: is empty; it needs at least one record")
+        if not self._count:
+            raise nothing_left(self._split, ", ".join(map(str, self._paths)), number)
 
     def _parsed(self, where: str, record: Record) -> T:
         fields = Fields(record, self._columns)

@@ -8,7 +8,10 @@ from megalite.data.corpus.packed_documents import PackedDocuments, Room
 from megalite.data.corpus.store import TokenStore
 from megalite.data.corpus.windows import Windows
 from megalite.data.example import Example, collate
+from megalite.data.loader import Dataset
+from megalite.data.named_files import store_names
 from megalite.data.objectives.choice import choose_objective
+from megalite.data.split import PartOf, Split
 from megalite.data.tokenizers.load import load_tokenizer
 from megalite.errors import ConfigError, DataError
 from megalite.models.batch import Batch
@@ -18,7 +21,7 @@ from megalite.stages.conversation import check_vocabulary, structure_of
 from megalite.stages.setup import check_positions
 from megalite.stages.special_tokens import NOTHING_SAID, SpecialTokens
 
-OpenStore = Callable[[str, int], Windows | PackedDocuments]
+OpenStore = Callable[[str, int], Dataset[Example]]
 
 
 def store_opener(
@@ -58,9 +61,30 @@ def store_opener(
 def blend_stores(
     open_store: OpenStore, paths: Sequence[str], weights: Sequence[float] = ()
 ) -> Blend:
-    """The samples of several stores, blended by their weights, or without any by their sizes."""
+    """The samples of several stores, blended by their weights, or without any by their sizes.
+
+    Raises:
+        ConfigError: there are more or fewer weights than stores.
+    """
+    if weights and len(weights) != len(paths):
+        raise ConfigError(
+            f"--data.weights: must be one for each of the {len(paths)} stores, came {len(weights)}"
+        )
     parts = [open_store(path, number) for number, path in enumerate(paths)]
     return Blend(parts, weights or [len(part) for part in parts])
+
+
+def blend_parts(
+    open_store: OpenStore, data: CorpusConfig, paths: Sequence[str], split: Split
+) -> Blend:
+    """A part of the samples of several stores; what is learned has the weights of ``data``."""
+
+    def opened(path: str, number: int) -> Dataset[Example]:
+        whole = open_store(path, number)
+        return whole if split.part == "all" else PartOf(whole, split, path)
+
+    is_learned = split.part != "heldout" and paths == store_names(data.train)
+    return blend_stores(opened, paths, data.weights if is_learned else ())
 
 
 def check_corpus_positions(model: ModelConfig, data: CorpusConfig, section: str) -> None:

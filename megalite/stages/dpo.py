@@ -10,12 +10,13 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from megalite.data.chat.long_rows import RowRules
 from megalite.data.chat.preferences import PreferredAnswers
 from megalite.distributed.launch import Launch
 from megalite.engine.model import Model
 from megalite.models.config import ModelConfig
 from megalite.stages.conversation import open_chat
-from megalite.stages.datasets import Datasets, notes_of
+from megalite.stages.datasets import Datasets, evaluations, notes_of
 from megalite.stages.length import in_steps
 from megalite.stages.preferences.config import DPOConfig
 from megalite.stages.preferences.objective import Comparisons
@@ -38,11 +39,11 @@ def run(config: DPOConfig, launch: Launch) -> int:
     data, start = config.data, config.checkpoint.start
     chat_format = open_chat(config.tokenizer, data, config.model, said_by(start))
 
-    def read(paths: Sequence[str]) -> PreferredAnswers:
+    def read(paths: Sequence[str], rules: RowRules) -> PreferredAnswers:
         chat, structure = chat_format.chat, chat_format.structure
-        return PreferredAnswers(paths, chat, structure, data.rules, config.loss.kind == "kto")
+        return PreferredAnswers(paths, chat, structure, rules, config.loss.kind == "kto")
 
-    datasets = Datasets.read(data, read)
+    datasets = Datasets.read(data, config.run.seed, read)
     samples = Samples.read(config.samples, chat_format, config.model)
     config, length = in_steps(config, len(datasets.train))
     stage = set_up(config, launch)
@@ -69,7 +70,7 @@ def _train(config: DPOConfig, stage: Stage, datasets: Datasets[PreferredAnswers]
     trainer.fit(
         partial(stage.loader, train, Comparisons.of),
         _measured(stage, learns),
-        None if heldout is None else lambda: learns.evaluate(heldout, size),
+        evaluations(heldout, lambda part: partial(learns.evaluate, part, size)),
     )
     return model
 
@@ -92,7 +93,7 @@ def _without_dropout(model: ModelConfig) -> ModelConfig:
 
 def _with_reference(
     config: DPOConfig, stage: Stage, model: Model, datasets: Datasets[PreferredAnswers]
-) -> tuple[WithReference, WithReference | None]:
+) -> tuple[WithReference, dict[str, WithReference]]:
     """The samples, with what the reference says of them where that is stored.
 
     Args:
@@ -102,12 +103,12 @@ def _with_reference(
         datasets: to learn and to evaluate.
     """
     train, heldout = datasets.train, datasets.heldout
+    untold = {name: WithReference.without(part) for name, part in heldout.items()}
     if not (config.loss.needs_reference and config.reference.kind == "stored"):
-        told = None if heldout is None else WithReference.without(heldout)
-        return WithReference.without(train), told
+        return WithReference.without(train), untold
     folder = Path(config.reference.folder or Path(config.run.folder) / "reference")
     stored = StoredReference(stage, model, folder)
     known = stored.of(train)
-    if heldout is None or not config.train.evaluate_every:
-        return known, None if heldout is None else WithReference.without(heldout)
-    return known, stored.of(heldout)
+    if not config.train.evaluate_every:
+        return known, untold
+    return known, {name: stored.of(part) for name, part in heldout.items()}

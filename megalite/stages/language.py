@@ -39,17 +39,15 @@ def language_step(stage: Stage, learner: Learner, z_loss: float = 0.0) -> DoStep
 
 
 def heldout_evaluation(
-    stage: Stage, model: Model, dataset: Dataset | None, make: MakeTextBatch
-) -> Evaluate | None:
-    """What measures the loss on held-out samples; None without any.
+    stage: Stage, model: Model, dataset: Dataset, make: MakeTextBatch
+) -> Evaluate:
+    """What measures the loss on held-out samples.
 
     Raises:
         DataError: none of them has a target.
 
     Comm: all-reduce of a count over dp.
     """
-    if dataset is None:
-        return None
     batches = heldout_batches(stage, dataset, make)
     mesh = stage.mesh
     targets = sum_count(sum(batch.num_targets for batch in batches), mesh.dp, mesh.device)

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from functools import partial
 
 from megalite.data.chat.datasets import Prompts
+from megalite.data.chat.long_rows import RowRules
 from megalite.distributed.launch import Launch
 from megalite.engine.layout import Demand, check_layout
 from megalite.generation.prompts import Prompt
 from megalite.stages.conversation import open_chat
-from megalite.stages.datasets import Datasets, notes_of
+from megalite.stages.datasets import Datasets, evaluations, notes_of
 from megalite.stages.length import in_steps
 from megalite.stages.rlhf.config import PPOConfig
 from megalite.stages.rlhf.models import ReferenceModels, TrainedModels
@@ -54,11 +55,11 @@ def run(config: PPOConfig, launch: Launch) -> int:
     check_same_writing(data, config.reward_model)
     chat_format = open_chat(config.tokenizer, data, config.model, said_by(start))
 
-    def read(paths: Sequence[str]) -> Prompts:
-        return Prompts(paths, chat_format.chat, chat_format.structure, data.rules)
+    def read(paths: Sequence[str], rules: RowRules) -> Prompts:
+        return Prompts(paths, chat_format.chat, chat_format.structure, rules)
 
     inputs = Inputs(
-        Datasets.read(data, read),
+        Datasets.read(data, config.run.seed, read),
         special_tokens(chat_format.chat),
         Text.open(config),
         Samples.read(config.samples, chat_format, config.model),
@@ -109,11 +110,10 @@ def _train(
         learners[1].set_learning_rate(config.critic_learning_rate)
     trainer.resume()
     step = PPOStep(config, stage, models, learners, frozen, inputs.special_tokens, inputs.text)
-    heldout = inputs.prompts.heldout
     trainer.fit(
         partial(stage.loader, inputs.prompts.train, _keep_apart),
         step,
-        None if heldout is None else lambda: step.evaluate(heldout),
+        evaluations(inputs.prompts.heldout, lambda part: partial(step.evaluate, part)),
     )
     write_samples(stage, models.actor, inputs.samples)
 

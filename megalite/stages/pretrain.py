@@ -12,12 +12,12 @@ from megalite.engine.model import Model
 from megalite.errors import ConfigError
 from megalite.stages.conversation import open_chat
 from megalite.stages.corpus import (
-    blend_stores,
+    blend_parts,
     check_corpus_positions,
     store_opener,
     text_batch,
 )
-from megalite.stages.datasets import Datasets
+from megalite.stages.datasets import Datasets, evaluations
 from megalite.stages.language import heldout_evaluation, language_step
 from megalite.stages.length import in_steps
 from megalite.stages.samples import Samples, SamplesConfig, write_samples
@@ -53,10 +53,7 @@ def run(config: PretrainConfig, launch: Launch) -> int:
         )
     said = said_by(config.checkpoint.start)
     open_store = store_opener(data, config.tokenizer, config.model, config.run.seed, said)
-    datasets = Datasets(
-        train=blend_stores(open_store, data.train, data.weights),
-        heldout=blend_stores(open_store, data.heldout) if data.heldout else None,
-    )
+    datasets = Datasets.of_stores(data, config.run.seed, partial(blend_parts, open_store, data))
     samples = _read_samples(config, said)
     config, length = in_steps(config, len(datasets.train), data.sequence_length)
     stage = set_up(config, launch)
@@ -87,6 +84,6 @@ def _train(config: PretrainConfig, stage: Stage, datasets: Datasets[Blend]) -> M
     trainer.fit(
         partial(stage.loader, datasets.train, make),
         language_step(stage, learner, config.z_loss),
-        heldout_evaluation(stage, model, datasets.heldout, make),
+        evaluations(datasets.heldout, lambda part: heldout_evaluation(stage, model, part, make)),
     )
     return model

@@ -7,6 +7,7 @@ from typing import ClassVar
 import torch
 
 from megalite.data.chat.datasets import RankedAnswers, ranking_batch
+from megalite.data.chat.long_rows import RowRules
 from megalite.data.config import ConversationConfig
 from megalite.data.example import Example
 from megalite.data.loader import passes_over
@@ -17,7 +18,7 @@ from megalite.errors import ConfigError
 from megalite.models.batch import Batch
 from megalite.models.outputs import Values
 from megalite.stages.conversation import open_chat
-from megalite.stages.datasets import Datasets, notes_of
+from megalite.stages.datasets import Datasets, evaluations, notes_of
 from megalite.stages.length import in_steps
 from megalite.stages.rlhf.updates import RankingLoss, Rankings
 from megalite.stages.setup import Stage, StageConfig, check_positions, set_up, settled
@@ -53,11 +54,11 @@ def run(config: RMConfig, launch: Launch) -> int:
         raise ConfigError("--data.train: needs at least one file of rankings")
     chat_format = open_chat(config.tokenizer, data, config.model, said_by(start))
 
-    def read(paths: Sequence[str]) -> RankedAnswers:
+    def read(paths: Sequence[str], rules: RowRules) -> RankedAnswers:
         chat, structure = chat_format.chat, chat_format.structure
-        return RankedAnswers(paths, chat, structure, data.rules)
+        return RankedAnswers(paths, chat, structure, rules)
 
-    datasets = Datasets.read(data, read)
+    datasets = Datasets.read(data, config.run.seed, read)
     config, length = in_steps(config, len(datasets.train))
     stage = set_up(config, launch)
     stage.say(length, chat_format.notes, notes_of_writing(data, start), notes_of(datasets))
@@ -71,11 +72,10 @@ def _train(config: RMConfig, stage: Stage, datasets: Datasets[RankedAnswers]) ->
     model = stage.model(value_model, config.checkpoint.start)
     trainer, (learner,) = stage.trainer(("model", model))
     trainer.resume()
-    heldout = datasets.heldout
     trainer.fit(
         partial(stage.loader, datasets.train, _make),
         _ranking_step(stage, learner),
-        (lambda: heldout_accuracy(stage, model, heldout)) if heldout else None,
+        evaluations(datasets.heldout, lambda part: partial(heldout_accuracy, stage, model, part)),
     )
 
 

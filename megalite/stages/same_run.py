@@ -16,6 +16,7 @@ SAME = "all processes need the same command and config"
 VERSION = "version of "
 APART = ("gpu", "processes")  # nodes may have other GPUs; the number is one for all
 DATA = ("data.train", "data.heldout", "pretraining.train")
+SETS = "data.validation."  # further sets of held-out data, each under its name
 
 
 def sources_of(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -24,11 +25,15 @@ def sources_of(config: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in flat(config):
         if value and key in PINNED_WEIGHTS:
             found[key] = weights_source(value)
-        elif value and key in DATA:
+        elif value and _is_data(key):
             found[key] = data_source(value)
         elif key == "tokenizer.path":
             found[key] = tokenizer_source(value)
     return {key: source for key, source in found.items() if source is not None}
+
+
+def _is_data(key: str) -> bool:
+    return key in DATA or key.startswith(SETS)
 
 
 def check_same_run(launch: Launch, record: RunRecord) -> None:
@@ -69,7 +74,7 @@ def _told(record: RunRecord) -> dict[str, Any]:
     """A record's values, and of what it was read from the fingerprints, by key."""
     told: dict[str, Any] = {"stage": record.stage, **dict(flat(record.config))}
     sources = record.sources
-    keys = [key for key in told if key in (*PINNED_WEIGHTS, *DATA, "tokenizer.path")]
+    keys = [k for k in told if k in (*PINNED_WEIGHTS, "tokenizer.path") or _is_data(k)]
     prints = {f"files of {key}": sources.get(key, {}).get("fingerprint") for key in keys}
     computed = {f"{VERSION}{name}": version for name, version in record.versions.items()}
     for name in APART:

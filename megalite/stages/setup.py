@@ -108,7 +108,8 @@ class StageConfig(Section):
     @property
     def has_heldout(self) -> bool:
         """Whether there are samples for evaluations."""
-        return bool(getattr(self, "data").heldout)  # noqa: B009 - each stage has its own section
+        data = getattr(self, "data")  # noqa: B009 - each stage has its own section
+        return bool(data.heldout or data.split or data.validation)
 
     def check_inputs(self) -> None:
         """Refuse at the start what a stage would otherwise meet late, such as too long rows.

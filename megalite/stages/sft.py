@@ -5,13 +5,14 @@ from functools import partial
 from typing import ClassVar
 
 from megalite.data.chat.datasets import Conversations
+from megalite.data.chat.long_rows import RowRules
 from megalite.data.config import ConversationConfig
 from megalite.data.example import collate
 from megalite.distributed.launch import Launch
 from megalite.engine.model import Model
 from megalite.errors import ConfigError
 from megalite.stages.conversation import ChatFormat, open_chat
-from megalite.stages.datasets import Datasets, notes_of
+from megalite.stages.datasets import Datasets, evaluations, notes_of
 from megalite.stages.language import heldout_evaluation, language_step
 from megalite.stages.length import in_steps
 from megalite.stages.samples import Samples, SamplesConfig, write_samples
@@ -43,11 +44,11 @@ def run(config: SFTConfig, launch: Launch) -> int:
         raise ConfigError("--data.train: needs at least one file of conversations")
     chat_format = open_chat(config.tokenizer, data, config.model, said_by(start))
 
-    def read(paths: Sequence[str]) -> Conversations:
+    def read(paths: Sequence[str], rules: RowRules) -> Conversations:
         chat, structure = chat_format.chat, chat_format.structure
-        return Conversations(paths, chat, structure, data.rules, data.packed)
+        return Conversations(paths, chat, structure, rules, data.packed)
 
-    datasets = Datasets.read(data, read)
+    datasets = Datasets.read(data, config.run.seed, read)
     samples = Samples.read(config.samples, chat_format, config.model)
     config, length = in_steps(config, len(datasets.train))
     stage = set_up(config, launch)
@@ -75,6 +76,6 @@ def _train(
     trainer.fit(
         partial(stage.loader, datasets.train, make),
         language_step(stage, learner),
-        heldout_evaluation(stage, model, datasets.heldout, make),
+        evaluations(datasets.heldout, lambda part: heldout_evaluation(stage, model, part, make)),
     )
     return model

@@ -119,7 +119,9 @@ def series(records: list[Record], key: str) -> list[tuple[float, float]]:
 def _charts(records: list[Record]) -> list[str]:
     charts = []
     for title, (unit, keys) in CHARTS.items():
-        drawn = {key: points for key in keys if (points := series(records, key))}
+        sets = {key for record in records for key in record if key.partition("/")[0] in keys}
+        named = (*keys, *sorted(sets - set(keys)))  # metrics of held-out sets with names
+        drawn = {key: points for key in named if (points := series(records, key))}
         if drawn:
             charts.append(line_chart(title, unit, drawn))
     return charts

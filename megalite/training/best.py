@@ -40,7 +40,7 @@ class Best:
     @property
     def is_lower_better(self) -> bool:
         """Whether the metric is a loss."""
-        return any(word in self.metric for word in LOWER)
+        return any(word in self.metric.partition("/")[0] for word in LOWER)
 
     def of(self, metrics: Mapping[str, float]) -> float:
         """The value of the metric in those of an evaluation.

@@ -54,7 +54,7 @@ class Conversations:
         if not reads_all(structure):
             rules.check_whole()
         self._check = LengthCheck(paths, rules)
-        records = Records(paths, parse_conversation, rules.columns)
+        records = Records(paths, parse_conversation, rules.columns, rules.split)
         made = [example for where, turns in records for example in self._fitting(where, turns)]
         self._check.finish()
         self._examples = [example for example in made if _has_target(example)]
@@ -175,7 +175,7 @@ def read_rankings(
     """
     rules.check_whole()
     check, apart = LengthCheck(paths, rules), 0
-    records = Records(paths, parse, rules.columns)
+    records = Records(paths, parse, rules.columns, rules.split)
     rankings: list[Ranking] = []
     items: list[list[Example]] = []
     for where, ranking in records:
@@ -249,7 +249,8 @@ class Prompts:
     ) -> None:
         """Read files; see :class:`Conversations`."""
         rules.check_whole()
-        check, records = LengthCheck(paths, rules), Records(paths, parse_prompt, rules.columns)
+        check = LengthCheck(paths, rules)
+        records = Records(paths, parse_prompt, rules.columns, rules.split)
         self._prompts: list[Prompt] = []
         self.texts: list[str] = []
         for where, turns in records:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from megalite.data.chat.turns import Turn
+from megalite.data.split import Split
 from megalite.errors import ConfigError, DataError
 
 LongRows = Literal["refuse", "drop", "truncate", "split"]
@@ -18,11 +19,13 @@ class RowRules:
         length: most tokens of a sequence.
         long_rows: what becomes of longer ones.
         columns: the files' names of keys by the names that are known here.
+        split: which records are read.
     """
 
     length: int
     long_rows: LongRows = "refuse"
     columns: Mapping[str, str] = field(default_factory=dict)
+    split: Split = Split()
 
     def check_whole(self) -> None:
         """Refuse to cut records that are of no use in part.

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from megalite.data.config import CorpusConfig
 from megalite.data.corpus.blend import Blend
 from megalite.data.example import Example
+from megalite.data.named_files import store_names
 from megalite.errors import ConfigError, DataError
 from megalite.models.batch import Batch
 from megalite.ops.random import fold
@@ -48,7 +49,9 @@ class Text:
         try:
             said = said_by(config.checkpoint.start)
             open_store = store_opener(text, config.tokenizer, config.model, seed, said)
-            opened = cls(config, seed, blend_stores(open_store, text.train, text.weights))
+            opened = cls(
+                config, seed, blend_stores(open_store, store_names(text.train), text.weights)
+            )
             opened.make([opened.samples[0]], [0])
         except (ConfigError, DataError) as error:
             raise type(error)(_KEY.sub(r"\1pretraining\2", str(error))) from None

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from megalite.data.named_files import files_of
 from megalite.errors import CheckpointError
 from megalite.models.hub import folder_of
 from megalite.models.hugging_face import is_hugging_face
@@ -67,15 +68,8 @@ def tokenizer_source(path: str) -> dict[str, Any] | None:
 def data_source(paths: Iterable[str]) -> dict[str, Any] | None:
     """Files of data, or token stores given without their endings; None where there are none."""
     names = list(paths)
-    files = [file for name in names for file in _files_of(name)]
+    files = list(files_of(names))
     return {"path": names, "fingerprint": fingerprint(files)} if files else None
-
-
-def _files_of(name: str) -> list[Path]:
-    path = Path(name)
-    if path.is_dir():
-        return _files(path)
-    return [f for f in (path, Path(f"{name}.bin"), Path(f"{name}.idx")) if f.is_file()]
 
 
 def _files(folder: Path) -> list[Path]:

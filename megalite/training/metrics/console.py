@@ -56,6 +56,7 @@ class Console:
         """The parts of a step's line, by what they tell."""
         parts = {"step": f"step {step}/{self._total}"}
         parts |= {key: form.format(values[key]) for key, form in SHOWN.items() if key in values}
+        parts |= {key: text for key, value in values.items() if (text := _of_a_set(key, value))}
         if (left := self._left_s(step)) is not None:
             parts["left_s"] = SHOWN["left_s"].format(_duration(left))
         return parts
@@ -91,6 +92,13 @@ class Console:
             self._is_line_open = False
 
 
+def _of_a_set(key: str, value: float) -> str:
+    """A metric of a held-out set with a name; empty for another metric."""
+    metric, _, name = key.partition("/")
+    form = SHOWN.get(metric, "") if name else ""
+    return form.format(value).replace("held-out", f"held-out {name}", 1)
+
+
 def whole(parts: Mapping[str, str]) -> str:
     """All parts of a line, however long."""
     return SEPARATOR.join(parts.values())
@@ -99,7 +107,7 @@ def whole(parts: Mapping[str, str]) -> str:
 def fitted(parts: Mapping[str, str], width: int) -> str:
     """The parts of a line in ``width`` columns, the less telling ones left out as need be."""
     kept = dict(parts)
-    for key in OMITTED:
+    for key in (*(key for key in parts if "/" in key), *OMITTED):
         if len(whole(kept)) <= width:
             break
         kept.pop(key, None)
