@@ -8,12 +8,13 @@ from megalite.config.elsewhere import HUGGING_FACE, MEGATRON, ours_for
 from megalite.config.load import load
 from megalite.config.section import all_keys
 from megalite.errors import ConfigError
+from megalite.stages.dpo import DPOConfig
 from megalite.stages.ppo import PPOConfig
 from megalite.stages.pretrain import PretrainConfig
 from megalite.stages.sft import SFTConfig
 
 DOCS = Path(__file__).parents[3] / "docs"
-KEYS = {key for cls in (PretrainConfig, SFTConfig, PPOConfig) for key in all_keys(cls)}
+KEYS = {key for cls in (PretrainConfig, SFTConfig, DPOConfig, PPOConfig) for key in all_keys(cls)}
 
 
 @pytest.mark.parametrize(
