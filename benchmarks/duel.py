@@ -55,10 +55,10 @@ def serve(make: Callable[[], tuple[Callable[[], None], dict]]) -> None:
 class Side:
     """One side's process."""
 
-    def __init__(self, module: str, arguments: list[str]) -> None:
-        """Start it and wait for its first round."""
+    def __init__(self, module: str, arguments: list[str], python: str = sys.executable) -> None:
+        """Start it with a Python interpreter and wait for its first round."""
         self._process = subprocess.Popen(
-            [sys.executable, "-m", module, *arguments],
+            [python, "-m", module, *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
