@@ -3,6 +3,11 @@
 Each trial is a run of two processes under ``torchrun --max-restarts`` that meets one real fault
 (``megalite/training/faults.py``). It must end, after a restart, with the losses of an
 uninterrupted run bit for bit, name the rank within the timeout, and lose no complete checkpoint.
+
+Other kinds than ``process``, with the same promise of the curve: ``drift``, a copy of a weight that
+changes on one rank; ``spike``, samples of noise that the run goes back from, whose curve is that
+of a run which is told to skip them; ``save``, a checkpoint that can't be written; ``stop``, which a
+file asks for; ``loop``, a fault at every start, which must end the restarts with a diagnosis.
 """
 
 import argparse
@@ -15,7 +20,8 @@ import sys
 import tempfile
 import threading
 import time
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import IO
 
@@ -25,6 +31,9 @@ LAYOUTS = {
     "pp2": ["--parallel.pp", "2"],
     "fsdp2": ["--parallel.shard", "2"],
 }
+WITH_COPIES = ("tp2",)
+SPIKES = ["--train.spikes.policy", "rollback", "--train.spikes.window", "160"]
+SPIKE_STEPS, AROUND = 44, 2
 PHASES = ("data", "forward_backward", "reduce", "optimizer")
 POINTS = ("save", "write_data", "write_manifest", "rename", "move_latest", "delete_old")
 ON_PURPOSE, NAMED = (
@@ -66,7 +75,7 @@ class Trial:
 
     Attributes:
         layout: of the two processes.
-        kind: kill, stop or raise.
+        kind: kill, stop or raise; or what else the trial is of.
         rank: that it happens to.
         step: in which.
         phase: or point of a checkpoint's writing.
@@ -126,7 +135,7 @@ class Bench:
         from megalite.data.corpus.store import StoreWriter
 
         self.folder, self.timeout_s = folder, timeout_s
-        self._clean: dict[str, list[float]] = {}
+        self._clean: dict[tuple[str, ...], list[float]] = {}
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.toml").write_text(CONFIG)
         generator = np.random.default_rng(0)
@@ -134,6 +143,26 @@ class Bench:
         for _ in range(60):
             writer.add(np.cumsum(generator.integers(0, 3, 80)) % 64)
         writer.close()
+
+    def noisy_data(self, step: int) -> str:
+        """A store whose samples of a step are noise, in the order of the run's seed."""
+        import numpy as np
+
+        from megalite.data.corpus.store import StoreWriter
+        from megalite.data.permutation import sample_at
+
+        length, batch = 32, 4
+        windows, generator = 4 * SPIKE_STEPS * batch, np.random.default_rng(1)
+        tokens = np.cumsum(generator.integers(0, 3, windows * length + 1)) % 64
+        for place in range((step - 1) * batch, step * batch):
+            first = sample_at(place, windows, 0) * length
+            tokens[first : first + length] = generator.integers(0, 64, length)
+        path = self.folder / f"noise-{step}"
+        if not path.with_suffix(".bin").exists():
+            writer = StoreWriter(path, np.dtype(np.uint16))
+            writer.add(tokens)
+            writer.close()
+        return str(path)
 
     def command(self, layout: str, run: Path, restarts: int) -> list[str]:
         """A run of two processes under torchrun."""
@@ -145,16 +174,34 @@ class Bench:
             *("--parallel.timeout_s", str(self.timeout_s), *LAYOUTS[layout]),
         ]
 
-    def clean(self, layout: str) -> list[float]:
-        """The losses of an uninterrupted run."""
-        if layout not in self._clean:
-            run = self.folder / f"clean-{layout}"
-            process = start(self.command(layout, run, 0))
+    def clean(self, layout: str, *more: str) -> list[float]:
+        """The losses of an uninterrupted run, which is told ``more``."""
+        key = (layout, *more)
+        if key not in self._clean:
+            run = self.folder / f"clean-{len(self._clean)}"
+            process = start([*self.command(layout, run, 0), *more])
             _, said = process.communicate()
             if process.returncode:
                 raise RuntimeError(said[-3000:])
-            self._clean[layout] = losses(run)
-        return self._clean[layout]
+            self._clean[key] = losses(run)
+        return self._clean[key]
+
+    def said(self, trial: Trial, run: Path, restarts: int, *more: str) -> tuple[int, str]:
+        """Run to the end; the exit code, and what was said on both streams."""
+        process = start([*self.command(trial.layout, run, restarts), *more])
+        try:
+            out, errors = process.communicate(timeout=10 * self.timeout_s + 300)
+        except subprocess.TimeoutExpired:
+            process.terminate()
+            out, errors = process.communicate()
+            trial.faults.append("it hung")
+        (run / "stderr.txt").write_text(errors)
+        return process.returncode, out + errors
+
+    def compare(self, trial: Trial, run: Path, wanted: list[float]) -> None:
+        """Note whether a run's losses are others."""
+        if losses(run) != wanted:
+            trial.faults.append("the losses differ from the promised ones")
 
     def play(self, trial: Trial, name: str) -> Trial:
         """Run a trial and note what did not hold."""
@@ -198,6 +245,116 @@ class Bench:
         from_step = int(went_on[1]) if went_on else 0
         if from_step < complete_before(trial.step):
             trial.faults.append(f"it went on from {from_step}, a checkpoint was lost")
+
+
+def drawn(seed: int, kind: str, layouts: Sequence[str], steps: range) -> Trial:
+    """A random trial of a kind that is not a process's end."""
+    generator = random.Random(f"{kind} {seed}")
+    layout, rank = generator.choice(sorted(layouts)), generator.randrange(2)
+    phase = generator.choice(("reduce", "optimizer")) if kind == "drift" else "forward_backward"
+    return Trial(layout, kind, rank, generator.choice(steps), phase)
+
+
+def play_drift(bench: Bench, seed: int, name: str) -> Trial:
+    """A copy changes on one rank: tensor and ranks are named, and the start after that is right."""
+    trial, run = drawn(seed, "drift", WITH_COPIES, range(1, STEPS + 1)), bench.folder / name
+    code, said = bench.said(trial, run, 1, *trial.words(), "--train.drift.every", "3")
+    trial.happened = "copies differ: " in said
+    if code or not trial.happened:
+        trial.faults.append(f"exit code {code}, named: {trial.happened}")
+    bench.compare(trial, run, bench.clean(trial.layout))
+    return trial
+
+
+def play_spike(bench: Bench, seed: int, name: str) -> Trial:
+    """Noise in a step: the run goes back, and has the curve of one that was told to skip it."""
+    trial = drawn(seed, "spike", tuple(LAYOUTS), range(36, SPIKE_STEPS - 1))
+    run, first = bench.folder / name, 4 * (trial.step - 1)
+    data = ["--data.train", json.dumps([bench.noisy_data(trial.step)])]
+    more = [*data, "--train.steps", str(SPIKE_STEPS), "--optimizer.learning_rate", "0.01"]
+    skip = json.dumps([[first - AROUND, first + 4 + AROUND]])
+    around = ["--train.spikes.around", str(AROUND)]
+    code, said = bench.said(trial, run, 0, *more, *SPIKES, *around)
+    trial.happened = f"step {trial.step}: going back before the spike" in said
+    if code or not trial.happened:
+        trial.faults.append(f"exit code {code}, went back: {trial.happened}")
+    bench.compare(trial, run, bench.clean(trial.layout, *more, "--train.skip", skip))
+    return trial
+
+
+def play_save(bench: Bench, seed: int, name: str) -> Trial:
+    """A checkpoint can't be written: training goes on, and later ones are whole."""
+    trial = drawn(seed, "save", tuple(LAYOUTS), range(EVERY, STEPS, EVERY))
+    run = bench.folder / name
+    blocked = run / "checkpoints" / f"step-{trial.step:08}.partial"
+    at_step = ["--faults.kind", "slow", "--faults.phase", "data", "--faults.delay_s", "0.3"]
+    more = [*at_step, "--faults.step", "1", "--faults.steps", str(EVERY)]
+    blocker = threading.Thread(target=_block, args=(run, blocked))
+    blocker.start()
+    code, said = bench.said(trial, run, 0, *more)
+    blocker.join()
+    trial.happened = "a checkpoint could not be written" in said
+    if code or not trial.happened or "training goes on" not in said:
+        trial.faults.append(f"exit code {code}, told: {trial.happened}")
+    if (run / "checkpoints" / f"step-{trial.step:08}").exists():
+        trial.faults.append("a checkpoint that could not be written is there")
+    bench.compare(trial, run, bench.clean(trial.layout))
+    return trial
+
+
+def _block(run: Path, path: Path) -> None:
+    """Put a file where a checkpoint is to be written, as soon as the first step is done."""
+    while not (run / "metrics.jsonl").exists():
+        time.sleep(0.01)
+    path.parent.mkdir(exist_ok=True)
+    path.touch()
+
+
+def play_stop(bench: Bench, seed: int, name: str) -> Trial:
+    """A file asks for a stop: torchrun ends though it may restart, and the next start goes on."""
+    trial = drawn(seed, "stop", tuple(LAYOUTS), range(1, STEPS))
+    run = bench.folder / name
+    asking = threading.Thread(target=_ask, args=(run, trial.step))
+    asking.start()
+    slow = ["--faults.kind", "slow", "--faults.phase", "data", "--faults.delay_s", "0.4"]
+    code, said = bench.said(trial, run, 9, *slow, "--faults.step", "1", "--faults.steps", "99")
+    asking.join()
+    trial.happened = "stopped on request" in said
+    if trial.happened == (code == 0):
+        trial.faults.append(f"exit code {code}")
+    if said.count("resuming from"):
+        trial.faults.append("torchrun started it again")
+    bench.said(trial, run, 0)
+    bench.compare(trial, run, bench.clean(trial.layout))
+    return trial
+
+
+def _ask(run: Path, step: int) -> None:
+    while len(losses(run)) < step:
+        time.sleep(0.01)
+    (run / "stop").touch()
+
+
+def play_loop(bench: Bench, seed: int, name: str) -> Trial:
+    """A fault at every start: the restarts end, the step and its samples are told."""
+    trial = drawn(seed, "loop", tuple(LAYOUTS), range(1, STEPS + 1))
+    words = [*replace(trial, kind="raise").words(), "--faults.restart", "-1"]
+    code, said = bench.said(trial, bench.folder / name, 99, *words)
+    trial.happened = "3 starts in a row went on from" in said
+    first = 4 * (trial.step - 1)
+    if not code or not trial.happened or f"has samples {first}-{first + 3} of" not in said:
+        trial.faults.append(f"exit code {code}, told: {trial.happened}")
+    return trial
+
+
+PLAYS = {
+    "process": lambda bench, seed, name: bench.play(draw(seed), name),
+    "drift": play_drift,
+    "spike": play_spike,
+    "save": play_save,
+    "stop": play_stop,
+    "loop": play_loop,
+}
 
 
 def complete_before(step: int) -> int:
@@ -257,6 +414,8 @@ def show(trial: Trial, number: int, as_json: bool) -> None:
 def main() -> int:
     """Run the trials; 1 if anything did not hold."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    kinds = ("all", *PLAYS)
+    parser.add_argument("--kind", choices=kinds, default="process", help="all: each in turn")
     parser.add_argument("--trials", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0, help="of the first trial")
     parser.add_argument("--timeout_s", type=float, default=20.0, help="of collectives")
@@ -267,7 +426,10 @@ def main() -> int:
         bench = Bench(options.folder or Path(temporary), options.timeout_s)
         done = []
         for number in range(options.seed, options.seed + options.trials):
-            done.append(bench.play(draw(number), f"trial-{number}"))
+            kinds = tuple(PLAYS) if options.kind == "all" else (options.kind,)
+            kind, started = kinds[number % len(kinds)], time.monotonic()
+            done.append(PLAYS[kind](bench, number, f"trial-{number}"))
+            done[-1].total_s = time.monotonic() - started
             show(done[-1], number, options.json)
     bad = sum(bool(trial.faults) for trial in done)
     happened = sum(trial.happened for trial in done)

@@ -1,7 +1,7 @@
 """A model that learns: its optimizer, loss scale and learning rate, one optimizer step a call."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -53,6 +53,9 @@ class Learner:
     where the gradients are not finite, and the loss scale is changed on the device too. What it
     gives back is read when the host needs it, in the order of the steps; only then does
     :attr:`scale` count the step, which may end the run.
+
+    Attributes:
+        bounds: a step whose metric of a name is above its bound changes nothing.
     """
 
     def __init__(
@@ -80,6 +83,7 @@ class Learner:
         self.scale = LossScale.of(learning.train.precision)
         self.total_samples = total_samples(learning.train, Progress())
         self.updates = 0
+        self.bounds: Mapping[str, float] = {}
         self._unread = 0  # steps whose numbers the host has not read
         self._ahead: ScaleAhead | None = None
 
@@ -154,7 +158,8 @@ class Learner:
         beside = torch.stack([sums[name].double() for name in names])
         norm, bad, totals = clip_grad_norm(self.model, train.max_grad_norm, scale, beside)
         self.heartbeat.enter("optimizer", self.model)
-        step_unless(self.optimizer, bad > 0)
+        by_name = dict(zip(names, totals.unbind(), strict=True))
+        step_unless(self.optimizer, self._is_dropped(bad, norm, by_name))
         for parameter in self.model.parameters():
             parameter.grad = None
         if self._ahead is not None:
@@ -163,6 +168,14 @@ class Learner:
         numbers = torch.cat((torch.stack((norm.float().double(), bad)), totals))
         reading = Reading((_NORM, _BAD, *names), numbers)
         return Update(self, reading, learning_rate, self.updates)
+
+    def _is_dropped(self, bad: Tensor, norm: Tensor, totals: Mapping[str, Tensor]) -> Tensor:
+        """Whether a step changes nothing: its gradients are not finite, or a bound says so."""
+        numbers = {**totals, "grad_norm": norm.float()}
+        is_dropped = bad > 0
+        for name, bound in self.bounds.items():
+            is_dropped = is_dropped | (numbers[name].double() > bound)
+        return is_dropped
 
     def _scale_ahead(self) -> Scale:
         """What the next step's loss is multiplied by, on the device under fp16."""

@@ -35,10 +35,11 @@ WATCHED = ("loss", "grad_norm", "critic_grad_norm")
 class SpikeConfig(Section):
     """Spikes of the loss or of the gradient's norm, and what is done about them."""
 
-    policy: Literal["off", "warn", "rollback"] = Field(
+    policy: Literal["off", "warn", "skip", "rollback"] = Field(
         "warn",
-        description="what a spike leads to; off: nothing; warn: a line; rollback: the run goes "
-        "back to a checkpoint from before it and never learns the samples around it",
+        description="what a spike leads to; off: nothing; warn: a line; skip: the step's update "
+        "is dropped; rollback: the run goes back to a checkpoint from before it and never learns "
+        "the samples around it",
     )
     threshold: float = Field(
         10.0, gt=0, description="deviations above the steps before from which a step is a spike"
@@ -52,7 +53,10 @@ class SpikeConfig(Section):
         description="samples left out before and after those of the spike; 0: those of 8 steps",
     )
     limit: int = Field(
-        10, ge=0, description="times that a run goes back; the next spike ends it with advice"
+        10,
+        ge=0,
+        description="times that a run goes back, or drops a step; the next spike ends it with "
+        "advice",
     )
 
 
@@ -124,8 +128,7 @@ class SpikeDetector:
             if metric not in WATCHED or not math.isfinite(value):
                 continue  # a dropped step has a line of its own
             seen = self._seen.setdefault(metric, deque())
-            past = [one.value for one in islice(reversed(seen), MIDDLE_STEPS)]
-            middle = statistics.median(past) if past else value
+            middle = _middle(seen) if seen else value
             bound = self._bound(metric, middle, seen)
             if value > bound:
                 spikes.append(Spike(step, metric, value, bound, middle))
@@ -134,6 +137,11 @@ class SpikeDetector:
             while self._is_enough_without_first(seen):
                 seen.popleft()
         return spikes
+
+    def bounds(self) -> dict[str, float]:
+        """What the next step's metrics are spikes above; of those that may be."""
+        found = {m: self._bound(m, _middle(seen), seen) for m, seen in self._seen.items() if seen}
+        return {metric: bound for metric, bound in found.items() if bound < math.inf}
 
     def _is_enough_without_first(self, seen: deque[Seen]) -> bool:
         left = sum(one.samples for one in seen) - seen[0].samples
@@ -173,6 +181,11 @@ class SpikeDetector:
             metric: deque(Seen(int(samples), *values) for samples, *values in seen)
             for metric, seen in facts.items()
         }
+
+
+def _middle(seen: deque[Seen]) -> float:
+    """The middle of the last values."""
+    return statistics.median(one.value for one in islice(reversed(seen), MIDDLE_STEPS))
 
 
 def _logarithm(value: float) -> float:

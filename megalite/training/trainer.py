@@ -14,7 +14,7 @@ from megalite.data.skipping import Ranges, in_words, merged
 from megalite.distributed.stop import BEFORE_FIRST_STEP, StopRequest
 from megalite.distributed.sums import sum_count
 from megalite.engine.weights import check_same_model, config_of
-from megalite.errors import CheckpointError, SaveFailed, Stopped
+from megalite.errors import CheckpointError, ConfigError, MegaliteError, SaveFailed, Stopped
 from megalite.training.best import Best
 from megalite.training.checkpoint.load import load
 from megalite.training.checkpoint.manager import CheckpointManager
@@ -88,7 +88,13 @@ class Trainer:
         self._wants_back = False
         self._best, self._is_best = Best(), False
         self.progress = Progress()
-        waits = self._mesh.device.type == "cpu" or self._train.spikes.policy == "rollback"
+        self._spikes_dropped, policy = 0, self._train.spikes.policy
+        if policy == "skip" and len(learners) > 1:
+            raise ConfigError(
+                "--train.spikes.policy skip: needs one model that learns; PPO has two, with many "
+                "updates a step: use warn or rollback"
+            )
+        waits = self._mesh.device.type == "cpu" or policy in ("skip", "rollback")
         self.reads_behind = 0 if waits else 1
         self._begun: deque[_Begun] = deque()
         self._asked: deque[Callable[[], Asked]] = deque()
@@ -146,6 +152,7 @@ class Trainer:
             facts["step"], facts["consumed_samples"], facts["extra"], skipped_of(facts, wanted)
         )
         self._spikes.restore(facts.get("spikes", {}))
+        self._spikes_dropped = facts.get("spikes_dropped", 0)
         self._best.restore(facts.get("best", {}))
         self._is_best = False
         if self._best.step and not self._checkpoints.has(self._best.step):
@@ -194,6 +201,7 @@ class Trainer:
             "consumed_samples": progress.consumed_samples,
             "skipped": [list(one) for one in progress.skipped],
             "spikes": self._spikes.facts(),
+            "spikes_dropped": self._spikes_dropped,
             "best": self._best.facts(),
             "extra": dict(progress.extra),
             "learners": {learner.name: learner.facts() for learner in self._learners},
@@ -323,6 +331,8 @@ class Trainer:
         started = time.perf_counter()
         self._heartbeat.step = self.progress.step + 1
         self._heartbeat.enter("data")
+        if self._train.spikes.policy == "skip":
+            self._learners[0].bounds = self._spikes.bounds()
         result = work(next(items), self.progress)
         self.progress = self.progress.after_step(self._train.global_batch_size, result.extra)
         self._begun.append(_Begun(self.progress.step, started, result))
@@ -389,6 +399,25 @@ class Trainer:
         self._wants_back = bool(found) and self._train.spikes.policy == "rollback"
         for spike in found:
             self._log.say(str(spike))
+        if found and self._train.spikes.policy == "skip":
+            self._count_dropped(step)
+
+    def _count_dropped(self, step: int) -> None:
+        """Say that a spike's step was dropped.
+
+        Raises:
+            MegaliteError: as many were as may be.
+        """
+        limit = self._train.spikes.limit
+        self._spikes_dropped += 1
+        if self._spikes_dropped > limit:
+            raise MegaliteError(
+                f"step {step}: a spike, and {limit} steps were dropped for one, the most that "
+                "train.spikes.limit allows: lower --optimizer.learning_rate, look at the data "
+                "near this step, or raise the limit"
+            )
+        count = f"{self._spikes_dropped} of at most {limit}"
+        self._log.say(f"step {step}: its update is dropped: the parameters stay ({count})")
 
     def _look_for_drift(self, is_saved: bool) -> None:
         """Compare copies where that is due: a checkpoint has one of each, which must be right."""

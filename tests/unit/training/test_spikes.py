@@ -153,6 +153,29 @@ def test_a_run_that_is_told_to_skip_what_it_has_learned_goes_back(tmp_path):
         run.go(43, skip=((0, 4),))
 
 
+def test_a_spike_that_is_skipped_changes_nothing_in_one_go_or_two(tmp_path):
+    weights, skip = {}, {"policy": "skip", "window": 40 * BATCH}
+
+    def note(step: int, learner: Learner) -> None:
+        weights[step] = [value.clone() for value in learner.tensors().values()]
+
+    run = Run(tmp_path / "run", Texts(BAD)).go(40, note, spikes=skip)
+    changed = [
+        step
+        for step in range(1, 40)
+        if any(not torch.equal(a, b) for a, b in zip(weights[step], weights[step + 1], strict=True))
+    ]
+    assert changed == [step for step in range(1, 40) if step != SPIKE]
+    assert f"step {SPIKE}: its update is dropped: the parameters stay (1 of at most 10)" in run.log
+    assert run.rows[SPIKE - 1]["loss"] > 3
+    again = Run(tmp_path / "again", Texts(BAD))
+    with pytest.raises(Killed):
+        again.go(40, kill_in(34), spikes=skip)
+    assert again.go(40, spikes=skip).rows == run.rows
+    with pytest.raises(MegaliteError, match="0 steps were dropped for one, the most that"):
+        Run(tmp_path / "none", Texts(BAD)).go(40, spikes={**skip, "limit": 0})
+
+
 def test_a_damaged_list_is_named(tmp_path):
     run = Run(tmp_path).go(2)
     (tmp_path / "skipped.json").write_text('[{"first": 3}]')
