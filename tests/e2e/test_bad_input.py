@@ -74,7 +74,7 @@ def test_a_wrong_row_of_prompts_is_named_by_file_and_line(work, whole, capsys, t
     path.write_text(text)
     words = ["ppo", work.config(2), "--data.train", f'["{path}"]', "--data.sequence_length", "64"]
     words += ["--tokenizer.path", f"{work.folder}/tokenizer", "--run.folder", tmp_path / "run"]
-    said = refused(capsys, [*words, "--reward_model", "x", "--checkpoint.start", whole])
+    said = refused(capsys, [*words, "--reward_model", whole, "--checkpoint.start", whole])
     for part in says:
         assert part in said
 
@@ -150,7 +150,7 @@ def test_a_wrong_row_of_any_stage_is_named_before_a_run_begins(
         path.write_text("" if kind == "empty" else f"{good}\n\n{bad[kind]}\n{good}\n")
     words = [stage, work.config(2), "--data.train", f'["{path}"]', "--data.sequence_length", "64"]
     words += ["--tokenizer.path", f"{work.folder}/tokenizer", "--run.folder", tmp_path / "run"]
-    words += ["--checkpoint.start", whole] + (["--reward_model", "x"] if stage == "ppo" else [])
+    words += ["--checkpoint.start", whole] + (["--reward_model", whole] if stage == "ppo" else [])
     said = refused(capsys, words)
     assert f"{path}:3: " in said if kind in bad else str(path) in said
     assert not (tmp_path / "run").exists()
