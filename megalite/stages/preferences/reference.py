@@ -89,8 +89,8 @@ class StoredReference:
         Comm: the file's numbers from the first process to all, new ones from all dp ranks to all.
         """
         first = _bounds(answers)
-        path = self._folder / f"{self._key(answers)}.safetensors"
-        values = self._on_first(lambda: _read(path, int(first[-1])))
+        path: Path = self._on_first(lambda: self._folder / f"{self._key(answers)}.safetensors")
+        values: Float32 = self._on_first(lambda: _read(path, int(first[-1])))
         table = WithReference(answers, values, first)
         unknown = np.isnan(values)
         missing = [n for n in range(len(answers)) if unknown[first[n] : first[n + 1]].any()]
@@ -111,7 +111,7 @@ class StoredReference:
         return table
 
     def _key(self, answers: PreferredAnswers) -> str:
-        """Of the reference's weights, the number format and all rows of the data."""
+        """Of the reference's weights, which the first process looked at, number format and rows."""
         stage = self._stage
         source = stage.record.sources.get("checkpoint.start", {})
         told = [str(source.get("fingerprint")), stage.config.train.precision]
