@@ -3,6 +3,7 @@
 from typing import Literal
 
 from megalite.distributed.mesh import Mesh, ParallelConfig
+from megalite.engine.compiled import check_compiles, compile_blocks
 from megalite.engine.cut import parts_of
 from megalite.engine.data_parallel import DataParallel, shard_model
 from megalite.engine.initial import initialise
@@ -22,6 +23,7 @@ def build_model(
     *,
     seed: int,
     precision: Literal["fp32", "bf16", "fp16"] = "fp32",
+    compiled: bool = False,
 ) -> Model:
     """Build this process's share of a model, with its initial values.
 
@@ -31,11 +33,14 @@ def build_model(
         parallel: the layout.
         seed: of the initial values.
         precision: of compute; parameters are fp32.
+        compiled: whether PyTorch compiles the blocks.
 
     Raises:
-        ConfigError: the layout doesn't fit the model.
+        ConfigError: the layout doesn't fit the model, or it can't be compiled.
     """
     check_layout(Demand(config), parallel)
+    if compiled:
+        check_compiles(config, parallel, mesh.device)
     how = DataParallel(
         precision, parallel.reshard_after_forward, parallel.reduce_gradients == "each"
     )
@@ -44,6 +49,8 @@ def build_model(
     for share in parts_of(config, parallel)[mesh.pp.rank :: mesh.pp.size]:
         part = Transformer(config, mesh, share)
         recompute.apply_to(part)
+        if compiled:
+            compile_blocks(part)
         shard_model(part, mesh, how)
         initialise(part, seed)
         parts.append(part)

@@ -97,7 +97,7 @@ class Block(nn.Module):
 
     def _update(self, y: Tensor, name: str, context: Context) -> Update:
         """What a sub-layer adds to the residual stream."""
-        drops = context.drops(y, self.config.dropout, self._site(name), self.mesh)
+        drops = context.drops(y, self.config.dropout, self._site(name, context), self.mesh)
         return Update(y, self.config.residual_scale, drops)
 
     def _parallel(self, x: Tensor, context: Context) -> Tensor:
@@ -122,8 +122,8 @@ class Block(nn.Module):
         return x + self._drop(out, "ffn", context)
 
     def _drop(self, y: Tensor, sublayer: str, context: Context) -> Tensor:
-        return context.drop(y, self.config.dropout, self._site(sublayer), self.mesh)
+        return context.drop(y, self.config.dropout, self._site(sublayer, context), self.mesh)
 
-    def _site(self, sublayer: str) -> str:
-        """The name of a sub-layer's dropout."""
-        return f"{self.name}.{sublayer}.output"
+    def _site(self, sublayer: str, context: Context) -> str:
+        """The name of a sub-layer's dropout; empty without any: one traced block serves all."""
+        return "" if context.dropout is None else f"{self.name}.{sublayer}.output"

@@ -8,8 +8,8 @@ by the tensors' device; ``simt`` is ``torch.ops.megalite_simt``, the CUDA source
 
 import contextlib
 import warnings
-from collections.abc import Iterator
-from functools import cache
+from collections.abc import Callable, Iterator
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ COMPILE = (
 )
 UNCOMPILED = f"installed without compiled operators, so PyTorch's compute, far slower: {COMPILE}"
 _forced: list[str] = []
+_found: dict[str, Any] = {}
 
 
 def _check(name: str) -> None:
@@ -73,7 +74,14 @@ def chosen(tensor: Tensor) -> str:
         return "reference"
     if tensor.device.type == "cuda":
         return "cuda"
-    return "cpu" if compiled() else "reference"
+    return "cpu" if _kept("compiled", compiled) else "reference"
+
+
+def _kept(key: str, find: Callable[[], Any]) -> Any:
+    """What ``find`` gives, found once: a dictionary, as ``torch.compile`` looks past caches."""
+    if key not in _found:
+        _found[key] = find()
+    return _found[key]
 
 
 @cache
@@ -138,8 +146,10 @@ def kernels(tensor: Tensor) -> Any:
         KernelUnavailable: that backend is not in this build, or the build is an older one.
     """
     name = chosen(tensor)
-    if name == "reference":
-        return None
+    return None if name == "reference" else _kept(name, partial(_operators, name))
+
+
+def _operators(name: str) -> Any:
     if not available(name):
         build = CUDA_BUILD if name == "cuda" else COMPILE
         raise KernelUnavailable(

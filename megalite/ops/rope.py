@@ -52,7 +52,9 @@ def rope(
         cos: fp32 [B, S, P, R / (2 P)], from :func:`rope_tables`.
         sin: the same shape.
         interleaved: pairs are (2i, 2i + 1) of a section, not (i, i + section / 2).
-        in_place: write over ``x`` and give it; the gradient turns back and needs no ``x``.
+        in_place: write over ``x`` and give it; the gradient turns back and needs no ``x``. In code
+            that ``torch.compile`` traces, which gets the gradient of such a write wrong, what comes
+            back is a tensor of its own.
 
     Returns:
         [B, S, N, H], dtype of ``x``; fp32 inside.
@@ -71,7 +73,7 @@ def rope(
         )
     if in_place:
         _check_in_place(x)
-    return _Rope.apply(x, cos, sin, interleaved, in_place)
+    return _Rope.apply(x, cos, sin, interleaved, in_place and not torch.compiler.is_compiling())
 
 
 def _check_in_place(x: Tensor) -> None:

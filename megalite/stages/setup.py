@@ -18,6 +18,7 @@ from megalite.distributed.launch import Launch
 from megalite.distributed.mesh import Mesh, ParallelConfig, build_meshes, start_process_group
 from megalite.distributed.sums import Counts
 from megalite.engine.build import build_model
+from megalite.engine.compiled import check_compiles
 from megalite.engine.layout import BatchSizes, Demand, check_layout
 from megalite.engine.model import Model
 from megalite.engine.recompute import recomputed_blocks
@@ -224,7 +225,14 @@ class Stage:
         device, seed = self.mesh.device, settings.run.seed
         precision = choose_precision(settings.train.precision, device)
         check_heads(config, device)
-        model = build_model(config, self.mesh, settings.parallel, seed=seed, precision=precision)
+        model = build_model(
+            config,
+            self.mesh,
+            settings.parallel,
+            seed=seed,
+            precision=precision,
+            compiled=settings.train.compile,
+        )
         if start:
             load_start(model, start, needs_head)
         return model
@@ -304,6 +312,8 @@ def set_up(
     config.check_inputs()
     config.check_best()
     check_heads(config.model, device)
+    if config.train.compile:
+        check_compiles(config.model, config.parallel, device)
     config = _with_precision(config, choose_precision(config.train.precision, device))
     start_process_group(launch, device, config.parallel.timeout_s)
     record = record_of(config, launch, versions(device, launch.world_size))

@@ -85,6 +85,11 @@ class TrainConfig(Section):
     max_grad_norm: float = Field(
         1.0, ge=0, description="largest global gradient norm, clipped to beyond it; 0: no clipping"
     )
+    compile: bool = Field(
+        False,
+        description="whether PyTorch compiles the blocks' training passes, which takes minutes at "
+        "the start; not with tensor or pipeline parallelism, selective recompute or dropout",
+    )
     max_bad_steps: int = Field(
         20, ge=1, description="steps in a row without finite gradients after which the run ends"
     )

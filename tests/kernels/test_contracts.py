@@ -132,6 +132,7 @@ def works(name: str) -> dict[str, tuple[Work, list[Tensor]]]:
     return {
         "attention": (lambda q, k, v: attention(q, k, v, mask_on(name)), queries(name)),
         "rope": (lambda x: rope(x, cos, sin), [heads]),
+        "rope in place": (lambda x: rope(1.0 * x, cos, sin, in_place=True), [heads]),
         "dropout": (lambda x: dropout(x, 0.3, 5, ids), [x]),
         "cross_entropy": (lambda x: cross_entropy(x, labels), [logits]),
         "linear_cross_entropy": (
