@@ -29,6 +29,7 @@ from megalite.ops import (
     AttentionOptions,
     NormOptions,
     Update,
+    activation,
     add_norm,
     attention,
     backend,
@@ -98,6 +99,9 @@ def _run_rows(dtype: torch.dtype) -> None:
     for size in (512, 4128, 16384, 65):  # held by few and by many registers, and read again
         x, weight, bias = (torch.randn(size).to(dtype).requires_grad_() for _ in range(3))
         add_norm(x, Update(x), weight, bias, NormOptions(centred=True))[1].sum().backward()
+    for size in (64, 65):
+        x, bias = torch.randn(2, size).to(dtype).requires_grad_(), torch.randn(size).to(dtype)
+        activation("silu", x, x, bias).sum().backward()
     logits, labels = torch.randn(2, 9).to(dtype), torch.arange(2)
     statistics = torch.ops.megalite_simt.logit_statistics(logits, labels, 0)
     torch.ops.megalite_simt.logit_gradient(

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -67,6 +68,9 @@ class Ledger(TorchDispatchMode):
             pairs = self._pairs(start) * q.shape[2]
             return (10.0 if is_backward else 4.0) * pairs * q.shape[3]
         formula = flop_registry.get(func._overloadpacket)
+        args = tuple(
+            x for x in args if not isinstance(x, torch.dtype)
+        )  # a product's, of its result
         return 0.0 if formula is None else float(formula(*args, **kwargs, out_val=out))
 
 

@@ -7,8 +7,11 @@
 #include <c10/core/ScalarType.h>
 
 #include <optional>
+#include <string>
+#include <string_view>
 #include <tuple>
 
+#include "activations.h"
 #include "mask_plan.h"
 
 namespace megalite {
@@ -225,6 +228,37 @@ inline void check_norm_gradient(const at::Tensor& dout, const at::Tensor& sum,
   if (mean.dim() == 1 && mean.size(0) == 0) return;  // not centred
   check_tensor("add_norm_backward", "mean", mean, at::kFloat, rows);
   check_device("add_norm_backward", "mean", mean, sum.device());
+}
+
+/// What an activation reads: up and, of the same shape, the gate, [..., F]; their biases [F].
+struct ActivationTensors {
+  const at::Tensor& up;
+  const std::optional<at::Tensor>&gate, &up_bias, &gate_bias;
+};
+
+inline void check_activation(const ActivationTensors& t) {
+  check_float("activation", "up", t.up);
+  TORCH_CHECK(t.up.dim() > 0, "activation up: must be [..., F], came a number");
+  TORCH_CHECK(t.gate || !t.gate_bias, "activation gate_bias: needs a gate, came without");
+  const at::IntArrayRef width = t.up.sizes().slice(t.up.dim() - 1);
+  const std::tuple<const char*, const std::optional<at::Tensor>&, at::IntArrayRef> others[] = {
+      {"gate", t.gate, t.up.sizes()},
+      {"up_bias", t.up_bias, width},
+      {"gate_bias", t.gate_bias, width}};
+  for (const auto& [name, tensor, sizes] : others) {
+    if (!tensor) continue;
+    check_tensor("activation", name, *tensor, t.up.scalar_type(), sizes);
+    check_device("activation", name, *tensor, t.up.device());
+  }
+}
+
+inline Activation activation_called(std::string_view name) {
+  if (name == "relu") return Activation::relu;
+  if (name == "gelu") return Activation::gelu;
+  if (name == "gelu_tanh") return Activation::gelu_tanh;
+  TORCH_CHECK(name == "silu", "activation kind: must be relu, gelu, gelu_tanh or silu, came ",
+              std::string(name));
+  return Activation::silu;
 }
 
 }  // namespace megalite

@@ -34,6 +34,12 @@ inline void define_operators(torch::Library& m) {
       "Tensor inverse, float weight_offset, float residual_scale, float dropout_p, "
       "int dropout_seed, Tensor? sample_ids, int position_offset, bool has_update, bool has_bias) "
       "-> (Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "activation(Tensor up, Tensor? gate, Tensor? up_bias, Tensor? gate_bias, str kind) -> "
+      "Tensor");
+  m.def(
+      "activation_backward(Tensor dout, Tensor up, Tensor? gate, Tensor? up_bias, "
+      "Tensor? gate_bias, str kind) -> (Tensor, Tensor, Tensor, Tensor)");
 }
 
 }  // namespace megalite

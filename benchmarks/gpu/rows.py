@@ -1,4 +1,4 @@
-"""The operators on rows on the device against fp64: losses, RoPE, dropout, norms."""
+"""The operators on rows on the device against fp64: losses, RoPE, dropout, norms, activations."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -12,6 +12,7 @@ from megalite.ops import (
     LossOptions,
     NormOptions,
     Update,
+    activation,
     add_norm,
     cross_entropy,
     dropout,
@@ -105,6 +106,15 @@ def _streams(numbers: _Numbers, is_tiny: bool) -> list[Entry]:
             [x, numbers.normal(*x.shape), scale, shift],
             upstream,
         ),
+        *(
+            (
+                f"{kind} with bias and gate",
+                partial(activation, kind),
+                [x, x * 2, shift, scale],
+                upstream,
+            )
+            for kind in ("relu", "gelu", "gelu_tanh", "silu")
+        ),
     ]
 
 
@@ -118,4 +128,4 @@ def run(here: Here) -> None:
         for name, work, inputs, upstream in entries:
             given = [x.to(dtype) for x in inputs]
             judged.judge(f"{name}, {str(dtype)[6:]}", (work, work, work), given, upstream, REPEATS)
-    judged.sum_up("cross-entropy, head and loss, RoPE, dropout, norms")
+    judged.sum_up("cross-entropy, head and loss, RoPE, dropout, norms, activations")

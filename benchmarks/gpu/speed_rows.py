@@ -11,6 +11,7 @@ from benchmarks.gpu.here import Here, one_line
 from benchmarks.gpu.speed import Call, Clock
 from megalite.ops import (
     Update,
+    activation,
     add_norm,
     attention,
     cross_entropy,
@@ -58,6 +59,7 @@ def duels(here: Here) -> Iterator[Duel]:
     sizes = (64, 64, 320) if here.is_tiny else (8192, 4096, 32000)
     yield _norm(here, *sizes[:2])
     yield _added_norm(here, *sizes[:2])
+    yield _gated(here, *sizes[:2])
     yield _rope(here, sizes[0])
     yield _dropout(here, *sizes[:2])
     yield _logits(here, sizes[0] // 4, sizes[2])
@@ -114,6 +116,23 @@ def _added_norm(here: Here, rows: int, width: int) -> Duel:
         "x + y, F.rms_norm": call_of(plain),
     }
     return Duel(f"residual and RMSNorm {rows} x {width}, both passes", sides, 8.0 * x.nbytes)
+
+
+def _gated(here: Here, rows: int, width: int) -> Duel:
+    gate, up = (_normal(here, rows, width).requires_grad_() for _ in range(2))
+    upstream = torch.ones_like(up).detach()
+
+    def liger() -> Call:
+        from liger_kernel.ops.swiglu import LigerSiLUMulFunction
+
+        return both(LigerSiLUMulFunction.apply, [gate, up], upstream)()
+
+    sides = {
+        "megalite": both(lambda a, b: activation("silu", b, a), [gate, up], upstream),
+        "F.silu(gate) * up": both(lambda a, b: functional.silu(a) * b, [gate, up], upstream),
+        "Liger": liger,
+    }
+    return Duel(f"SwiGLU {rows} x {width}, both passes", sides, 8.0 * up.nbytes)
 
 
 def _rope(here: Here, rows: int) -> Duel:

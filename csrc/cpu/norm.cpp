@@ -6,24 +6,14 @@
 
 #include "checks.h"
 #include "cpu/instruction_set.h"
+#include "cpu/parts.h"
 #include "cpu/threads.h"
 
 namespace megalite::cpu {
 namespace {
 
 using at::Tensor;
-using MaybeTensor = std::optional<Tensor>;
 using Four = std::tuple<Tensor, Tensor, Tensor, Tensor>;
-
-constexpr int64_t kChunkRows = 64;  // of which a gradient adds up columns
-
-Tensor floats(const Tensor& x) { return x.to(at::kFloat).contiguous(); }
-
-MaybeTensor floats(const MaybeTensor& x) { return x ? MaybeTensor(floats(*x)) : MaybeTensor(); }
-
-float* data_if(const Tensor& x) { return x.numel() == 0 ? nullptr : x.data_ptr<float>(); }
-
-const float* data_if(const MaybeTensor& x) { return x ? x->data_ptr<float>() : nullptr; }
 
 Four add_norm(const Tensor& x, const MaybeTensor& update, const Tensor& weight,
               const MaybeTensor& bias, double eps, bool centred, double weight_offset,
@@ -55,19 +45,6 @@ Four add_norm(const Tensor& x, const MaybeTensor& update, const Tensor& weight,
   p.x = kept.data_ptr<float>(), p.update = nullptr;
   each_row(inverse.numel(), p.width, [&](int64_t i) { kernels().norm(p, i); });
   return {sum, out.to(x.scalar_type()), mean, inverse};
-}
-
-/// Sum of parts [P, D] over P, in the order of the parts.
-Tensor sum_of_parts(const Tensor& parts, at::ScalarType type) {
-  const int64_t count = parts.size(0), width = parts.size(1);
-  Tensor total = at::zeros({width}, at::kFloat);
-  const float* from = parts.data_ptr<float>();
-  float* to = total.data_ptr<float>();
-  each_range(width, count, [&](int64_t first, int64_t last) {
-    for (int64_t part = 0; part < count; ++part)
-      for (int64_t i = first; i < last; ++i) to[i] += from[part * width + i];
-  });
-  return total.to(type);
 }
 
 Four add_norm_backward(const Tensor& dout, const MaybeTensor& dsum, const Tensor& sum,

@@ -1,23 +1,15 @@
 """The feed-forward layer, gated or not."""
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 
 from torch import Tensor, nn
-from torch.nn import functional
 
 from megalite.distributed.mesh import Mesh
 from megalite.layers.layer import Initial
 from megalite.layers.linear import ColumnParallelLinear, RowParallelLinear
 from megalite.layers.products import Matrix, column_products
 from megalite.models.config import ModelConfig
-
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "relu": functional.relu,
-    "gelu": functional.gelu,
-    "gelu_tanh": partial(functional.gelu, approximate="tanh"),
-    "silu": functional.silu,
-}
+from megalite.ops import activation
 
 
 class FeedForward(nn.Module):
@@ -29,19 +21,21 @@ class FeedForward(nn.Module):
         self.mesh = mesh
         size, inner, bias = config.hidden_size, (config.ffn_size,), config.ffn_bias
         std = Initial(config.init_std)
-        self.activation = ACTIVATIONS[config.activation]
+        self.activation = config.activation
         self.up = ColumnParallelLinear(mesh, inner, size, std, bias)
         self.gate = ColumnParallelLinear(mesh, inner, size, std, bias) if config.gated else None
         self.output = RowParallelLinear(mesh, inner, size, Initial(output_std), bias)
 
     def matrices(self) -> list[Matrix]:
-        """What multiplies the input: up, and gate where there is one.
+        """What multiplies the input: up, and gate where there is one, without their biases.
 
         A block may multiply them together with another sub-layer's that reads the same input, so
         that both enter the region that is split over tp by one collective.
         """
-        layers = [self.up] if self.gate is None else [self.up, self.gate]
-        return [layer.matrix() for layer in layers]
+        return [layer.matrix()._replace(bias=None) for layer in self._columns()]
+
+    def _columns(self) -> list[ColumnParallelLinear]:
+        return [self.up] if self.gate is None else [self.up, self.gate]
 
     def forward(self, x: Tensor, length: int, shared: Sequence[Tensor] | None = None) -> Tensor:
         """Map the normalised residual stream.
@@ -62,6 +56,6 @@ class FeedForward(nn.Module):
         return self.output.finish(self._inner(products))
 
     def _inner(self, products: Sequence[Tensor]) -> Tensor:
-        up, *gate = products
-        inner = self.activation(gate[0]) * up if gate else self.activation(up)
-        return self.output.partial(inner)
+        gate = products[1] if len(products) > 1 else None
+        biases = [layer.matrix().bias for layer in self._columns()]
+        return self.output.partial(activation(self.activation, products[0], gate, *biases))

@@ -1,5 +1,6 @@
 """The ops: one schema, several backends. Shapes are in docs/design.md."""
 
+from megalite.ops.activation import activation
 from megalite.ops.attention import AttentionOptions, attention
 from megalite.ops.backends import backend, use_backend
 from megalite.ops.cross_entropy import cross_entropy
@@ -19,6 +20,7 @@ __all__ = [
     "RowIntervals",
     "Update",
     "VocabularySlice",
+    "activation",
     "add_norm",
     "attention",
     "backend",

@@ -66,13 +66,13 @@ def logit_gradient(
 ) -> Tensor:
     """Gradient of ``sum(upstream * row_loss)`` by local (scaled) logits: fp32 [T, V/tp].
 
-    It is written over ``logits`` where those are fp32 and ``in_place``.
+    With ``in_place`` it has the logits' dtype, which the backend takes, and is written over them.
     """
     smoothing, vocabulary = options.label_smoothing, options.own_slice
     upstream = torch.where(labels == IGNORE, 0.0, upstream)
     ops = kernels(logits)
     if ops is not None and logits.shape[1]:
-        full = wide(logits).contiguous()
+        full = (logits if in_place else wide(logits)).contiguous()
         gradient = full if in_place else torch.empty_like(full)
         place = vocabulary.offset, vocabulary.size
         ops.logit_gradient(gradient, full, lse, labels, upstream, *place, smoothing, options.z_loss)

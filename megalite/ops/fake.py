@@ -20,9 +20,11 @@ def register() -> None:
     fake("megalite::rope", lambda x, *_: torch.empty_like(x, memory_format=torch.contiguous_format))
     fake("megalite::rope_", lambda *_: None)
     fake("megalite::dropout", lambda x, *_: x.new_empty(x.shape))
-    if hasattr(torch.ops.megalite, "add_norm"):  # older builds have none, and are refused
+    if hasattr(torch.ops.megalite, "activation"):  # older builds have none, and are refused
         fake("megalite::add_norm", _add_norm)
         fake("megalite::add_norm_backward", _add_norm_backward)
+        fake("megalite::activation", lambda up, *_: up.new_empty(up.shape))
+        fake("megalite::activation_backward", _activation_backward)
 
 
 def _mask_plan(start: Tensor, _end: Tensor, num_keys: int) -> tuple[Tensor, Tensor]:
@@ -72,3 +74,8 @@ def _add_norm_backward(
     dupdate = total.new_empty(total.shape if is_apart else (0,))
     dbias = weight.new_empty(weight.shape if has_bias else (0,))
     return total.new_empty(total.shape), dupdate, weight.new_empty(weight.shape), dbias
+
+
+def _activation_backward(_dout: Tensor, up: Tensor, *others: object) -> tuple[Tensor, ...]:
+    rest = (up.new_empty(x.shape if isinstance(x, Tensor) else (0,)) for x in others[:3])
+    return up.new_empty(up.shape), *rest

@@ -7,12 +7,14 @@ Source: the chunking of Hsu et al. 2024, arXiv:2410.10989, section 3.
 """
 
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from megalite.errors import ShapeError
+from megalite.ops.backends import chosen
 from megalite.ops.cross_entropy import logit_gradient, row_loss
 from megalite.ops.precision import as_given, wide
 from megalite.ops.vocabulary import (
@@ -25,6 +27,7 @@ from megalite.ops.vocabulary import (
 )
 
 CHUNK_ELEMENTS = 7 << 21  # logits at a time: 56 MiB in fp32; few chunks, as each reads all of dW
+GPU_CHUNK_ELEMENTS = 1 << 28  # 512 MiB in half precision: hundreds of rows of any vocabulary
 
 
 def linear_cross_entropy(
@@ -84,9 +87,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 "linear_cross_entropy: its gradients are scaled in place, so backward runs once"
             )
         pairs = zip(ctx.gradients, ctx.dtypes, strict=True)
-        gradients = [None if g is None else g.mul_(upstream).to(dtype) for g, dtype in pairs]
+        gradients = [None if g is None else _scaled(g, upstream, dtype) for g, dtype in pairs]
         ctx.gradients = None
         return (*gradients, None, None)
+
+
+def _scaled(gradient: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A gradient times a number, rounded to ``dtype`` in the same pass; over itself if it fits."""
+    out = gradient if gradient.dtype == dtype else torch.empty_like(gradient, dtype=dtype)
+    return torch.mul(gradient, factor, out=out)
 
 
 def _forward_backward(
@@ -104,7 +113,8 @@ def _forward_backward(
         for x, needed in zip(inputs, needs, strict=True)
     )
     chunks = labelled_chunks(labels, weight.shape[0], options.rows)
-    memory = loss.new_empty(len(chunks[0]), weight.shape[0])  # of every chunk's logits in turn
+    dtype = weight.dtype if _fits_narrow(weight, options) else loss.dtype
+    memory = weight.new_empty(len(chunks[0]), weight.shape[0], dtype=dtype)  # for chunks in turn
     for part in chunks:
         x, label, share = hidden[part], labels[part], wide(token_weights[part])
         logits = _logits(x, weight, bias, memory[: len(part)])
@@ -123,12 +133,23 @@ def _forward_backward(
         if dweight is not None:
             add_product(dweight, narrow.t(), x)
         if dbias is not None:
-            dbias += gradient.sum(0)
+            dbias += gradient.sum(0, dtype=dbias.dtype)
     return loss, (dhidden, dweight, dbias)
 
 
+def _fits_narrow(weight: Tensor, options: LossOptions) -> bool:
+    """Whether logits stay in half precision, as the product gives them: the kernels widen them.
+
+    What scales or caps them first, and a CPU's kernels, need them in fp32.
+    """
+    is_plain = options.logit_scale == 1.0 and not options.logit_cap
+    is_half, name = weight.dtype.itemsize == 2 and weight.shape[0] > 0, chosen(weight)
+    takes_half = name == "simt" or (name != "reference" and weight.device.type != "cpu")
+    return is_plain and is_half and takes_half
+
+
 def _logits(x: Tensor, weight: Tensor, bias: Tensor | None, memory: Tensor) -> Tensor:
-    """``x W^T + b`` in ``memory``, at least fp32, [rows, V]; from a product in W's dtype."""
+    """``x W^T + b`` in ``memory``, [rows, V]; from a product in W's dtype."""
     if memory.dtype != weight.dtype:
         return memory.copy_(torch.nn.functional.linear(x, weight, bias))
     if bias is None:
@@ -137,15 +158,29 @@ def _logits(x: Tensor, weight: Tensor, bias: Tensor | None, memory: Tensor) -> T
 
 
 def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """Total += left @ right; ``total`` is fp32, and without a copy where the others are too."""
+    """Total += left @ right in fp32; by the product itself where the device's can."""
     if left.dtype == total.dtype:
         total.addmm_(left, right)
+    elif adds_wide(left.device, left.dtype):
+        torch.addmm(total, left, right, out_dtype=total.dtype, out=total)
     else:
         total += left @ right
 
 
+@cache
+def adds_wide(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether products of half precision add to fp32: on GPUs, in the later releases of PyTorch."""
+    total, narrow = (torch.empty(0, 0, device=device, dtype=t) for t in (torch.float32, dtype))
+    try:
+        torch.addmm(total, narrow, narrow, out_dtype=torch.float32, out=total)
+    except RuntimeError:  # there is no such kernel, or it takes other dtypes
+        return False
+    return True
+
+
 def labelled_chunks(labels: Tensor, height: int, rows: Tensor | None = None) -> tuple[Tensor, ...]:
-    """Numbers of the rows with a label, in even chunks whose logits fit ``CHUNK_ELEMENTS``."""
+    """Numbers of the rows with a label, in even chunks whose logits fit the device's chunk."""
     rows = labelled_rows(labels) if rows is None else rows
-    most = max(CHUNK_ELEMENTS // max(height, 1), 1)
+    size = CHUNK_ELEMENTS if labels.device.type == "cpu" else GPU_CHUNK_ELEMENTS
+    most = max(size // max(height, 1), 1)
     return rows.tensor_split(max(-(-len(rows) // most), 1))

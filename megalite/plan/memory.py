@@ -16,7 +16,7 @@ from megalite.engine.cut import parts_of
 from megalite.models.config import ModelConfig
 from megalite.models.part import Part
 from megalite.models.transformer import Transformer
-from megalite.ops.linear_cross_entropy import CHUNK_ELEMENTS
+from megalite.ops.linear_cross_entropy import CHUNK_ELEMENTS, GPU_CHUNK_ELEMENTS
 from megalite.training.config import TrainConfig
 
 GIB = 2.0**30
@@ -309,8 +309,13 @@ def _head_bytes(work: Work, parallel: ParallelConfig) -> tuple[float, float]:
     if model.head != "lm":
         return norm, 0.0
     weight = 4.0 * model.vocab_size * model.embedding_width / tp
-    chunk = min(4.0 * rows * model.vocab_size / tp, 4.0 * CHUNK_ELEMENTS)
-    narrow = 0.0 if width == 4 else chunk / 2 + weight  # a product in half precision, then added
+    logits = rows * model.vocab_size / tp
+    is_plain = model.logit_scale == 1.0 and not model.logit_cap
+    if width == 4:
+        chunk, narrow = 4.0 * min(logits, CHUNK_ELEMENTS), 0.0
+    else:  # half precision is a GPU's; scaled or capped logits are fp32 beside the product's
+        logits = min(logits, GPU_CHUNK_ELEMENTS)
+        chunk, narrow = (2.0 if is_plain else 4.0) * logits, 0.0 if is_plain else 2.0 * logits
     slope = chunk if model.logit_cap else 0.0
     return norm + 4.0 * rows * model.embedding_width + weight, chunk + slope + narrow
 
@@ -351,8 +356,8 @@ def block_bytes(
     """What a block of a stack keeps a row, in numbers of ``width`` bytes.
 
     A norm keeps its input and the matrices behind it its output: 2 D. Attention keeps its queries,
-    keys, values and results. A feed-forward layer keeps the result of each product, of the
-    activation (ReLU keeps that instead) and what enters the last matrix. Selective recompute keeps
+    keys, values and results. A feed-forward layer keeps the result of each product (but ReLU
+    without a gate) and what enters the last matrix. Selective recompute keeps
     the results of products, of which those that leave tp are of all rows.
     """
     tp, size = parallel.tp, model.hidden_size
@@ -363,8 +368,7 @@ def block_bytes(
     norms = {"no": 3 if has_cross else 2, "one_norm": 1, "two_norms": 1.5}[model.parallel_block]
     if model.norm_position == "both":  # the norm behind a sub-layer keeps its input alone
         norms *= 1.5
-    is_relu = model.activation == "relu"
-    inner = model.ffn_size * (2 + 2 * model.gated - is_relu)
+    inner = model.ffn_size * (3 if model.gated else 2 - (model.activation == "relu"))
     made = heads + out + model.ffn_size * (2 if model.gated else 1)
     split, leaving = heads + out + inner, 2 * size
     if has_cross:

@@ -18,12 +18,14 @@ from megalite.ops import (
 )
 from megalite.ops.backends import kernels
 from megalite.ops.cross_entropy import logit_gradient
+from megalite.ops.linear_cross_entropy import add_product, labelled_chunks
 from tests.kernels.backends import (
     NAMES,
     SIMT_NAMES,
     assert_as_good,
     backend,
     device_of,
+    emulator,
     on_every_row_backend,
 )
 
@@ -133,6 +135,51 @@ def test_head_and_loss_are_as_exact_as_pytorch(name, options, has_bias, chunk, m
         return linear_cross_entropy(x, w, *moved, b, options)
 
     check(name, work, hidden, weight, *([bias] if has_bias else []))
+
+
+@on_every_row_backend
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("options", [OPTIONS[0], OPTIONS[3]])
+def test_head_and_loss_in_half_precision_are_as_exact_as_pytorch(name, dtype, options, monkeypatch):
+    """Where nothing scales the logits, a GPU's stay in half precision."""
+    module = sys.modules["megalite.ops.linear_cross_entropy"]
+    monkeypatch.setattr(module, "CHUNK_ELEMENTS", 131 * 200)
+    labels = labels_for(401, 131)
+
+    def work(x, w, b):
+        return linear_cross_entropy(x, w, labels.to(x.device), None, b, options)
+
+    inputs = torch.randn(401, 24), torch.randn(131, 24) * 0.3, torch.randn(131)
+    check(name, work, *inputs, dtype=dtype)
+
+
+@pytest.mark.skipif(not SIMT_NAMES, reason="the emulator is not built")
+def test_a_gpus_logits_cross_memory_in_half_precision():
+    """The statistics read them, the gradient reads and writes them: 6 bytes beside the products."""
+    rows, vocabulary = 24, 2048
+    leaves = [torch.randn(n, 16).bfloat16().requires_grad_() for n in (rows, vocabulary)]
+    simt = emulator()
+    simt.reset_counters()
+    with backend(SIMT_NAMES[0]):
+        linear_cross_entropy(*leaves, torch.arange(rows))
+    counts = [simt.counters()[kernel] for kernel in ("logit_statistics", "logit_gradient")]
+    moved = sum(c["global_read_bytes"] + c["global_write_bytes"] for c in counts)
+    assert 6 * rows * vocabulary <= moved <= 1.01 * 6 * rows * vocabulary + 6 * 256 * 4 * rows
+
+
+@pytest.mark.parametrize(("device", "elements"), [("cpu", 7 << 21), ("meta", 1 << 28)])
+def test_a_chunk_of_logits_is_of_the_devices_size(device: str, elements: int):
+    labels, rows, height = torch.zeros(9000, device=device), torch.arange(9000), 128_000
+    chunks = labelled_chunks(labels, height, rows)
+    assert torch.equal(torch.cat(chunks), rows)
+    largest = len(chunks[0]) * height
+    assert elements / 2 < largest <= elements
+
+
+def test_products_of_half_precision_add_up_in_fp32():
+    total, left, right = torch.full((2, 3), 256.0), torch.full((2, 1), 0.5), torch.full((1, 3), 0.5)
+    add_product(total, left.bfloat16(), right.bfloat16())
+    assert torch.equal(total, torch.full((2, 3), 256.25))  # bf16 would have 256
 
 
 @on_every_row_backend

@@ -6,6 +6,8 @@
 
 #include <cstdint>
 
+#include "activations.h"
+
 namespace megalite::cpu {
 
 constexpr int64_t kTile = 64;      // query rows, or keys, of a tile of attention
@@ -96,6 +98,17 @@ struct NormGradient {
   Dropout dropout;  // of dupdate, to itself
 };
 
+struct ActivationRows {
+  Activation kind;
+  const float *up, *gate;            // [R, F]; gate: null without
+  const float *up_bias, *gate_bias;  // [F]; null without
+  float* out;                        // [R, F]; forward only, what follows: of the gradient
+  const float* dout;                 // [R, F]
+  float *dup, *dgate;                // [R, F]
+  float *up_parts, *gate_parts;      // [chunks, F]; null without the bias
+  int64_t num_rows, width, chunk_rows;
+};
+
 struct Kernels {
   const char* name;
   int64_t lanes;
@@ -113,6 +126,8 @@ struct Kernels {
   void (*dropout)(const Dropout&, int64_t row);
   void (*norm)(const Norm&, int64_t row);
   void (*norm_gradient)(const NormGradient&, int64_t chunk);
+  void (*activation)(const ActivationRows&, int64_t row);
+  void (*activation_gradient)(const ActivationRows&, int64_t chunk);
 };
 
 const Kernels& portable_kernels();

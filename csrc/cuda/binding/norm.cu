@@ -3,11 +3,11 @@
 #include <torch/library.h>
 
 #include <algorithm>
-#include <optional>
 #include <tuple>
 
 #include "checks.h"
 #include "cuda/binding/drops.h"
+#include "cuda/binding/optional.h"
 #include "cuda/binding/tensors.h"
 #include "cuda/rows/norm_rows.cuh"
 #include "cuda/rows/params.cuh"
@@ -17,21 +17,6 @@ namespace megalite {
 namespace {
 
 using at::Tensor;
-using MaybeTensor = std::optional<Tensor>;
-
-MaybeTensor contiguous(const MaybeTensor& x) {
-  return x ? MaybeTensor(x->contiguous()) : MaybeTensor();
-}
-
-template <class T>
-Global<const T> read_if(const MaybeTensor& x) {
-  return x ? read<T>(*x) : Global<const T>();
-}
-
-template <class T>
-Global<T> view_if(const Tensor& x) {
-  return x.numel() == 0 ? Global<T>() : view<T>(x);
-}
 
 /// The threads of a row: enough to hold it, a part of a warp or whole warps.
 int lanes_for(int width, int held) {
@@ -42,22 +27,18 @@ int lanes_for(int width, int held) {
   return lanes;
 }
 
-/// How threads are laid out over rows like `x` [..., D]; `all` are the tensors that they access.
+/// How threads are laid out over rows like `x` [..., D].
 template <class T>
-NormRows rows_of(const Tensor& x, std::initializer_list<const Tensor*> all) {
+NormRows rows_of(const Tensor& x) {
   NormRows rows = {};
   rows.width = static_cast<int>(x.size(-1));
   rows.count = rows.width == 0 ? 0 : x.numel() / rows.width;
   rows.has_vectors = rows.width % (16 / static_cast<int>(sizeof(T))) == 0;
-  for (const Tensor* each : all)
-    rows.has_vectors = rows.has_vectors && (each == nullptr || misalignment(*each) == 0);
   const int held = rows.width <= 8 * kMostLanes ? 8 : kMostHeld;
   const bool is_held = rows.has_vectors && rows.width <= held * kMostLanes;
   rows.lanes = is_held ? lanes_for(rows.width, held) : kShortRowThreads;
   return rows;
 }
-
-const Tensor* pointer(const MaybeTensor& x) { return x ? &*x : nullptr; }
 
 using Sums = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 
@@ -67,9 +48,9 @@ Sums added_norm(const Tensor& x, const MaybeTensor& update, const Tensor& weight
                 const MaybeTensor& sample_ids, int64_t position_offset) {
   check_norm({x, update, weight, bias}, dropout_p, sample_ids);
   const OnDevice guard("add_norm", "x", x);
-  const Tensor from = x.contiguous(), scale = weight.contiguous();
-  const MaybeTensor more = contiguous(update), shift = contiguous(bias);
-  const MaybeTensor ids = contiguous(sample_ids);
+  const Tensor from = aligned(x), scale = aligned(weight);
+  const MaybeTensor more = aligned(update), shift = aligned(bias);
+  const MaybeTensor ids = aligned(sample_ids);
   const Tensor sum = at::empty(update ? x.sizes() : at::IntArrayRef({0}), from.options());
   const Tensor out = at::empty(x.sizes(), from.options());
   const at::IntArrayRef rows = x.sizes().slice(0, x.dim() - 1);
@@ -79,7 +60,7 @@ Sums added_norm(const Tensor& x, const MaybeTensor& update, const Tensor& weight
   with_type(x.scalar_type(), [&](auto type) {
     using T = decltype(type);
     NormParams<T> p = {};
-    p.rows = rows_of<T>(x, {&from, pointer(more), &scale, pointer(shift)});
+    p.rows = rows_of<T>(x);
     p.rows.centred = centred, p.rows.weight_offset = static_cast<float>(weight_offset);
     p.rows.residual_scale = static_cast<float>(residual_scale);
     if (update && dropout_p > 0)
@@ -111,18 +92,6 @@ Tensor new_parts(const NormRows& rows, int64_t blocks, const Tensor& like) {
   return at::empty({blocks * each, rows.width}, like.options().dtype(at::kFloat));
 }
 
-template <class T>
-void sum_parts(const Tensor& weight_parts, const Tensor& dweight, const Tensor& bias_parts,
-               const Tensor& dbias) {
-  ColumnSums<T> sums = {};
-  sums.num_parts = static_cast<int>(weight_parts.size(0));
-  sums.width = static_cast<int>(weight_parts.size(1));
-  sums.parts[0] = read<float>(weight_parts), sums.out[0] = view<T>(dweight);
-  if (bias_parts.numel() > 0)
-    sums.parts[1] = read<float>(bias_parts), sums.out[1] = view<T>(dbias);
-  column_sums(sums, current_stream());
-}
-
 Sums added_norm_backward(const Tensor& dout, const MaybeTensor& dsum, const Tensor& sum,
                          const Tensor& weight, const Tensor& mean, const Tensor& inverse,
                          double weight_offset, double residual_scale, double dropout_p,
@@ -131,9 +100,9 @@ Sums added_norm_backward(const Tensor& dout, const MaybeTensor& dsum, const Tens
   check_norm({sum, dsum, weight, {}}, dropout_p, sample_ids);
   check_norm_gradient(dout, sum, mean, inverse);
   const OnDevice guard("add_norm_backward", "sum", sum);
-  const Tensor up = dout.contiguous(), rows_in = sum.contiguous(), scale = weight.contiguous();
+  const Tensor up = aligned(dout), rows_in = aligned(sum), scale = aligned(weight);
   const Tensor means = mean.contiguous(), inverses = inverse.contiguous();
-  const MaybeTensor more = contiguous(dsum), ids = contiguous(sample_ids);
+  const MaybeTensor more = aligned(dsum), ids = aligned(sample_ids);
   const bool is_apart = has_update && (dropout_p > 0 || residual_scale != 1.0);
   const Tensor dx = at::empty(sum.sizes(), up.options());
   const Tensor dupdate = at::empty(is_apart ? sum.sizes() : at::IntArrayRef({0}), up.options());
@@ -142,7 +111,7 @@ Sums added_norm_backward(const Tensor& dout, const MaybeTensor& dsum, const Tens
   with_type(sum.scalar_type(), [&](auto type) {
     using T = decltype(type);
     NormGradientParams<T> p = {};
-    p.rows = rows_of<T>(sum, {&up, pointer(more), &rows_in, &scale});
+    p.rows = rows_of<T>(sum);
     p.rows.centred = mean.numel() > 0;
     p.rows.weight_offset = static_cast<float>(weight_offset);
     p.rows.residual_scale = static_cast<float>(residual_scale);
@@ -162,7 +131,7 @@ Sums added_norm_backward(const Tensor& dout, const MaybeTensor& dsum, const Tens
     p.dx = view<T>(dx), p.dupdate = view_if<T>(dupdate);
     p.weight_parts = view<float>(weight_parts), p.bias_parts = view_if<float>(bias_parts);
     add_norm_backward(p, current_stream());
-    sum_parts<T>(weight_parts, dweight, bias_parts, dbias);
+    sum_parts<T>({weight_parts, bias_parts}, {dweight, dbias});
   });
   return {dx, dupdate, dweight, dbias};
 }

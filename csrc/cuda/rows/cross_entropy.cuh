@@ -12,21 +12,13 @@
 // Tested by: tests/kernels/test_rows.py.
 #pragma once
 
+#include "cuda/rows/exponential.cuh"
 #include "cuda/rows/params.cuh"
 
 namespace megalite {
 
 inline constexpr int kLogitThreads = 256;  // 8 blocks per SM hide the latency of memory
 inline constexpr int64_t kGradientSlice = 1 << 15;
-
-/// exp(x) to about 2 ulp: log2(e) is split in two, so a large |x| costs no accuracy.
-MEGALITE_DEVICE float exp_of(float x) {
-  constexpr float kLog2e = 1.44269502f, kLog2eRest = 1.92596303e-8f, kLn2 = 0.693147181f;
-  x = x < -200.0f ? -200.0f : x;  // exp is 0 there, and -inf would make NaN below
-  const float y = x * kLog2e;
-  const float rest = fmaf(x, kLog2eRest, fmaf(x, kLog2e, -y));
-  return exp2_approx(y) * fmaf(rest, kLn2, 1.0f);
-}
 
 /// Call each(i, values) for elements [first, last) of `row`, divided among the block's threads.
 /// `values` starts at element i and is a Vec<float, 1>, or as many elements as 16 bytes of T hold.

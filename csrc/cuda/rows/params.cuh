@@ -1,8 +1,10 @@
-// The parameters of the kernels for rows (logits, RoPE, dropout, norms) and their launchers;
+// The parameters of the kernels for rows (logits, RoPE, dropout, norms, activations) and their
+// launchers;
 // docs/design.md says what each tensor means. Sizes and strides count elements. T is half, bfloat16
 // or float.
 #pragma once
 
+#include "activations.h"
 #include "cuda/intrinsics.cuh"
 #include "cuda/strides.cuh"
 
@@ -88,6 +90,32 @@ struct NormGradientParams {
   Global<float> weight_parts, bias_parts;  // [parts, D]; bias_parts: null without a bias
 };
 
+inline constexpr int kActivationThreads = 256;
+
+/// out = activation(gate + its bias) (up + its bias), or activation(up + its bias).
+template <class T>
+struct ActivationParams {
+  Activation kind;
+  int64_t num_rows;                    // R
+  int width;                           // F
+  bool has_vectors;                    // a row is whole vectors of 16 bytes, at aligned addresses
+  Global<const T> up, gate;            // [R, F]; gate: null without
+  Global<const T> up_bias, gate_bias;  // [F]; null without
+  Global<T> out;                       // [R, F]
+};
+
+template <class T>
+struct ActivationGradientParams {
+  Activation kind;
+  int64_t num_rows;
+  int width, num_parts;
+  bool has_vectors;
+  Global<const T> dout, up, gate;      // [R, F]; gate: null without
+  Global<const T> up_bias, gate_bias;  // [F]; null without
+  Global<T> dup, dgate;                // [R, F]; dgate: null without a gate
+  Global<float> up_parts, gate_parts;  // [num_parts, F]; null without the bias
+};
+
 /// Sums of columns in a fixed order: out[d] = sum over p of parts[p, d].
 template <class T>
 struct ColumnSums {
@@ -108,6 +136,10 @@ template <class T>
 void add_norm(const NormParams<T>& params, Stream stream);
 template <class T>
 void add_norm_backward(const NormGradientParams<T>& params, Stream stream);
+template <class T>
+void activation(const ActivationParams<T>& params, Stream stream);
+template <class T>
+void activation_backward(const ActivationGradientParams<T>& params, Stream stream);
 template <class T>
 void column_sums(const ColumnSums<T>& params, Stream stream);
 
