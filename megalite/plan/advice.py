@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 
 from megalite.distributed.mesh import ParallelConfig
 from megalite.engine.layout import Demand, faults
-from megalite.plan.memory import Work, data_parallel, estimate, most
+from megalite.plan.memory import Work, data_parallel, most
+from megalite.plan.stages import StageName, stage_memory
 
 LEAST_GAIN = 0.01  # of a stage's memory: a change that saves less is no advice
 MOST_TP = 8  # processes of a node
@@ -34,17 +35,19 @@ def devices(parallel: ParallelConfig) -> int:
     return parallel.pp * parallel.tp * data_parallel(parallel)
 
 
-def changes(work: Work, parallel: ParallelConfig, limit: float) -> list[Change]:
+def changes(
+    work: Work, parallel: ParallelConfig, limit: float, stage: StageName = "pretrain"
+) -> list[Change]:
     """Single changes of a run that save memory, those that bring it under ``limit`` GiB first.
 
     Among those that fit the ones that need no more devices come first.
     """
-    before, found = most(estimate(work, parallel)).total, []
+    before, found = most(stage_memory(stage, work, parallel)).total, []
     for words, other_work, other in _candidates(work, parallel):
         demand = Demand(work.model, devices(other), other_work.train.batch_sizes())
         if next(faults(demand, other), None) is not None:
             continue
-        total = most(estimate(other_work, other)).total
+        total = most(stage_memory(stage, other_work, other)).total
         if total < before * (1 - LEAST_GAIN):
             found.append(Change(words, other_work, other, total))
     now = devices(parallel)

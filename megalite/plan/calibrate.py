@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import statistics
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -83,14 +84,28 @@ def _measured(run: Path) -> tuple[list[float], list[float]]:
     """Seconds and TFLOP/s a device of a run's steps."""
     path = run / "metrics.jsonl"
     with naming(path):
-        found = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    steps = [one for one in found if "step_s" in one and "tflops_per_rank" in one][FIRST_STEPS:]
+        lines = path.read_text(encoding="utf-8").splitlines()
+    steps = []
+    for number, line in enumerate(lines, 1):
+        try:
+            one = json.loads(line)
+        except ValueError:
+            raise ConfigError(f"--calibrate {run}: metrics.jsonl:{number} is no JSON") from None
+        if isinstance(one, dict) and "step_s" in one and "tflops_per_rank" in one:
+            figures = one["step_s"], one["tflops_per_rank"]
+            if not all(isinstance(x, int | float) and 0 < x < math.inf for x in figures):
+                raise ConfigError(
+                    f"--calibrate {run}: metrics.jsonl:{number}: step_s and tflops_per_rank must "
+                    f"be numbers above 0, not {figures[0]!r} and {figures[1]!r}"
+                )
+            steps.append(figures)
+    steps = steps[FIRST_STEPS:]
     if not steps:
         raise ConfigError(
             f"--calibrate {run}: metrics.jsonl needs steps with step_s and tflops_per_rank after "
             f"the first {FIRST_STEPS}: train a few more steps"
         )
-    return [one["step_s"] for one in steps], [one["tflops_per_rank"] for one in steps]
+    return [one[0] for one in steps], [one[1] for one in steps]
 
 
 def _job(work: Work, parallel: ParallelConfig, seconds: float, tflops: float) -> Job:
@@ -119,14 +134,17 @@ def read_calibration(path: Path, kind: str) -> Constants:
     """
     with naming(path):
         text = path.read_text(encoding="utf-8")
+    needs = f"--calibration {path}: needs the constants that --calibrate writes"
     try:
         values = json.loads(text)
-        constants = Constants(**{name: float(values[name]) for name in NAMES})
         found = str(values["kind"])
-    except (ValueError, TypeError, KeyError) as error:
-        raise ConfigError(
-            f"--calibration {path}: needs the constants that --calibrate writes: {error!r}"
-        ) from None
+        constants = Constants(**{name: float(values[name]) for name in NAMES})
+    except KeyError as error:
+        raise ConfigError(f"{needs}: it has no {error}") from None
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"{needs}: {error}") from None
+    if not all(0 < value < math.inf for value in dataclasses.asdict(constants).values()):
+        raise ConfigError(f"{needs}: numbers above 0")
     if found != kind:
         raise ConfigError(f"--calibration {path}: is of a {found}, --gpu needs one of a {kind}")
     return constants

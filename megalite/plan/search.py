@@ -10,8 +10,9 @@ from megalite.engine.layout import Demand, faults
 from megalite.plan.constants import Constants
 from megalite.plan.devices import Cluster
 from megalite.plan.job import Job
-from megalite.plan.memory import HEADROOM, Work, estimate, most
-from megalite.plan.step import Seconds, step_seconds
+from megalite.plan.memory import HEADROOM, Work, most
+from megalite.plan.stages import StageName, stage_memory, stage_seconds
+from megalite.plan.step import Seconds
 
 MICRO_BATCHES = (1, 2, 4, 8, 16, 32)
 PASSES = ((False, "once"), (True, "once"), (False, "each"), (True, "each"))
@@ -44,12 +45,14 @@ class Search:
         parallel: the layout whose other values stay.
         cluster: where.
         constants: of its devices.
+        stage: of training.
     """
 
     work: Work
     parallel: ParallelConfig
     cluster: Cluster
     constants: Constants
+    stage: StageName = "pretrain"
 
     def best(self, devices: int, count: int = 10) -> list[Found]:
         """The fastest layouts of so many devices that fit, the one to take first."""
@@ -57,7 +60,7 @@ class Search:
         timed = [(self.seconds(job), job) for job in self.jobs(devices)]
         timed.sort(key=lambda one: one[0].total)
         for seconds, job in timed:
-            total = most(estimate(job.work, job.parallel)).total
+            total = most(stage_memory(self.stage, job.work, job.parallel)).total
             if total <= limit:
                 found.append(Found(job, seconds, total))
             if len(found) == max(count, LOOKED_AT):
@@ -77,7 +80,7 @@ class Search:
 
     def seconds(self, job: Job) -> Seconds:
         """Of a step."""
-        return step_seconds(job, self.cluster, self.constants)
+        return stage_seconds(self.stage, job, self.cluster, self.constants)
 
     def jobs(self, devices: int) -> Iterator[Job]:
         """All layouts of so many devices that fit model and batch."""

@@ -21,10 +21,10 @@ from megalite.plan.constants import Constants, constants_of, stored
 from megalite.plan.devices import CPU, DEVICES, NETWORKS, Cluster, Device
 from megalite.plan.job import Job
 from megalite.plan.kernels import Kernels
-from megalite.plan.memory import HEADROOM, ProcessMemory, Work, estimate, most
+from megalite.plan.memory import HEADROOM, ProcessMemory, Work, most
 from megalite.plan.outlook import Terms, lines, outlook
 from megalite.plan.search import Found, Search, table
-from megalite.plan.step import step_seconds
+from megalite.plan.stages import StageName, stage_memory, stage_seconds
 from megalite.stages.device import precision_of_gpu
 from megalite.stages.length import in_steps
 from megalite.stages.pretrain import PretrainConfig
@@ -81,6 +81,11 @@ class PlanConfig(PretrainConfig):
         6.5, ge=0, description="failures that stop a run, of a thousand nodes a day"
     )
     save_s: float = Field(60.0, gt=0, description="seconds that a checkpoint stops training for")
+    of_stage: StageName = Field(
+        "pretrain",
+        description="stage that is planned for the model: pretrain, sft, rm, or ppo with its four "
+        "models on the same processes, whose sequences are a prompt and its answer",
+    )
     search: bool = Field(
         False, description="whether the fastest layouts that fit are searched and the best written"
     )
@@ -194,7 +199,8 @@ def plan(config: PretrainConfig) -> list[ProcessMemory]:
     """
     demand = Demand(config.model, devices(config.parallel), config.train.batch_sizes())
     check_layout(demand, config.parallel)
-    return estimate(work_of(config), config.parallel)
+    stage: StageName = getattr(config, "of_stage", "pretrain")
+    return stage_memory(stage, work_of(config), config.parallel)
 
 
 def terms_of(config: PlanConfig) -> Terms:
@@ -208,7 +214,7 @@ def outlook_lines(config: PlanConfig, job: Job) -> list[str]:
     """What the run takes: seconds, days, money, energy, failures."""
     cluster, constants, terms = cluster_of(config), constants_for(config), terms_of(config)
     kernels = Kernels(cluster.device, constants, job.work.width == 2)
-    seconds = step_seconds(job, cluster, constants)
+    seconds = stage_seconds(config.of_stage, job, cluster, constants)
     return lines(outlook(job, seconds, kernels, terms), job, terms)
 
 
@@ -219,7 +225,7 @@ def _search(config: PlanConfig) -> int:
         ConfigError: nothing fits; it says what would.
     """
     constants, cluster = constants_for(config), cluster_of(config)
-    search = Search(work_of(config), config.parallel, cluster, constants)
+    search = Search(work_of(config), config.parallel, cluster, constants, config.of_stage)
     count = config.gpus or devices(config.parallel)
     if config.days:
         _print(answers(search, count, config.days))
@@ -234,6 +240,12 @@ def _search(config: PlanConfig) -> int:
 
 
 def _nothing_fits(config: PlanConfig, search: Search, count: int) -> str:
+    if next(search.jobs(count), None) is None:
+        return (
+            f"--search: no layout of {count} devices fits {config.model.num_heads} heads, "
+            f"{config.model.num_layers} blocks and --train.global_batch_size "
+            f"{config.train.global_batch_size}: use a number of devices that divides them"
+        )
     where = f"--search: no layout of {count} devices ({config.gpu}) fits model, batch and memory"
     more = search.least_devices(2 * count, doublings=4)
     if more is None:
@@ -319,7 +331,7 @@ def check_memory(config: PlanConfig, stages: list[ProcessMemory]) -> None:
     fullest, limit = most(stages), HEADROOM * memory
     if fullest.total <= limit:
         return
-    found = changes(work_of(config), config.parallel, limit)
+    found = changes(work_of(config), config.parallel, limit, config.of_stage)
     fits = [change for change in found if change.total <= limit]
     offers = "; or ".join(f"{one.words} ({one.total:.1f} GiB)" for one in fits or found)
     if fits:

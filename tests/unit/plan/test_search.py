@@ -84,6 +84,7 @@ def test_devices_for_so_many_days_are_found(capsys):
         (["--price_per_gpu_hour=-1"], "price_per_gpu_hour"),
         (["--gpu", "cpu", "--search"], "--calibrate RUN"),
         (["--calibration", "absent.json"], "absent.json"),
+        (["--search", "--gpus", "7"], "no layout of 7 devices fits 8 heads"),
         (
             [
                 "--model.preset",
@@ -105,6 +106,24 @@ def test_what_cannot_be_planned_is_refused_in_one_line(words, told, tmp_path: Pa
     (tmp_path / "v100.json").write_text(json.dumps({"kind": "v100", **stored}))
     words = [str(tmp_path / "v100.json") if word == "CALIBRATION" else word for word in words]
     assert main(["plan", *words]) == 2
+    shown = capsys.readouterr().err
+    assert told in shown
+    assert shown.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("{", "metrics.jsonl:1 is no JSON"),
+        ('{"step_s": "a", "tflops_per_rank": 1}', "numbers above 0, not 'a' and 1"),
+        ('{"step_s": 0, "tflops_per_rank": 1}', "numbers above 0, not 0 and 1"),
+        ('{"loss": 1}', "train a few more steps"),
+    ],
+)
+def test_a_run_without_what_calibrating_needs_is_refused(line, told, tmp_path: Path, capsys):
+    (tmp_path / "config.toml").write_text("[model]\nnum_layers = 4\n")
+    (tmp_path / "metrics.jsonl").write_text(f"{line}\n" * 4)
+    assert main(["plan", "--gpu", "cpu", "--calibrate", str(tmp_path)]) == 2
     shown = capsys.readouterr().err
     assert told in shown
     assert shown.count("\n") == 1
