@@ -196,8 +196,9 @@ def _trips(blocks: list[Block], nodes: set[int], inside: list[Loop]) -> int | No
         test = next((i for i in before if predicate in i.operands[:2]), None)
         if test is None or test.name != "ISETP" or not IMMEDIATE.match(test.operands[3]):
             continue
-        if steps.get(test.operands[2], 0) > 0:
-            return int(test.operands[3], 16) // steps[test.operands[2]]
+        step, end = steps.get(test.operands[2], 0), int(test.operands[3], 16)
+        if step > 0 and end > 0:
+            return end // step
     return None
 
 

@@ -83,8 +83,9 @@ def occupancy(kernel: Kernel, shape: tuple[int, int], architecture: int) -> floa
 def _attend(
     dtype: torch.dtype, head_dim: int, has_bias: bool, dropout_p: float, learns: bool
 ) -> None:
-    q, k, v = (torch.randn(1, 8, 1, head_dim, dtype=dtype, requires_grad=True) for _ in range(3))
-    bias = torch.randn(1, 15, requires_grad=True) if has_bias else None
+    heads = (16, 1, 1)  # of one group: so that several blocks share its gradients
+    q, k, v = (torch.randn(1, 8, n, head_dim, dtype=dtype, requires_grad=True) for n in heads)
+    bias = torch.randn(16, 15, requires_grad=True) if has_bias else None
     options = AttentionOptions(dropout_p=dropout_p, sample_ids=torch.zeros(1, dtype=torch.int64))
     out = attention(q, k, v, masks.causal(1, 8), bias, options)
     if learns:

@@ -26,8 +26,14 @@
 //   mma_m16n8k16<T>(d[4], a[4], b[2]): d += a * b, T = half or bfloat16, A row-major, B
 //     column-major; sm_80 and later
 //   mma_m8n8k4<A, B>(d[8], a[2], b[2]): four products of halves, one per quadpair; A, B: see Layout
-//   atomic_add(view, i, value) -> old: float, int32, uint32; atomic_max(view, i, value): int32
+//   atomic_add(view, i, value) -> old: float, int32, uint32, and int64 in global memory;
+//     atomic_max(view, i, value): int32
+//   store_release(view, i, value) and wait_until(view, i, value): int32 in global memory; what the
+//     first one's thread wrote, or saw written, is seen after the second. Only for a value that a
+//     block that runs already will write: blocks start in any order, and some after others' end
 //   exp2_approx log2_approx rsqrt_approx reciprocal_approx; fmaxf, fminf, fmaf as usual
+//   round_to_int(float) -> int32, round_to_int64(float): to nearest even; NaN is 0, too large is the
+//     largest
 //   to_float(x) from_float<T>(x) pack2<T>(low, high) -> uint32 unpack2<T>(word) -> Vec<float, 2>
 //   as_uint(float) as_float(uint32)
 //   opaque(int or int64): the same value, but one that the compiler can't trace: what is computed

@@ -186,6 +186,25 @@ template <class T>
 MEGALITE_DEVICE T atomic_add(Shared<T> view, int i, T value) {
   return atomicAdd(view.data + i, value);
 }
+MEGALITE_DEVICE int64_t atomic_add(Global<int64_t> view, int64_t i, int64_t value) {
+  auto* sum = reinterpret_cast<unsigned long long*>(view.data + i);
+  return static_cast<int64_t>(atomicAdd(sum, static_cast<unsigned long long>(value)));
+}
+MEGALITE_DEVICE void store_release(Global<int32_t> view, int64_t i, int32_t value) {
+  asm volatile("fence.acq_rel.gpu;\n\tst.relaxed.gpu.global.s32 [%0], %1;"
+               :
+               : "l"(view.data + i), "r"(value)
+               : "memory");
+}
+MEGALITE_DEVICE void wait_until(Global<int32_t> view, int64_t i, int32_t value) {
+  int32_t came;
+  do {
+    asm volatile("ld.acquire.gpu.global.s32 %0, [%1];"
+                 : "=r"(came)
+                 : "l"(view.data + i)
+                 : "memory");
+  } while (came != value);
+}
 MEGALITE_DEVICE int32_t atomic_max(Global<int32_t> view, int64_t i, int32_t value) {
   return atomicMax(view.data + i, value);
 }
@@ -331,6 +350,11 @@ MEGALITE_DEVICE float reciprocal_approx(float x) {
   float y;
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
+}
+
+MEGALITE_DEVICE int32_t round_to_int(float x) { return __float2int_rn(x); }
+MEGALITE_DEVICE int64_t round_to_int64(float x) {  // by CUDA, NaN becomes the least of int64
+  return x != x ? 0 : __float2ll_rn(x);
 }
 
 MEGALITE_DEVICE float to_float(float x) { return x; }

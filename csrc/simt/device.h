@@ -264,6 +264,19 @@ T atomic_add(Global<T> view, int64_t i, T value, Site site = Site::here()) {
   view.store(i, old + value, site);
   return old;
 }
+inline void store_release(Global<int32_t> view, int64_t i, int32_t value,
+                          Site site = Site::here()) {
+  view.store(i, value, site);
+}
+/// Blocks run one after another: what a block waits for must have happened.
+inline void wait_until(Global<int32_t> view, int64_t i, int32_t value, Site site = Site::here()) {
+  const int32_t came = view.load(i, site);
+  if (came != value)
+    simt::fail(site,
+               "waits for %d in global memory at %ld, which has %d, written by a block that "
+               "may not have started",
+               value, static_cast<long>(view.origin + i), came);
+}
 inline int32_t atomic_max(Global<int32_t> view, int64_t i, int32_t value,
                           Site site = Site::here()) {
   const int32_t old = view.load(i, site);
@@ -383,6 +396,17 @@ inline float exp2_approx(float x) { return std::exp2(x); }
 inline float log2_approx(float x) { return std::log2(x); }
 inline float rsqrt_approx(float x) { return 1.0f / std::sqrt(x); }
 inline float reciprocal_approx(float x) { return 1.0f / x; }
+
+template <class Int>
+Int round_saturated(float x) {
+  if (x != x) return 0;
+  const double most = std::ldexp(1.0, 8 * sizeof(Int) - 1);
+  if (std::nearbyint(x) >= most) return std::numeric_limits<Int>::max();
+  if (std::nearbyint(x) < -most) return std::numeric_limits<Int>::min();
+  return static_cast<Int>(std::nearbyint(x));
+}
+inline int32_t round_to_int(float x) { return round_saturated<int32_t>(x); }
+inline int64_t round_to_int64(float x) { return round_saturated<int64_t>(x); }
 
 inline float to_float(float x) { return x; }
 inline float to_float(half x) { return simt::half_to_float(x.bits); }

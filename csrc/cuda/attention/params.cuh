@@ -54,6 +54,15 @@ struct AttentionGradients {
   Global<float> scratch;  // workspace, of the size that the launcher asks for
 };
 
+/// How the blocks of sm_80's backward kernel divide the work; sm80/backward_work.cuh says why.
+struct BackwardSchedule {
+  int rows, keys;     // of a tile
+  int blocks_per_sm;  // that run at the same time
+  int together;       // tiles of keys of a key head that are next to each other in order
+  int parts, slots;   // blocks for a tile of keys, and partial sums of its dk and dv
+  int64_t partial_bytes, scratch_bytes;  // summed over blocks; all of the workspace
+};
+
 #ifndef __CUDACC_RTC__
 void mask_plan(const MaskPlanParams& params, Stream stream);
 
@@ -64,6 +73,9 @@ void attention_forward_sm80(const AttentionParams<T>& params, Stream stream);
 /// Size of the backward pass's workspace, in fp32 elements.
 template <class T>
 int64_t attention_backward_scratch_sm80(const AttentionParams<T>& params, bool has_bias);
+
+template <class T>
+BackwardSchedule attention_backward_schedule_sm80(const AttentionParams<T>& params, bool has_bias);
 
 /// All gradients; dbias where it is not null.
 template <class T>
@@ -76,6 +88,8 @@ template <class T>
 void attention_forward_sm86(const AttentionParams<T>& params, Stream stream);
 template <class T>
 int64_t attention_backward_scratch_sm86(const AttentionParams<T>& params, bool has_bias);
+template <class T>
+BackwardSchedule attention_backward_schedule_sm86(const AttentionParams<T>& params, bool has_bias);
 template <class T>
 void attention_backward_sm86(const AttentionParams<T>& params,
                              const AttentionGradients<T>& gradients, Stream stream);

@@ -216,11 +216,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> attend_backward(
   const Tensor read_dout = with_aligned_rows(dout), read_out = with_aligned_rows(out.contiguous());
   const Tensor read_lse = lse.contiguous();
   const auto floats = q.options().dtype(at::kFloat);
-  const Tensor dq = at::zeros(q.sizes(), q.options()), dk = at::zeros(k.sizes(), q.options());
-  const Tensor dv = at::zeros(k.sizes(), q.options());
+  const Tensor dq = at::empty(q.sizes(), q.options()), dk = at::empty(k.sizes(), q.options());
+  const Tensor dv = at::empty(k.sizes(), q.options());
   const bool has_dbias = needs_dbias && bias;
-  const Tensor dbias = at::zeros(has_dbias ? bias->sizes() : at::IntArrayRef({0}), floats);
-  if (call.is_empty()) return {dq, dk, dv, dbias};
+  const Tensor dbias = at::empty(has_dbias ? bias->sizes() : at::IntArrayRef({0}), floats);
+  if (call.is_empty()) return {dq.zero_(), dk.zero_(), dv.zero_(), dbias.zero_()};
   const Tensor delta = at::empty(lse.sizes(), floats);
   with_kernels(q.scalar_type(), kernels_for(q.size(3), true), [&](auto type, auto kernels) {
     using T = decltype(type);

@@ -1,31 +1,35 @@
 // Masked attention, backward, for sm_80 and later: dq, dk, dv and the gradient of the bias.
 //
-//   for each tile of keys j (a block handles every splits-th one):
-//     for each head of the group, each tile of query rows i that may attend to keys of j:
+//   for a tile of keys j, each head of the group, each tile of query rows i that may attend to j:
 //       S^T = K_j Q_i^T (+ bias);  P^T = exp(scale S^T - lse_i), 0 where masked  [keys, rows]
 //       dV_j += dropped P^T dO_i
 //       dP^T = V_j dO_i^T;  dS^T = P^T * (dropped dP^T - delta_i)
 //       dK_j += dS^T Q_i;  dQ_i += dS K_j;  dbias += diagonals of dS
-//   with delta = row sum of dO * O computed before, dq and dbias reduced over the splits after.
+//   with delta = row sum of dO * O computed before.
 //
 // Shapes: csrc/cuda/attention/params.cuh. H as in the forward pass.
 // Requires: scale > 0; q, k, v, dout, out 16-byte aligned, their strides multiples of 16 bytes.
-// Mapping: the scores are computed transposed, so that the accumulators of P^T and dS^T are operand
-//   A of dV and dK without a shuffle. Up to H 64 a warp owns 32 keys for all rows and P stays in
-//   its registers; above, warps that share keys split the head dimension of dK and dV and read each
-//   other's P^T and dS^T from shared memory. dS always goes through shared memory for dQ. Q_i and
-//   dO_i are double-buffered (single at H 256): the next tiles are copied while these are used.
-// Numerics: fp32 sums, P and dS rounded to T for their products; dbias from unrounded dS.
-//   No atomics: only one block adds to a split of dq and dbias, tile after tile, and the splits are
-//   summed in order; dk and dv sum the group's heads inside the block. The order depends on shapes
-//   only, and a tile without keys adds zeros: bits don't depend on the plan or the schedule.
+// Mapping: a block has a tile of keys, or a part of its pairs (head, tile of rows), and a GPU starts
+//   the longest first: backward_work.cuh. The scores are computed transposed, so that the
+//   accumulators of P^T and dS^T are operand A of dV and dK without a shuffle. Up to H 64 a warp owns
+//   32 keys for all rows and P stays in its registers; above, warps that share keys split the head
+//   dimension of dK and dV and read each other's P^T and dS^T from shared memory. dS always goes
+//   through shared memory for dQ. Q_i and dO_i are double-buffered (single at H 256): the next tiles
+//   are copied while these are used.
+// Numerics: fp32 sums, P and dS rounded to T for their products; dbias from unrounded dS. A block
+//   sums dk and dv of its pairs in a fixed order, and parts are added in a fixed order. The sums of
+//   dq and dbias over blocks are of integers (backward_units.cuh), whose order doesn't matter: no
+//   block waits for another, and a step's addition needs no answer from memory. A tile without keys
+//   adds zeros: bits don't depend on the plan or the schedule.
 // Cost: five products, 10 H flops and one exp2 per allowed pair. A second, query-stationary kernel
-//   for dQ would need no partial sums, but would recompute S and dP: seven products. By instruction
-//   counts (benchmarks/sass.py) the five-product loop is bound by the tensor cores: 2560 clocks for
-//   64 x 128 pairs at H 64, against 2476 of shared memory and 1855 of issue; so two more products
-//   would cost 40 %, while the partial sums cost 16 bytes of L2 traffic per 10 * kKeys flops.
-// Source: Dao 2023, arXiv:2307.08691, algorithm 2, with the partial sums of its deterministic mode.
-// Tested by: tests/kernels/test_attention.py, on the emulator.
+//   for dQ would need no sums over blocks, but would recompute S and dP: seven products. By
+//   instruction counts (benchmarks/sass.py) the five-product loop is bound by the tensor cores: 2560
+//   clocks for 64 x 128 pairs at H 64; so two more products would cost 40 %, while the sums cost 4
+//   bytes of L2 traffic per 10 * kKeys flops, and 10 bytes an element of dq once. Blocks that take
+//   turns at a floating-point sum would save these 10 bytes, but those of a head that start together
+//   would wait for each other, and under a causal mask the short ones for the long ones.
+// Source: Dao 2023, arXiv:2307.08691, algorithm 2.
+// Tested by: tests/kernels/test_attention.py and test_attention_parts.py, on the emulator.
 #pragma once
 
 #include "cuda/attention/sm80/backward_scores.cuh"
@@ -109,72 +113,77 @@ struct BackwardGradients {
   // ---------------------------------------------------------------------------------------------
   // dq
 
-  /// This thread's accumulators of a tile of the split's dq: vectors of 4, kThreads * 4 apart.
-  MEGALITE_DEVICE Global<float> partial_dq(int head, int row_tile) const {
-    const auto scratch = BackwardScratch<C>::of(block.p, false);
-    const int64_t of_head =
-        (int64_t{block_x()} * block.p.batch + block.batch()) * block.p.heads + head;
-    const int64_t tile = of_head * scratch.row_tiles + row_tile;
-    const int64_t at = scratch.dq_at + tile * C::kRows * C::kDim + block.thread * 4;
-    return block.g.scratch.at(opaque(at));
+  using QueryGradient = float[C::kRowMTiles][C::kColumnsAtOnce][4];
+
+  /// The first row, in its tile, of a thread's values of dq, and the first vector of its columns.
+  MEGALITE_DEVICE int dq_row() const {
+    return block.thread / kWarpSize % C::kRowWarps * C::kRowMTiles * 16 + block.lane() / 4;
+  }
+  MEGALITE_DEVICE int dq_column() const {
+    return block.thread / kWarpSize / C::kRowWarps * C::kColumnTiles;
+  }
+
+  /// dS K_j, from column vector `column` on.
+  MEGALITE_DEVICE void multiply_query_gradient(QueryGradient& dq, int column) const {
+    const int row = dq_row() / 16 * 16;
+    MEGALITE_UNROLL
+    for (int k = 0; k < C::kKeys; k += 16) {
+      uint32_t a[C::kRowMTiles][4];
+      MEGALITE_UNROLL
+      for (int m = 0; m < C::kRowMTiles; ++m)
+        block.ds_tile().load_a_transposed(a[m], k, row / 8 + m * 2);
+      MEGALITE_UNROLL
+      for (int d = 0; d < C::kColumnsAtOnce; d += 2) {
+        uint32_t b[2][2];
+        block.k_tile().load_b_transposed(b, k, column + d);
+        MEGALITE_UNROLL
+        for (int m = 0; m < C::kRowMTiles; ++m) {
+          mma_m16n8k16<T>(dq[m][d], a[m], b[0]);
+          mma_m16n8k16<T>(dq[m][d + 1], a[m], b[1]);
+        }
+      }
+    }
+  }
+
+  /// Add to the sums of dQ_i, or begin them if no other tile of keys touches the rows.
+  MEGALITE_DEVICE void sum_query_gradient(const QueryGradient& dq, const RowTile& t,
+                                          int first) const {
+    const int64_t tile =
+        (int64_t{block.batch()} * block.p.heads + t.head) * block.w.row_tiles + t.tile();
+    const int64_t of_units = opaque(block.w.units_at + tile * C::kRows + dq_row());
+    const int64_t of_sums =
+        opaque(block.w.dq_at + tile * C::kRows * C::kDim + first * 4 * C::kThreads + block.thread);
+    const auto units = block.g.scratch.at(of_units);
+    const auto sums = block.g.scratch.at(of_sums).template as<int32_t>();
+    const bool is_sole = count_of_key_tiles<C>(block.p, block.batch(), t.tile()) == 1;
+    MEGALITE_UNROLL
+    for (int m = 0; m < C::kRowMTiles; ++m) {
+      MEGALITE_UNROLL
+      for (int half = 0; half < 2; ++half) {
+        const float unit = units.load(m * 16 + half * 8);
+        MEGALITE_UNROLL
+        for (int i = 0; i < 2 * C::kColumnsAtOnce; ++i) {
+          const int d = i / 2, e = half * 2 + i % 2;
+          const int place = ((m * C::kColumnTiles + d) * 4 + e) * C::kThreads;
+          const int32_t value = round_to_int(dq[m][d][e] * unit);
+          if (is_sole) {
+            sums.store(place, value);
+          } else {
+            atomic_add(sums, place, value);
+          }
+        }
+      }
+    }
   }
 
   /// dQ_i += dS K_j.
   MEGALITE_DEVICE void add_query_gradient(const RowTile& t) const {
-    const Global<float> partial = partial_dq(t.head, t.tile());
-    const int row = block.thread / kWarpSize % C::kRowWarps * C::kRowMTiles * 16;
-    const int column = block.thread / kWarpSize / C::kRowWarps * C::kColumnTiles;
     MEGALITE_ROLLED
     for (int first = 0; first < C::kColumnTiles; first += C::kColumnsAtOnce) {
-      Vec<float, 4> dq[C::kRowMTiles][C::kColumnsAtOnce];
-      const auto at = [&](int m, int d) {
-        return (m * C::kColumnTiles + first + d) * C::kThreads * 4;
-      };
-      MEGALITE_UNROLL
-      for (int m = 0; m < C::kRowMTiles; ++m) {
-        MEGALITE_UNROLL
-        for (int d = 0; d < C::kColumnsAtOnce; ++d) dq[m][d] = load_vec<4>(partial, at(m, d));
-      }
-      MEGALITE_UNROLL
-      for (int k = 0; k < C::kKeys; k += 16) {
-        uint32_t a[C::kRowMTiles][4];
-        MEGALITE_UNROLL
-        for (int m = 0; m < C::kRowMTiles; ++m)
-          block.ds_tile().load_a_transposed(a[m], k, row / 8 + m * 2);
-        MEGALITE_UNROLL
-        for (int d = 0; d < C::kColumnsAtOnce; d += 2) {
-          uint32_t b[2][2];
-          block.k_tile().load_b_transposed(b, k, column + first + d);
-          MEGALITE_UNROLL
-          for (int m = 0; m < C::kRowMTiles; ++m) {
-            mma_m16n8k16<T>(dq[m][d].v, a[m], b[0]);
-            mma_m16n8k16<T>(dq[m][d + 1].v, a[m], b[1]);
-          }
-        }
-      }
-      MEGALITE_UNROLL
-      for (int m = 0; m < C::kRowMTiles; ++m) {
-        MEGALITE_UNROLL
-        for (int d = 0; d < C::kColumnsAtOnce; ++d) store_vec(partial, at(m, d), dq[m][d]);
-      }
+      QueryGradient dq = {};
+      multiply_query_gradient(dq, dq_column() + first);
+      fresh().sum_query_gradient(dq, t, first);
     }
-  }
-
-  /// Zero the block's partial sums; each element is zeroed by the thread that adds to it later.
-  MEGALITE_DEVICE void clear_partial_sums() const {
-    const int heads = block.p.heads / block.p.groups,
-              row_tiles = divide_up(block.p.queries, C::kRows);
-    for (int i = 0; i < heads * row_tiles; ++i) {
-      const auto partial = partial_dq(block.group() * heads + i / row_tiles, i % row_tiles);
-      for (int f = 0; f < C::kRowMTiles * C::kColumnTiles; ++f)
-        store_vec(partial, f * C::kThreads * 4, Vec<float, 4>{});
-    }
-    if (!block.has_dbias()) return;
-    for (int h = 0; h < heads; ++h) {
-      for (int i = block.thread; i < block.p.queries + block.p.keys - 1; i += C::kThreads)
-        partial_dbias(block, block.group() * heads + h).store(i, 0.0f);
-    }
-    syncthreads();
   }
 
   // ---------------------------------------------------------------------------------------------
@@ -228,7 +237,6 @@ struct BackwardGradients {
   MEGALITE_DEVICE void visit_keys() const {
     Gradient dk = {}, dv = {};
     RowTile t = block.first_tile();
-    syncthreads();  // all warps have read the previous tile of keys
     if (t.exists()) {
       const BackwardBlock<C> now = block.fresh();
       now.start_keys(now.k_tile(), block.p.k, block.p.k_strides);
@@ -255,63 +263,161 @@ struct BackwardGradients {
       }
       t = next;
     }
+    if (block.w.slots > 0) return fresh().add_to_slot(dk, dv);
     fresh().write(block.g.dk, dk, block.p.scale);
     fresh().write(block.g.dv, dv, block.p.dropout.scale);
   }
+
+  // ---------------------------------------------------------------------------------------------
+  // parts
+
+  /// A thread's values of dk or, with `of_v`, of dv in a slot: vectors of 4, kThreads * 4 apart.
+  MEGALITE_DEVICE Global<float> in_slot(int slot, int of_v) const {
+    const int64_t key_heads = int64_t{block.p.batch} * block.p.groups;
+    const int64_t tile = (slot * key_heads + key_head()) * block.w.key_tiles + key_tile();
+    return block.g.scratch.at(block.w.slots_at + (tile * 2 + of_v) * C::kKeys * C::kDim +
+                              block.thread * 4);
+  }
+  MEGALITE_DEVICE int64_t key_head() const {
+    return int64_t{block.batch()} * block.p.groups + block.group();
+  }
+  MEGALITE_DEVICE int key_tile() const { return block.first_key() / C::kKeys; }
+
+  /// sum += a slot's values.
+  MEGALITE_DEVICE void load_slot(Gradient& sum, int slot, int of_v) const {
+    const Global<float> values = in_slot(slot, of_v);
+    MEGALITE_UNROLL
+    for (int m = 0; m < C::kMTiles; ++m) {
+      MEGALITE_UNROLL
+      for (int d = 0; d < C::kDTiles; ++d) {
+        const auto x = load_vec<4>(values, (m * C::kDTiles + d) * C::kThreads * 4);
+        MEGALITE_UNROLL
+        for (int e = 0; e < 4; ++e) sum[m][d][e] += x.v[e];
+      }
+    }
+  }
+  MEGALITE_DEVICE void store_slot(const Gradient& sum, int slot, int of_v) const {
+    const Global<float> values = in_slot(slot, of_v);
+    MEGALITE_UNROLL
+    for (int m = 0; m < C::kMTiles; ++m) {
+      MEGALITE_UNROLL
+      for (int d = 0; d < C::kDTiles; ++d) {
+        const float* x = sum[m][d];
+        store_vec(values, (m * C::kDTiles + d) * C::kThreads * 4,
+                  Vec<float, 4>{{x[0], x[1], x[2], x[3]}});
+      }
+    }
+  }
+
+  /// Add the part's dk and dv to its slot, after the parts before it. They were started before it:
+  /// a block takes its item when it starts, and so waits for running blocks only.
+  MEGALITE_DEVICE void add_to_slot(Gradient& dk, Gradient& dv) const {
+    const int slot = block.part() % block.w.slots, turn = block.part() / block.w.slots;
+    const auto turns = block.g.scratch.at(block.w.turns_at).template as<int32_t>();
+    const int64_t at = (key_head() * block.w.key_tiles + key_tile()) * block.w.slots + slot;
+    if (turn > 0) {
+      if (block.thread == 0) wait_until(turns, at, turn);
+      syncthreads();
+      load_slot(dk, slot, 0);
+      load_slot(dv, slot, 1);
+    }
+    store_slot(dk, slot, 0);
+    store_slot(dv, slot, 1);
+    syncthreads();
+    if (block.thread == 0) store_release(turns, at, turn + 1);
+  }
+
+  /// dk or dv of the block's tile of keys, from all slots.
+  MEGALITE_DEVICE void write_slots(Global<T> out, int of_v, float factor) const {
+    Gradient sum = {};
+    for (int slot = 0; slot < block.w.slots; ++slot) load_slot(sum, slot, of_v);
+    write(out, sum, factor);
+  }
 };
 
-/// Grid: splits, key heads, sequences.
+/// The block's item by its place in the grid, which is in the order of the items.
+template <class C>
+MEGALITE_DEVICE int item_of_grid(const BackwardWork& w) {
+  const int mine = block_x() & ((1 << w.item_bits) - 1);
+  return (block_z() << w.item_bits) + mine;
+}
+
+/// The next item of the block's key head: where parts wait for others, the order of the items must
+/// be that in which they start.
+template <class C>
+MEGALITE_DEVICE int next_item(const BackwardBlock<C>& block) {
+  const auto ticket = BackwardBlock<C>::states();  // nothing else is there yet
+  if (block.thread == 0) {
+    const auto tickets = block.g.scratch.at(block.w.tickets_at).template as<int32_t>();
+    ticket.store(0,
+                 atomic_add(tickets, int64_t{block.batch()} * block.p.groups + block.group(), 1));
+  }
+  syncthreads();
+  const int item = ticket.load(0);
+  syncthreads();
+  return item;
+}
+
+/// A tile's first key and a part, as BackwardBlock has them.
+template <class C>
+MEGALITE_DEVICE int place_of(const BackwardWork& w, int item) {
+  return (item >> w.part_bits) * C::kKeys + (item & (w.parts - 1));
+}
+
+/// Grid: items that are together of each key head, sequences, phases.
 template <class C>
 MEGALITE_KERNEL(C::kThreads, C::kBlocksPerSm)
-void attention_backward(AttentionParams<typename C::T> p, AttentionGradients<typename C::T> g) {
+void attention_backward(AttentionParams<typename C::T> p, AttentionGradients<typename C::T> g,
+                        BackwardWork w) {
   if constexpr (MEGALITE_IS_FOR(80, 1000)) {
-    BackwardGradients<C> gradients = {{p, g, thread_x(), block_x() * C::kKeys}};
-    gradients.clear_partial_sums();
-    for (int& key = gradients.block.first_key; key < p.keys; key += grid_x() * C::kKeys)
-      gradients.fresh().visit_keys();
+    BackwardGradients<C> gradients = {{p, g, w, thread_x(), 0}};
+    const int item = w.slots > 0 ? next_item(gradients.block) : item_of_grid<C>(w);
+    if (item >> w.part_bits >= w.key_tiles) return;
+    gradients.block.item = place_of<C>(w, item);
+    gradients.fresh().visit_keys();
   }
+}
+
+/// dk and dv from the slots. Grid: that of attention_backward; the first two parts of a tile work.
+template <class C>
+MEGALITE_KERNEL(C::kThreads, 1)
+void write_key_gradient(AttentionParams<typename C::T> p, AttentionGradients<typename C::T> g,
+                        BackwardWork w) {
+  const int item = item_of_grid<C>(w);
+  const BackwardGradients<C> gradients = {{p, g, w, thread_x(), place_of<C>(w, item)}};
+  if (item >> w.part_bits >= w.key_tiles) return;
+  if (gradients.block.part() == 0) gradients.write_slots(g.dk, 0, p.scale);
+  if (gradients.block.part() == 1) gradients.write_slots(g.dv, 1, p.dropout.scale);
 }
 
 #ifndef __CUDACC_RTC__
 template <class C>
 void launch_attention_backward(const AttentionParams<typename C::T>& p,
                                const AttentionGradients<typename C::T>& g, Stream stream) {
-  if (p.batch == 0 || p.heads == 0) return;
-  const auto scratch = BackwardScratch<C>::of(p, static_cast<bool>(g.dbias));
-  const auto grid = [&](int x, int y, int z) {
-    return Dim3{static_cast<uint32_t>(larger(x, 1)), static_cast<uint32_t>(y),
-                static_cast<uint32_t>(z)};
+  const BackwardWork w = backward_work<C>(p, static_cast<bool>(g.dbias));
+  const auto run = [&](const char* name, auto kernel, Dim3 grid, int threads, int shared_bytes) {
+    launch(LaunchConfig{name, grid, {static_cast<uint32_t>(threads)}, shared_bytes, stream}, kernel,
+           p, g, w);
   };
-  const int padded = scratch.row_tiles * C::kRows;
-  launch(LaunchConfig{"attention_row_states_sm80",
-                      grid(divide_up(padded * kLanesOfRow, kStateThreads), p.heads, p.batch),
-                      {kStateThreads},
-                      0,
-                      stream},
-         row_states<C>, p, g);
-  const int shared_bytes = C::kSharedBytes + (g.dbias ? C::kDiagonalBytes : 0);
-  launch(LaunchConfig{"attention_backward_sm80",
-                      grid(scratch.splits, p.groups, p.batch),
-                      {C::kThreads},
-                      shared_bytes,
-                      stream},
-         attention_backward<C>, p, g);
-  if (scratch.row_tiles > 0) {
-    launch(LaunchConfig{"attention_sum_query_gradient_sm80",
-                        grid(scratch.row_tiles, p.heads, p.batch),
-                        {C::kThreads},
-                        0,
-                        stream},
-           sum_query_gradient<C>, p, g);
-  }
+  const auto grid = [](int x, int y, int z) {
+    return Dim3{static_cast<uint32_t>(x), static_cast<uint32_t>(y), static_cast<uint32_t>(z)};
+  };
+  const Dim3 items = grid(p.groups << w.item_bits, p.batch, divide_up(w.key_tiles, w.together));
+  run("attention_key_maxima_sm80", key_maxima<C>, grid(w.chunks, p.groups, p.batch), kStateThreads,
+      kStateThreads / kWarpSize * 8);
+  run("attention_row_states_sm80", row_states<C>,
+      grid(w.row_tiles * C::kRows * kLanesOfRow / kStateThreads, p.heads, p.batch), kStateThreads,
+      0);
+  run("attention_backward_sm80", attention_backward<C>, items, C::kThreads,
+      C::kSharedBytes + (g.dbias ? C::kDiagonalBytes : 0));
+  run("attention_write_query_gradient_sm80", write_query_gradient<C>,
+      grid(w.row_tiles, p.heads, p.batch), C::kThreads, 0);
+  if (w.slots > 0)
+    run("attention_write_key_gradient_sm80", write_key_gradient<C>, items, C::kThreads, 0);
   if constexpr (C::kExtended) {  // without a bias there is no kernel to compile
     if (g.dbias) {
-      launch(LaunchConfig{"attention_sum_bias_gradient_sm80",
-                          grid(divide_up(p.queries + p.keys - 1, kStateThreads), p.heads, 1),
-                          {kStateThreads},
-                          0,
-                          stream},
-             sum_bias_gradient<C>, p, g);
+      run("attention_write_bias_gradient_sm80", write_bias_gradient<C>,
+          grid(divide_up(p.queries + p.keys - 1, kStateThreads), p.heads, 1), kStateThreads, 0);
     }
   }
 }
@@ -343,7 +449,14 @@ namespace megalite {
 template <class T>
 int64_t attention_backward_scratch_sm80(const AttentionParams<T>& params, bool has_bias) {
   return sm80::with_backward_traits(params, [&](auto traits) {
-    return sm80::BackwardScratch<decltype(traits)>::of(params, has_bias).size;
+    return sm80::backward_work<decltype(traits)>(params, has_bias).size;
+  });
+}
+
+template <class T>
+BackwardSchedule attention_backward_schedule_sm80(const AttentionParams<T>& params, bool has_bias) {
+  return sm80::with_backward_traits(params, [&](auto traits) {
+    return sm80::backward_schedule<decltype(traits)>(params, has_bias);
   });
 }
 

@@ -2,7 +2,7 @@
 // memory, the copies into them, and the iteration over tiles of query rows.
 #pragma once
 
-#include "cuda/attention/sm80/backward_traits.cuh"
+#include "cuda/attention/sm80/backward_work.cuh"
 #include "cuda/attention/sm80/tensor_tiles.cuh"
 
 namespace megalite::sm80 {
@@ -34,10 +34,13 @@ struct BackwardBlock {
 
   const AttentionParams<T>& p;
   const AttentionGradients<T>& g;
-  int thread, first_key;
+  const BackwardWork& w;
+  int thread, item;  // the first key, a multiple of kKeys, plus the part
 
-  MEGALITE_DEVICE static int batch() { return opaque(block_z()); }
-  MEGALITE_DEVICE static int group() { return opaque(block_y()); }
+  MEGALITE_DEVICE static int batch() { return opaque(block_y()); }
+  MEGALITE_DEVICE int group() const { return opaque(block_x()) >> opaque(w.item_bits); }
+  MEGALITE_DEVICE int first_key() const { return item & -C::kKeys; }
+  MEGALITE_DEVICE int part() const { return item & (C::kKeys - 1); }
   MEGALITE_DEVICE int lane() const { return thread % kWarpSize; }
   MEGALITE_DEVICE int key_warp() const { return thread / kWarpSize % C::kKeyWarps; }
   MEGALITE_DEVICE int query_warp() const { return thread / kWarpSize / C::kKeyWarps; }
@@ -45,7 +48,7 @@ struct BackwardBlock {
   MEGALITE_DEVICE int warp_vector() const { return query_warp() * C::kDTiles; }
   /// The key of values [m][.][2 * half + ...] and the row, in its tile, of [.][n][... + e].
   MEGALITE_DEVICE int key(int m, int half) const {
-    return first_key + warp_key() + m * 16 + half * 8 + lane() / 4;
+    return first_key() + warp_key() + m * 16 + half * 8 + lane() / 4;
   }
   MEGALITE_DEVICE int query(int chunk, int n, int e) const {
     return first_query(chunk) + n * 8 + lane() % 4 * 2 + e;
@@ -83,15 +86,15 @@ struct BackwardBlock {
   MEGALITE_DEVICE bool has_dbias() const { return C::kExtended && g.dbias; }
 
   /// The same block, with its addresses to be recomputed; see thread_x_anew.
-  MEGALITE_DEVICE BackwardBlock fresh() const { return {p, g, thread_x_anew(), opaque(first_key)}; }
+  MEGALITE_DEVICE BackwardBlock fresh() const { return {p, g, w, thread_x_anew(), opaque(item)}; }
 
   // ---------------------------------------------------------------------------------------------
   // copies, and the iteration over tiles
 
   MEGALITE_DEVICE void start_keys(const Rows<C>& tile, Global<const T> x, const Strides& s) const {
     const uint32_t wanted = tile.template wanted_rows<C::kKeys, C::kThreads>(
-        [&](int r) { return is_key_used(p, batch(), first_key + r); });
-    const int64_t at = batch() * s.batch + group() * s.head + first_key * s.row;
+        [&](int r) { return is_key_used(p, batch(), first_key() + r); });
+    const int64_t at = batch() * s.batch + group() * s.head + first_key() * s.row;
     tile.template start_copy<C::kKeys, C::kThreads>(x.at(at), s.row, p.head_dim, wanted);
     cp_async_commit();
   }
@@ -126,28 +129,42 @@ struct BackwardBlock {
 
   /// The range of tiles of rows that may attend to the block's keys.
   MEGALITE_DEVICE Range touching_tiles() const {
-    const Range rows = touching_rows<C::kKeys>(p, batch(), first_key);
+    const Range rows = touching_rows<C::kKeys>(p, batch(), first_key());
     return {rows.first / C::kRows, divide_up(rows.last, C::kRows)};
   }
 
   MEGALITE_DEVICE RowTile first_tile() const {
     const Range tiles = touching_tiles();
     if (tiles.first >= tiles.last) return {-1, 0};
-    return tile_after({group() * (p.heads / p.groups), (tiles.first - 1) * 4 + 2});
+    const int head = group() * w.group_heads;
+    return tile_from({head, first_of_part(0, tiles) * 4 + 2}, tiles);
   }
 
-  /// The next tile with a row that attends to one of the keys, over all heads of the group.
+  /// The next tile of the block's part with a row that attends to one of the keys, over all heads of
+  /// the group.
   MEGALITE_DEVICE RowTile tile_after(const RowTile& t) const {
-    const Range tiles = touching_tiles();
-    const int last_head = (group() + 1) * (p.heads / p.groups);
+    return tile_from({t.head, t.packed + parts() * 4}, touching_tiles());
+  }
+
+  MEGALITE_DEVICE int parts() const { return opaque(w.parts); }
+  /// The first tile of the block's part for a head of the group.
+  MEGALITE_DEVICE int first_of_part(int head, const Range& tiles) const {
+    return tiles.first + ((part() - head - tiles.first) & (parts() - 1));
+  }
+
+  /// The tile, or the next one if no row of it attends to one of the keys; in the other buffer.
+  MEGALITE_DEVICE RowTile tile_from(const RowTile& t, const Range& tiles) const {
+    const int first_head = group() * opaque(w.group_heads);
     int head = t.head, tile = t.tile();
-    for (;;) {
-      if (++tile >= tiles.last) tile = tiles.first, ++head;
-      if (head >= last_head) return {-1, 0};
+    for (;; tile += parts()) {
+      while (tile >= tiles.last) {
+        if (++head >= first_head + opaque(w.group_heads)) return {-1, 0};
+        tile = first_of_part(head - first_head, tiles);
+      }
       const RowBounds bounds = row_bounds<C::kRows>(p, batch(), tile * C::kRows);
-      if (!bounds.template touches<C::kKeys>(first_key)) continue;
+      if (!bounds.template touches<C::kKeys>(first_key())) continue;
       const int stage = C::kStages == 2 ? 1 - t.stage() : 0;
-      return {head, tile * 4 + stage * 2 + bounds.template covers<C::kKeys>(first_key)};
+      return {head, tile * 4 + stage * 2 + bounds.template covers<C::kKeys>(first_key())};
     }
   }
 };

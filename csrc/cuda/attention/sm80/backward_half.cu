@@ -4,6 +4,7 @@
 namespace megalite {
 
 template int64_t attention_backward_scratch_sm80(const AttentionParams<half>&, bool);
+template BackwardSchedule attention_backward_schedule_sm80(const AttentionParams<half>&, bool);
 template void attention_backward_sm80(const AttentionParams<half>&, const AttentionGradients<half>&,
                                       Stream);
 

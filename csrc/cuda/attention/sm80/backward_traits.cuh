@@ -1,5 +1,5 @@
-// The compile-time parameters of attention's backward pass on sm_80: tile sizes, the layout of
-// shared memory and of the workspace.
+// The compile-time parameters of attention's backward pass on sm_80: tile sizes and the layout of
+// shared memory.
 #pragma once
 
 #include "cuda/attention/tiles.cuh"
@@ -51,10 +51,12 @@ struct BackwardTraitsOf {
   static constexpr int kQueries = kQueryWarps > 2 || kExtended ? 16 : 32;  // of scores in registers
   static constexpr int kNTiles = kQueries / 8;
   static constexpr int kChunks = kRows / kQueryWarps / kQueries;
-  // Unroll factor of the products for scores, along the head dimension: with bias or dropout, loads
-  // hoisted ahead of their use cost too many registers.
-  static constexpr int kUnrolledVectors =
-      kDim > 192 || (kExtended && kDim % 64 == 0) ? 8 : kDim / 8;
+  // Unroll factor of the products for scores, along the head dimension: at H 64 and 128, and with
+  // bias or dropout, loads hoisted ahead of their use cost too many registers.
+  static constexpr int kUnrolledVectors = kDim > 192 || kDim == 128 || (kExtended && kDim % 64 == 0)
+                                              ? 8
+                                          : kDim == 64 ? 4
+                                                       : kDim / 8;
   static constexpr int kStages = kLayout.stages;
 
   // dq [kRows, kDim]: kRowWarps warps along the rows, the others along the columns.
@@ -84,30 +86,5 @@ template <class T, int kDim, bool kExtended>
 struct BackwardTraits : BackwardTraitsOf<T, kDim, kExtended, false> {};
 template <class T, int kDim, bool kExtended>
 struct SmallBackwardTraits : BackwardTraitsOf<T, kDim, kExtended, true> {};
-
-/// The layout of the workspace, in fp32 elements.
-///   states  [B, N, row tiles, 4, kRows]: log2(e) lse, delta, start and end of each row
-///   dq      [splits, B, N, row tiles, kRows * kDim]: in the order of the threads' accumulators
-///   dbias   [splits, B, N, Sq + Sk - 1]
-template <class C>
-struct BackwardScratch {
-  int splits, row_tiles;
-  int64_t dq_at, dbias_at, size;
-
-  template <class T>
-  MEGALITE_HOST_DEVICE static BackwardScratch of(const AttentionParams<T>& p, bool has_dbias) {
-    // Enough blocks to fill a GPU twice; a function of shapes only, since dq's bits depend on it.
-    const int key_tiles = divide_up(p.keys, C::kKeys);
-    const int wanted = smaller(divide_up(256, larger(p.batch * p.groups, 1)), 8);
-    BackwardScratch s;
-    s.splits = larger(smaller(wanted, key_tiles), 1);
-    s.row_tiles = divide_up(p.queries, C::kRows);
-    const int64_t heads = int64_t{p.batch} * p.heads;
-    s.dq_at = heads * s.row_tiles * C::kRows * 4;
-    s.dbias_at = s.dq_at + s.splits * heads * s.row_tiles * C::kRows * C::kDim;
-    s.size = s.dbias_at + (has_dbias ? s.splits * heads * (p.queries + p.keys - 1) : 0);
-    return s;
-  }
-};
 
 }  // namespace megalite::sm80

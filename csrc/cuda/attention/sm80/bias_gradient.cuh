@@ -1,5 +1,6 @@
 // The gradient of the bias by distance, inside attention's backward kernel on sm_80: sums of dS
-// along diagonals, first within a warp, then over the block's warps, in a fixed order.
+// along diagonals, first within a warp, then over the block's warps, in a fixed order, then over the
+// blocks, as integers.
 //
 // Tested by: tests/kernels/test_attention.py, on the emulator.
 #pragma once
@@ -52,21 +53,16 @@ MEGALITE_DEVICE void sum_diagonals(const BackwardBlock<C>& block, const WarpScor
   }
 }
 
-template <class C>
-MEGALITE_DEVICE Global<float> partial_dbias(const BackwardBlock<C>& block, int head) {
-  const auto scratch = BackwardScratch<C>::of(block.p, true);
-  const int64_t of_head =
-      (int64_t{block_x()} * block.p.batch + block.batch()) * block.p.heads + head;
-  return block.g.scratch.at(scratch.dbias_at + of_head * (block.p.queries + block.p.keys - 1));
-}
-
-/// Add the sums of all warps to the split's dbias.
+/// Add the sums of all warps to dbias, as integers (backward_units.cuh).
 template <class C>
 MEGALITE_DEVICE void add_bias_gradient(const BackwardBlock<C>& block, const RowTile& t) {
-  const Global<float> partial = partial_dbias(block, t.head);
-  const int first = block.first_key - block.first_row(t) + block.p.queries - 1;
+  const int64_t distances = int64_t{block.p.queries} + block.p.keys - 1;
+  const Global<int64_t> total =
+      block.g.scratch.at(block.w.dbias_at).template as<int64_t>().at(t.head * distances);
+  const float unit = unit_of(block.g.scratch.load(block.w.steepest_at + t.head), kDistanceBits);
+  const int first = block.first_key() - block.first_row(t) + block.p.queries - 1;
   for (int d = block.thread - C::kRows; d < C::kKeys; d += C::kThreads) {
-    if (first + d < 0 || first + d >= block.p.queries + block.p.keys - 1) continue;
+    if (first + d < 0 || first + d >= distances) continue;
     float sum = 0.0f;
     for (int w = 0; w < C::kWarps; ++w) {
       const int key = w % C::kKeyWarps * 32;
@@ -74,7 +70,7 @@ MEGALITE_DEVICE void add_bias_gradient(const BackwardBlock<C>& block, const RowT
       if (index >= 0 && index < C::kDiagonals)
         sum += block.diagonals().load(w * C::kDiagonals + index);
     }
-    partial.store(first + d, partial.load(first + d) + sum);
+    atomic_add(total, first + d, round_to_int64(sum * unit));
   }
 }
 

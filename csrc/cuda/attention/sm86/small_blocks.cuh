@@ -33,7 +33,14 @@ void attention_forward_sm86(const AttentionParams<T>& params, Stream stream) {
 template <class T>
 int64_t attention_backward_scratch_sm86(const AttentionParams<T>& params, bool has_bias) {
   return sm80::with_small_backward_traits(params, [&](auto traits) {
-    return sm80::BackwardScratch<decltype(traits)>::of(params, has_bias).size;
+    return sm80::backward_work<decltype(traits)>(params, has_bias).size;
+  });
+}
+
+template <class T>
+BackwardSchedule attention_backward_schedule_sm86(const AttentionParams<T>& params, bool has_bias) {
+  return sm80::with_small_backward_traits(params, [&](auto traits) {
+    return sm80::backward_schedule<decltype(traits)>(params, has_bias);
   });
 }
 

@@ -1,0 +1,207 @@
+"""How attention's backward kernel fills a GPU, block by block, beside FlashAttention-2's grid.
+
+    python -m benchmarks.schedule [--mask causal|full|packed]
+
+A simulation on paper: blocks start in the order of the grid, each as soon as an SM has room, and
+run as many steps as there are tiles of query rows for them; SM use is the steps of all blocks over
+the slots' time until the last one ends. Tiles, parts, slots and order are those that the kernel's
+host code gives (csrc/cuda/attention/sm80/backward_work.cuh), the tiles that touch each other those
+of the mask's plan. FlashAttention-2 runs a block for each (tile of 128 keys, query head, sequence),
+tiles fastest, one block an SM.
+
+A part of a tile of keys ends with its sums: it waits for the part before it in its slot and adds
+its dk and dv to it. At H 128 a step takes 5120 clocks of an A100's tensor cores (10 * 64 * 128^2
+flops). The first part of a slot stores 64 KiB more than it would write as gradients, the others
+load 128 KiB too, at 64 bytes a clock and about 1000 clocks of latency: 0.2 and 0.8 steps, half as
+much where two blocks share an SM, whose steps take as long for half the bytes.
+"""
+
+import argparse
+import heapq
+import importlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from megalite.ops import RowIntervals
+from megalite.ops import mask as masks
+from megalite.ops.mask_plan import TILE
+
+SMS = {"A100": 108, "H100": 132}
+STORE_STEPS, ADD_STEPS = 0.2, 0.8
+PEER_KEYS, ROWS = 128, 64
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A call: B, N, G, S and H."""
+
+    name: str
+    batch: int
+    heads: int
+    groups: int
+    length: int
+    head_dim: int
+
+
+SHAPES = (
+    Shape("LLaMA-7B 1 x 2k", 1, 32, 32, 2048, 128),
+    Shape("LLaMA-7B 2 x 2k", 2, 32, 32, 2048, 128),
+    Shape("LLaMA-7B 4 x 2k", 4, 32, 32, 2048, 128),
+    Shape("LLaMA-7B 8 x 2k", 8, 32, 32, 2048, 128),
+    Shape("LLaMA-7B 9 x 2k", 9, 32, 32, 2048, 128),
+    Shape("LLaMA-7B 10 x 2k", 10, 32, 32, 2048, 128),
+    Shape("LLaMA-7B 1 x 8k", 1, 32, 32, 8192, 128),
+    Shape("LLaMA-7B 1 x 32k", 1, 32, 32, 32768, 128),
+    Shape("LLaMA-3-8B 1 x 8k", 1, 32, 8, 8192, 128),
+    Shape("LLaMA-3-8B 2 x 8k", 2, 32, 8, 8192, 128),
+    Shape("LLaMA-70B 1 x 8k", 1, 64, 8, 8192, 128),
+    Shape("LLaMA-65B tp 8, 1 x 2k", 1, 8, 8, 2048, 128),
+    Shape("LLaMA-65B tp 8, 2 x 2k", 2, 8, 8, 2048, 128),
+    Shape("Falcon-7B 1 x 2k", 1, 71, 1, 2048, 64),
+    Shape("Falcon-7B 4 x 2k", 4, 71, 1, 2048, 64),
+    Shape("Falcon-40B tp 8, 1 x 2k", 1, 16, 1, 2048, 64),
+    Shape("ChatGLM2-6B 1 x 8k", 1, 32, 2, 8192, 128),
+    Shape("ChatGLM2-6B 4 x 2k", 4, 32, 2, 2048, 128),
+    Shape("PaLM-8B 1 x 2k", 1, 16, 1, 2048, 256),
+    Shape("GPT 1.3B 8 x 1k", 8, 16, 16, 1024, 128),
+    Shape("GPT 125M 16 x 1k", 16, 12, 12, 1024, 64),
+    Shape("GPT 125M 32 x 1k", 32, 12, 12, 1024, 64),
+    Shape("8 heads of 64, 2 x 1k", 2, 8, 8, 1024, 64),
+)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What the kernel's host code gives; see megalite._simt.attention_backward_schedule."""
+
+    rows: int
+    keys: int
+    blocks_per_sm: int
+    together: int
+    parts: int
+    slots: int
+    partial_bytes: int
+    scratch_bytes: int
+
+    @classmethod
+    def of(cls, shape: Shape) -> "Schedule":
+        """For sm_80 and later with large blocks."""
+        emulator = importlib.import_module("megalite._simt")
+        emulator.set_architecture(80)
+        size = shape.batch, shape.length, shape.length, shape.heads, shape.groups, shape.head_dim
+        return cls(**emulator.attention_backward_schedule(*size))
+
+
+@dataclass(frozen=True)
+class Block:
+    """A block of the kernel: steps, then its sums in the slot, after earlier blocks of the slot."""
+
+    steps: int
+    slot: tuple[int, ...] = ()
+    sum_steps: float = 0.0
+
+
+def touching(mask: RowIntervals, rows: int, keys: int) -> Tensor:
+    """Which tiles of rows and keys the kernel visits: [sequences, tiles of keys, tiles of rows]."""
+    entries = mask.plan[0]  # [B, entries, 4]: min start, max end, ...
+    tiles = -(-entries.shape[1] * TILE // rows)
+    padded = torch.tensor([mask.num_keys, 0]).repeat(entries.shape[0], tiles * (rows // TILE), 1)
+    padded[:, : entries.shape[1]] = entries[..., :2]
+    of_tiles = padded.unflatten(1, (tiles, -1))
+    start, end = of_tiles[..., 0].amin(2)[:, None], of_tiles[..., 1].amax(2)[:, None]
+    first = torch.arange(0, mask.num_keys, keys)[None, :, None]
+    return (start < first + keys) & (first < end)
+
+
+def _steps_of_parts(row_tiles: Tensor, heads: int, parts: int) -> list[int]:
+    """Of the pairs (head, tile) of a tile of keys, a part has those of its sum, modulo parts."""
+    tiles = row_tiles.nonzero()[:, 0] % parts
+    sums = (tiles[None] + torch.arange(heads)[:, None]) % parts
+    return torch.bincount(sums.flatten(), minlength=parts).tolist()
+
+
+def our_blocks(shape: Shape, mask: RowIntervals) -> Iterator[Block]:
+    """In the grid's order: phases, sequences, key heads, tiles of keys, parts.
+
+    ``mask`` is of all sequences, or of one that all are like.
+    """
+    s = Schedule.of(shape)
+    touched = touching(mask, s.rows, s.keys)
+    ratio, key_tiles = shape.heads // shape.groups, touched.shape[1]
+    steps = [[_steps_of_parts(tile, ratio, s.parts) for tile in tiles] for tiles in touched]
+    store, add = STORE_STEPS / s.blocks_per_sm, ADD_STEPS / s.blocks_per_sm
+    for phase in range(0, key_tiles, s.together):
+        for b in range(shape.batch):
+            for group in range(shape.groups):
+                for tile in range(phase, min(phase + s.together, key_tiles)):
+                    for part, count in enumerate(steps[b % len(steps)][tile]):
+                        if s.slots == 0:
+                            yield Block(count)
+                            continue
+                        slot = b, group, tile, part % s.slots
+                        yield Block(count, slot, add if part >= s.slots else store)
+
+
+def peer_blocks(shape: Shape, mask: RowIntervals) -> Iterator[Block]:
+    """FlashAttention-2's."""
+    counts = touching(mask, ROWS, PEER_KEYS).sum(2).tolist()
+    for _head in range(shape.heads):
+        for b in range(shape.batch):
+            yield from map(Block, counts[b % len(counts)])
+
+
+def sm_use(blocks: Iterator[Block], slots: int) -> float:
+    """Steps over the time of all slots until the last block ends."""
+    ends, turns, total = [0.0] * slots, {}, 0
+    for block in blocks:
+        end = heapq.heappop(ends) + block.steps
+        if block.slot:
+            end = turns[block.slot] = max(end, turns.get(block.slot, 0.0)) + block.sum_steps
+        heapq.heappush(ends, end)
+        total += block.steps
+    return total / (max(ends) * slots)
+
+
+@cache
+def mask_of(name: str, length: int, documents: int = 8) -> RowIntervals:
+    """Of one sequence; packed: causal documents of lengths 1, 2, 3 ... times a unit."""
+    if name == "full":
+        return masks.full(1, length, length)
+    if name == "causal":
+        return masks.causal(1, length)
+    unit = length // (documents * (documents + 1) // 2)
+    lengths = [unit * (i + 1) for i in range(documents)]
+    lengths[-1] += length - sum(lengths)
+    return masks.packed([lengths], length)
+
+
+def uses(shape: Shape, mask: RowIntervals, sms: int) -> tuple[float, float]:
+    """SM use of ours and of FlashAttention-2's grid."""
+    blocks_per_sm = Schedule.of(shape).blocks_per_sm
+    ours = sm_use(our_blocks(shape, mask), sms * blocks_per_sm)
+    return ours, sm_use(peer_blocks(shape, mask), sms)
+
+
+def main() -> None:
+    """Print a table: SM use of ours / FlashAttention-2's grid."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--mask", choices=("causal", "full", "packed"), default="causal")
+    parser.add_argument("--documents", type=int, default=8, help="of a packed sequence")
+    options = parser.parse_args()
+    print(f"| {options.mask} | {' | '.join(SMS)} | blocks | parts, slots | partial sums, MiB |")
+    print("|---" * 6 + "|")
+    for shape in SHAPES:
+        mask, s = mask_of(options.mask, shape.length, options.documents), Schedule.of(shape)
+        cells = ["{:.0%} / {:.0%}".format(*uses(shape, mask, sms)) for sms in SMS.values()]
+        blocks = shape.batch * shape.groups * -(-shape.length // s.keys) * s.parts
+        cells += [str(blocks), f"{s.parts}, {s.slots}", f"{s.partial_bytes / MIB:.0f}"]
+        print(f"| {shape.name} | {' | '.join(cells)} |")
+
+
+if __name__ == "__main__":
+    main()
