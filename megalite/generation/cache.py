@@ -4,15 +4,17 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from megalite.ops import AttentionOptions, RowIntervals, attention
+
 KeysValues = tuple[Tensor, Tensor]
 
 
 class Cache:
     """The KV cache of one batch of answers.
 
-    An attention layer calls :meth:`extend` with the keys and values of its new rows and attends to
-    all it gets back; a cross-attention layer calls :meth:`once`. Row intervals of the batch then
-    index the cache's rows. After a forward pass the owner calls :meth:`advance`.
+    An attention layer calls :meth:`attend` with the queries, keys and values of its new rows; a
+    cross-attention layer calls :meth:`attend_to`. Row intervals of the batch then index the cache's
+    rows. After a forward pass the owner calls :meth:`advance`.
 
     Attributes:
         length: rows that are complete in every layer; new rows are written after them.
@@ -25,6 +27,29 @@ class Cache:
         self.length = 0
         self._layers: dict[str, KeysValues] = {}
         self._fixed: dict[str, KeysValues] = {}
+
+    def attend(
+        self,
+        layer: str,
+        qkv: tuple[Tensor, Tensor, Tensor],
+        mask: RowIntervals,
+        bias: Tensor | None,
+        options: AttentionOptions,
+    ) -> Tensor:
+        """See :class:`megalite.models.context.KeyValueCache`."""
+        q, k, v = qkv
+        return attention(q, *self.extend(layer, k, v), mask, bias, options)
+
+    def attend_to(
+        self,
+        layer: str,
+        q: Tensor,
+        make: Callable[[], KeysValues],
+        mask: RowIntervals,
+        options: AttentionOptions,
+    ) -> Tensor:
+        """See :class:`megalite.models.context.KeyValueCache`."""
+        return attention(q, *self.once(layer, make), mask, None, options)
 
     def extend(self, layer: str, keys: Tensor, values: Tensor) -> KeysValues:
         """Write new rows of a layer after the complete ones.

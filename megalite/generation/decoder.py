@@ -9,9 +9,10 @@ from torch import Tensor
 
 from megalite.generation.cache import Cache
 from megalite.models.batch import IGNORE, Batch, Stream
+from megalite.models.context import KeyValueCache
 from megalite.ops import RowIntervals
 
-Forward = Callable[[Batch, Cache], Tensor]
+Forward = Callable[[Batch, KeyValueCache], Tensor]
 
 
 class Decoder(Protocol):

@@ -1,10 +1,13 @@
 """From next-token logits to a token: penalties, truncation, and draws that no layout changes."""
 
+import math
+
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from megalite.config import Section
+from megalite.ops.draw import draw_tokens
 from megalite.ops.random import philox
 
 
@@ -19,13 +22,40 @@ class SamplingConfig(Section):
     top_p: float = Field(
         1.0, gt=0, le=1, description="probability of the likeliest tokens to draw from; 1: all"
     )
+    min_p: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="least probability of a token, as a share of the likeliest one's; 0: none",
+    )
     repetition_penalty: float = Field(
         1.0,
         gt=0,
         description="divisor of positive and factor of negative logits of tokens that came before; "
         "1: none",
     )
+    presence_penalty: float = Field(
+        0.0, description="subtracted from the logits of tokens that the answer has"
+    )
+    frequency_penalty: float = Field(
+        0.0, description="subtracted from a token's logit for each time that the answer has it"
+    )
     seed: int = Field(0, ge=0, description="seed of the draws")
+
+    @property
+    def truncates(self) -> bool:
+        """Whether some tokens can't be drawn."""
+        return self.top_k > 0 or self.top_p < 1 or self.min_p > 0
+
+    @property
+    def counts_answer(self) -> bool:
+        """Whether tokens of the answer are penalised by how often it has them."""
+        return bool(self.presence_penalty or self.frequency_penalty)
+
+    @property
+    def penalises(self) -> bool:
+        """Whether a token's logit is changed by what came before it."""
+        return self.repetition_penalty != 1 or self.counts_answer
 
 
 def penalise_repetition(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
@@ -61,27 +91,56 @@ def keep_top_p(logits: Tensor, p: float) -> Tensor:
     return logits.masked_fill(dropped.scatter(-1, order, dropped), -torch.inf)
 
 
+def keep_min_p(logits: Tensor, p: float) -> Tensor:
+    """Keep tokens of [B, V] at least ``p`` times as likely as the likeliest.
+
+    Source: Nguyen et al. 2024, arXiv:2407.01082, section 3.
+    """
+    if p == 0:
+        return logits
+    least = logits.amax(-1, keepdim=True) + math.log(p)
+    return logits.masked_fill(logits < least, -torch.inf)
+
+
+def penalise_presence(logits: Tensor, counts: Tensor, presence: float, frequency: float) -> Tensor:
+    """Make tokens less likely that an answer has.
+
+    Args:
+        logits: [B, V] fp32.
+        counts: [B, V], how often each answer has each token.
+        presence: subtracted where it has it at all.
+        frequency: subtracted for each time.
+
+    Source: OpenAI's API reference, "Frequency and presence penalties".
+    """
+    return logits - (counts > 0) * presence - counts * frequency
+
+
 def truncate(logits: Tensor, config: SamplingConfig) -> Tensor:
-    """Logits [B, V] after temperature, top-k and top-p, in this order."""
-    logits = logits / config.temperature
-    return keep_top_p(keep_top_k(logits, config.top_k), config.top_p)
+    """Logits [B, V] after temperature, top-k, top-p and min-p, in this order."""
+    logits = keep_top_k(logits / config.temperature, config.top_k)
+    return keep_min_p(keep_top_p(logits, config.top_p), config.min_p)
 
 
-def draw(logits: Tensor, seed: int, sample_ids: Tensor, index: int) -> Tensor:
+def draw(logits: Tensor, seed: int, sample_ids: Tensor, index: int | Tensor) -> Tensor:
     """Draw a token for each sequence; its random number is a function of what is drawn.
 
     Args:
         logits: [B, V] fp32, -inf where a token can't come.
         seed: 64-bit key.
         sample_ids: [B] int64, the sample of each sequence.
-        index: number of the token in its answer.
+        index: number of the token in its answer, or of each, [B] int64.
 
     Returns:
         [B] int64.
     """
+    return pick(logits, _uniform(seed, sample_ids, index))
+
+
+def _uniform(seed: int, sample_ids: Tensor, index: int | Tensor) -> Tensor:
     zero = torch.zeros_like(sample_ids)
     high, low, _, _ = philox(seed, zero + index, zero, sample_ids >> 32, sample_ids & 0xFFFFFFFF)
-    return pick(logits, unit_interval(high, low))
+    return unit_interval(high, low)
 
 
 def unit_interval(high: Tensor, low: Tensor) -> Tensor:
@@ -91,13 +150,27 @@ def unit_interval(high: Tensor, low: Tensor) -> Tensor:
 
 def pick(logits: Tensor, uniform: Tensor) -> Tensor:
     """The token of [B, V] ``logits`` whose share of the unit interval holds ``uniform`` [B]."""
-    mass = logits.double().softmax(-1).cumsum(-1)
-    target = uniform.to(mass)[:, None] * mass[:, -1:]
-    return torch.searchsorted(mass, target, right=True).squeeze(1)
+    return draw_tokens(logits, uniform, 1.0)[0]
 
 
-def choose(logits: Tensor, config: SamplingConfig, sample_ids: Tensor, index: int) -> Tensor:
-    """The next token of each sequence, [B] int64, from ``logits`` [B, V] fp32 after penalties."""
+def choose(
+    logits: Tensor, config: SamplingConfig, sample_ids: Tensor, index: int | Tensor
+) -> tuple[Tensor, Tensor]:
+    """The next token of each sequence, all on the logits' device.
+
+    Args:
+        logits: [B, V] fp32 after penalties.
+        config: how it is chosen.
+        sample_ids: [B] int64.
+        index: number of the token in its answer, or of each, [B] int64.
+
+    Returns:
+        [B] int64, and the log-probability by which each was drawn, [B] fp32: 0 of the likeliest
+        token at temperature 0.
+    """
     if config.temperature == 0:
-        return logits.argmax(-1)
-    return draw(truncate(logits, config), config.seed, sample_ids, index)
+        return logits.argmax(-1), torch.zeros_like(logits[:, 0])
+    uniform = _uniform(config.seed, sample_ids, index)
+    if config.truncates:
+        return draw_tokens(truncate(logits, config), uniform, 1.0)
+    return draw_tokens(logits, uniform, config.temperature)

@@ -4,12 +4,12 @@ Source: Shoeybi et al. 2019, arXiv:1909.08053, section 3.
 """
 
 from torch import Tensor
-from torch.nn import functional
 
 from megalite.distributed.mesh import Mesh
 from megalite.layers.layer import Initial, Layer
 from megalite.layers.products import Matrix
 from megalite.layers.region import leave
+from megalite.ops.linear import linear
 
 
 class ColumnParallelLinear(Layer):
@@ -92,7 +92,7 @@ class RowParallelLinear(Layer):
     def partial(self, x: Tensor) -> Tensor:
         """Map x [B, S, inputs[0]/tp, *inputs[1:]] to [B, S, D]{tp}, without the bias."""
         weight = self.local("weight").flatten(1)
-        return functional.linear(x.flatten(2), weight)
+        return linear(x.flatten(2), weight)
 
     def finish(self, partial: Tensor) -> Tensor:
         """Sum [B, S, D]{tp} over tp and add the bias.
@@ -122,4 +122,4 @@ class Projection(Layer):
         """Map [B, S', width] to [B, S', out]."""
         partial = self.mesh.sequence_parallel
         bias = self.local("bias", partial) if self.has_bias else None
-        return functional.linear(x, self.local("weight", partial), bias)
+        return linear(x, self.local("weight", partial), bias)

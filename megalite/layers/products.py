@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from megalite import torch_private
 from megalite.distributed.collectives import start_all_reduce, start_gather, start_reduce_scatter
 from megalite.distributed.mesh import Mesh
+from megalite.ops.linear import linear
 
 
 class Matrix(NamedTuple):
@@ -31,7 +31,7 @@ class Matrix(NamedTuple):
 
     def times(self, x: Tensor) -> Tensor:
         """Map x [B, S, D] to [B, S, *shape]."""
-        return self.shaped(functional.linear(x, self.weight, self.bias))
+        return self.shaped(linear(x, self.weight, self.bias))
 
     def shaped(self, y: Tensor) -> Tensor:
         """[B, S, O], which nothing else uses, as [B, S, *shape]: no view for autograd."""
@@ -76,7 +76,7 @@ class _ColumnProducts(torch.autograd.Function):
         ctx.mesh, ctx.length = mesh, length
         whole = start_gather(x, mesh.tp, 1, length).wait() if mesh.sequence_parallel else x
         pairs = zip(weights, biases, strict=True)
-        return tuple(functional.linear(whole, weight, bias) for weight, bias in pairs)
+        return tuple(linear(whole, weight, bias) for weight, bias in pairs)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:

@@ -1,6 +1,6 @@
 """Multi-head attention over row intervals, to itself or to an encoder."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -90,22 +90,26 @@ class _Heads(nn.Module):
         linear.bounds = self.layout.groups
         return linear
 
-    def _attend(
-        self,
-        qkv: tuple[Tensor, Tensor, Tensor],
-        context: Context,
-        mask: RowIntervals,
-        bias: Tensor | None,
+    def _attended(
+        self, qkv: tuple[Tensor, Tensor, Tensor], context: Context, mask: RowIntervals
     ) -> Tensor:
-        """The output's part of a sum, [B, S, D]{tp}, of [B, S, N/tp, H] and [B, K, G/tp, H]."""
-        q, k, v = qkv
+        """The output's part of a sum, [B, S, D]{tp}, of [B, S, N/tp, H] and [B, S, G/tp, H]."""
+        (q, k, v), bias = qkv, context.bias
         if q.shape[2] == 0:
             unused = k.sum() + v.sum() + (0.0 if bias is None else bias.sum())
             return self.output.partial(q) + 0.0 * unused
-        if self.layout.expand is not None:
-            places = moved(torch.tensor(self.layout.expand), k.device)
-            k, v = k.index_select(2, places), v.index_select(2, places)
-        return self.output.partial(attention(q, k, v, mask, bias, self._options(context)))
+        k, v = self._of_queries(k, v)
+        options, cache = self._options(context), context.cache
+        if cache is None:
+            return self.output.partial(attention(q, k, v, mask, bias, options))
+        return self.output.partial(cache.attend(self.name, (q, k, v), mask, bias, options))
+
+    def _of_queries(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values as local query heads read them: those of a group side by side."""
+        if self.layout.expand is None:
+            return k, v
+        places = moved(torch.tensor(self.layout.expand), k.device)
+        return k.index_select(2, places), v.index_select(2, places)
 
     def _options(self, context: Context) -> AttentionOptions:
         scale, p, head = self.config.scale, self.config.attention_dropout, self.layout.queries[0]
@@ -161,10 +165,8 @@ class Attention(_Heads):
             query, key = self.query_norm(query), self.key_norm(key)
         is_windowed = self.window > 0
         q, k = (context.rotate(x, interleaved, is_windowed) for x in (query, key))
-        if context.cache is not None:
-            k, v = context.cache.extend(self.name, k, v)
         mask = context.mask.narrowed(self.window, context.looks_both_ways)
-        return self._attend((q, k, v), context, mask, context.bias)
+        return self._attended((q, k, v), context, mask)
 
 
 class CrossAttention(_Heads):
@@ -191,5 +193,23 @@ class CrossAttention(_Heads):
             key = self.key(memory)
             return key if self.key_norm is None else self.key_norm(key), self.value(memory)
 
-        k, v = make() if context.cache is None else context.cache.once(self.name, make)
-        return self.output.finish(self._attend((q, k, v), context, context.cross, None))
+        return self.output.finish(self._attended_to(q, make, context, context.cross))
+
+    def _attended_to(
+        self,
+        q: Tensor,
+        make: Callable[[], tuple[Tensor, Tensor]],
+        context: Context,
+        mask: RowIntervals,
+    ) -> Tensor:
+        """The output's part of a sum, [B, S, D]{tp}; ``make`` gives [B, Se, G/tp, H] twice."""
+        options, cache = self._options(context), context.cache
+        if cache is not None and q.shape[2]:
+            attended = cache.attend_to(
+                self.name, q, lambda: self._of_queries(*make()), mask, options
+            )
+            return self.output.partial(attended)
+        k, v = make() if cache is None else (q, q)
+        if q.shape[2] == 0:
+            return self.output.partial(q) + 0.0 * (k.sum() + v.sum())
+        return self.output.partial(attention(q, *self._of_queries(k, v), mask, None, options))

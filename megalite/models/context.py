@@ -9,20 +9,43 @@ import torch
 from torch import Tensor
 
 from megalite.distributed.mesh import Mesh
-from megalite.ops import Drops, RowIntervals, dropout, rope
+from megalite.ops import AttentionOptions, Drops, RowIntervals, dropout, rope
 from megalite.ops.random import fold, hash64
 
 
 class KeyValueCache(Protocol):
-    """What a model knows of decoding; see ``generation/cache.py``."""
+    """All that a model knows of decoding: it keeps keys and values, and attends to them."""
 
-    length: int
+    def attend(
+        self,
+        layer: str,
+        qkv: tuple[Tensor, Tensor, Tensor],
+        mask: RowIntervals,
+        bias: Tensor | None,
+        options: AttentionOptions,
+    ) -> Tensor:
+        """Keep the keys and values of new rows, and attend to those of all rows so far.
 
-    def extend(self, layer: str, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Append new rows; give all rows so far."""
+        Args:
+            layer: the layer's name.
+            qkv: [B, S, N, H] and twice [B, S, G, H] of the new rows.
+            mask: of the new rows over all.
+            bias: by distance over all rows, or None.
+            options: scale and cap.
 
-    def once(self, layer: str, make: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-        """Keys and values made at the first call."""
+        Returns:
+            [B, S, N, H].
+        """
+
+    def attend_to(
+        self,
+        layer: str,
+        q: Tensor,
+        make: Callable[[], tuple[Tensor, Tensor]],
+        mask: RowIntervals,
+        options: AttentionOptions,
+    ) -> Tensor:
+        """Attend to an encoder's keys and values, [B, Se, G, H], made at the first call."""
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from megalite.models.batch import IGNORE, Batch
 from megalite.models.config import ModelConfig
 from megalite.models.outputs import Hidden, Logits, LogProbs, Loss, Output, Values
 from megalite.ops import LossOptions, VocabularySlice, linear_cross_entropy, token_log_probs
+from megalite.ops.linear import by_rows, linear
 
 
 class Head(Layer):
@@ -89,11 +90,12 @@ class Head(Layer):
         return gather_copies(x, self.mesh.tp, 1, length)
 
     def _logits(self, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        logits = functional.linear(hidden, weight, bias)
+        logits = linear(hidden, weight, bias)
         if self.config.logit_scale != 1.0:
             logits = logits * self.config.logit_scale
         if self.config.logit_cap:
-            logits = self.config.logit_cap * torch.tanh(logits / self.config.logit_cap)
+            cap = self.config.logit_cap
+            logits = cap * by_rows(torch.tanh, logits / cap)
         return gather_copies(logits, self.mesh.tp, 2, self.config.vocab_size)
 
     def _loss(

@@ -177,3 +177,22 @@ def capped_kernels(tensor: Tensor) -> Any:
         f"attention score_cap: must be 0 on backend {name!r}, whose kernels cap no scores: run a "
         "model with --model.score_cap on a CPU"
     )
+
+
+def row_kernels(tensor: Tensor) -> Any:
+    """As :func:`kernels`, for operators of generation, which CPUs alone have kernels of.
+
+    Returns:
+        None elsewhere: there they are made of other operators.
+
+    Raises:
+        KernelUnavailable: the CPU's are not in this build.
+    """
+    if chosen(tensor) != "cpu" or tensor.dtype != torch.float32:
+        return None
+    ops = kernels(tensor)
+    if not hasattr(ops, "row_products"):
+        raise KernelUnavailable(
+            "generation: this build is older than its kernels: run `make install` again"
+        )
+    return ops

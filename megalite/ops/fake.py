@@ -15,6 +15,10 @@ def register() -> None:
     if hasattr(torch.ops.megalite, "capped_attention"):  # older builds have none
         fake("megalite::capped_attention", _attention)
         fake("megalite::capped_attention_backward", _capped_attention_backward)
+    if hasattr(torch.ops.megalite, "row_products"):
+        fake("megalite::paged_attention", lambda q, *_: q.new_empty(q.shape))
+        fake("megalite::row_products", lambda x, w, _: x.new_empty(x.shape[0], w.shape[0]))
+        fake("megalite::draw", _draw)
     fake("megalite::logit_statistics", _logit_statistics)
     fake("megalite::logit_gradient", lambda *_: None)
     fake("megalite::rope", lambda x, *_: torch.empty_like(x, memory_format=torch.contiguous_format))
@@ -79,3 +83,8 @@ def _add_norm_backward(
 def _activation_backward(_dout: Tensor, up: Tensor, *others: object) -> tuple[Tensor, ...]:
     rest = (up.new_empty(x.shape if isinstance(x, Tensor) else (0,)) for x in others[:3])
     return up.new_empty(up.shape), *rest
+
+
+def _draw(logits: Tensor, *_: object) -> tuple[Tensor, Tensor]:
+    rows = logits.shape[0]
+    return logits.new_empty(rows, dtype=torch.int64), logits.new_empty(rows)

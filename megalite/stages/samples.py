@@ -12,9 +12,10 @@ from megalite.data.chat.chat import Chat
 from megalite.data.chat.datasets import Prompts
 from megalite.data.chat.long_rows import RowRules
 from megalite.engine.model import Model
-from megalite.generation.decoder import CachedDecoder, Forward
-from megalite.generation.generate import Ending, generate
-from megalite.generation.prompts import Prompt, batch_prompts
+from megalite.generation.answer import SLOTS, Asked, answer
+from megalite.generation.decoder import Forward
+from megalite.generation.generate import Ending
+from megalite.generation.prompts import Prompt
 from megalite.generation.sampling import SamplingConfig
 from megalite.models.batch import Batch
 from megalite.models.config import ModelConfig
@@ -36,12 +37,12 @@ class SamplesConfig(Section):
 
 
 def decode_with(model: Model) -> Forward:
-    """The model as a function of a batch and a cache: the last row's logits, [B, 1, V]."""
+    """The model as a function of a batch and a cache: the last row's logits, on its device."""
     device = model.mesh.device
 
     def forward(batch: Batch, cache: KeyValueCache) -> Tensor:
         logits: Tensor = model.evaluate([batch.to(device)], Logits(last_row=True), cache)[0]
-        return logits.cpu()
+        return logits
 
     return forward
 
@@ -53,12 +54,11 @@ def answer_prompts(
 
     Comm: every process calls it; parameters are gathered over shard once.
     """
-    ends, pad = chat.end_ids, chat.tokenizer.pad_id
-    batch = batch_prompts(prompts, range(len(prompts)), pad)
+    ends = chat.end_ids
+    ending = Ending(ends, chat.tokenizer.pad_id)
+    asked = Asked(prompts, range(len(prompts)), SLOTS, model.mesh.device)
     with model.gathered():
-        decoder = CachedDecoder(decode_with(model), batch, sampling.max_new_tokens)
-        ending = Ending(ends, pad)
-        answers = generate(decoder, batch, sampling, ending)
+        answers = answer(decode_with(model), asked, sampling, ending)
     sequences = [answers.answer(number) for number in range(len(prompts))]
     return [[token for token in tokens if token not in ends] for tokens in sequences]
 

@@ -30,13 +30,13 @@ from megalite.engine.build import build_model
 from megalite.engine.layout import Demand, check_layout
 from megalite.engine.model import Model
 from megalite.errors import ConfigError, DataError
+from megalite.generation.answer import Asked, answer
 from megalite.generation.beam import BeamConfig, BeamSearch
 from megalite.generation.decoder import CachedDecoder
-from megalite.generation.generate import Ending, Repetition, generate
+from megalite.generation.generate import LOOK_EVERY, Ending, Repetition
 from megalite.generation.prompts import Prompt, batch_prompts
 from megalite.generation.sampling import SamplingConfig
 from megalite.generation.text import cut_at_stop
-from megalite.models.batch import Batch
 from megalite.models.config import ModelConfig
 from megalite.models.hub import HubName, folder_of, pinned
 from megalite.models.hugging_face import is_hugging_face
@@ -83,7 +83,11 @@ class GenerateConfig(Section):
     prompts: tuple[str, ...] = Field((), description="files of prompts")
     columns: dict[str, str] = Field({}, description=COLUMNS)
     output: str = Field("", description="new JSONL file of prompts and answers; empty: none")
-    batch_size: int = Field(8, ge=1, description="prompts answered together")
+    batch_size: int = Field(
+        8,
+        ge=1,
+        description="answers written side by side; one that ends makes room for the next prompt",
+    )
     precision: PrecisionWish = Field(
         "auto",
         description="number format of compute: fp32 (CPU only), bf16, fp16, or auto: fp32 on a "
@@ -126,11 +130,16 @@ def run(config: GenerateConfig, launch: Launch) -> int:
     load_start(model, config.model)
     if launch.rank == 0:
         _say_what_is_not_taken(config, options.template, chat.tokenizer)
-    with Output(config.output if launch.rank == 0 else "") as output:
-        for at in range(0, len(questions), config.batch_size):
-            part = slice(at, at + config.batch_size)
-            texts = _answer(config, model, prompts[part], ending, at, launch.rank == 0)
-            output.add(questions[part], texts)
+        is_wide = precision == "fp32" or device.type == "cpu"
+        _say_memory(config, prompts, model_config, 4 if is_wide else 2)
+    is_writer = launch.rank == 0
+    with Output(config.output if is_writer else "") as output, model.gathered():
+        shown = Shown(questions, output, is_writer)
+        if config.beam.num_beams > 1:
+            for at in range(0, len(questions), config.batch_size):
+                _search(config, model, (prompts[at : at + config.batch_size], at), ending, shown)
+        else:
+            _draw(config, model, prompts, ending, shown)
     return 0
 
 
@@ -185,10 +194,39 @@ class Output:
         """Write some questions and their answers."""
         if self._file is None:
             return
-        for turns, answer in zip(questions, answers, strict=True):
-            record = {"prompt": turns[-1].whole, "answer": answer}
+        for turns, text in zip(questions, answers, strict=True):
+            record = {"prompt": turns[-1].whole, "answer": text}
             self._file.write(json.dumps(record, ensure_ascii=False) + "\n")
         self._file.flush()
+
+
+class Shown:
+    """Answers as they are printed and written: in the order of their prompts."""
+
+    def __init__(self, questions: Sequence[Sequence[Turn]], output: Output, is_writer: bool):
+        """Show answers to questions; a single one as it is drawn."""
+        self._questions, self._output, self._is_writer = questions, output, is_writer
+        self.streams = is_writer and len(questions) == 1
+        self._texts = [""] * len(questions)
+        self._ended: set[int] = set()
+        self._next = 0
+
+    def add(self, number: int, text: str) -> None:
+        """Take the next text of an answer."""
+        self._texts[number] += text
+        if self.streams:
+            sys.stdout.write(text)
+            sys.stdout.flush()
+
+    def end(self, number: int) -> None:
+        """Show an answer that is whole, once those before it are shown."""
+        self._ended.add(number)
+        while self._next in self._ended:
+            text = self._texts[self._next]
+            if self._is_writer:
+                sys.stdout.write("\n" if self.streams else text + "\n")
+            self._output.add([self._questions[self._next]], [text])
+            self._next += 1
 
 
 def _check_options(config: GenerateConfig) -> None:
@@ -198,11 +236,12 @@ def _check_options(config: GenerateConfig) -> None:
         ConfigError: it names them.
     """
     sampling, beam = config.sampling, config.beam
-    draws = sampling.temperature not in (0, 1) or sampling.top_k > 0 or sampling.top_p < 1
-    if beam.num_beams > 1 and draws:
+    draws = sampling.temperature not in (0, 1) or sampling.truncates
+    if beam.num_beams > 1 and (draws or sampling.counts_answer):
         raise ConfigError(
             f"--beam.num_beams {beam.num_beams}: searches for the likeliest answer and draws "
-            "nothing: leave out sampling.temperature, sampling.top_k and sampling.top_p"
+            "nothing: leave out sampling.temperature, sampling.top_k, sampling.top_p, "
+            "sampling.min_p, sampling.presence_penalty and sampling.frequency_penalty"
         )
     alone = [key for key in ("length_penalty", "early_stopping") if key in beam.model_fields_set]
     if beam.num_beams == 1 and alone:
@@ -283,6 +322,20 @@ def _say_what_is_not_taken(config: GenerateConfig, template: str, tokenizer: Tok
         )
 
 
+def _say_memory(
+    config: GenerateConfig, prompts: Sequence[Prompt], model: ModelConfig, number_bytes: int
+) -> None:
+    """Tell the memory of keys and values of many answers, before the first is begun."""
+    if len(prompts) <= config.batch_size or config.beam.num_beams > 1:
+        return
+    room = Asked(prompts, range(len(prompts)), config.batch_size).room(config.sampling)
+    size = room.size_bytes(model, number_bytes) / 2**20
+    sys.stderr.write(
+        f"megalite: {len(prompts)} prompts, {config.batch_size} answered side by side: their keys "
+        f"and values take {size:.1f} MiB\n"
+    )
+
+
 def _tokenizer(config: GenerateConfig) -> Tokenizer:
     """The tokenizer that is set, the model's own, or the one that its run was told."""
     is_set = "path" in config.tokenizer.model_fields_set
@@ -310,52 +363,39 @@ def _questions(config: GenerateConfig, launch: Launch) -> list[tuple[Turn, ...]]
     return questions
 
 
-def _answer(
+def _draw(
     config: GenerateConfig,
     model: Model,
     prompts: Sequence[Prompt],
     ending: Ending,
-    first: int,
-    is_writer: bool,
-) -> list[str]:
-    """Answers as text; the answer to a single prompt is shown as it is drawn."""
-    batch = batch_prompts(prompts, range(first, first + len(prompts)), ending.pad_id)
-    texts = [""] * len(prompts)
-    streams = is_writer and len(prompts) == 1
-
-    def on_text(number: int, text: str) -> None:
-        texts[number] += text
-        if streams:
-            sys.stdout.write(text)
-            sys.stdout.flush()
-
-    with model.gathered():
-        limit = config.sampling.max_new_tokens
-        decoder = CachedDecoder(decode_with(model), batch, limit)
-        if config.beam.num_beams > 1:
-            for number, text in enumerate(_search(config, decoder, batch, ending)):
-                on_text(number, text)
-        else:
-            generate(decoder, batch, config.sampling, replace(ending, on_text=on_text))
-    if streams:
-        sys.stdout.write("\n")
-    elif is_writer:
-        for text in texts:
-            sys.stdout.write(text + "\n")
-    return texts
+    shown: Shown,
+) -> None:
+    """Draw an answer to every prompt."""
+    sampling = config.sampling
+    asked = Asked(prompts, range(len(prompts)), config.batch_size, model.mesh.device)
+    every = 1 if shown.streams else LOOK_EVERY
+    ending = replace(ending, on_text=shown.add, on_end=shown.end, look_every=every)
+    answer(decode_with(model), asked, sampling, ending)
 
 
 def _search(
-    config: GenerateConfig, decoder: CachedDecoder, prompts: Batch, ending: Ending
-) -> list[str]:
-    """The texts of the likeliest answers."""
-    penalty = config.sampling.repetition_penalty
-    repetition = Repetition(prompts.decoder, penalty) if penalty != 1 else None
-    limit = config.sampling.max_new_tokens
+    config: GenerateConfig,
+    model: Model,
+    part: tuple[Sequence[Prompt], int],
+    ending: Ending,
+    shown: Shown,
+) -> None:
+    """Search for the likeliest answers to some prompts, of which the first has a number."""
+    prompts, first = part
+    ids = range(first, first + len(prompts))
+    batch = batch_prompts(prompts, ids, ending.pad_id).to(model.mesh.device)
+    limit, penalty = config.sampling.max_new_tokens, config.sampling.repetition_penalty
+    repetition = Repetition(batch.decoder, penalty) if penalty != 1 else None
+    decoder = CachedDecoder(decode_with(model), batch, limit)
     answers = BeamSearch(decoder, config.beam, ending, limit, repetition).run()
-    texts, decode = [], ending.decode
+    decode = ending.decode
     assert decode is not None
-    for number in range(len(answers.lengths)):
+    for number in range(len(prompts)):
         kept = [token for token in answers.answer(number) if token not in ending.end_ids]
-        texts.append(cut_at_stop(decode(kept), ending.stops)[0])
-    return texts
+        shown.add(first + number, cut_at_stop(decode(kept), ending.stops)[0])
+        shown.end(first + number)

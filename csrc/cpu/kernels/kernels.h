@@ -109,6 +109,32 @@ struct ActivationRows {
   int64_t num_rows, width, chunk_rows;
 };
 
+// One query row a sequence over keys and values in blocks.
+struct PagedAttention {
+  const float *q, *k, *v;       // [B, N, H]; pools [blocks, G, block rows, H]
+  const int32_t *tables;        // [B, table size]: the block of each run of keys
+  const int32_t *start, *end;   // [B]
+  const float* bias;            // [N, most keys] by distance, a row's last key last; null without
+  float* out;                   // [B, N, H]
+  int64_t batch, heads, groups, head_dim, block_rows, table_size, most_keys;
+  float scale, score_cap;
+};
+
+struct RowProducts {
+  const float *x, *weight, *bias;  // [T, D], [O, D], [O] or null
+  float* out;                      // [T, O]
+  int64_t num_rows, depth, width;
+};
+
+struct Draws {
+  const float* logits;    // [B, V]
+  const double* uniform;  // [B]
+  int64_t* tokens;        // [B]
+  float* log_probs;       // [B]
+  int64_t width;
+  float temperature;
+};
+
 struct Kernels {
   const char* name;
   int64_t lanes;
@@ -128,6 +154,11 @@ struct Kernels {
   void (*norm_gradient)(const NormGradient&, int64_t chunk);
   void (*activation)(const ActivationRows&, int64_t row);
   void (*activation_gradient)(const ActivationRows&, int64_t chunk);
+  int64_t (*paged_scratch)(const PagedAttention&);
+  // Task: b * N + n.
+  void (*paged_attention)(const PagedAttention&, int64_t task, float* scratch);
+  void (*row_products)(const RowProducts&, int64_t first_column, int64_t last_column);
+  void (*draw)(const Draws&, int64_t row);
 };
 
 const Kernels& portable_kernels();

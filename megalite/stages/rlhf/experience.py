@@ -45,6 +45,7 @@ class Judgement:
         values: [B, S] fp32, the critic's.
         scores: [B] fp32, the reward model's.
         ended: [B] bool, answers with an end token.
+        drawn: [B, S] fp32, log-probabilities by which tokens were drawn; None: not known.
     """
 
     mask: Tensor
@@ -53,6 +54,14 @@ class Judgement:
     values: Tensor
     scores: Tensor
     ended: Tensor
+    drawn: Tensor | None = None
+
+    @property
+    def gap(self) -> Tensor:
+        """Sum over tokens of what drawing and a pass differ by, in nats."""
+        if self.drawn is None:
+            return self.log_probs.new_zeros(())
+        return torch.where(self.mask, (self.log_probs - self.drawn).abs(), 0.0).sum()
 
 
 @dataclass(frozen=True)
@@ -115,7 +124,8 @@ def gather_experience(
 
     Returns:
         The experience, and means over the global batch: ``reward`` (score per response), ``kl``
-        (nats per response), ``response_tokens`` and ``ended`` (share).
+        (nats per response), ``response_tokens``, ``ended`` (share) and ``rollout_gap`` (nats per
+        token between drawing and a pass).
 
     Comm: all-reduces of a few numbers over ``axis``.
     """
@@ -143,8 +153,10 @@ def gather_experience(
         kl.sum(),
         mask.sum(),
         judged.ended.sum(),
+        judged.gap,
         mask.new_tensor(len(mask), dtype=torch.int64),
     )
     totals = all_reduce_sum(torch.stack([part.double() for part in sums]), axis)
-    names = ("reward", "kl", "response_tokens", "ended")
-    return experience, dict(zip(names, totals[:4] / totals[4], strict=True))
+    names = ("reward", "kl", "response_tokens", "ended", "rollout_gap")
+    means = dict(zip(names, totals[:5] / totals[5], strict=True))
+    return experience, means | {"rollout_gap": totals[4] / totals[2]}

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from megalite.config import Section
 from megalite.data.chat.chat import Chat
-from megalite.generation.decoder import CachedDecoder, Forward
-from megalite.generation.generate import Answers, Ending, generate
-from megalite.generation.prompts import Prompt, batch_prompts
+from megalite.generation.answer import SLOTS, Asked, answer
+from megalite.generation.decoder import Forward
+from megalite.generation.generate import Answers, Ending
+from megalite.generation.prompts import Prompt
 from megalite.generation.sampling import SamplingConfig
 from megalite.models.batch import Batch
 from megalite.ops.random import fold, hash64
@@ -30,6 +31,16 @@ class RolloutConfig(Section):
         1.0, gt=0, description="divisor of the logits, in rollouts and in updates alike"
     )
     micro_batch_size: int = Field(32, gt=0, description="answers judged per forward pass")
+    slots: int = Field(
+        SLOTS,
+        gt=0,
+        description="answers written side by side, whose keys and values bound a rollout's memory",
+    )
+    reuse_log_probs: bool = Field(
+        False,
+        description="learn from the log-probabilities that tokens were drawn with, which saves a "
+        "pass of the actor; `rollout_gap` says by how much they differ from a pass's",
+    )
 
 
 @dataclass(frozen=True)
@@ -96,7 +107,7 @@ class Judges:
     """The four models without dropout.
 
     Attributes:
-        decode: the actor with a cache: logits [B, S, V].
+        decode: the actor with a cache: logits of the last row, [B, 1, V].
         actor: log-probabilities of the labels under the actor at the rollout's temperature, [B, S].
         critic: values, [B, S].
         frozen: the reference and the reward model.
@@ -108,6 +119,30 @@ class Judges:
     critic: Callable[[Batch], Tensor]
     frozen: FrozenModels
     device: torch.device | str = "cpu"
+
+
+@dataclass(frozen=True)
+class Written:
+    """How answers came about.
+
+    Attributes:
+        ended: [B] bool, answers with an end token.
+        log_probs: [B, S] fp32, by which each token was drawn, at the rows that it is the label of.
+    """
+
+    ended: Tensor
+    log_probs: Tensor
+
+    @classmethod
+    def of(cls, answers: Answers, mask: Tensor) -> "Written":
+        """Lay what was drawn out over rows; ``mask`` [B, S] is those that answers are labels of."""
+        assert answers.log_probs is not None
+        number = torch.arange(answers.tokens.shape[1], device=mask.device)
+        drawn = answers.log_probs.to(mask.device)
+        is_token = number < answers.lengths.to(mask.device)[:, None]
+        rows = torch.zeros(mask.shape, device=mask.device)
+        rows[mask] = drawn[is_token]
+        return cls(answers.ended.to(mask.device), rows)
 
 
 @dataclass(frozen=True)
@@ -132,18 +167,16 @@ def special_tokens(chat: Chat) -> SpecialTokens:
     return SpecialTokens(ends, next(n for n in (pad, *range(len(ends) + 1)) if n not in ends))
 
 
-def answer(
-    decode: Forward, prompts: Batch, config: RolloutConfig, seed: int, tokens: SpecialTokens
+def write_answers(
+    decode: Forward, asked: Asked, config: RolloutConfig, seed: int, tokens: SpecialTokens
 ) -> Answers:
-    """Draw an answer to every prompt of a batch, a function of (seed, sample id)."""
+    """Draw an answer to every prompt, a function of (seed, sample id)."""
     sampling = SamplingConfig(
         max_new_tokens=config.max_new_tokens,
         temperature=config.temperature,
         seed=fold(seed, DRAWS),
     )
-    decoder = CachedDecoder(decode, prompts, config.max_new_tokens)
-    ending = Ending(tokens.end_ids, tokens.pad_id)
-    return generate(decoder, prompts, sampling, ending)
+    return answer(decode, asked, sampling, Ending(tokens.end_ids, tokens.pad_id))
 
 
 def in_passes(
@@ -162,14 +195,22 @@ def in_passes(
 
 
 @torch.no_grad()
-def judge(judges: Judges, responses: Responses, ended: Tensor, micro_batch_size: int) -> Judgement:
-    """Ask all models about answers, ``micro_batch_size`` sequences per pass."""
-    take = judges.frozen.ask(responses, micro_batch_size)
-    log_probs, values = in_passes(
-        responses, micro_batch_size, lambda batch, _: (judges.actor(batch), judges.critic(batch))
-    )
-    frozen = take()
-    return Judgement(responses.mask, log_probs, frozen.log_probs, values, frozen.scores, ended)
+def judge(
+    judges: Judges, responses: Responses, written: Written, config: RolloutConfig
+) -> Judgement:
+    """Ask all models about answers, ``config.micro_batch_size`` sequences per pass."""
+    size, drawn = config.micro_batch_size, written.log_probs
+    take = judges.frozen.ask(responses, size)
+
+    def ask(batch: Batch, _: Tensor) -> tuple[Tensor, Tensor]:
+        values = judges.critic(batch)
+        return values if config.reuse_log_probs else judges.actor(batch), values
+
+    log_probs, values = in_passes(responses, size, ask)
+    if config.reuse_log_probs:
+        log_probs = drawn
+    frozen, mask, ended = take(), responses.mask, written.ended
+    return Judgement(mask, log_probs, frozen.log_probs, values, frozen.scores, ended, drawn)
 
 
 def rollout(
@@ -190,9 +231,9 @@ def rollout(
         seed: of the draws.
         tokens: the special tokens of answers.
     """
-    batch = batch_prompts(prompts, sample_ids, tokens.pad_id)
-    answers = answer(judges.decode, batch, config, seed, tokens)
+    asked = Asked(prompts, sample_ids, config.slots, judges.device)
+    answers = write_answers(judges.decode, asked, config, seed, tokens)
     texts = [answers.answer(number) for number in range(len(prompts))]
     responses = respond(prompts, texts, sample_ids, tokens.pad_id).to(judges.device)
-    ended = answers.ended.to(judges.device)
-    return responses, judge(judges, responses, ended, config.micro_batch_size)
+    written = Written.of(answers, responses.mask)
+    return responses, judge(judges, responses, written, config)

@@ -21,12 +21,19 @@ from megalite.stages.rlhf.models import TrainedModels, log_probs_of, values_of
 from megalite.stages.rlhf.responses import Responses
 from megalite.stages.rlhf.rollout import FrozenModels, Judges, SpecialTokens, rollout
 from megalite.stages.rlhf.text import Text
-from megalite.stages.rlhf.updates import PolicyLoss, Pretraining, ValueLoss, mini_batches
+from megalite.stages.rlhf.updates import (
+    LOG_PROB_CHANGE,
+    PolicyLoss,
+    Pretraining,
+    ValueLoss,
+    mini_batches,
+)
 from megalite.stages.samples import decode_with
 from megalite.stages.setup import Stage
 from megalite.training.learner import TARGETS, Learner, Update
 from megalite.training.progress import Progress, StepResult
 
+FIRST_CHANGE = f"first_{LOG_PROB_CHANGE}"
 KL_COEFFICIENT = "kl_coefficient"  # its name among the metrics and in checkpoints
 
 PromptItem = tuple[Sequence[Prompt], Sequence[int]]  # prompts, their numbers in the run's order
@@ -66,7 +73,11 @@ class PPOStep:
         experience, means = gather_experience(judged, config.reward, coefficient, mesh.dp)
         metrics = {name: float(value) for name, value in means.items()}
         metrics["rollout_s"] = time.perf_counter() - started
-        metrics |= self._update(responses, experience, progress)
+        updated = self._update(responses, experience, progress)
+        gap = updated.pop(FIRST_CHANGE)
+        if config.rollout.reuse_log_probs:  # the first pass over the answers tells it instead
+            metrics["rollout_gap"] = gap
+        metrics |= updated
         metrics[KL_COEFFICIENT] = coefficient
         size = config.train.global_batch_size
         metrics["tokens"] = metrics["response_tokens"] * size
@@ -94,7 +105,7 @@ class PPOStep:
     def _update(
         self, responses: Responses, experience: Experience, progress: Progress
     ) -> dict[str, float]:
-        """All passes over the answers; the mean of their metrics."""
+        """All passes over the answers; the mean of their metrics, and the first one's change."""
         mesh, update = self.stage.mesh, self.config.update
         seed, size = (
             fold(self.config.run.seed, progress.step, 1),
@@ -111,7 +122,9 @@ class PPOStep:
                 actor = self._update_actor(items, counts, progress)
                 updates.append((actor, self._update_critic(items, counts, progress)))
         metrics = [actor.metrics() | _of_critic(critic.metrics()) for actor, critic in updates]
-        return {name: sum(m[name] for m in metrics) / len(metrics) for name in metrics[0]}
+        means = {name: sum(m[name] for m in metrics) / len(metrics) for name in metrics[0]}
+        del means[LOG_PROB_CHANGE]
+        return means | {FIRST_CHANGE: metrics[0][LOG_PROB_CHANGE]}
 
     def _update_actor(self, items: Sequence[Item], counts: Counts, progress: Progress) -> Update:
         update, temperature = self.config.update, self.config.rollout.temperature

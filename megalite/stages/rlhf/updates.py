@@ -13,6 +13,7 @@ from megalite.stages.rlhf.experience import Experience
 from megalite.stages.rlhf.losses import policy_terms, ranking_loss, ranking_pairs, value_terms
 
 Metrics = dict[str, Tensor]
+LOG_PROB_CHANGE = "log_prob_change"  # nats per token since the answers were written
 
 
 class UpdateConfig(Section):
@@ -66,11 +67,13 @@ class PolicyLoss:
             return loss, {"pretraining_loss": loss.detach()}
         terms = policy_terms(log_probs, extra.log_probs, extra.advantages, extra.mask, self.clip)
         loss = terms.loss.sum() * self.scale
+        change = (log_probs.detach() - extra.log_probs).abs() * extra.mask
         return loss, {
             "policy_loss": loss.detach(),
             "clip_fraction": terms.clipped.sum() * self.scale,
             "approximate_kl": terms.approximate_kl.sum() * self.scale,
             "ratio": terms.ratio.sum() * self.scale,
+            LOG_PROB_CHANGE: change.sum() * self.scale,
             "entropy": (entropy * extra.mask).sum() * self.scale,
         }
 

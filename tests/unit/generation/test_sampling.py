@@ -1,6 +1,7 @@
 import pytest
 import torch
 from transformers import (
+    MinPLogitsWarper,
     RepetitionPenaltyLogitsProcessor,
     TopKLogitsWarper,
     TopPLogitsWarper,
@@ -10,10 +11,13 @@ from megalite.generation.sampling import (
     SamplingConfig,
     choose,
     draw,
+    keep_min_p,
     keep_top_k,
     keep_top_p,
+    penalise_presence,
     penalise_repetition,
     pick,
+    truncate,
     unit_interval,
 )
 
@@ -32,6 +36,26 @@ def test_top_p_equals_transformers(p):
     assert torch.equal(keep_top_p(_logits(), p), TopPLogitsWarper(p)(None, _logits()))
 
 
+@pytest.mark.parametrize("p", [0.01, 0.3, 0.99])
+def test_min_p_equals_transformers(p):
+    assert torch.equal(keep_min_p(_logits(), p), MinPLogitsWarper(p)(None, _logits()))
+
+
+def test_presence_and_frequency_are_subtracted_by_what_the_answer_has():
+    counts = torch.tensor([[0.0, 1.0, 3.0]])
+    penalised = penalise_presence(torch.zeros(1, 3), counts, 0.5, 0.25)
+    assert penalised.tolist() == [[0.0, -0.75, -1.25]]
+
+
+def test_the_log_probability_of_a_draw_is_that_of_what_it_is_drawn_from():
+    ids, config = torch.arange(5), SamplingConfig(temperature=0.6, top_k=9, top_p=0.8, min_p=0.05)
+    tokens, log_probs = choose(_logits(), config, ids, ids)
+    expected = truncate(_logits(), config).log_softmax(-1).gather(1, tokens[:, None])[:, 0]
+    assert torch.allclose(log_probs, expected, atol=1e-6)
+    one_by_one = [choose(_logits()[i : i + 1], config, ids[i : i + 1], i) for i in range(5)]
+    assert torch.equal(tokens, torch.cat([token for token, _ in one_by_one]))
+
+
 @pytest.mark.parametrize("penalty", [0.7, 1.0, 1.8])
 def test_repetition_penalty_equals_transformers(penalty):
     tokens = torch.randint(0, 37, (5, 9), generator=torch.Generator().manual_seed(1))
@@ -41,8 +65,9 @@ def test_repetition_penalty_equals_transformers(penalty):
 
 
 def test_zero_temperature_takes_the_likeliest():
-    tokens = choose(_logits(), SamplingConfig(temperature=0.0), torch.arange(5), 0)
+    tokens, log_probs = choose(_logits(), SamplingConfig(temperature=0.0), torch.arange(5), 0)
     assert torch.equal(tokens, _logits().argmax(-1))
+    assert not log_probs.any()
 
 
 def test_a_draw_depends_on_its_sample_and_number_but_not_on_its_row():
@@ -75,5 +100,7 @@ def test_the_ends_of_the_unit_interval_fall_on_possible_tokens():
 
 
 def test_top_k_one_is_greedy_at_any_temperature():
-    tokens = choose(_logits(), SamplingConfig(temperature=9.0, top_k=1), torch.arange(5), 0)
+    config = SamplingConfig(temperature=9.0, top_k=1)
+    tokens, log_probs = choose(_logits(), config, torch.arange(5), 0)
     assert torch.equal(tokens, _logits().argmax(-1))
+    assert not log_probs.any()

@@ -7,6 +7,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from megalite.generation.prompts import Prompt
+from megalite.ops import AttentionOptions
 from megalite.stages.rlhf.experience import Judgement, RewardConfig, gather_experience
 from megalite.stages.rlhf.kl import KLConfig, adapt
 from megalite.stages.rlhf.rollout import Judges, LocalModels, RolloutConfig, SpecialTokens, rollout
@@ -52,13 +53,17 @@ class Run:
         return self.critic(hidden).squeeze(-1)
 
     def decode(self, batch, cache):
-        """Logits of the newest row; every prompt is equally long, so no padding is seen."""
-        self.seen = (
-            batch.decoder.tokens
-            if cache.length == 0
-            else torch.cat((self.seen, batch.decoder.tokens), 1)
-        )
-        return self.actor(self.seen).logits
+        """Logits of the rows that are new, by the weights of the Hugging Face model."""
+        body = self.actor.transformer
+        x = body.wte.weight[batch.decoder.tokens] + body.wpe.weight[batch.decoder.positions.long()]
+        for number, block in enumerate(body.h):
+            qkv = block.attn.c_attn(block.ln_1(x)).chunk(3, -1)
+            qkv = tuple(part.unflatten(-1, (2, -1)).contiguous() for part in qkv)
+            mask, options = batch.decoder.mask, AttentionOptions()
+            attended = cache.attend(str(number), qkv, mask, None, options)
+            x = x + block.attn.c_proj(attended.flatten(2))
+            x = x + block.mlp(block.ln_2(x))
+        return self.actor.lm_head(body.ln_f(x))
 
     def rollout(self):
         ids = range(self.step * ROWS, (self.step + 1) * ROWS)
@@ -144,10 +149,10 @@ def test_a_rollout_is_the_same_however_its_prompts_are_divided_and_judged():
     run = Run(UpdateConfig(), KLConfig())
     prompts = [Prompt([1 + number % 4, 1]) for number in range(6)]
 
-    def judged(ids, micro_batch_size):
+    def judged(ids, micro_batch_size, **more):
         actor = lambda batch: _log_probs(run.actor, batch)[0]  # noqa: E731
         judges = Judges(run.decode, actor, run.values, LocalModels(actor, _count_targets))
-        config = RolloutConfig(max_new_tokens=LENGTH, micro_batch_size=micro_batch_size)
+        config = RolloutConfig(max_new_tokens=LENGTH, micro_batch_size=micro_batch_size, **more)
         chosen = [prompts[number] for number in ids]
         return rollout(judges, chosen, ids, config, 3, SpecialTokens((), 0))
 
@@ -157,3 +162,8 @@ def test_a_rollout_is_the_same_however_its_prompts_are_divided_and_judged():
         assert torch.equal(part.batch.decoder.tokens, responses.batch.decoder.tokens[ids])
         assert torch.allclose(half.log_probs, whole.log_probs[ids], atol=1e-6)
         assert torch.equal(half.scores, whole.scores[ids])
+    _, reused = judged(range(6), 6, slots=2, reuse_log_probs=True)
+    assert torch.allclose(reused.log_probs[whole.mask], whole.log_probs[whole.mask], atol=1e-5)
+    gaps = [gather_experience(x, RewardConfig(), 0.1)[1]["rollout_gap"] for x in (whole, reused)]
+    assert 0 < float(gaps[0]) < 1e-5
+    assert float(gaps[1]) == 0

@@ -1,4 +1,4 @@
-"""A rollout of an encoder-decoder reads its prompts once, however many tokens an answer has."""
+"""A rollout of an encoder-decoder reads a prompt once, however many tokens its answer has."""
 
 from collections import Counter
 
@@ -9,12 +9,13 @@ from megalite.data.structure import Structure
 from megalite.distributed.mesh import Mesh, ParallelConfig
 from megalite.engine.build import build_model
 from megalite.engine.model import Model
+from megalite.generation.answer import Asked
 from megalite.generation.prompts import batch_prompts
 from megalite.models.batch import Batch, Stream
 from megalite.models.config import ModelConfig
 from megalite.models.outputs import Logits
 from megalite.ops.mask import causal, full
-from megalite.stages.rlhf.rollout import RolloutConfig, SpecialTokens, answer
+from megalite.stages.rlhf.rollout import RolloutConfig, SpecialTokens, write_answers
 from megalite.stages.samples import decode_with
 
 TOKENS = 7
@@ -34,22 +35,24 @@ def test_the_encoder_and_its_keys_are_computed_once():
             key = name.split(".", 3)[-1] if "cross" in name else name
             module.register_forward_hook(lambda *_, key=key: calls.update([key]))
     prompts = [as_prompt(tokens, Structure(True, start_id=3)) for tokens in ([20, 21, 22], [30])]
-    batch = batch_prompts(prompts, [0, 1])
     config = RolloutConfig(max_new_tokens=TOKENS)
-    answers = answer(decode_with(model), batch, config, 0, SpecialTokens((), 0))
+    answers = write_answers(
+        decode_with(model), Asked(prompts, [0, 1]), config, 0, SpecialTokens((), 0)
+    )
     assert answers.lengths.tolist() == [TOKENS, TOKENS]
     layers = 3
-    assert calls["encoder"] == 1
-    assert calls["cross.key"] == calls["cross.value"] == layers
-    assert calls["cross_norm"] == layers * TOKENS
+    assert calls["encoder"] == len(prompts)
+    assert calls["cross.key"] == calls["cross.value"] == layers * len(prompts)
+    assert calls["cross_norm"] == layers * (len(prompts) + TOKENS - 1)
 
 
 def test_what_the_cache_answers_is_what_reading_all_again_answers():
     model = make_model()
     prompts = [as_prompt(tokens, Structure(True, start_id=3)) for tokens in ([20, 21, 22], [30])]
-    batch = batch_prompts(prompts, [0, 1])
     config = RolloutConfig(max_new_tokens=TOKENS, temperature=1e-4)
-    answers = answer(decode_with(model), batch, config, 0, SpecialTokens((), 0))
+    answers = write_answers(
+        decode_with(model), Asked(prompts, [0, 1]), config, 0, SpecialTokens((), 0)
+    )
     for number, prompt in enumerate(prompts):
         tokens = [*prompt.tokens]
         for _ in range(TOKENS):

@@ -1,0 +1,198 @@
+"""Keys and values of many sequences in blocks: memory is given out by the block and shared.
+
+Source: Kwon et al. 2023, arXiv:2309.06180.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from megalite.ops import AttentionOptions, RowIntervals, attention
+from megalite.ops.backends import chosen
+from megalite.ops.paged_attention import Places, Pools, paged_attention
+
+BLOCK_ROWS = 16  # keys of a block
+SPARE = 0  # a block that no sequence has; rows of a pass that stand for nothing use it
+
+KeysValues = tuple[Tensor, Tensor]
+
+
+def num_blocks(rows: int) -> int:
+    """Blocks that hold this many keys."""
+    return -(-rows // BLOCK_ROWS)
+
+
+class Blocks:
+    """Blocks of keys and values, one pool a layer; a block is freed when nobody uses it any more.
+
+    Attributes:
+        count: blocks of a pool, the spare one among them.
+    """
+
+    def __init__(self, count: int) -> None:
+        """Have ``count`` blocks besides the spare one; a layer's are allocated when it writes."""
+        self.count = count + 1
+        self._pools: dict[str, Pools] = {}
+        self._free = list(range(count, SPARE, -1))
+        self._uses = [0] * self.count
+
+    def take(self, count: int) -> list[int]:
+        """Blocks that nobody uses."""
+        assert count <= len(self._free), f"{count} blocks of {len(self._free)} that are free"
+        blocks = [self._free.pop() for _ in range(count)]
+        return self.use(blocks)
+
+    def use(self, blocks: Sequence[int]) -> list[int]:
+        """Use blocks together with those who do already."""
+        for block in blocks:
+            self._uses[block] += 1
+        return list(blocks)
+
+    def release(self, blocks: Sequence[int]) -> None:
+        """End one use of each."""
+        for block in blocks:
+            self._uses[block] -= 1
+            if self._uses[block] == 0:
+                self._free.append(block)
+
+    def copy(self, source: int, target: int) -> None:
+        """Write over a block what another holds, in all layers."""
+        for pool in (pool for pools in self._pools.values() for pool in pools):
+            pool[target] = pool[source]
+
+    def write(self, layer: str, rows: Tensor, keys: Tensor, values: Tensor) -> Pools:
+        """Write new keys and values of a layer; give its pools.
+
+        Args:
+            layer: its name.
+            rows: int64 [T], place of each in the pool: block times ``BLOCK_ROWS`` plus row.
+            keys: [T, G, H].
+            values: [T, G, H].
+        """
+        if layer not in self._pools:
+            _, groups, width = keys.shape
+            dtype = torch.float32 if _is_widened(keys) else keys.dtype
+            shape = self.count, groups, BLOCK_ROWS, width
+            self._pools[layer] = Pools(
+                keys.new_empty(shape, dtype=dtype), values.new_empty(shape, dtype=dtype)
+            )
+        pools = self._pools[layer]
+        block, row = rows // BLOCK_ROWS, rows % BLOCK_ROWS
+        for pool, new in zip(pools, (keys, values), strict=True):
+            pool[block, :, row] = new.to(pool.dtype)
+        return pools
+
+    def __getitem__(self, layer: str) -> Pools:
+        """The pools of a layer that has written."""
+        return self._pools[layer]
+
+    @property
+    def size_bytes(self) -> int:
+        """Memory of all layers' pools here."""
+        return sum(pool.nbytes for pools in self._pools.values() for pool in pools)
+
+
+def _is_widened(x: Tensor) -> bool:
+    """Whether a kernel reads keys and values of this type as fp32."""
+    return chosen(x) == "cpu" and x.dtype in (torch.bfloat16, torch.float16)
+
+
+def rows_in(blocks: Sequence[int], count: int, device: torch.device | str) -> Tensor:
+    """The places of the first ``count`` keys of a sequence in its blocks: int64 [count]."""
+    row = torch.arange(count)
+    places = torch.tensor(list(blocks))[row // BLOCK_ROWS] * BLOCK_ROWS + row % BLOCK_ROWS
+    return places.to(device)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The cache of a pass that reads one whole prompt.
+
+    Attributes:
+        own: blocks of the decoder's keys.
+        rows: places of the prompt's rows in them.
+        cross: blocks of the encoder's keys.
+        cross_rows: places of the encoder's rows in them.
+    """
+
+    own: Blocks
+    rows: Tensor
+    cross: Blocks
+    cross_rows: Tensor
+
+    def attend(
+        self,
+        layer: str,
+        qkv: tuple[Tensor, Tensor, Tensor],
+        mask: RowIntervals,
+        bias: Tensor | None,
+        options: AttentionOptions,
+    ) -> Tensor:
+        """See :class:`megalite.models.context.KeyValueCache`."""
+        q, k, v = qkv
+        self.own.write(layer, self.rows, k[0], v[0])
+        return attention(q, k, v, mask, bias, options)
+
+    def attend_to(
+        self,
+        layer: str,
+        q: Tensor,
+        make: Callable[[], KeysValues],
+        mask: RowIntervals,
+        options: AttentionOptions,
+    ) -> Tensor:
+        """See :class:`megalite.models.context.KeyValueCache`."""
+        k, v = make()
+        self.cross.write(layer, self.cross_rows, k[0], v[0])
+        return attention(q, k, v, mask, None, options)
+
+
+@dataclass(frozen=True)
+class Stepping:
+    """The cache of a pass that reads one more token of each of B sequences.
+
+    Attributes:
+        own: blocks of the decoder's keys.
+        tables: int32 [B, T] of them.
+        lengths: int32 [B], keys of each sequence, the new one among them.
+        cross: blocks of the encoder's keys.
+        cross_tables: int32 [B, Te] of them.
+    """
+
+    own: Blocks
+    tables: Tensor
+    lengths: Tensor
+    cross: Blocks
+    cross_tables: Tensor
+
+    def attend(
+        self,
+        layer: str,
+        qkv: tuple[Tensor, Tensor, Tensor],
+        mask: RowIntervals,
+        bias: Tensor | None,
+        options: AttentionOptions,
+    ) -> Tensor:
+        """As the protocol; each sequence's last key stands at the last one of the mask."""
+        q, k, v = (x[:, 0] for x in qkv)
+        last = self.lengths.long() - 1
+        block = self.tables.long().gather(1, (last // BLOCK_ROWS)[:, None])[:, 0]
+        pools = self.own.write(layer, block * BLOCK_ROWS + last % BLOCK_ROWS, k, v)
+        start = mask.start[:, 0] + (self.lengths - mask.num_keys)
+        places = Places(self.tables, start, self.lengths, mask.num_keys)
+        return paged_attention(q, pools, places, bias, options)[:, None]
+
+    def attend_to(
+        self,
+        layer: str,
+        q: Tensor,
+        make: Callable[[], KeysValues],
+        mask: RowIntervals,
+        options: AttentionOptions,
+    ) -> Tensor:
+        """See :class:`megalite.models.context.KeyValueCache`."""
+        start, end = mask.start[:, 0].contiguous(), mask.end[:, 0].contiguous()
+        places = Places(self.cross_tables, start, end, mask.num_keys)
+        return paged_attention(q[:, 0], self.cross[layer], places, None, options)[:, None]

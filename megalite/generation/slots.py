@@ -1,0 +1,282 @@
+"""Continuous batching: a fixed number of slots, each given to the next prompt when it is free.
+
+What is computed for an answer is a function of its prompt alone: a prompt is read in a pass of its
+own, and a token is read by products and attention that look at its own row (on a GPU by passes of
+always equally many rows). So an answer is the same beside any others, in any slot and order.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from megalite.generation.blocks import (
+    BLOCK_ROWS,
+    SPARE,
+    Blocks,
+    Reading,
+    Stepping,
+    num_blocks,
+    rows_in,
+)
+from megalite.generation.decoder import Forward
+from megalite.generation.prompts import Prompt, batch_prompts
+from megalite.models.batch import IGNORE, Batch, Stream
+from megalite.models.config import ModelConfig
+from megalite.ops import RowIntervals
+from megalite.ops.linear import is_by_rows, products_by_rows
+from megalite.ops.paged_attention import KEY_TILE
+
+
+@dataclass(frozen=True)
+class Room:
+    """The memory that answers need, known before the first is begun.
+
+    Attributes:
+        slots: most answers that are written side by side.
+        blocks: of the decoder's keys and values.
+        cross_blocks: of the encoder's.
+        most_keys: of one answer with its prompt, rounded up.
+        most_read: rows of the longest that an encoder reads.
+    """
+
+    slots: int
+    blocks: int
+    cross_blocks: int
+    most_keys: int
+    most_read: int
+
+    @classmethod
+    def of(cls, prompts: Sequence[Prompt], limits: Sequence[int], slots: int) -> "Room":
+        """The room for the answers that need most, side by side.
+
+        Args:
+            prompts: one for each answer.
+            limits: most tokens of each answer.
+            slots: most answers that are written side by side.
+        """
+        keys = [len(p.tokens) + n for p, n in zip(prompts, limits, strict=True)]
+        read = [len(p.encoder_tokens) for p in prompts]
+        held = num_blocks(max(len(p.tokens) for p in prompts))
+        blocks = sorted(map(num_blocks, keys), reverse=True)[:slots]
+        cross = sorted(map(num_blocks, read), reverse=True)[:slots]
+        most = -(-max(keys) // KEY_TILE) * KEY_TILE
+        return cls(slots, sum(blocks) + held, sum(cross) + cross[0], most, max(read))
+
+    def size_bytes(self, model: ModelConfig, number_bytes: int) -> int:
+        """Memory of keys and values of a whole model, whose numbers have so many bytes."""
+        row = 2 * model.num_layers * model.kv_heads * model.head_dim * number_bytes
+        cross = self.cross_blocks + 1 if model.is_encoder_decoder else 0
+        return (self.blocks + 1 + cross) * BLOCK_ROWS * row
+
+
+@dataclass
+class _Prompt:
+    """A prompt that was read, held for the answers to it that are not begun yet."""
+
+    key: tuple[object, ...]
+    blocks: list[int]
+    cross: list[int]
+    logits: Tensor
+    position: Tensor
+
+
+@dataclass
+class _Slot:
+    """An answer that is being written: its blocks, and what its next row needs."""
+
+    blocks: list[int]
+    cross: list[int]
+    length: int
+    read: int
+    position: Tensor
+
+
+class SlotDecoder:
+    """Writes answers to many prompts, some side by side; see the module.
+
+    Whoever samples calls :meth:`refill` for the first logits of answers that are begun,
+    :meth:`advance` for those of their next tokens, and :meth:`select` to leave some.
+    """
+
+    def __init__(
+        self,
+        forward: Forward,
+        prompts: Sequence[Prompt],
+        limits: Sequence[int],
+        slots: int,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        """Hold prompts until :meth:`refill`.
+
+        Args:
+            forward: runs the model on a batch and a cache without dropout; gives the logits of the
+                last row, [B, 1, V], on ``device``.
+            prompts: one for each answer, as :func:`batch_prompts` takes them; equal ones share
+                memory.
+            limits: most tokens of each answer.
+            slots: most answers that are written side by side.
+            device: of the model.
+        """
+        self._forward, self._prompts, self._limits = forward, prompts, limits
+        self._device = torch.device(device)
+        self.room = Room.of(prompts, limits, slots)
+        self._own, self._cross = Blocks(self.room.blocks), Blocks(self.room.cross_blocks)
+        self._keys = [_key(prompt) for prompt in prompts]
+        first = {key: number for number, key in reversed(list(enumerate(self._keys)))}
+        self._waiting = sorted(range(len(prompts)), key=lambda number: first[self._keys[number]])
+        self._slots: list[_Slot] = []
+        self._held: _Prompt | None = None
+        self._step: _Step | None = None
+
+    @property
+    def size_bytes(self) -> int:
+        """Memory of keys and values here."""
+        return self._own.size_bytes + self._cross.size_bytes
+
+    @torch.inference_mode()
+    def refill(self) -> tuple[list[int], Tensor] | None:
+        """Begin answers in the free slots.
+
+        Returns:
+            Their numbers, and the logits [n, V] fp32 of their first tokens; they stand behind the
+            rows that are here. None: no slot is free, or nothing waits.
+        """
+        count = min(self.room.slots - len(self._slots), len(self._waiting))
+        if count == 0:
+            return None
+        numbers, self._waiting = self._waiting[:count], self._waiting[count:]
+        self._leave_step()
+        return numbers, torch.cat([self._begin(number) for number in numbers])
+
+    def _begin(self, number: int) -> Tensor:
+        """Put an answer into a slot; give the logits [1, V] of its first token."""
+        prompt, key = self._prompts[number], self._keys[number]
+        if self._held is None or self._held.key != key:
+            self._drop_held()
+            self._held = self._read(prompt, key)
+        held, length = self._held, len(prompt.tokens)
+        needed = num_blocks(length + self._limits[number])
+        whole = length // BLOCK_ROWS
+        blocks = self._own.use(held.blocks[:whole])
+        blocks += self._own.take(needed - whole)
+        if length % BLOCK_ROWS:
+            self._own.copy(held.blocks[whole], blocks[whole])
+        cross, read = self._cross.use(held.cross), len(prompt.encoder_tokens)
+        self._slots.append(_Slot(blocks, cross, length, read, held.position))
+        return held.logits
+
+    def _drop_held(self) -> None:
+        if self._held is not None:
+            self._own.release(self._held.blocks)
+            self._cross.release(self._held.cross)
+            self._held = None
+
+    def _read(self, prompt: Prompt, key: tuple[object, ...]) -> _Prompt:
+        """Read a prompt in a pass of its own."""
+        batch = batch_prompts([prompt], [0]).to(self._device)
+        length, read = len(prompt.tokens), len(prompt.encoder_tokens)
+        blocks, cross = self._own.take(num_blocks(length)), self._cross.take(num_blocks(read))
+        rows = rows_in(blocks, length, self._device)
+        cross_rows = rows_in(cross or [SPARE], read, self._device)
+        cache = Reading(self._own, rows, self._cross, cross_rows)
+        logits = self._forward(batch, cache)[:, -1].float()
+        return _Prompt(key, blocks, cross, logits, batch.decoder.positions[:, -1:])
+
+    @torch.inference_mode()
+    def advance(self, tokens: Tensor) -> Tensor:
+        """Read one more token of each answer, [B] int64; give the next logits, [B, V] fp32."""
+        count = len(self._slots)
+        if self._step is None:
+            by_rows = is_by_rows(tokens.new_empty(0, dtype=torch.float32))
+            rows = count if by_rows else self.room.slots
+            self._step = _Step.of(self._slots, rows, self.room, self._device)
+        batch, cache = self._step.next(tokens, self._own, self._cross)
+        for slot in self._slots:
+            slot.length += 1
+        with products_by_rows():
+            logits = self._forward(batch, cache)
+        return logits[:count, -1].float()
+
+    def select(self, sequences: Tensor) -> None:
+        """Keep these answers, [B'] int64, each once; the slots of the others are free."""
+        kept = sequences.tolist()
+        self._leave_step()
+        for number in set(range(len(self._slots))) - set(kept):
+            self._own.release(self._slots[number].blocks)
+            self._cross.release(self._slots[number].cross)
+        self._slots = [self._slots[number] for number in kept]
+
+    def _leave_step(self) -> None:
+        """Before rows come or go: each slot gets its own next row back."""
+        if self._step is not None:
+            for slot, position in zip(self._slots, self._step.positions.split(1), strict=False):
+                slot.position = position
+            self._step = None
+
+
+class _Step:
+    """The rows of a pass over the slots, while the same answers are in them: all on the device."""
+
+    def __init__(self, stream: tuple[Tensor, Tensor], cross: RowIntervals | None, room: Room):
+        """Hold lengths and positions of rows."""
+        self.lengths, self.positions = stream
+        self.cross, self._room = cross, room
+        self.tables = self.cross_tables = torch.empty(0)
+        self._grows = torch.ones_like(self.lengths)
+
+    @classmethod
+    def of(cls, slots: Sequence[_Slot], rows: int, room: Room, device: torch.device) -> "_Step":
+        """The slots' rows, and behind them rows that stand for nothing, up to ``rows``."""
+        spare = rows - len(slots)
+        own = _table([slot.blocks for slot in slots], rows, device)
+        cross = _table([slot.cross for slot in slots], rows, device)
+        lengths = torch.tensor([slot.length for slot in slots] + [0] * spare, dtype=torch.int32)
+        read = torch.tensor([[slot.read] for slot in slots] + [[0]] * spare, dtype=torch.int32)
+        positions = torch.cat([slot.position for slot in slots])
+        filling = positions.new_zeros(spare, *positions.shape[1:])
+        mask = None
+        if room.most_read:
+            mask = RowIntervals(torch.zeros_like(read), read, room.most_read).to(device)
+        step = cls((lengths.to(device), torch.cat((positions, filling))), mask, room)
+        step.tables, step.cross_tables = own, cross
+        step._grows[len(slots) :] = 0
+        step.lengths[len(slots) :] = 1
+        return step
+
+    def next(self, tokens: Tensor, own: Blocks, cross: Blocks) -> tuple[Batch, Stepping]:
+        """The pass that reads ``tokens`` of the slots' rows."""
+        self.lengths = self.lengths + self._grows
+        # of two axes of positions the first stays at the mask that is filled, the second counts
+        step = torch.ones_like(self.positions)
+        if self.positions.dim() == 3:
+            step[..., 0] = 0
+        self.positions = self.positions + step * self._grows.view(-1, *[1] * (step.dim() - 1))
+        spare = len(self.lengths) - len(tokens)
+        tokens = torch.cat((tokens, tokens.new_zeros(spare)))[:, None]
+        keys = self._room.most_keys
+        start = keys - self.lengths[:, None]
+        mask = RowIntervals(start, torch.full_like(start, keys), keys)
+        batch = Batch(
+            Stream(tokens, self.positions, mask),
+            torch.full_like(tokens, IGNORE),
+            torch.zeros_like(tokens[:, 0]),
+            cross=self.cross,
+        )
+        return batch, Stepping(own, self.tables, self.lengths, cross, self.cross_tables)
+
+
+def _table(blocks: Sequence[Sequence[int]], rows: int, device: torch.device) -> Tensor:
+    """Blocks of each row, int32 [rows, T], the spare one behind them."""
+    width = max(1, *(len(own) for own in blocks))
+    table = torch.full((rows, width), SPARE, dtype=torch.int32)
+    for row, own in enumerate(blocks):
+        table[row, : len(own)] = torch.tensor(list(own), dtype=torch.int32)
+    return table.to(device)
+
+
+def _key(prompt: Prompt) -> tuple[object, ...]:
+    """What two prompts must share to be one."""
+    positions = None if prompt.positions is None else tuple(prompt.positions)
+    return tuple(prompt.tokens), prompt.prefix, tuple(prompt.encoder_tokens), positions
