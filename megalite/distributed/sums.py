@@ -9,6 +9,8 @@ from torch import Tensor
 from megalite.distributed.mesh import Axis
 from megalite.distributed.transfer import Reading
 
+_FLAG, _FLAGS = 1 << 17, 3  # flags in a number
+
 
 def all_reduce_sum(x: Tensor, axis: Axis) -> Tensor:
     """The sum over ``axis``, without autograd; ``x`` itself is left as it is.
@@ -79,16 +81,31 @@ def ask_anywhere(
 ) -> Callable[[], list[bool]]:
     """Begin to ask whether any process of ``axis`` says so, of each flag.
 
-    Comm: all-reduce of 8 bytes a flag over ``axis``; on a GPU the host waits when it calls what
-    comes back.
+    Three flags share a number, which fp64 has whole for fewer than ``_FLAG`` processes.
+
+    Comm: all-reduce of 8 bytes for three flags over ``axis``; on a GPU the host waits when it calls
+    what comes back.
     """
-    counts = Counts({str(n): float(flag) for n, flag in enumerate(flags)}, axis, device)
-    return lambda: [count > 0 for count in counts.numbers().values()]
+    groups = [flags[at : at + _FLAGS] for at in range(0, len(flags), _FLAGS)]
+    packed = {
+        str(n): float(sum(flag * _FLAG**place for place, flag in enumerate(group)))
+        for n, group in enumerate(groups)
+    }
+    counts = Counts(packed, axis, device)
+
+    def answer() -> list[bool]:
+        return [
+            int(total) // _FLAG**place % _FLAG > 0
+            for total, group in zip(counts.numbers().values(), groups, strict=True)
+            for place in range(len(group))
+        ]
+
+    return answer
 
 
 def are_true_anywhere(flags: Sequence[bool], axis: Axis, device: torch.device) -> list[bool]:
     """Whether any process of ``axis`` says so, of each flag.
 
-    Comm: all-reduce of 8 bytes a flag over ``axis``; a host sync on a GPU.
+    Comm: as :func:`ask_anywhere`; a host sync on a GPU.
     """
     return ask_anywhere(flags, axis, device)()

@@ -52,7 +52,7 @@ class StopSignal:
     def ask(self, own: Asked) -> Callable[[], Asked]:
         """Begin to ask all processes; the answer is waited for when called.
 
-        Comm: all-reduce of a number for each question over the mesh.
+        Comm: as :func:`ask_anywhere` over the mesh.
 
         Args:
             own: what this process knows besides its signals.

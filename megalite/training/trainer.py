@@ -346,7 +346,7 @@ class Trainer:
         return 0 if must_know else self.reads_behind
 
     def _answers(self, stop: StopSignal, elsewhere: bool) -> Asked:
-        """What the run is asked, as far as that is known. Comm: five numbers over the mesh."""
+        """What the run is asked, as far as that is known. Comm: two numbers over the mesh."""
         ends, saves = self._switches.look()
         back, has_failed = self._wants_back, self._checkpoints.has_failed
         self._asked.append(stop.ask(Asked(elsewhere, ends, saves, back, has_failed)))

@@ -179,10 +179,7 @@ def sums(launch: Launch, layout: dict[str, int]) -> dict[str, Any]:
         "count": sum_count(2**53 if rank == 0 else 2.0, axis, cpu),
         "metrics": sum_metrics(metrics, axis),
         "precise": sum_metrics({"loss": torch.tensor(2.0**24 if rank == 0 else 1.0)}, axis),
-        "flags": [
-            are_true_anywhere([flag], axis, cpu)[0]
-            for flag in (False, rank == 0, rank == last, rank != last, True)
-        ],
+        "flags": are_true_anywhere([False, rank == 0, rank == last, rank != last, True], axis, cpu),
     }
 
 

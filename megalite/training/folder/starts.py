@@ -17,7 +17,7 @@ from pathlib import Path
 
 from megalite.data.skipping import in_words, place_of
 from megalite.distributed.launch import Launch
-from megalite.errors import RankFailure, Stopped
+from megalite.errors import RankFailure, Stopped, UserError
 from megalite.training.checkpoint.files import write_synced
 from megalite.training.checkpoint.manager import newest_facts
 from megalite.training.checkpoint.manifest import Facts
@@ -84,8 +84,19 @@ class Starts:
         if not self._starts:
             return
         self._starts[-1].fault = fault
+        self._starts = self._starts if fault else []
+        self._keep()
+
+    def _withdraw(self) -> None:
+        """Take this start back, which was refused before a step and changes nothing."""
+        if self._starts:
+            self._starts = self._starts[:-1]
+            self._keep()
+
+    def _keep(self) -> None:
+        """Write the list, or remove its file if it is empty."""
         with suppress(OSError):  # a full disk, say, which the fault tells then
-            if fault:
+            if self._starts:
                 self._write()
             else:
                 (self._folder / NAME).unlink(missing_ok=True)
@@ -100,6 +111,12 @@ class Starts:
             raise
         except RankFailure as error:
             self.end(str(error))
+            raise
+        except UserError as error:
+            if heartbeat.step:
+                self.end(str(error))
+            else:
+                self._withdraw()
             raise
         except Exception as error:
             where = f"rank 0 ({socket.gethostname()}) in step {heartbeat.step}, {heartbeat.phase}"

@@ -21,6 +21,8 @@ def test_a_process_alone_sums_nothing():
     metrics = {"tokens": torch.tensor(3), "loss": torch.tensor(0.5)}
     assert sum_metrics(metrics, ALONE) == {"loss": 0.5, "tokens": 3.0}
     assert are_true_anywhere([False, True], ALONE, CPU) == [False, True]
+    flags = [True, False, True, True, False, False, True]
+    assert are_true_anywhere(flags, ALONE, CPU) == flags
 
 
 def test_counts_of_a_process_alone_are_exact_shares():
