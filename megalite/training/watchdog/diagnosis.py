@@ -12,14 +12,19 @@ def diagnose(statuses: Sequence[ProcessStatus]) -> str:
 
     A process that has begun fewer collectives of a group than the group's others holds them up. If
     each of several is behind in some group, they disagree on what comes next, and the one furthest
-    on in the step left a collective out; so it did if counts are equal and places differ. One that
-    waits for work holds nobody up.
+    on in the step left a collective out; so it did if counts are equal and places differ, or if the
+    one behind waits in a collective that all others have begun. One that waits for work holds
+    nobody up.
     """
     running = [status for status in statuses if status.is_running]
     running = [status for status in running if status.phase != WAIT] or running
     behind = _behind(running)
     if not behind:
         return _without_counts(running)
+    if len(behind) == 1 and all(status.in_collective for status in running):
+        (last, _), furthest = next(iter(behind.values())), max(running, key=_progress)
+        if _progress(last) < _progress(furthest):
+            return _out_of_step(last, furthest)
     ranks = sorted(behind, key=lambda rank: _progress(behind[rank][0]))
     if len(ranks) == 1 or _progress(behind[ranks[0]][0]) == _progress(behind[ranks[-1]][0]):
         return "; ".join(f"{behind[rank][0].name()} is stuck: {behind[rank][1]}" for rank in ranks)
@@ -59,6 +64,11 @@ def _without_counts(statuses: Sequence[ProcessStatus]) -> str:
     first, last = min(statuses, key=_progress), max(statuses, key=_progress)
     if _progress(first) == _progress(last):
         return f"all processes stand still in step {last.step}, {last.phase}, at {last.location}"
+    return _out_of_step(first, last)
+
+
+def _out_of_step(first: ProcessStatus, last: ProcessStatus) -> str:
+    """Two processes wait in collectives that are not the same; ``last`` is further on."""
     return (
         f"{last.name()} is out of step: it waits at {last.place}, and rank "
         f"{first.rank} in step {first.step}, {first.phase}, at {first.place}: one of "

@@ -42,6 +42,16 @@ def test_equal_counts_at_two_places_are_out_of_step():
     assert "left out a collective or made one too many" in said
 
 
+def test_a_wait_for_what_all_others_have_begun_is_out_of_step():
+    """Collectives of other sizes may pair: the one that left its own out goes on from there."""
+    behind = status(0, "reduce", collectives={"w": 4})
+    said = diagnose([behind, status(1, "save", collectives={"w": 5})])
+    assert said.startswith("rank 1 (host, process 101) in step 7, save is out of step")
+    assert "rank 0 in step 7, reduce" in said
+    hung = status(2, "save", collectives={"w": 5}, in_collective=False)
+    assert "rank 0 (host, process 100) in step 7, reduce is stuck" in diagnose([behind, hung])
+
+
 def test_a_rank_that_waits_for_no_other_is_stuck():
     said = diagnose(
         [
