@@ -56,7 +56,7 @@ class Trainer:
     Attributes:
         progress: where the run is; steps that were begun count.
         reads_behind: steps that are under way when a step's numbers are read: 0 on a CPU, and where
-            a spike makes the run go back at once.
+            a spike makes the run go back at once, or drop the step.
     """
 
     def __init__(
