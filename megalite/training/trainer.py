@@ -423,7 +423,7 @@ class Trainer:
         """Compare copies where that is due: a checkpoint has one of each, which must be right."""
         every = self._train.drift.every
         if every and (is_saved or self._is_turn(every)):
-            self._heartbeat.enter("reduce")
+            self._heartbeat.enter("compare")
             self._drift.check(self.progress.step, self._log.say)
 
     def _go_back(self) -> bool:

@@ -13,6 +13,7 @@ PHASES = (
     "forward_backward",
     "reduce",
     "optimizer",
+    "compare",
     "evaluate",
     "save",
     "end",
