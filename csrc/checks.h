@@ -197,7 +197,8 @@ struct NormTensors {
   const std::optional<at::Tensor>& bias;
 };
 
-inline void check_norm(const NormTensors& t, double p, const std::optional<at::Tensor>& sample_ids) {
+inline void check_norm(const NormTensors& t, double p,
+                       const std::optional<at::Tensor>& sample_ids) {
   check_float("add_norm", "x", t.x);
   TORCH_CHECK(t.x.dim() > 0, "add_norm x: must be [..., D], came a number");
   const at::IntArrayRef width = t.x.sizes().slice(t.x.dim() - 1);

@@ -66,9 +66,8 @@ Tensor paged_attention(const Tensor& q, const Tensor& k, const Tensor& v, const 
   check_tables(p, k.size(0));
   const Tensor out = new_floats({p.batch, p.heads, p.head_dim});
   p.out = out.data_ptr<float>();
-  each_with_scratch(p.batch * p.heads, kernels().paged_scratch(p), [&](int64_t i, float* scratch) {
-    kernels().paged_attention(p, i, scratch);
-  });
+  each_with_scratch(p.batch * p.heads, kernels().paged_scratch(p),
+                    [&](int64_t i, float* scratch) { kernels().paged_attention(p, i, scratch); });
   return out;
 }
 

@@ -35,8 +35,7 @@ Four add_norm(const Tensor& x, const MaybeTensor& update, const Tensor& weight,
   p.residual_scale = static_cast<float>(residual_scale);
   p.drops = update && dropout_p > 0;
   const Tensor ids = p.drops ? sample_ids->contiguous() : Tensor();
-  if (p.drops)
-    p.dropout = dropout_of(dropout_p, dropout_seed, ids, *more, sum, position_offset, 0);
+  if (p.drops) p.dropout = dropout_of(dropout_p, dropout_seed, ids, *more, sum, position_offset, 0);
   each_row(inverse.numel(), p.width, [&](int64_t i) { kernels().norm(p, i); });
   if (!is_narrow_sum) return {sum.to(x.scalar_type()), out.to(x.scalar_type()), mean, inverse};
   // What is normalised is the sum as it is kept.

@@ -87,11 +87,11 @@ struct Norm {
 };
 
 struct NormGradient {
-  const float *dout, *dsum, *sum;     // [R, D]; dsum: null without
-  const float *weight;                // [D]
-  const float *mean, *inverse;        // [R]; mean: null unless centred
-  float *dx, *dupdate;                // [R, D]; dupdate: null where it is dx
-  float *weight_parts, *bias_parts;   // [chunks, D]; bias_parts: null without a bias
+  const float *dout, *dsum, *sum;    // [R, D]; dsum: null without
+  const float* weight;               // [D]
+  const float *mean, *inverse;       // [R]; mean: null unless centred
+  float *dx, *dupdate;               // [R, D]; dupdate: null where it is dx
+  float *weight_parts, *bias_parts;  // [chunks, D]; bias_parts: null without a bias
   int64_t num_rows, width, chunk_rows;
   float weight_offset, residual_scale;
   bool drops;
@@ -111,11 +111,11 @@ struct ActivationRows {
 
 // One query row a sequence over keys and values in blocks.
 struct PagedAttention {
-  const float *q, *k, *v;       // [B, N, H]; pools [blocks, G, block rows, H]
-  const int32_t *tables;        // [B, table size]: the block of each run of keys
-  const int32_t *start, *end;   // [B]
-  const float* bias;            // [N, most keys] by distance, a row's last key last; null without
-  float* out;                   // [B, N, H]
+  const float *q, *k, *v;      // [B, N, H]; pools [blocks, G, block rows, H]
+  const int32_t* tables;       // [B, table size]: the block of each run of keys
+  const int32_t *start, *end;  // [B]
+  const float* bias;           // [N, most keys] by distance, a row's last key last; null without
+  float* out;                  // [B, N, H]
   int64_t batch, heads, groups, head_dim, block_rows, table_size, most_keys;
   float scale, score_cap;
 };

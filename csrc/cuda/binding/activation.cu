@@ -28,8 +28,7 @@ Tensor activated(const Tensor& up, const MaybeTensor& gate, const MaybeTensor& u
   check_activation({up, gate, up_bias, gate_bias});
   const OnDevice guard("activation", "up", up);
   const Tensor product = aligned(up), out = at::empty(up.sizes(), product.options());
-  const MaybeTensor gates = aligned(gate), more = aligned(up_bias),
-                    gate_more = aligned(gate_bias);
+  const MaybeTensor gates = aligned(gate), more = aligned(up_bias), gate_more = aligned(gate_bias);
   with_type(up.scalar_type(), [&](auto type) {
     using T = decltype(type);
     ActivationParams<T> p = {};
@@ -59,8 +58,7 @@ Gradients activated_backward(const Tensor& dout, const Tensor& up, const MaybeTe
   check_device("activation_backward", "dout", dout, up.device());
   const OnDevice guard("activation_backward", "up", up);
   const Tensor rise = aligned(dout), product = aligned(up);
-  const MaybeTensor gates = aligned(gate), more = aligned(up_bias),
-                    gate_more = aligned(gate_bias);
+  const MaybeTensor gates = aligned(gate), more = aligned(up_bias), gate_more = aligned(gate_bias);
   const at::TensorOptions options = product.options();
   const auto like = [&](const MaybeTensor& x) {
     return at::empty(x ? x->sizes() : at::IntArrayRef({0}), options);
@@ -78,7 +76,8 @@ Gradients activated_backward(const Tensor& dout, const Tensor& up, const MaybeTe
       return;
     }
     p.has_vectors = has_vectors<T>(p.width);
-    const int64_t columns = kActivationThreads * (p.has_vectors ? 16 / static_cast<int64_t>(sizeof(T)) : 1);
+    const int64_t columns =
+        kActivationThreads * (p.has_vectors ? 16 / static_cast<int64_t>(sizeof(T)) : 1);
     p.num_parts = static_cast<int>(parts_for(p.num_rows, (p.width + columns - 1) / columns));
     const auto new_parts = [&](const MaybeTensor& bias) {
       const int64_t count = bias ? p.num_parts : 0;

@@ -133,9 +133,9 @@ void launch_activation(const ActivationParams<T>& p, Stream stream) {
   const int units = p.width / N;
   const int rows_per_block = units < kActivationThreads ? kActivationThreads / units : 1;
   const int64_t blocks = (p.num_rows + rows_per_block - 1) / rows_per_block;
-  launch(LaunchConfig{
-             "activation", {static_cast<uint32_t>(blocks)}, {kActivationThreads}, 0, stream},
-         activation_kernel<T, N>, p, rows_per_block);
+  launch(
+      LaunchConfig{"activation", {static_cast<uint32_t>(blocks)}, {kActivationThreads}, 0, stream},
+      activation_kernel<T, N>, p, rows_per_block);
 }
 
 template <class T>

@@ -6,7 +6,7 @@
 
 namespace megalite {
 
-inline constexpr int kMostLanes = 512;  // threads a row
+inline constexpr int kMostLanes = 512;        // threads a row
 inline constexpr int kShortRowThreads = 256;  // of a block of rows that are a warp's or less
 inline constexpr int kMostWarps = kMostLanes / kWarpSize;
 
@@ -17,8 +17,7 @@ struct RowThread {
   int lanes, index, row_in_block, rows_per_block;
 };
 MEGALITE_DEVICE RowThread row_thread(const NormRows& rows) {
-  return {rows.lanes, thread_x() % rows.lanes, thread_x() / rows.lanes,
-          block_dim_x() / rows.lanes};
+  return {rows.lanes, thread_x() % rows.lanes, thread_x() / rows.lanes, block_dim_x() / rows.lanes};
 }
 
 /// E elements of a row: vectors of 16 bytes, the threads of the row side by side.
