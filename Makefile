@@ -28,7 +28,7 @@ demo: $(VENV)/built
 	$(BIN)/python -m megalite demo
 
 test: $(VENV)/built
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder $(ARGS)
 
 test-quick: $(VENV)/built
 	$(BIN)/python -m pytest -m "not slow and not dist" -k "not simt" tests/unit tests/kernels $(ARGS)

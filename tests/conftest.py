@@ -1,7 +1,6 @@
 """Settings of all tests: a busy machine is no failure of a property, a test draws the same anew."""
 
 import os
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +11,6 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test asks the real Hub, whate
 settings.register_profile("megalite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("megalite")
 
-HERE = Path(__file__).parent
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)  # one worker a core
 
@@ -26,13 +24,17 @@ def pytest_addoption(parser):
     )
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
-    """What shares started processes, or a file's fixtures, is run by one worker."""
-    for item in items:
-        folder, *rest = item.path.relative_to(HERE).parts
-        group = folder if folder == "dist" else "/".join([folder, *rest])
-        item.add_marker(pytest.mark.xdist_group(group))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Workers take whole files, whose tests share fixtures; tests/dist shares processes."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Shared(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            path = nodeid.partition("::")[0]
+            return "tests/dist" if path.startswith("tests/dist/") else path
+
+    return Shared(config, log)
 
 
 @pytest.fixture(autouse=True)
