@@ -36,7 +36,7 @@ if scontrol show hostnames "$SLURM_JOB_NODELIST" | grep -Fxf <(bad_hosts); then
   exit 0
 fi
 
-head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p) # reads all, where head would break the pipe
 export OMP_NUM_THREADS=8
 
 srun --kill-on-bad-exit=1 torchrun \

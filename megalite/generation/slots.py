@@ -224,7 +224,7 @@ class _Step:
         self.lengths, self.positions = stream
         self.cross, self._room = cross, room
         self.tables = self.cross_tables = torch.empty(0)
-        self._grows = torch.ones_like(self.lengths)
+        self.growth = torch.ones_like(self.lengths)
 
     @classmethod
     def of(cls, slots: Sequence[_Slot], rows: int, room: Room, device: torch.device) -> "_Step":
@@ -241,18 +241,18 @@ class _Step:
             mask = RowIntervals(torch.zeros_like(read), read, room.most_read).to(device)
         step = cls((lengths.to(device), torch.cat((positions, filling))), mask, room)
         step.tables, step.cross_tables = own, cross
-        step._grows[len(slots) :] = 0
+        step.growth[len(slots) :] = 0
         step.lengths[len(slots) :] = 1
         return step
 
     def next(self, tokens: Tensor, own: Blocks, cross: Blocks) -> tuple[Batch, Stepping]:
         """The pass that reads ``tokens`` of the slots' rows."""
-        self.lengths = self.lengths + self._grows
+        self.lengths = self.lengths + self.growth
         # of two axes of positions the first stays at the mask that is filled, the second counts
         step = torch.ones_like(self.positions)
         if self.positions.dim() == 3:
             step[..., 0] = 0
-        self.positions = self.positions + step * self._grows.view(-1, *[1] * (step.dim() - 1))
+        self.positions = self.positions + step * self.growth.view(-1, *[1] * (step.dim() - 1))
         spare = len(self.lengths) - len(tokens)
         tokens = torch.cat((tokens, tokens.new_zeros(spare)))[:, None]
         keys = self._room.most_keys

@@ -29,6 +29,10 @@ class Matrix(NamedTuple):
     bias: Tensor | None
     shape: torch.Size
 
+    def without_bias(self) -> "Matrix":
+        """Its product alone, for an operator that adds the bias itself."""
+        return Matrix(self.weight, None, self.shape)
+
     def times(self, x: Tensor) -> Tensor:
         """Map x [B, S, D] to [B, S, *shape]."""
         return self.shaped(linear(x, self.weight, self.bias))

@@ -32,7 +32,7 @@ class FeedForward(nn.Module):
         A block may multiply them together with another sub-layer's that reads the same input, so
         that both enter the region that is split over tp by one collective.
         """
-        return [layer.matrix()._replace(bias=None) for layer in self._columns()]
+        return [layer.matrix().without_bias() for layer in self._columns()]
 
     def _columns(self) -> list[ColumnParallelLinear]:
         return [self.up] if self.gate is None else [self.up, self.gate]

@@ -87,29 +87,28 @@ class _TokenLogProbs(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, upstream: Tensor, _entropy: Tensor) -> tuple[Tensor | None, ...]:
         with as_given(upstream):
-            return _TokenLogProbs._gradients(ctx, upstream)
+            return _gradients(ctx, upstream)
 
-    @staticmethod
-    def _gradients(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, labels, lse = ctx.saved_tensors
-        options = ctx.options
-        dhidden, dweight = wide(torch.zeros_like(hidden)), wide(torch.zeros_like(weight))
-        dbias = None if bias is None else wide(torch.zeros_like(bias))
-        for part in labelled_chunks(labels, weight.shape[0], options.rows):
-            x = hidden[part]
-            logits = _logits(x, weight, bias, options)
-            share = -upstream[part] * options.logit_scale
-            slope = cap_slope(logits, options.logit_cap)
-            gradient = logit_gradient(
-                logits, lse[part], labels[part], share, options, in_place=True
-            )
-            if slope is not None:
-                gradient *= slope
-            narrow = gradient.to(weight.dtype)
-            dhidden[part] = wide(narrow @ weight)
-            add_product(dweight, narrow.t(), x)
-            if dbias is not None:
-                dbias += gradient.sum(0)
+
+def _gradients(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+    """Of hidden states, weight and bias, a chunk of labelled rows at a time."""
+    hidden, weight, bias, labels, lse = ctx.saved_tensors
+    options = ctx.options
+    dhidden, dweight = wide(torch.zeros_like(hidden)), wide(torch.zeros_like(weight))
+    dbias = None if bias is None else wide(torch.zeros_like(bias))
+    for part in labelled_chunks(labels, weight.shape[0], options.rows):
+        x = hidden[part]
+        logits = _logits(x, weight, bias, options)
+        share = -upstream[part] * options.logit_scale
+        slope = cap_slope(logits, options.logit_cap)
+        gradient = logit_gradient(logits, lse[part], labels[part], share, options, in_place=True)
+        if slope is not None:
+            gradient *= slope
+        narrow = gradient.to(weight.dtype)
+        dhidden[part] = wide(narrow @ weight)
+        add_product(dweight, narrow.t(), x)
         if dbias is not None:
-            dbias = dbias.to(bias.dtype)
-        return dhidden.to(hidden.dtype), dweight.to(weight.dtype), dbias, None, None
+            dbias += gradient.sum(0)
+    if dbias is not None:
+        dbias = dbias.to(bias.dtype)
+    return dhidden.to(hidden.dtype), dweight.to(weight.dtype), dbias, None, None
