@@ -55,9 +55,9 @@ def test_mfu_says_all_its_figures(layout, calls):
 
 
 def test_random_faults_leave_the_curve_as_it_is():
-    """Seeds 71 and 72: a stopped rank of a pipeline, and one that raises where all is sharded."""
-    words = ["benchmarks.fault_trials", "--seed", "71", "--trials", "2", "--timeout_s", "10"]
+    """Seed 71: a stopped rank of a pipeline."""
+    words = ["benchmarks.fault_trials", "--seed", "71", "--trials", "1", "--timeout_s", "10"]
     *trials, summary = results(*words, "--json", timeout_s=400)
-    assert [(t["layout"], t["kind"]) for t in trials] == [("pp2", "stop"), ("fsdp2", "raise")]
-    assert [t["faults"] for t in trials] == [[], []]
-    assert summary == {"trials": 2, "happened": 2, "failed": 0}
+    assert [(t["layout"], t["kind"]) for t in trials] == [("pp2", "stop")]
+    assert [t["faults"] for t in trials] == [[]]
+    assert summary == {"trials": 1, "happened": 1, "failed": 0}
