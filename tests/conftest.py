@@ -11,8 +11,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test asks the real Hub, whate
 settings.register_profile("megalite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("megalite")
 
-if "PYTEST_XDIST_WORKER" in os.environ:
-    torch.set_num_threads(1)  # one worker a core
+IS_WORKER = "PYTEST_XDIST_WORKER" in os.environ
 
 
 def pytest_addoption(parser):
@@ -39,5 +38,10 @@ def pytest_xdist_make_scheduler(config, log):
 
 @pytest.fixture(autouse=True)
 def _seeded():
-    """Random tensors of a test are the same in every run and whatever ran before it."""
+    """Random tensors of a test are the same in every run and whatever ran before it.
+
+    A worker has one core, whatever number of threads a command that it ran has chosen.
+    """
     torch.manual_seed(0)
+    if IS_WORKER:
+        torch.set_num_threads(1)
