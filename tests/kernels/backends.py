@@ -24,6 +24,8 @@ NAMES += SIMT_NAMES
 on_every_backend = pytest.mark.parametrize("name", NAMES)
 # Kernels of rows are the same for both capabilities.
 on_every_row_backend = pytest.mark.parametrize("name", [n for n in NAMES if n != "simt_sm70"])
+needs_emulator = pytest.mark.skipif(not SIMT_NAMES, reason="the emulator is not built")
+needs_cpu = pytest.mark.skipif("cpu" not in NAMES, reason="the CPU backend is not built")
 
 
 def emulator() -> ModuleType:

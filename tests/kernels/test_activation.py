@@ -10,12 +10,13 @@ from megalite.ops import activation
 from megalite.ops.activation import ACTIVATIONS
 from megalite.ops.backends import kernels
 from tests.kernels.backends import (
-    NAMES,
     SIMT_NAMES,
     assert_as_good,
     backend,
     device_of,
     emulator,
+    needs_cpu,
+    needs_emulator,
     on_every_row_backend,
     set_schedule,
 )
@@ -101,7 +102,7 @@ def test_every_schedule_gives_the_same_bits(name):
             assert all(torch.equal(each[0], other) for other in each[1:])
 
 
-@pytest.mark.skipif(not SIMT_NAMES, reason="the emulator is not built")
+@needs_emulator
 @pytest.mark.parametrize("has_biases", [False, True])
 def test_a_gated_activation_crosses_memory_once(has_biases):
     """Forward gate, up, result; backward its gradient, gate and up, and their gradients.
@@ -142,7 +143,7 @@ def test_what_does_not_fit_is_refused(work, says):
         work(torch.ones(2, 4))
 
 
-@pytest.mark.skipif("cpu" not in NAMES, reason="the CPU backend is not built")
+@needs_cpu
 def test_registered_operators_pass_opcheck():
     ops, tests = torch.ops.megalite, ("test_schema", "test_faketensor")
     x, bias = torch.randn(2, 3, 8), torch.randn(8)

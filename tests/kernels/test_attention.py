@@ -18,6 +18,7 @@ from tests.kernels.backends import (
     attention_types,
     backend,
     device_of,
+    needs_cpu,
     on_every_backend,
     set_schedule,
 )
@@ -173,7 +174,7 @@ CAPPED = [
 ]
 
 
-@pytest.mark.skipif("cpu" not in NAMES, reason="the CPU backend is not built")
+@needs_cpu
 @pytest.mark.parametrize("structure", ["full", "window in documents", "padding", "one query"])
 @pytest.mark.parametrize("more", CAPPED)
 def test_capped_scores_are_as_exact_as_pytorch(structure: str, more: dict):
@@ -227,7 +228,7 @@ def intervals(draw, longest: int = 140) -> RowIntervals:
     return RowIntervals(bounds[..., 0].contiguous(), bounds[..., 1].contiguous(), keys)
 
 
-@pytest.mark.skipif("cpu" not in NAMES, reason="the CPU backend is not built")
+@needs_cpu
 @settings(max_examples=25, deadline=None)
 @given(mask=intervals(), ratio=st.sampled_from([(1, 1), (4, 2), (3, 1)]), has_bias=st.booleans())
 def test_random_intervals_are_as_exact_as_pytorch(mask, ratio, has_bias):
@@ -235,7 +236,7 @@ def test_random_intervals_are_as_exact_as_pytorch(mask, ratio, has_bias):
     check("cpu", case, mask, size_of_terms(case, mask))
 
 
-@pytest.mark.skipif("cpu" not in NAMES, reason="the CPU backend is not built")
+@needs_cpu
 def test_a_row_of_one_key_has_no_gradient_but_that_of_roundings():
     """PyTorch's products happen to agree to the last bit here."""
     start = torch.zeros(1, 66, dtype=torch.int32)

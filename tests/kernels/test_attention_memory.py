@@ -8,11 +8,11 @@ import torch
 from megalite.ops import attention
 from megalite.ops import mask as masks
 from tests.kernels.backends import (
-    SIMT_NAMES,
     assert_as_good,
     attention_types,
     backend,
     device_of,
+    needs_emulator,
     on_every_backend,
 )
 from tests.kernels.test_attention import STRUCTURES, check
@@ -40,7 +40,7 @@ def test_tensors_that_begin_off_a_vector_give_the_same_bits(name: str):
         assert torch.equal(aligned, shifted)
 
 
-@pytest.mark.skipif(not SIMT_NAMES, reason="the emulator is not built")
+@needs_emulator
 @pytest.mark.parametrize("head_dim", [96, 128, 192])
 @pytest.mark.parametrize("more", [{}, {"has_bias": True, "dropout_p": 0.2}])
 @pytest.mark.parametrize("structure", ["packed causal", "causal behind a cache"])
@@ -49,7 +49,7 @@ def test_kernels_for_little_shared_memory_are_as_exact_as_pytorch(structure, hea
     check(SMALL_BLOCKS, replace(case, head_dim=head_dim, **more), mask)
 
 
-@pytest.mark.skipif(not SIMT_NAMES, reason="the emulator is not built")
+@needs_emulator
 def test_the_widest_head_has_no_backward_pass_in_little_shared_memory():
     q = torch.randn(1, 5, 2, 256, dtype=torch.float16, requires_grad=True)
     with backend("simt_sm80"):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.kernels.backends import NAMES
+from tests.kernels.backends import needs_cpu
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -34,7 +34,7 @@ def error_of(name: str) -> str:
     return done.stderr.strip().splitlines()[-1] if done.returncode else ""
 
 
-@pytest.mark.skipif("cpu" not in NAMES, reason="the CPU backend is not built")
+@needs_cpu
 def test_an_operator_refuses_an_instruction_set_that_does_not_exist():
     said = error_of("sse9")
     assert said.startswith(
@@ -43,13 +43,13 @@ def test_an_operator_refuses_an_instruction_set_that_does_not_exist():
     assert "portable), or unset it" in said
 
 
-@pytest.mark.skipif("cpu" not in NAMES, reason="the CPU backend is not built")
+@needs_cpu
 @pytest.mark.parametrize("name", ["", "portable"])
 def test_an_operator_runs_where_the_instruction_set_is_there(name: str):
     assert error_of(name) == ""
 
 
-@pytest.mark.skipif("cpu" not in NAMES, reason="the CPU backend is not built")
+@needs_cpu
 def test_an_operator_refuses_an_instruction_set_that_this_machine_lacks():
     cpuinfo = Path("/proc/cpuinfo")
     flags = set(cpuinfo.read_text().split()) if cpuinfo.exists() else set()

@@ -8,12 +8,13 @@ import torch
 from megalite.ops import Drops, NormOptions, Update, add_norm, norm
 from megalite.ops.backends import kernels
 from tests.kernels.backends import (
-    NAMES,
     SIMT_NAMES,
     assert_as_good,
     backend,
     device_of,
     emulator,
+    needs_cpu,
+    needs_emulator,
     on_every_row_backend,
     set_schedule,
 )
@@ -140,7 +141,7 @@ def test_every_schedule_gives_the_same_bits(name, width):
             assert all(torch.equal(each[0], other) for other in each[1:])
 
 
-@pytest.mark.skipif("cpu" not in NAMES, reason="the CPU backend is not built")
+@needs_cpu
 def test_threads_do_not_change_the_bits_on_a_cpu():
     threads, found = torch.get_num_threads(), []
     try:
@@ -165,7 +166,7 @@ def moved(work) -> dict[str, int]:
     }
 
 
-@pytest.mark.skipif(not SIMT_NAMES, reason="the emulator is not built")
+@needs_emulator
 @pytest.mark.parametrize("options", [RMS, LAYER])
 def test_a_row_crosses_memory_once(options):
     """Forward x, update, sum, norm; backward both gradients, the sum, the gradient by it.
@@ -204,7 +205,7 @@ def test_a_row_crosses_memory_once(options):
     assert least + 2 * weights * 4 * 108 * width * 4 <= 1.25 * least
 
 
-@pytest.mark.skipif("cpu" not in NAMES, reason="the CPU backend is not built")
+@needs_cpu
 def test_registered_operators_pass_opcheck():
     ops, tests = torch.ops.megalite, ("test_schema", "test_faketensor")
     x, weight, samples = torch.randn(2, 3, 8), torch.randn(8), torch.arange(2)

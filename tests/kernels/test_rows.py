@@ -20,12 +20,13 @@ from megalite.ops.backends import kernels
 from megalite.ops.cross_entropy import logit_gradient
 from megalite.ops.linear_cross_entropy import add_product, labelled_chunks
 from tests.kernels.backends import (
-    NAMES,
     SIMT_NAMES,
     assert_as_good,
     backend,
     device_of,
     emulator,
+    needs_cpu,
+    needs_emulator,
     on_every_row_backend,
 )
 
@@ -153,7 +154,7 @@ def test_head_and_loss_in_half_precision_are_as_exact_as_pytorch(name, dtype, op
     check(name, work, *inputs, dtype=dtype)
 
 
-@pytest.mark.skipif(not SIMT_NAMES, reason="the emulator is not built")
+@needs_emulator
 def test_a_gpus_logits_cross_memory_in_half_precision():
     """The statistics read them, the gradient reads and writes them: 6 bytes beside the products."""
     rows, vocabulary = 24, 2048
@@ -375,7 +376,7 @@ def test_wrong_arguments_are_named(name: str, work, says: str):
         work()
 
 
-@pytest.mark.skipif("cpu" not in NAMES, reason="the CPU backend is not built")
+@needs_cpu
 def test_registered_operators_pass_opcheck():
     from megalite.ops.mask import causal
 

@@ -7,9 +7,9 @@ import torch
 
 from benchmarks.schedule import SHAPES, SMS, Schedule, Shape, mask_of, our_blocks, uses
 from megalite.ops import attention
-from tests.kernels.backends import SIMT_NAMES, backend
+from tests.kernels.backends import backend, needs_emulator
 
-pytestmark = pytest.mark.skipif(not SIMT_NAMES, reason="the emulator is not built")
+pytestmark = needs_emulator
 GIB = 2**30
 
 

@@ -131,9 +131,6 @@ def _has_target(example: Example) -> bool:
     return bool((example.labels != IGNORE).any())
 
 
-MakeAnswer = Callable[[Chat, Structure, Sequence[Turn], str], Example]
-
-
 @dataclass(frozen=True)
 class ReadRankings:
     """The rankings of files that fit a sequence.
