@@ -102,7 +102,7 @@ COMMANDS: tuple[Command, ...] = (
     ),
     Command(
         "report",
-        "megalite.tools.report:ReportConfig",
+        "megalite.tools.report.page:ReportConfig",
         "write one HTML page of the curves and samples of runs",
         '--runs \'["runs/pretrain", "runs/ppo"]\' --output report.html',
     ),

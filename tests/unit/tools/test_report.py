@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from megalite.distributed.launch import Launch
 from megalite.errors import DataError
-from megalite.tools.chart import line_chart, tick_text
-from megalite.tools.report import ReportConfig, names_of, page, run
+from megalite.tools.report.chart import line_chart, tick_text
+from megalite.tools.report.page import ReportConfig, names_of, page, run
 
 
 def _run_folder(path, rows, samples=()):

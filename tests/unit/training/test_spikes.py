@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from megalite.errors import CheckpointError, MegaliteError
-from megalite.tools.report import ReportConfig, page
+from megalite.tools.report.page import ReportConfig, page
 from megalite.training.learner import Learner
 from megalite.training.spikes import SpikeConfig, SpikeDetector
 from tests.unit.training.runs import BATCH, Run, Texts

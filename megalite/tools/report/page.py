@@ -11,7 +11,7 @@ from megalite.config import Section
 from megalite.data.records import Record, json_records
 from megalite.distributed.launch import Launch
 from megalite.errors import DataError, naming
-from megalite.tools.chart import line_chart
+from megalite.tools.report.chart import line_chart
 from megalite.training.folder.skips import read_skips
 
 CHARTS = {  # title: (unit, keys of metrics.jsonl drawn in it)
