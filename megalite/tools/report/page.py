@@ -1,8 +1,9 @@
-"""One HTML page about runs: the curves of each, and their samples side by side."""
+"""One HTML page about runs: their curves over each other, and their samples side by side."""
 
 import html
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import Field
@@ -11,32 +12,60 @@ from megalite.config import Section
 from megalite.data.records import Record, json_records
 from megalite.distributed.launch import Launch
 from megalite.errors import DataError, naming
-from megalite.tools.report.chart import line_chart
+from megalite.tools.report.chart import DASHES, Line, line_chart
+from megalite.tools.report.style import STYLE, hiding, switches
 from megalite.training.folder.skips import read_skips
 
-CHARTS = {  # title: (unit, keys of metrics.jsonl drawn in it)
-    "Loss": ("nats per target", ("loss",)),
-    "Held-out loss": ("nats per target", ("heldout_loss",)),
-    "Ranking accuracy, held out": ("share of pairs", ("heldout_accuracy",)),
-    "Reward": ("score per response", ("reward", "heldout_reward")),
-    "KL to reference": ("nats per response", ("kl", "heldout_kl")),
-    "Margin of better answers": ("reward", ("margin", "heldout_margin")),
-    "Rewards of better and worse answers": ("reward", ("chosen_reward", "rejected_reward")),
-    "Entropy": ("nats per token", ("entropy",)),
-    "Clipped updates": ("share of tokens", ("clip_fraction",)),
-    "Value loss": ("squared score", ("value_loss",)),
-    "Response length": ("tokens", ("response_tokens",)),
-    "Gradient norm": ("", ("grad_norm",)),
-    "Learning rate": ("", ("learning_rate",)),
-    "Throughput": ("tokens/s", ("tokens_per_s",)),
+
+@dataclass(frozen=True)
+class Chart:
+    """What a chart draws: metrics of one unit, of all runs that have them.
+
+    Attributes:
+        title: written above it.
+        unit: of all its metrics.
+        keys: of metrics.jsonl; those of held-out sets with names (``key/name``) come along.
+        only: a run is drawn if it has this metric too; empty: any run.
+        never: a run that has one of these metrics is not drawn.
+    """
+
+    title: str
+    unit: str
+    keys: tuple[str, ...]
+    only: str = ""
+    never: tuple[str, ...] = ()
+
+
+OTHER_LOSSES = ("ranking_loss", "policy_loss", "margin")  # of runs whose loss is no text's
+CHARTS = {
+    "Learning": (
+        Chart("Loss", "nats per target", ("loss",), never=OTHER_LOSSES),
+        Chart("Held-out loss", "nats per target", ("heldout_loss",), never=OTHER_LOSSES),
+        Chart("Ranking loss", "nats per pair", ("ranking_loss",)),
+        Chart("Ranking accuracy, held out", "share of pairs", ("heldout_accuracy",)),
+        Chart("Preference loss", "per pair", ("loss", "heldout_loss"), only="margin"),
+        Chart("Margin of better answers", "reward", ("margin", "heldout_margin")),
+        Chart("Better and worse answers", "reward", ("chosen_reward", "rejected_reward")),
+    ),
+    "Reinforcement learning": (
+        Chart("Reward", "score per response", ("reward", "heldout_reward")),
+        Chart("KL to reference", "nats per response", ("kl", "heldout_kl")),
+        Chart("Policy loss", "per token", ("policy_loss",)),
+        Chart("Value loss", "squared score", ("value_loss",)),
+        Chart("Clipped updates", "share of tokens", ("clip_fraction", "value_clip_fraction")),
+        Chart("Entropy", "nats per token", ("entropy",)),
+        Chart("Response length", "tokens", ("response_tokens",)),
+    ),
+    "The step": (
+        Chart("Gradient norm", "norm", ("grad_norm", "critic_grad_norm")),
+        Chart("Learning rate", "rate", ("learning_rate",)),
+        Chart("Throughput", "tokens/s", ("tokens_per_s",)),
+        Chart("Operations in use", "share of the peak", ("mfu", "hfu")),
+        Chart("Pipeline bubble", "share of a step", ("bubble", "bubble_theory")),
+        Chart("Memory", "GiB", ("memory_gib",)),
+    ),
 }
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 1340px; margin: 2em auto; color: #222 }
-svg { margin: 4px; border: 1px solid #ddd; font-size: 11px }
-.title { font-weight: 600; font-size: 13px } .grid { stroke: #e4e4e4 }
-table { border-collapse: collapse } pre { margin: 0; white-space: pre-wrap }
-td, th { border: 1px solid #ddd; padding: 4px 8px; text-align: left; vertical-align: top }
-"""
+SUMMED = ("Learning", "Reinforcement learning")  # groups of which the table tells
 
 
 class ReportConfig(Section):
@@ -70,14 +99,20 @@ def page(config: ReportConfig) -> str:
         for name, folder in runs.items()
         if (folder / "samples.jsonl").exists()
     }
-    parts = [f"<h1>{html.escape(config.title)}</h1>", _summary(metrics)]
-    for name, records in metrics.items():
-        parts += [f"<h2>{html.escape(name)}</h2>", *_charts(records), *_skips(runs[name])]
+    parts = [
+        f"<h1>{html.escape(config.title)}</h1>",
+        switches([html.escape(name) for name in metrics]),
+        *_empty(metrics),
+        _summary(metrics),
+        *_charts(metrics),
+        *_skips(runs),
+    ]
     parts += ["<h2>Samples</h2>", _sample_table(samples)] if samples else []
-    body = "\n".join(parts)
+    title, body = html.escape(config.title), "\n".join(parts)
     return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>'
-        f"{html.escape(config.title)}</title><style>{STYLE}</style>\n{body}\n</html>\n"
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" '
+        f'content="width=device-width, initial-scale=1"><title>{title}</title><style>{STYLE}'
+        f"{hiding(len(metrics))}\n</style>\n{body}\n</html>\n"
     )
 
 
@@ -116,39 +151,95 @@ def series(records: list[Record], key: str) -> list[tuple[float, float]]:
     ]
 
 
-def _charts(records: list[Record]) -> list[str]:
-    charts = []
-    for title, (unit, keys) in CHARTS.items():
-        sets = {key for record in records for key in record if key.partition("/")[0] in keys}
-        named = (*keys, *sorted(sets - set(keys)))  # metrics of held-out sets with names
-        drawn = {key: points for key in named if (points := series(records, key))}
-        if drawn:
-            charts.append(line_chart(title, unit, drawn))
-    return charts
+def lines_of(chart: Chart, metrics: Mapping[str, list[Record]]) -> list[Line]:
+    """What a chart draws of runs' metrics, a line for each run and metric."""
+    lines: list[Line] = []
+    dashes: list[str] = []
+    for number, (name, records) in enumerate(metrics.items()):
+        known = {key for record in records for key in record}
+        if (chart.only and chart.only not in known) or known & set(chart.never):
+            continue
+        for key in sorted(key for key in known if key.partition("/")[0] in chart.keys):
+            if points := series(records, key):
+                dashes += [key] if key not in dashes else []
+                lines.append(Line(f"{name}: {key}", points, number, dashes.index(key)))
+    return lines
 
 
-def _skips(folder: Path) -> list[str]:
-    """The samples that a run left out when it went back before spikes; nothing without any."""
-    entries = read_skips(folder)
-    lines = ["<table><tr><th>spike in step</th><th>samples left out, by the run's order</th></tr>"]
-    for entry in entries:
-        cells = f"<td>{entry['step']}</td><td>{entry['first']}-{entry['end'] - 1}</td>"
-        lines.append(f"<tr>{cells}</tr>")
-    return [*lines, "</table>"] if entries else []
+def _charts(metrics: dict[str, list[Record]]) -> list[str]:
+    parts = []
+    for group, charts in CHARTS.items():
+        drawn = [(chart, lines_of(chart, metrics)) for chart in charts]
+        figures = [_figure(chart, lines) for chart, lines in drawn if lines]
+        if figures:
+            parts += [f"<h2>{group}</h2>", '<div class="charts">', *figures, "</div>"]
+    return parts
+
+
+def _figure(chart: Chart, lines: list[Line]) -> str:
+    """A chart; where it draws several metrics its title says which dashes are whose."""
+    keys = dict(sorted({line.dash: line.name.rpartition(": ")[2] for line in lines}.items()))
+    figure = line_chart(chart.title, chart.unit, lines)
+    if len(keys) == 1:
+        return figure
+    key = "".join(
+        f' <span class="key"><svg viewBox="0 0 24 8" class="both" style="display: inline; width: '
+        f'24px"><line x1="0" x2="24" y1="4" y2="4" style="stroke: currentColor" '
+        f'stroke-dasharray="{DASHES[dash % len(DASHES)]}"/></svg> {html.escape(name)}</span>'
+        for dash, name in keys.items()
+    )
+    return figure.replace("</figcaption>", f"{key}</figcaption>", 1)
+
+
+def _empty(metrics: dict[str, list[Record]]) -> list[str]:
+    return [
+        f"<p>{html.escape(name)} has no metrics yet: it has not ended a step.</p>"
+        for name, records in metrics.items()
+        if not any(isinstance(value, (int, float)) for row in records for value in row.values())
+    ]
+
+
+def _skips(runs: dict[str, Path]) -> list[str]:
+    """The samples that runs left out when they went back before spikes; nothing without any."""
+    rows = [
+        (name, str(entry["step"]), f"{entry['first']}-{entry['end'] - 1}")
+        for name, folder in runs.items()
+        for entry in read_skips(folder)
+    ]
+    heads = ("run", "spike in step", "samples left out, by the run's order")
+    return ["<h2>Spikes</h2>", table(heads, rows)] if rows else []
 
 
 def _summary(metrics: dict[str, list[Record]]) -> str:
     """The first and last value of each run's main metrics."""
-    lines = ["<table><tr><th>run</th><th>metric</th><th>first</th><th>last</th></tr>"]
-    for name, records in metrics.items():
-        for _, keys in list(CHARTS.values())[:6]:
-            for key in keys:
-                points = series(records, key)
-                if points:
-                    cells = (name, key, f"{points[0][1]:.4g}", f"{points[-1][1]:.4g}")
-                    inner = "".join(f"<td>{html.escape(cell)}</td>" for cell in cells)
-                    lines.append(f"<tr>{inner}</tr>")
-    return "\n".join([*lines, "</table>"])
+    rows = []
+    for group in SUMMED:
+        for chart in CHARTS[group]:
+            for line in lines_of(chart, metrics):
+                run, _, key = line.name.rpartition(": ")
+                first, last = line.points[0][1], line.points[-1][1]
+                rows.append((run, key, f"{first:.4g}", f"{last:.4g}"))
+    rows.sort(key=lambda row: list(metrics).index(row[0]))
+    return table(("run", "metric", "first", "last"), rows) if rows else ""
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table of plain texts; texts of numbers stand at the right."""
+    lines = ["<tr>" + "".join(f"<th>{html.escape(head)}</th>" for head in heads) + "</tr>"]
+    for row in rows:
+        kinds = [' class="number"' if _is_number(cell) else "" for cell in row]
+        cells = zip(kinds, row, strict=True)
+        inner = "".join(f"<td{kind}>{html.escape(cell)}</td>" for kind, cell in cells)
+        lines.append(f"<tr>{inner}</tr>")
+    return "\n".join(['<div class="scroll"><table>', *lines, "</table></div>"])
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _sample_table(samples: dict[str, list[Record]]) -> str:
@@ -159,9 +250,12 @@ def _sample_table(samples: dict[str, list[Record]]) -> str:
             by_run = answers.setdefault(str(record.get("prompt", "")), {})
             by_run[name] = str(record.get("answer", ""))
     heads = "".join(f"<th>{html.escape(name)}</th>" for name in ("prompt", *samples))
-    lines = [f"<table><tr>{heads}</tr>"]
+    lines = [f'<div class="scroll"><table class="samples"><tr>{heads}</tr>']
     for prompt, by_run in answers.items():
-        texts = (prompt, *(by_run.get(name, "") for name in samples))
-        cells = "".join(f"<td><pre>{html.escape(text)}</pre></td>" for text in texts)
+        texts = {"prompt": prompt} | {name: by_run.get(name, "") for name in samples}
+        cells = "".join(
+            f'<td data-of="{html.escape(name)}"><pre>{html.escape(text)}</pre></td>'
+            for name, text in texts.items()
+        )
         lines.append(f"<tr>{cells}</tr>")
-    return "\n".join([*lines, "</table>"])
+    return "\n".join([*lines, "</table></div>"])

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from megalite.distributed.launch import Launch
 from megalite.errors import DataError
-from megalite.tools.report.chart import line_chart, tick_text
-from megalite.tools.report.page import ReportConfig, names_of, page, run
+from megalite.tools.report.chart import Line, line_chart, round_ticks, smoothed, tick_text
+from megalite.tools.report.page import CHARTS, ReportConfig, lines_of, names_of, page, run
 
 
 def _run_folder(path, rows, samples=()):
@@ -29,10 +29,13 @@ def test_a_report_holds_every_runs_curves_and_the_samples_side_by_side(tmp_path)
     output = tmp_path / "report.html"
     assert run(ReportConfig(runs=(first, second), output=str(output)), Launch()) == 0
     text = output.read_text()
-    assert text.count("<svg") == 4
-    assert "<td>ppo</td><td>reward</td><td>0.5</td><td>1.5</td>" in text
+    assert text.count("<figure>") == 4
+    number = '<td class="number">'
+    assert f"<td>ppo</td><td>reward</td>{number}0.5</td>{number}1.5</td>" in text
     assert text.count("def f(&lt;T&gt;):") == 1
-    assert "<pre>one</pre></td><td><pre>two</pre>" in text
+    row = ElementTree.fromstring(text[text.index("<tr><td data-of") : text.rindex("</table>")])
+    assert [cell.get("data-of") for cell in row] == ["prompt", "pretrain", "ppo"]
+    assert ["".join(cell.itertext()) for cell in row][1:] == ["one", "two"]
     assert "old" not in text
 
 
@@ -46,10 +49,12 @@ def test_runs_of_one_last_name_are_told_apart_and_the_pages_folder_is_made(tmp_p
     output = tmp_path / "not" / "there" / "report.html"
     run(ReportConfig(runs=(*folders, folders[0]), output=str(output)), Launch())
     text = output.read_text()
-    assert [text.count(f"<h2>{name}/run</h2>") for name in "ab"] == [1, 1]
-    assert "<td>a/run</td><td>loss</td><td>3</td>" in text
-    assert "<td>b/run</td><td>loss</td><td>4</td>" in text
-    assert "<pre>answer 0</pre></td><td><pre>answer 1</pre>" in text
+    boxes = [f'id="run-{number}" checked> {name}/run<' for number, name in enumerate("ab")]
+    assert [text.count(box) for box in boxes] == [1, 1]
+    assert '<td>a/run</td><td>loss</td><td class="number">3</td>' in text
+    assert '<td>b/run</td><td>loss</td><td class="number">4</td>' in text
+    answers = [f'<td data-of="{name}/run"><pre>answer' for name in "ab"]
+    assert [text.count(answer) for answer in answers] == [1, 1]
 
 
 @given(st.lists(st.lists(st.sampled_from("ab"), min_size=1, max_size=4), min_size=1, max_size=5))
@@ -72,12 +77,84 @@ def test_a_missing_run_is_named(tmp_path):
         page(ReportConfig(runs=(str(tmp_path / "none"),)))
 
 
+def test_runs_lie_over_each_other_and_a_loss_stands_under_its_right_name():
+    metrics = {
+        "sft": [{"step": 1, "loss": 2.0, "heldout_loss/code": 3.0, "heldout_loss/prose": 4.0}],
+        "rm": [{"step": 1, "loss": 0.7, "ranking_loss": 0.7}],
+        "ppo": [{"step": 1, "loss": 0.1, "policy_loss": 0.1}],
+        "dpo": [{"step": 1, "loss": 0.6, "margin": 0.2}],
+        "pretrain": [{"step": 1, "loss": 5.0}],
+    }
+    drawn = {
+        chart.title: [(line.name, line.run) for line in lines_of(chart, metrics)]
+        for charts in CHARTS.values()
+        for chart in charts
+    }
+    assert drawn["Loss"] == [("sft: loss", 0), ("pretrain: loss", 4)]
+    assert drawn["Held-out loss"] == [("sft: heldout_loss/code", 0), ("sft: heldout_loss/prose", 0)]
+    assert drawn["Ranking loss"] == [("rm: ranking_loss", 1)]
+    assert drawn["Policy loss"] == [("ppo: policy_loss", 2)]
+    assert drawn["Preference loss"] == [("dpo: loss", 3)]
+
+
+def test_a_run_without_a_step_is_said(tmp_path):
+    runs = (
+        _run_folder(tmp_path / "a<b", []),
+        _run_folder(tmp_path / "c", [{"step": 1, "loss": 1}]),
+    )
+    text = page(ReportConfig(runs=runs))
+    assert "a&lt;b has no metrics yet" in text
+    assert "c has no metrics" not in text
+
+
 @pytest.mark.parametrize(
-    "points", [[], [(1, 2)], [(0, 1), (1, float("nan")), (2, 3)], [(0, 5), (1, 5)]]
+    "points", [[], [(1, 2)], [(0, 1), (1, float("nan")), (2, 3)], [(0, 5), (1, 5)], [(0, -1)]]
 )
 def test_a_chart_is_valid_xml_for_any_points(points):
-    root = ElementTree.fromstring(line_chart("a < b", "x & y", {"one": points, "two": points}))
+    lines = [Line("one <", points, 0), Line("two", points, 1, 1)]
+    root = ElementTree.fromstring(line_chart("a < b", "x & y", lines))
     assert "nan" not in ElementTree.tostring(root, encoding="unicode")
+
+
+def _drawings(values):
+    root = ElementTree.fromstring(line_chart("a", "", [Line("one", list(enumerate(values)))]))
+    return {one.get("class"): one for one in root.iter("{http://www.w3.org/2000/svg}svg")}
+
+
+def test_a_logarithmic_drawing_is_there_where_all_values_allow_it():
+    assert set(_drawings([1.0, 10.0])) == {"linear", "log"}
+    assert set(_drawings([0.0, 10.0])) == {"both"}
+    line = next(one for one in _drawings([1, 10, 100])["log"].iter() if one.get("points"))
+    ups = [float(point.split(",")[1]) for point in line.get("points").split()]
+    assert ups[0] - ups[1] == pytest.approx(ups[1] - ups[2], abs=0.11)
+
+
+def test_a_long_line_is_thinned_and_keeps_its_spikes():
+    values = [1.0] * 5000 + [90.0] + [1.0] * 5000
+    drawing = _drawings(values)["linear"]
+    line = next(one for one in drawing.iter() if (one.get("class") or "").startswith("raw"))
+    ups = [float(point.split(",")[1]) for point in line.get("points").split()]
+    assert len(ups) <= 600
+    assert min(ups) == 12.0  # the top of the chart
+
+
+def test_smoothing_starts_without_bias_and_leaves_few_points():
+    level = [(float(x), 3.0) for x in range(50)]
+    assert [y for _, y in smoothed(level)] == pytest.approx([3.0] * 50)
+    assert smoothed(level[:5]) == level[:5]
+
+
+@given(st.floats(-1e9, 1e9), st.floats(1e-6, 1e9))
+def test_ticks_are_round_and_inside(low, width):
+    high = low + width
+    if high - low < 1e-9 * abs(low):
+        return  # floats don't hold ticks between them
+    ticks = round_ticks(low, high)
+    assert 3 <= len(ticks) <= 9
+    slack = 1e-6 * (high - low)
+    assert all(low - slack <= tick <= high + slack for tick in ticks)
+    step = ticks[1] - ticks[0]
+    assert f"{step:.0e}"[0] in "125"
 
 
 @pytest.mark.parametrize(
@@ -97,8 +174,8 @@ def test_ticks_are_short(value, text):
 
 @given(*[st.floats(-1e9, 1e9).map(lambda value: round(value, 6))] * 2)
 def test_ticks_fit_beside_the_axis(low, high):
-    """At 11 pixels a character is 6 wide; the margin has room for 8."""
-    root = ElementTree.fromstring(line_chart("a", "", {"one": [(0, low), (1, high)]}))
-    texts = [item.text for item in root.iter() if item.get("text-anchor") == "end"]
-    assert len(texts) == 5
-    assert max(map(len, texts)) <= 8
+    """At 12 pixels a character is 6 to 7 wide; the margin has room for 7."""
+    for drawing in _drawings([low, high]).values():
+        texts = [item.text for item in drawing.iter() if item.get("text-anchor") == "end"]
+        assert len(texts) == len(set(texts)) >= 2
+        assert max(map(len, texts)) <= 7

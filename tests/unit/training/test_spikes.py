@@ -104,7 +104,9 @@ def test_a_run_that_goes_back_has_the_curve_of_one_that_was_told_to_skip(tmp_pat
     words = f"samples {SKIPPED[0]}-{SKIPPED[1] - 1} of the run's order"
     assert f"step {SPIKE}: going back before the spike; {words} are never learned" in run.log
     assert run.manifest(40)["skipped"] == [list(SKIPPED)]
-    assert f"<td>{SPIKE}</td><td>{SKIPPED[0]}-" in page(ReportConfig(runs=(str(tmp_path),)))
+    assert f'<td class="number">{SPIKE}</td><td>{SKIPPED[0]}-' in page(
+        ReportConfig(runs=(str(tmp_path),))
+    )
     again = Run(tmp_path, Texts(BAD)).go(42, spikes=AROUND)
     assert again.rows == told.go(42, skip=(SKIPPED,)).rows
 
