@@ -11,7 +11,7 @@ NATIVE := setup.py pyproject.toml $(shell find csrc -type f)
 CXX_FILES := $(shell find csrc tests -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h' -o -name '*.inc')
 BENCHMARKS := $(basename $(notdir $(shell grep -l __main__ benchmarks/*.py)))
 
-.PHONY: help install demo test test-quick check bench wheel clean
+.PHONY: help install demo test test-quick check bench docs wheel clean
 help:
 	@echo "make install     make $(VENV) with the locked versions and build the extensions"
 	@echo "make demo        pretrain, fine-tune, reward-model and align on this machine: runs/demo"
@@ -19,6 +19,7 @@ help:
 	@echo "make test-quick  unit tests, and operators on the CPU: under two minutes"
 	@echo "make check       format, lint, types, import order, size limits, commands of the docs"
 	@echo "make bench       time megalite beside its peers, a JSON object a line"
+	@echo "make docs        the pages of docs/ as a site, links checked: build/site/index.html"
 	@echo "make wheel       dist/megalite-...+torchX.Y-....whl, for machines with this PyTorch and no compiler"
 	@echo "make clean       remove $(VENV), build products and caches; runs/ stays"
 
@@ -43,6 +44,10 @@ check: $(VENV)/built
 bench: $(VENV)/built
 	@set -e; for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name --json; done
 
+docs: $(VENV)/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	@echo "build/site/index.html"
+
 wheel: $(VENV)/built
 	release=$$($(BIN)/python -c 'import torch; print(".".join(torch.__version__.split(".")[:2]))') && \
 	  $(BIN)/python setup.py -q egg_info --tag-build "+torch$$release" bdist_wheel --dist-dir dist
@@ -63,6 +68,10 @@ $(VENV)/packages: requirements/dev.txt $(VENV)/created
 	@echo "installing the versions of $< into $(VENV): minutes, once"
 	@$(if $(TORCH),sed 's/^torch==.*/torch$(TORCH)/',cat) $< > $(VENV)/requirements.txt
 	$(PIP) install -r $(VENV)/requirements.txt
+	@touch $@
+
+$(VENV)/docs: requirements/docs.txt $(VENV)/created
+	$(PIP) install -r $<
 	@touch $@
 
 $(VENV)/built: $(NATIVE) $(VENV)/packages

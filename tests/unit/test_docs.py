@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from megalite.cli import find_command, load_config
 from megalite.commands import COMMANDS
@@ -127,6 +128,14 @@ def test_paths_and_links_in_documents_exist(document):
         if "://" not in link and not (document.parent / link).exists():
             wrong.append(link)
     assert not wrong, "\n".join(wrong)
+
+
+def test_every_page_stands_in_the_sites_contents():
+    """mkdocs.yml names each page of docs/ once; ``make docs`` checks the links between them."""
+    contents = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["nav"]
+    groups = [next(iter(item.values())) if isinstance(item, dict) else [item] for item in contents]
+    named = sorted(page for group in groups for page in group)
+    assert named == sorted(path.name for path in (ROOT / "docs").glob("*.md"))
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=[command.words for command in COMMANDS])
