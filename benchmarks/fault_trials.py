@@ -7,7 +7,8 @@ uninterrupted run bit for bit, name the rank within the timeout, and lose no com
 Other kinds than ``process``, with the same promise of the curve: ``drift``, a copy of a weight that
 changes on one rank; ``spike``, samples of noise that the run goes back from, whose curve is that
 of a run which is told to skip them; ``save``, a checkpoint that can't be written; ``stop``, which a
-file asks for; ``loop``, a fault at every start, which must end the restarts with a diagnosis.
+file asks for; ``loop``, a fault at every start, which must end the restarts with a diagnosis;
+``straggler``, a rank that sleeps in each step, which must be named, it alone.
 """
 
 import argparse
@@ -347,6 +348,22 @@ def play_loop(bench: Bench, seed: int, name: str) -> Trial:
     return trial
 
 
+def play_straggler(bench: Bench, seed: int, name: str) -> Trial:
+    """A rank sleeps in each step: it is named with its phase, nobody else is."""
+    trial, run = drawn(seed, "straggler", tuple(LAYOUTS), range(1, 3)), bench.folder / name
+    trial.phase = random.Random(f"phase {seed}").choice(PHASES)
+    trial.delay_s = 0.3
+    words = [*replace(trial, kind="slow").words(), "--faults.steps", str(STEPS)]
+    often = ["--train.stragglers.every", "2", "--train.stragglers.steps", "8"]
+    code, said = bench.said(trial, run, 0, *words, *often)
+    lines = re.findall(r"rank (\d+) \(\S+\) is slower than the others.* s more in (\w+)", said)
+    trial.happened = (str(trial.rank), trial.phase) in lines
+    if code or not trial.happened or len(lines) > 1:
+        trial.faults.append(f"exit code {code}, named: {sorted(set(lines))}")
+    bench.compare(trial, run, bench.clean(trial.layout))
+    return trial
+
+
 PLAYS = {
     "process": lambda bench, seed, name: bench.play(draw(seed), name),
     "drift": play_drift,
@@ -354,6 +371,7 @@ PLAYS = {
     "save": play_save,
     "stop": play_stop,
     "loop": play_loop,
+    "straggler": play_straggler,
 }
 
 

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from megalite.distributed.waiting import waiting
+
 
 def moved(x: Tensor, device: torch.device | str) -> Tensor:
     """``x`` on ``device``.
@@ -35,7 +37,8 @@ class Staged:
     def wait(self) -> dict[str, Tensor]:
         """The copies, once they are complete; any thread may wait."""
         if self._arrived is not None:
-            self._arrived.synchronize()
+            with waiting():
+                self._arrived.synchronize()
         return self._copies
 
 

@@ -10,6 +10,7 @@ from megalite.config.section import Section
 from megalite.engine.layout import BatchSizes
 from megalite.errors import ConfigError
 from megalite.training.spikes import SpikeConfig
+from megalite.training.stragglers import StragglerConfig
 
 AMOUNT = re.compile(r"(\d+(?:_\d+)*(?:\.\d+)?)([KMBT]?)", re.IGNORECASE)
 STEPS = 1000  # of a run that says nothing of its length
@@ -105,6 +106,7 @@ class TrainConfig(Section):
     )
     spikes: SpikeConfig = SpikeConfig()
     drift: DriftConfig = DriftConfig()
+    stragglers: StragglerConfig = StragglerConfig()
     log_every: int = Field(10, ge=1, description="steps between console lines")
     evaluate_every: int = Field(0, ge=0, description="steps between evaluations; 0: never")
     patience: int = Field(

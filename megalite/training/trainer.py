@@ -27,6 +27,7 @@ from megalite.training.folder.switches import Switches
 from megalite.training.learner import Learner
 from megalite.training.metrics.device import memory_gib
 from megalite.training.metrics.run_log import RunLog
+from megalite.training.pace import PaceWatch
 from megalite.training.progress import Progress, StepResult
 from megalite.training.rollback import decide_rollback
 from megalite.training.spikes import SpikeDetector
@@ -85,6 +86,7 @@ class Trainer:
         self._train = learners[0].learning.train
         self._spikes = SpikeDetector(self._train.spikes, self._train.global_batch_size)
         self._drift = Drift(learners, self._train.drift.policy)
+        self._pace = PaceWatch(learners[0])
         self._wants_back = False
         self._best, self._is_best = Best(), False
         self.progress = Progress()
@@ -329,6 +331,7 @@ class Trainer:
     ) -> bool:
         """Begin a step and log what is known; say whether a process elsewhere was asked to stop."""
         started = time.perf_counter()
+        self._heartbeat.stopwatch.begin_step()
         self._heartbeat.step = self.progress.step + 1
         self._heartbeat.enter("data")
         if self._train.spikes.policy == "skip":
@@ -336,6 +339,7 @@ class Trainer:
         result = work(next(items), self.progress)
         self.progress = self.progress.after_step(self._train.global_batch_size, result.extra)
         self._begun.append(_Begun(self.progress.step, started, result))
+        self._heartbeat.enter("log")
         self._read(self._behind(), evaluate)
         return result.asked_to_stop
 
@@ -371,6 +375,8 @@ class Trainer:
         if self._dropped():
             metrics["dropped_steps"] = self._dropped()
         metrics["memory_gib"] = memory_gib(self._mesh.device)
+        paces, told = self._pace.look(step, self._log.is_writer)
+        metrics |= paces
         every = self._train.evaluate_every
         is_last = step >= self._train.steps
         if evaluate and every and (is_last or step % every == 0):
@@ -380,6 +386,8 @@ class Trainer:
             metrics |= found
         show = step == 1 or is_last or step % self._train.log_every == 0
         self._log.metrics(step, metrics, show)
+        for text in told:
+            self._log.say(f"step {step}: {text}")
         if self._dropped() > dropped:
             self._log.say(
                 f"step {step}: its gradients were not finite: the parameters stay as they were "

@@ -1,5 +1,7 @@
 """Jobs of runs that look after themselves, in a layout."""
 
+import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -78,3 +80,16 @@ def drifting(launch: Launch, folder: str, layout: dict[str, int]) -> tuple[str, 
     resumed = run("stopped").go(8).rows
     resynced = run("resynced", drift={"every": 2, "policy": "resync"}).log
     return stopped, resumed, resynced, run("clean", drift={"every": 1}).rows
+
+
+def straggling(launch: Launch, folder: str, layout: dict[str, int]) -> tuple[str, list[dict]]:
+    """A run whose last rank sleeps in each step; what it said, and its metrics."""
+
+    def sleep(_step: int, _learner: Learner) -> None:
+        if launch.rank == launch.world_size - 1:
+            time.sleep(0.4)
+
+    run = Run(Path(folder), launch=launch, **layout)
+    run.go(4, sleep, stragglers={"every": 2, "steps": 4})
+    lines = (Path(folder) / "metrics.jsonl").read_text().splitlines()
+    return run.log, [json.loads(line) for line in lines]

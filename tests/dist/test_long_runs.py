@@ -42,3 +42,15 @@ def test_drift_of_one_rank_stops_all_unsaved_or_is_made_good(cluster, tmp_path):
         assert "nothing of this step is saved" in stopped
         assert resumed == clean
         assert "they are equal again" in resynced
+
+
+@pytest.mark.parametrize("layout", [{"pp": 2}, {"shard": 2}], ids=str)
+def test_a_rank_that_sleeps_is_named_though_all_steps_take_as_long(cluster, tmp_path, layout):
+    job = "tests.dist.long_run_jobs:straggling"
+    for said, rows in cluster.run(2, job, folder=str(tmp_path), layout=layout):
+        (line,) = [line for line in said.splitlines() if "slower than the others" in line]
+        assert line.startswith("step 4: rank 1 (")
+        assert "more in data" in line
+        assert rows[3]["stragglers"] == 1
+        assert rows[3]["slowest_rank"] == 1
+        assert rows[3]["slowest_own_s"] > rows[3]["own_s"]

@@ -18,6 +18,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils.tensorboard import SummaryWriter
 
 from megalite import torch_private
+from megalite.distributed.waiting import counted, waited_s
 
 PACKAGE = Path(__file__).parents[2] / "megalite"
 # Undocumented, though they don't begin with an underscore or stand in a string.
@@ -224,6 +225,19 @@ def test_no_other_file_touches_a_private_name_of_torch():
         if _is_private(name)
     ]
     assert not wrong, "\n".join(wrong)
+
+
+def test_waits_for_collectives_go_through_one_place(alone):
+    torch_private.wrap_waits(counted)
+    around = dist.Work.wait
+    torch_private.wrap_waits(counted)
+    assert dist.Work.wait is around
+    before = waited_s()
+    dist.all_reduce(torch.ones(3))
+    after = waited_s()
+    assert after > before
+    dist.all_reduce(torch.ones(3), async_op=True).wait()
+    assert waited_s() > after
 
 
 def test_every_function_has_a_test():

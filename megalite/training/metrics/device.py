@@ -7,6 +7,8 @@ import time
 
 import torch
 
+from megalite.training.metrics.gpu_health import nvml_device
+
 PEAK_TFLOPS = {  # words of a device's name: (half precision on tensor cores, fp32), dense
     "H100 PCIe": (756.0, 51.2),
     "H100 NVL": (835.0, 60.0),
@@ -50,18 +52,16 @@ def known_tflops(name: str, precision: str) -> float | None:
 
 
 def _gpu_name(device: torch.device) -> str:
-    """The name by NVML, which numbers devices its own way and is asked by their UUID."""
-    try:
-        import pynvml
-    except ImportError:
+    """The name by NVML, or PyTorch's."""
+    found = nvml_device(device)
+    if found is None:
         return torch.cuda.get_device_name(device)
+    nvml, handle = found
     try:
-        pynvml.nvmlInit()
-        uuid = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
-        name: str | bytes = pynvml.nvmlDeviceGetName(pynvml.nvmlDeviceGetHandleByUUID(uuid))
-        return name.decode() if isinstance(name, bytes) else name
-    except pynvml.NVMLError:
+        name: str | bytes = nvml.nvmlDeviceGetName(handle)
+    except nvml.NVMLError:
         return torch.cuda.get_device_name(device)
+    return name.decode() if isinstance(name, bytes) else name
 
 
 def measured_tflops(device: torch.device, dtype: torch.dtype, seconds: float = 0.5) -> float:

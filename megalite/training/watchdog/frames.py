@@ -6,6 +6,7 @@ from types import FrameType
 
 PACKAGE = Path(__file__).parents[2]
 COLLECTIVES = "distributed_c10d.py"  # PyTorch's file of all collectives
+WAITING = PACKAGE / "distributed" / "waiting.py"  # goes around waits that others begin
 
 
 @dataclass(frozen=True)
@@ -32,9 +33,12 @@ def position(frame: FrameType | None) -> tuple[tuple[int, int], ...]:
 
 def locate(frame: FrameType | None) -> Location:
     """Where a thread is, in words."""
+    in_collective = False
+    while frame is not None and Path(frame.f_code.co_filename) == WAITING:
+        frame, in_collective = frame.f_back, True
     if frame is None:
         return Location()
-    called, in_collective = frame.f_code.co_name, False
+    called = frame.f_code.co_name
     while frame is not None:
         path = Path(frame.f_code.co_filename)
         if path.is_relative_to(PACKAGE):

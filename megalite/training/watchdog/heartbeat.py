@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from megalite.engine.model import Model
+from megalite.training.watchdog.stopwatch import Stopwatch
 
 WAIT = "wait"  # for work from other processes, which may take as long as it likes
 PHASES = (
@@ -13,6 +14,7 @@ PHASES = (
     "forward_backward",
     "reduce",
     "optimizer",
+    "log",
     "compare",
     "evaluate",
     "save",
@@ -34,6 +36,7 @@ class Heartbeat:
         step: under way, from 1; 0 before the first.
         phase: of the training loop, one of ``PHASES``.
         write_point: what the checkpoint's writer is doing, one of ``WRITE_POINTS``, or empty.
+        stopwatch: how long this process takes for its own work in each phase.
     """
 
     def __init__(self, on_point: OnPoint = _ignore) -> None:
@@ -44,11 +47,12 @@ class Heartbeat:
                 purpose.
         """
         self.step, self.phase, self.write_point = 0, PHASES[0], ""
-        self._on_point = on_point
+        self._on_point, self.stopwatch = on_point, Stopwatch()
 
     def enter(self, phase: str, model: Model | None = None) -> None:
         """The training loop enters a phase, with this model if one is at work."""
         self.phase = phase
+        self.stopwatch.enter(phase)
         self._on_point(phase, self.step, model)
 
     def enter_write(self, point: str, step: int) -> None:

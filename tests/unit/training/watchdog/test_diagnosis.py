@@ -1,8 +1,11 @@
 """Who is named when a run stands still."""
 
 import math
+import sys
 
+from megalite.distributed.waiting import counted
 from megalite.training.watchdog.diagnosis import diagnose
+from megalite.training.watchdog.frames import locate
 from megalite.training.watchdog.status import ProcessStatus
 from megalite.training.watchdog.timeouts import Timeouts
 
@@ -88,3 +91,20 @@ def test_a_rank_that_has_ended_is_not_named():
     ]
     assert "rank 1 (" in diagnose(statuses)
     assert "rank 2" not in diagnose(statuses)
+
+
+def test_a_thread_in_a_collective_is_where_it_was_called_from():
+    """What measures the wait is around the collective, and is not where the thread is."""
+    frames = []
+
+    def wait() -> bool:
+        frames.append(sys._getframe())
+        return True
+
+    counted(wait)()
+    (frame,) = frames
+    inside = locate(frame.f_back)  # the innermost frame of Python while the wait lasts
+    assert inside.in_collective
+    assert inside.text.startswith(
+        test_a_thread_in_a_collective_is_where_it_was_called_from.__name__
+    )
