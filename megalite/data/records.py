@@ -24,13 +24,14 @@ class Fields(Record):
     """A record under the names that are known here; a null is as good as no key.
 
     Attributes:
+        whole: the record as the file has it.
         unread: the file's names of what was not read; what is empty says nothing.
         named: those of ``columns`` that are in it or in a record inside it.
     """
 
     def __init__(self, record: Record, columns: Mapping[str, str] | None = None) -> None:
         """Rename ``record``: ``columns`` are the file's names by those that are known here."""
-        self._columns = dict(columns or {})
+        self._columns, self.whole = dict(columns or {}), record
         known = {theirs: ours for ours, theirs in self._columns.items()}
         given = {key: value for key, value in record.items() if value is not None}
         renamed = {known[key]: value for key, value in given.items() if key in known}
@@ -48,6 +49,10 @@ class Fields(Record):
         found = Fields(record, self._columns)
         self.named |= found.named
         return found
+
+    def pass_over_all(self) -> None:
+        """Take all keys for read: somebody has the whole record."""
+        self.unread = set()
 
     def pass_over(self, *keys: str) -> None:
         """Take keys for read, whatever they hold."""

@@ -1,4 +1,4 @@
-"""PPO: the actor answers prompts, a reward model scores them, actor and critic learn.
+"""PPO: the actor answers prompts, a reward model or rules score them, actor and critic learn.
 
 The trainer's loop with a rollout before each set of updates. Dropout is off throughout.
 
@@ -6,9 +6,12 @@ Source: Ouyang et al. 2022, arXiv:2203.02155; Schulman et al. 2017, arXiv:1707.0
 """
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 
+from megalite.data.chat.chat import Chat
 from megalite.data.chat.datasets import Prompts
 from megalite.data.chat.long_rows import RowRules
 from megalite.distributed.launch import Launch
@@ -24,6 +27,7 @@ from megalite.stages.rlhf.remote import Bridge, remote_models, serve
 from megalite.stages.rlhf.rollout import FrozenModels, SpecialTokens, special_tokens
 from megalite.stages.rlhf.step import PPOStep, PromptItem
 from megalite.stages.rlhf.text import Text
+from megalite.stages.rules.scores import Rules
 from megalite.stages.samples import Samples, write_samples
 from megalite.stages.setup import SeparateMesh, Stage, set_up, settled
 from megalite.stages.start import said_by
@@ -39,16 +43,24 @@ class Inputs:
         special_tokens: of the answers.
         text: that is learned beside them, or None.
         samples: that are answered at the end, or None.
+        rules: that score answers, or None.
     """
 
     prompts: Datasets[Prompts]
     special_tokens: SpecialTokens
     text: Text | None
     samples: Samples | None
+    rules: Rules | None
 
 
 def run(config: PPOConfig, launch: Launch) -> int:
     """Align a model."""
+    with ExitStack() as ending:
+        return _run(config, launch, ending)
+
+
+def _run(config: PPOConfig, launch: Launch, ending: ExitStack) -> int:
+    """See :func:`run`; ``ending`` ends the processes of reward functions."""
     config.check_sources()
     config = settled(config, launch)
     data, temperature, start = config.data, config.rollout.temperature, config.checkpoint.start
@@ -56,13 +68,16 @@ def run(config: PPOConfig, launch: Launch) -> int:
     chat_format = open_chat(config.tokenizer, data, config.model, said_by(start))
 
     def read(paths: Sequence[str], rules: RowRules) -> Prompts:
-        return Prompts(paths, chat_format.chat, chat_format.structure, rules)
+        keep_rows = bool(config.reward.function)
+        return Prompts(paths, chat_format.chat, chat_format.structure, rules, keep_rows)
 
+    prompts = Datasets.read(data, config.run.seed, read)
     inputs = Inputs(
-        Datasets.read(data, config.run.seed, read),
+        prompts,
         special_tokens(chat_format.chat),
         Text.open(config),
         Samples.read(config.samples, chat_format, config.model),
+        _open_rules(config, chat_format.chat, prompts, ending),
     )
     config, length = in_steps(config, len(inputs.prompts.train))
     stage, bridge = _place(config, launch)
@@ -80,6 +95,25 @@ def run(config: PPOConfig, launch: Launch) -> int:
             with remote_models(bridge, stage.heartbeat) as remote:
                 _train(config, stage, models, remote, inputs)
     return 0
+
+
+def _open_rules(
+    config: PPOConfig, chat: Chat, prompts: Datasets[Prompts], ending: ExitStack
+) -> Rules | None:
+    """The reward functions, tried on the prompts; None without any.
+
+    Raises:
+        UserError: a file, a function or a row can't be used.
+    """
+    if not config.reward.function:
+        return None
+
+    def decode(answer: Sequence[int]) -> str:
+        return chat.tokenizer.decode([token for token in answer if token not in chat.end_ids])
+
+    rules = ending.enter_context(Rules(config.reward, decode))
+    rules.check(chain(prompts.train, *prompts.heldout.values()))
+    return rules
 
 
 def _place(config: PPOConfig, launch: Launch) -> tuple[Stage, Bridge | None]:
@@ -109,7 +143,8 @@ def _train(
     if config.critic_learning_rate:
         learners[1].set_learning_rate(config.critic_learning_rate)
     trainer.resume()
-    step = PPOStep(config, stage, models, learners, frozen, inputs.special_tokens, inputs.text)
+    read = inputs.special_tokens, inputs.text, inputs.rules
+    step = PPOStep(config, stage, models, learners, frozen, *read)
     trainer.fit(
         partial(stage.loader, inputs.prompts.train, _keep_apart),
         step,

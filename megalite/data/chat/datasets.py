@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
@@ -15,13 +15,14 @@ from megalite.data.chat.long_rows import LengthCheck, RowRules, rounds_of
 from megalite.data.chat.turns import (
     Ranking,
     Turn,
+    Turns,
     parse_conversation,
     parse_prompt,
     parse_ranking,
 )
 from megalite.data.example import Example, collate, cut_rows, pack
 from megalite.data.packing import first_fit
-from megalite.data.records import Record, Records
+from megalite.data.records import Fields, Record, Records
 from megalite.data.structure import Structure
 from megalite.errors import DataError
 from megalite.generation.prompts import Prompt
@@ -233,8 +234,28 @@ def notes_of_pairs(read: ReadRankings, paths: Sequence[str]) -> list[str]:
     ]
 
 
+@dataclass(frozen=True)
+class Question(Prompt):
+    """A prompt, and the record that it was made of.
+
+    Attributes:
+        text: its last turn, as a user wrote it.
+        where: the place of its record, such as ``file:line``.
+        row: the record, as the file has it.
+    """
+
+    text: str = field(default="", compare=False)
+    where: str = field(default="", compare=False)
+    row: Record = field(default_factory=dict, compare=False)
+
+    @classmethod
+    def of(cls, prompt: Prompt, text: str, where: str, row: Record) -> "Question":
+        """The question that a prompt asks."""
+        return cls(**vars(prompt), text=text, where=where, row=row)
+
+
 class Prompts:
-    """Prompts for rollouts and samples.
+    """Prompts for rollouts and samples; with ``keep_rows`` each is a :class:`Question`.
 
     Attributes:
         texts: the last turn of each, as a user wrote it.
@@ -242,22 +263,30 @@ class Prompts:
     """
 
     def __init__(
-        self, paths: Sequence[str], chat: Chat, structure: Structure, rules: RowRules
+        self,
+        paths: Sequence[str],
+        chat: Chat,
+        structure: Structure,
+        rules: RowRules,
+        keep_rows: bool = False,
     ) -> None:
         """Read files; see :class:`Conversations`."""
         rules.check_whole()
         check = LengthCheck(paths, rules)
-        records = Records(paths, parse_prompt, rules.columns, rules.split)
+        parse = partial(_parse_question, keep_row=keep_rows)
+        records = Records(paths, parse, rules.columns, rules.split)
         self._prompts: list[Prompt] = []
         self.texts: list[str] = []
-        for where, turns in records:
+        for where, (turns, row) in records:
             with located(where):
                 prompt = prompt_of(chat, structure, turns)
             if not (prompt.encoder_tokens if structure.is_encoder_decoder else prompt.tokens):
                 raise DataError(f"{where}: the prompt has no tokens: an answer starts from one")
             if check.fits(where, len(prompt.tokens), len(prompt.encoder_tokens)):
-                self._prompts.append(prompt)
-                self.texts.append(turns[-1].whole)
+                text = turns[-1].whole
+                kept = Question.of(prompt, text, where, row) if keep_rows else prompt
+                self._prompts.append(kept)
+                self.texts.append(text)
         check.finish()
         self.notes = [*records.notes(), *check.notes()]
 
@@ -266,6 +295,20 @@ class Prompts:
 
     def __getitem__(self, number: int) -> Prompt:
         return self._prompts[number % len(self)]
+
+    def __iter__(self) -> Iterator[Prompt]:
+        """Each once; numbers go on beyond an epoch."""
+        return iter(self._prompts)
+
+
+def _parse_question(record: Record, keep_row: bool) -> tuple[Turns, Record]:
+    """The conversation of a prompt; and its whole record, which then counts as read."""
+    fields = Fields.of(record)
+    turns = parse_prompt(fields)
+    if not keep_row:
+        return turns, {}
+    fields.pass_over_all()
+    return turns, fields.whole
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ class PPOConfig(StageConfig):
     reward_model: str = Field(
         "",
         description="run, checkpoint or Hugging Face folder or name of the reward model, which the "
-        "critic starts from too",
+        "critic starts from too; empty: none, rules score the answers (reward.function)",
     )
     critic_learning_rate: float = Field(
         0.0, ge=0, description="peak learning rate of the critic; 0: the actor's"
@@ -52,7 +52,7 @@ class PPOConfig(StageConfig):
         prompt, answer = self.data.sequence_length, self.rollout.max_new_tokens
         rows = max(prompt, 1 + answer) if self.model.is_encoder_decoder else prompt + answer
         key = f"data.sequence_length {prompt} with rollout.max_new_tokens {answer}"
-        for model in (self.model, *((self.critic(),) if self.reward_model else ())):
+        for model in (self.model, self.critic()):
             check_positions(model, rows, key)
         if self.update.pretrain_coefficient:
             check_corpus_positions(self.model, self.pretraining, "pretraining")
@@ -60,10 +60,14 @@ class PPOConfig(StageConfig):
     def critic(self) -> ModelConfig:
         """The critic's model, and the reward model's: as its folder has it.
 
+        Without a reward model it is the actor's with a scalar head.
+
         Raises:
             CheckpointError: there is none, or a key that is set in ``[model]`` contradicts it.
             ConfigError: it can't read what the actor writes.
         """
+        if not self.reward_model:
+            return self.model.model_copy(update={"head": "value"})
         stored, where = as_stored(self.model, self.reward_model, "value", needs_head=True)
         for what, own, needed in (
             ("num_encoder_layers > 0", stored.is_encoder_decoder, self.model.is_encoder_decoder),
@@ -85,14 +89,15 @@ class PPOConfig(StageConfig):
         """
         if not self.data.train:
             raise ConfigError("--data.train: needs at least one file of prompts")
-        for key, value in (
-            ("checkpoint.start", self.checkpoint.start),
-            ("reward_model", self.reward_model),
-        ):
-            if not value:
-                raise ConfigError(
-                    f"--{key}: must name a checkpoint; PPO starts from trained models"
-                )
+        if not self.checkpoint.start:
+            raise ConfigError(
+                "--checkpoint.start: must name a checkpoint; PPO starts from a trained model"
+            )
+        if not (self.reward_model or self.reward.function):
+            raise ConfigError(
+                "--reward_model: must name a checkpoint, or --reward.function a rule: answers are "
+                "learned from by their scores"
+            )
         if self.update.pretrain_coefficient and not self.pretraining.train:
             raise ConfigError(
                 "--pretraining.train: needs a store, as update.pretrain_coefficient > 0"

@@ -1,23 +1,23 @@
 """Turns what the four models say about answers into what PPO learns from."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import pad
 
-from megalite.config import Section
 from megalite.distributed.mesh import Axis
 from megalite.distributed.sums import all_reduce_sum
 from megalite.distributed.transfer import moved
 from megalite.stages.rlhf.rewards import advantages_and_returns, clip_scores, token_rewards
 from megalite.stages.rlhf.whiten import ALONE, whiten
+from megalite.stages.rules.config import ScoreConfig
 
 
-class RewardConfig(Section):
-    """How scores become advantages."""
+class RewardConfig(ScoreConfig):
+    """What answers are scored by, and how scores become advantages."""
 
     discount: float = Field(1.0, gt=0, le=1, description="gamma, weight of the next token's value")
     decay: float = Field(
@@ -25,12 +25,6 @@ class RewardConfig(Section):
     )
     whiten_rewards: bool = Field(
         False, description="whether rewards are scaled to unit variance over the global batch"
-    )
-    score_limit: float = Field(
-        0.0, ge=0, description="largest size of a score, clipped to beyond it; 0: no clipping"
-    )
-    score_without_end: float | None = Field(
-        None, description="score of an answer that was cut before its end token; none: the model's"
     )
 
 
@@ -43,9 +37,10 @@ class Judgement:
         log_probs: [B, S] fp32 under the actor that wrote them.
         reference_log_probs: [B, S] fp32 under the frozen reference.
         values: [B, S] fp32, the critic's.
-        scores: [B] fp32, the reward model's.
+        scores: [B] fp32, the reward model's, those by rule, or their weighted sum.
         ended: [B] bool, answers with an end token.
         drawn: [B, S] fp32, log-probabilities by which tokens were drawn; None: not known.
+        parts: [B] fp32 each, what ``scores`` is the sum of, by name, before its weight.
     """
 
     mask: Tensor
@@ -55,6 +50,7 @@ class Judgement:
     scores: Tensor
     ended: Tensor
     drawn: Tensor | None = None
+    parts: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def gap(self) -> Tensor:
@@ -124,8 +120,8 @@ def gather_experience(
 
     Returns:
         The experience, and means over the global batch: ``reward`` (score per response), ``kl``
-        (nats per response), ``response_tokens``, ``ended`` (share) and ``rollout_gap`` (nats per
-        token between drawing and a pass).
+        (nats per response), ``response_tokens``, ``ended`` (share), ``rollout_gap`` (nats per token
+        between drawing and a pass), and ``reward/NAME`` of each part of a score with several.
 
     Comm: all-reduces of a few numbers over ``axis``.
     """
@@ -148,15 +144,25 @@ def gather_experience(
         whiten(advantages, mask, axis),
         returns,
     )
+    return experience, _means(judged, scores, kl, axis)
+
+
+def _means(judged: Judgement, scores: Tensor, kl: Tensor, axis: Axis) -> dict[str, Tensor]:
+    """What a rollout shows: means over the global batch."""
+    mask = judged.mask
     sums = (
         scores.sum(),
         kl.sum(),
         mask.sum(),
         judged.ended.sum(),
+        *(judged.parts[name].sum() for name in judged.parts),
         judged.gap,
         mask.new_tensor(len(mask), dtype=torch.int64),
     )
-    totals = all_reduce_sum(torch.stack([part.double() for part in sums]), axis)
-    names = ("reward", "kl", "response_tokens", "ended", "rollout_gap")
-    means = dict(zip(names, totals[:5] / totals[5], strict=True))
-    return experience, means | {"rollout_gap": totals[4] / totals[2]}
+    *totals, gap, count = all_reduce_sum(torch.stack([part.double() for part in sums]), axis)
+    parts = [f"reward/{name}" for name in judged.parts]
+    names = ("reward", "kl", "response_tokens", "ended", *parts)
+    means = {name: total / count for name, total in zip(names, totals, strict=True)}
+    if len(parts) == 1:
+        del means[parts[0]]
+    return means | {"rollout_gap": gap / totals[2]}

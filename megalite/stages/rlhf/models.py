@@ -28,9 +28,14 @@ class TrainedModels:
 
     @classmethod
     def build(cls, stage: Stage, config: PPOConfig) -> "TrainedModels":
-        """Build actor and critic, without dropout."""
+        """Build actor and critic, without dropout.
+
+        The critic starts as the reward model; without one as the actor, with a head of its own.
+        """
         actor = stage.model(_quiet(config.model), config.checkpoint.start)
-        critic = stage.model(_quiet(config.critic()), config.reward_model, needs_head=True)
+        of_critic = config.reward_model or config.checkpoint.start
+        needs_head = bool(config.reward_model)
+        critic = stage.model(_quiet(config.critic()), of_critic, needs_head)
         return cls(actor, critic)
 
 
@@ -40,24 +45,31 @@ class ReferenceModels:
 
     Attributes:
         reference: the actor as it started.
-        reward: scores answers.
+        reward: scores answers; None: rules alone do.
     """
 
     reference: Model
-    reward: Model
+    reward: Model | None
 
     @classmethod
     def build(cls, stage: Stage, config: PPOConfig) -> "ReferenceModels":
-        """Build the models that actor and critic start as, and freeze them."""
-        started = TrainedModels.build(stage, config)
-        for model in (started.actor, started.critic):
-            for parameter in model.parameters():
-                parameter.requires_grad_(False)
-        return cls(started.actor, started.critic)
+        """Build the reference, and the reward model if there is one; they are frozen."""
+        reference = _frozen(stage.model(_quiet(config.model), config.checkpoint.start))
+        if not config.reward_model:
+            return cls(reference, None)
+        shape = _quiet(config.critic())
+        return cls(reference, _frozen(stage.model(shape, config.reward_model, needs_head=True)))
 
     def judges(self, temperature: float) -> LocalModels:
         """What judges answers that are drawn at a temperature."""
-        return LocalModels(log_probs_of(self.reference, temperature), values_of(self.reward))
+        reward = None if self.reward is None else values_of(self.reward)
+        return LocalModels(log_probs_of(self.reference, temperature), reward)
+
+
+def _frozen(model: Model) -> Model:
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    return model
 
 
 def _quiet(model: ModelConfig) -> ModelConfig:

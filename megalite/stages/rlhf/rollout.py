@@ -1,7 +1,7 @@
 """A rollout: the actor answers prompts, and all four models judge the answers."""
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 import torch
@@ -19,6 +19,7 @@ from megalite.models.batch import Batch
 from megalite.ops.random import fold, hash64
 from megalite.stages.rlhf.experience import Judgement
 from megalite.stages.rlhf.responses import Responses, respond, scores_at_end
+from megalite.stages.rlhf.scoring import Scoring
 
 DRAWS = hash64("rollout")
 
@@ -49,7 +50,7 @@ class FrozenJudgement:
 
     Attributes:
         log_probs: [B, S] fp32 under the reference.
-        scores: [B] fp32, the reward model's.
+        scores: [B] fp32, the reward model's; 0 without one.
     """
 
     log_probs: Tensor
@@ -80,19 +81,23 @@ class LocalModels:
 
     Attributes:
         reference: log-probabilities of the labels at the rollout's temperature, [B, S].
-        reward: the reward model's values, [B, S], of which an answer's last counts.
+        reward: the reward model's values, [B, S], of which an answer's last counts; None: there is
+            no reward model.
         asked_to_stop: see :class:`FrozenModels`; this process's signals are known otherwise.
     """
 
     reference: Callable[[Batch], Tensor]
-    reward: Callable[[Batch], Tensor]
+    reward: Callable[[Batch], Tensor] | None
     asked_to_stop: Literal[False] = False
 
     def judge(self, responses: Responses, micro_batch_size: int) -> FrozenJudgement:
         """Judge answers, ``micro_batch_size`` sequences per pass."""
 
         def ask(batch: Batch, mask: Tensor) -> tuple[Tensor, Tensor]:
-            return self.reference(batch), scores_at_end(self.reward(batch), mask)
+            log_probs = self.reference(batch)
+            if self.reward is None:
+                return log_probs, log_probs.new_zeros(len(mask))
+            return log_probs, scores_at_end(self.reward(batch), mask)
 
         return FrozenJudgement(*in_passes(responses, micro_batch_size, ask))
 
@@ -112,6 +117,7 @@ class Judges:
         critic: values, [B, S].
         frozen: the reference and the reward model.
         device: where the models read batches.
+        scoring: by rules, beside the reward model or without one; None: by the reward model alone.
     """
 
     decode: Forward
@@ -119,6 +125,7 @@ class Judges:
     critic: Callable[[Batch], Tensor]
     frozen: FrozenModels
     device: torch.device | str = "cpu"
+    scoring: Scoring | None = None
 
 
 @dataclass(frozen=True)
@@ -128,13 +135,15 @@ class Written:
     Attributes:
         ended: [B] bool, answers with an end token.
         log_probs: [B, S] fp32, by which each token was drawn, at the rows that it is the label of.
+        by_rule: [B] fp32 each, scores by the names of reward functions.
     """
 
     ended: Tensor
     log_probs: Tensor
+    by_rule: dict[str, Tensor] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, answers: Answers, mask: Tensor) -> "Written":
+    def of(cls, answers: Answers, mask: Tensor, by_rule: dict[str, Tensor]) -> "Written":
         """Lay what was drawn out over rows; ``mask`` [B, S] is those that answers are labels of."""
         assert answers.log_probs is not None
         number = torch.arange(answers.tokens.shape[1], device=mask.device)
@@ -142,7 +151,7 @@ class Written:
         is_token = number < answers.lengths.to(mask.device)[:, None]
         rows = torch.zeros(mask.shape, device=mask.device)
         rows[mask] = drawn[is_token]
-        return cls(answers.ended.to(mask.device), rows)
+        return cls(answers.ended.to(mask.device), rows, by_rule)
 
 
 @dataclass(frozen=True)
@@ -210,7 +219,11 @@ def judge(
     if config.reuse_log_probs:
         log_probs = drawn
     frozen, mask, ended = take(), responses.mask, written.ended
-    return Judgement(mask, log_probs, frozen.log_probs, values, frozen.scores, ended, drawn)
+    scores: Tensor = frozen.scores
+    parts: dict[str, Tensor] = {}
+    if judges.scoring is not None:
+        scores, parts = judges.scoring.joined(scores, written.by_rule)
+    return Judgement(mask, log_probs, frozen.log_probs, values, scores, ended, drawn, parts)
 
 
 def rollout(
@@ -235,5 +248,6 @@ def rollout(
     answers = write_answers(judges.decode, asked, config, seed, tokens)
     texts = [answers.answer(number) for number in range(len(prompts))]
     responses = respond(prompts, texts, sample_ids, tokens.pad_id).to(judges.device)
-    written = Written.of(answers, responses.mask)
+    by_rule = {} if judges.scoring is None else judges.scoring.by_rule(prompts, texts)
+    written = Written.of(answers, responses.mask, by_rule)
     return responses, judge(judges, responses, written, config)

@@ -20,6 +20,7 @@ from megalite.stages.rlhf.kl import adapt
 from megalite.stages.rlhf.models import TrainedModels, log_probs_of, values_of
 from megalite.stages.rlhf.responses import Responses
 from megalite.stages.rlhf.rollout import FrozenModels, Judges, SpecialTokens, rollout
+from megalite.stages.rlhf.scoring import Scoring
 from megalite.stages.rlhf.text import Text
 from megalite.stages.rlhf.updates import (
     LOG_PROB_CHANGE,
@@ -28,6 +29,7 @@ from megalite.stages.rlhf.updates import (
     ValueLoss,
     mini_batches,
 )
+from megalite.stages.rules.scores import Rules
 from megalite.stages.samples import decode_with
 from megalite.stages.setup import Stage
 from megalite.training.learner import TARGETS, Learner, Update
@@ -51,6 +53,7 @@ class PPOStep:
         frozen: the models that don't learn.
         special_tokens: of answers.
         text: that the actor learns beside its answers, or None.
+        rules: that score answers, or None.
     """
 
     config: PPOConfig
@@ -60,6 +63,7 @@ class PPOStep:
     frozen: FrozenModels
     special_tokens: SpecialTokens
     text: Text | None = None
+    rules: Rules | None = None
 
     def __call__(self, items: Sequence[PromptItem], progress: Progress) -> StepResult:
         """Do one rollout and its updates."""
@@ -98,9 +102,17 @@ class PPOStep:
             values_of(models.critic),
             self.frozen,
             self.stage.mesh.device,
+            self._scoring(),
         )
         with models.actor.gathered():
             return rollout(judges, prompts, ids, config.rollout, seed, self.special_tokens)
+
+    def _scoring(self) -> Scoring | None:
+        """How rules take part in the scores; None without any."""
+        if self.rules is None:
+            return None
+        weight = self.config.reward.model_weight if self.config.reward_model else None
+        return Scoring(self.rules, self.stage.mesh, weight)
 
     def _update(
         self, responses: Responses, experience: Experience, progress: Progress
