@@ -27,6 +27,7 @@ from megalite.models.batch import Batch
 from megalite.models.config import ModelConfig
 from megalite.stages.device import Precision, check_heads, choose_device, choose_precision
 from megalite.stages.named import TOKENIZER, Meaning
+from megalite.stages.overview import overview
 from megalite.stages.same_run import check_same_run, sources_of
 from megalite.stages.start import Head, load_start, origin_of, settled_model
 from megalite.training.checkpoint.manager import CheckpointManager, Saving, newest_facts
@@ -253,6 +254,7 @@ class Stage:
         )
         every, record, stop = config.checkpoint.every, self.record, self.launch.stop
         trainer = Trainer(learners, self.log, checkpoints, every, record, stop)
+        trainer.introduce(overview(config, self.mesh, [(n, model.config) for n, model in models]))
         trainer.keep_best(config.checkpoint.best)
         return trainer, learners
 

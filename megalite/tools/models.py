@@ -4,11 +4,10 @@ from pydantic import Field
 
 from megalite.config.section import Section
 from megalite.distributed.launch import Launch
-from megalite.distributed.mesh import Mesh
 from megalite.errors import ConfigError
 from megalite.models.config import ModelConfig
 from megalite.models.families import FAMILIES
-from megalite.models.transformer import Transformer
+from megalite.models.size import num_parameters
 
 
 class ModelsConfig(Section):
@@ -33,18 +32,3 @@ def run(config: ModelsConfig, launch: Launch) -> int:
             text = f"{name:<{widths[0]}}  {family:<{widths[1]}}  {count:>{widths[2]}}  {source}"
             print(text)  # noqa: T201
     return 0
-
-
-def num_parameters(config: ModelConfig) -> int:
-    """Parameters of a model, counted in its first two blocks; nothing is allocated."""
-    encoder = config.num_encoder_layers
-
-    def count(layers: int, encoder_layers: int) -> int:
-        sizes = {"num_layers": layers, "num_encoder_layers": encoder_layers}
-        model = Transformer(config.model_copy(update=sizes), Mesh.single())
-        return sum(parameter.numel() for parameter in model.parameters())
-
-    first = min(encoder, 1)
-    least = count(1, first)
-    total = least + (config.num_layers - 1) * (count(2, first) - least)
-    return total + ((encoder - 1) * (count(1, 2) - least) if encoder else 0)

@@ -103,6 +103,11 @@ class Trainer:
         self._switches = Switches(log.folder, self._train.most_minutes, log.is_writer)
         self._retry = Retry()
         self._last_read = 0.0
+        self._introduction: tuple[str, ...] = ()
+
+    def introduce(self, lines: Sequence[str]) -> None:
+        """Say these lines before the first step; a run that is done doesn't."""
+        self._introduction = tuple(lines)
 
     def keep_best(self, metric: str) -> None:
         """Keep the checkpoint of the best evaluation by a metric; empty: of none."""
@@ -127,8 +132,11 @@ class Trainer:
             self._go_on(*found, wanted)
         if self.progress.skipped:
             self._log.say(f"samples left out of the run's order: {in_words(self.progress.skipped)}")
-        if self._record.text and not self._is_done():
-            self._log.write("config.toml", self._record.text)
+        if not self._is_done():
+            for line in self._introduction:
+                self._log.say(line)
+            if self._record.text:
+                self._log.write("config.toml", self._record.text)
         self._checkpoints.tidy()
         return self.progress
 

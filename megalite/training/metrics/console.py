@@ -24,17 +24,22 @@ SHOWN = {
 }
 # What a narrow terminal does without, first to last.
 OMITTED = (
+    "hfu",
+    "bubble_theory",
     "learning_rate",
+    "bubble",
+    "mfu",
+    "tokens_per_s",
     "heldout_kl",
     "kl",
-    "heldout_loss",
-    "hfu",
-    "mfu",
-    "bubble_theory",
-    "bubble",
-    "tokens_per_s",
     "heldout_reward",
+    "left_s",
+    "heldout_accuracy",
+    "heldout_loss",
+    "dropped_steps",
+    "loss",
     "reward",
+    "step",
 )
 SEPARATOR = " | "
 
@@ -111,7 +116,7 @@ def fitted(parts: Mapping[str, str], width: int) -> str:
         if len(whole(kept)) <= width:
             break
         kept.pop(key, None)
-    return whole(kept)[:width]
+    return whole(kept)
 
 
 def _duration(seconds: float) -> str:

@@ -9,8 +9,8 @@ from megalite.models.config import ModelConfig
 from megalite.models.families import FAMILIES
 from megalite.models.hugging_face import family_of
 from megalite.models.presets import PRESETS
+from megalite.models.size import num_parameters
 from megalite.stages.pretrain import PretrainConfig
-from megalite.tools.models import num_parameters
 
 COUNTS = {  # of the published checkpoints, without what tied embeddings share
     "gpt2": 124_439_808,

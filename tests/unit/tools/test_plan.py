@@ -10,6 +10,7 @@ import pytest
 from megalite.cli import find_command, load_config, main
 from megalite.distributed.mesh import ParallelConfig
 from megalite.models.config import ModelConfig
+from megalite.models.size import num_parameters
 from megalite.plan.advice import changes, devices
 from megalite.plan.constants import constants_of
 from megalite.plan.devices import DEVICES
@@ -18,7 +19,6 @@ from megalite.plan.kernels import Kernels
 from megalite.plan.memory import HEADROOM, Work, estimate, most
 from megalite.plan.outlook import outlook
 from megalite.plan.step import step_seconds
-from megalite.tools.models import num_parameters
 from megalite.tools.plan import cluster_of, plan, terms_of, work_of
 from megalite.training.config import TrainConfig
 

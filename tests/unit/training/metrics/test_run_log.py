@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megalite.errors import DataError
-from megalite.training.metrics.console import OMITTED, fitted
+from megalite.training.metrics.console import OMITTED, SHOWN, fitted
 from megalite.training.metrics.lines import Lines
 from megalite.training.metrics.run_log import RunLog
 
@@ -32,13 +32,15 @@ def rows(folder) -> list[dict]:
 def test_a_line_fits_and_keeps_what_tells_most(width):
     line = fitted(PARTS, width)
     assert len(line) <= width
+    shown = line.split(" | ") if line else []
+    assert set(shown) <= set(PARTS.values())  # no number is cut
     if width >= 60:
-        for key in ("step", "loss", "left_s"):
-            assert PARTS[key] in line
-    if width >= 79:
-        assert PARTS["tokens_per_s"] in line
-        assert "MFU" in line
-    assert set(OMITTED).isdisjoint({"step", "loss", "left_s"})
+        for key in ("step", "loss", "heldout_loss", "left_s"):
+            assert PARTS[key] in shown
+    if width >= 90:
+        assert PARTS["tokens_per_s"] in shown
+        assert PARTS["mfu"] in shown
+    assert set(OMITTED) == set(SHOWN) | {"step"}
 
 
 def test_a_line_has_speed_mfu_and_time_left(tmp_path, capsys):
