@@ -42,6 +42,14 @@ def shaped(x: Tensor, shape: Sequence[int]) -> Tensor:
     return torch.ops.aten._unsafe_view(x, shape)
 
 
+def has_bf16_tiles() -> bool:
+    """Whether this CPU has a unit for matrix products in bf16 (AMX), which PyTorch uses.
+
+    ``torch.backends.cpu.get_cpu_capability`` tells the width of its vectors alone.
+    """
+    return torch.cpu._is_amx_tile_supported()
+
+
 def norms_of(tensors: list[Tensor]) -> tuple[Tensor, ...]:
     """The 2-norm of each of some tensors, scalars in the tensors' dtype, all in a few kernels.
 

@@ -180,6 +180,23 @@ class Mesh:
         return None if self.device_mesh is None else self.device_mesh.mesh.flatten().tolist()
 
 
+def place_axis(mesh: Mesh) -> Axis:
+    """All processes that share this one's place in the pipeline: replicate x shard x tp.
+
+    Comm: they make its group together.
+    """
+    if mesh.pp.size == 1:
+        return mesh.world
+    assert mesh.device_mesh is not None
+    ranks = mesh.device_mesh.mesh[mesh.pp.rank].flatten().tolist()
+    if len(ranks) == 1:
+        return Axis("place")
+    group = dist.new_group(
+        ranks, mesh.timeout, use_local_synchronization=True, group_desc="mesh_place"
+    )
+    return Axis("place", len(ranks), ranks.index(dist.get_rank()), group)
+
+
 def start_process_group(launch: Launch, device: torch.device, timeout_s: float) -> None:
     """Join the default process group (NCCL for GPUs, gloo else), unless already joined.
 

@@ -17,7 +17,7 @@ class VocabParallelEmbedding(Layer):
         """Declare the table."""
         super().__init__(mesh)
         self.vocab_size = vocab_size
-        self.add("weight", (vocab_size, width), initial, shard=0)
+        self.add("weight", (vocab_size, width), initial, shard=0, rows=1)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Look up tokens [B, S] int64: [B, S, E], or [B, S/tp, E] under sequence parallelism.

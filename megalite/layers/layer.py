@@ -32,9 +32,15 @@ class Layer(nn.Module):
         super().__init__()
         self.mesh = mesh
         self.initial: dict[str, Initial] = {}
+        self.rows: dict[str, int] = {}
 
     def add(
-        self, name: str, shape: tuple[int, ...], initial: Initial, shard: int | None = None
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        initial: Initial,
+        shard: int | None = None,
+        rows: int = 0,
     ) -> None:
         """Declare a parameter.
 
@@ -43,8 +49,10 @@ class Layer(nn.Module):
             shape: of the whole parameter.
             initial: its first values.
             shard: the dimension that is split over tp; None for a copy on each process.
+            rows: leading dimensions that number the rows of a matrix, its outputs; the others
+                number its columns. 0: it is a vector, such as a bias [N, H].
         """
-        self.initial[name] = initial
+        self.initial[name], self.rows[name] = initial, rows
         tp = self.mesh.tp
         if tp.size == 1:
             self.register_parameter(name, nn.Parameter(torch.empty(shape)))

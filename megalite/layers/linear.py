@@ -28,7 +28,7 @@ class ColumnParallelLinear(Layer):
             bias: whether there is one.
         """
         super().__init__(mesh)
-        self.add("weight", (*out, width), initial, shard=0)
+        self.add("weight", (*out, width), initial, shard=0, rows=len(out))
         if bias:
             self.add("bias", out, Initial(), shard=0)
         self.has_bias = bias
@@ -55,7 +55,7 @@ class SelectedLinear(Layer):
     ) -> None:
         """Declare the weight [*out, width]."""
         super().__init__(mesh)
-        self.add("weight", (*out, width), initial)
+        self.add("weight", (*out, width), initial, rows=len(out))
         if bias:
             self.add("bias", out, Initial())
         self.has_bias = bias
@@ -84,7 +84,7 @@ class RowParallelLinear(Layer):
     ) -> None:
         """Declare the weight [width, *inputs] and the bias [width]."""
         super().__init__(mesh)
-        self.add("weight", (width, *inputs), initial, shard=1)
+        self.add("weight", (width, *inputs), initial, shard=1, rows=1)
         if bias:
             self.add("bias", (width,), Initial())
         self.has_bias = bias
@@ -113,7 +113,7 @@ class Projection(Layer):
     ) -> None:
         """Declare the weight [out, width]."""
         super().__init__(mesh)
-        self.add("weight", (out, width), initial)
+        self.add("weight", (out, width), initial, rows=1)
         if bias:
             self.add("bias", (out,), Initial())
         self.has_bias = bias

@@ -32,7 +32,7 @@ class Head(Layer):
             self.value = Projection(mesh, 1, config.hidden_size, std, bias=config.head_bias)
             return
         if not config.tie_embeddings:
-            self.add("weight", (config.vocab_size, width), std, shard=0)
+            self.add("weight", (config.vocab_size, width), std, shard=0, rows=1)
         if config.head_bias:
             self.add("bias", (config.vocab_size,), Initial(), shard=0)
         if width != config.hidden_size:

@@ -34,7 +34,7 @@ class Table(Layer):
     def __init__(self, mesh: Mesh, rows: int, width: int, std: float) -> None:
         """Declare the table."""
         super().__init__(mesh)
-        self.add("weight", (rows, width), Initial(std))
+        self.add("weight", (rows, width), Initial(std), rows=1)
 
     def forward(self, positions: Tensor) -> Tensor:
         """Look up [B, S'] positions."""
@@ -50,7 +50,7 @@ class RelativeBias(Layer):
         super().__init__(mesh)
         self.config, self.both_ways = config, both_ways
         shape = config.num_heads, config.relative_buckets
-        self.add("weight", shape, Initial(config.init_std), shard=0)
+        self.add("weight", shape, Initial(config.init_std), shard=0, rows=1)
 
     def forward(self, distance: Tensor) -> Tensor:
         """Give [N/tp, distances] fp32 for int64 key - query distances."""

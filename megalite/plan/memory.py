@@ -17,7 +17,8 @@ from megalite.models.config import ModelConfig
 from megalite.models.part import Part
 from megalite.models.transformer import Transformer
 from megalite.ops.linear_cross_entropy import CHUNK_ELEMENTS, GPU_CHUNK_ELEMENTS
-from megalite.training.config import TrainConfig
+from megalite.training.config import OptimizerConfig, TrainConfig
+from megalite.training.updates.footprint import Shape, shapes_of, state_numbers
 
 GIB = 2.0**30
 BYTES = {"auto": 2, "fp32": 4, "bf16": 2, "fp16": 2}  # auto: what a GPU takes
@@ -35,12 +36,14 @@ class Work:
         train: batch sizes and precision.
         sequence_length: rows of the decoder, S.
         encoder_length: rows of the encoder.
+        optimizer: whose state is kept.
     """
 
     model: ModelConfig
     train: TrainConfig
     sequence_length: int
     encoder_length: int = 0
+    optimizer: OptimizerConfig = OptimizerConfig()
 
     @property
     def width(self) -> int:
@@ -68,7 +71,7 @@ class PartMemory:
     Attributes:
         blocks: of the part, encoder and decoder.
         parameters: of the whole part, over all its processes.
-        states: fp32 parameters and AdamW's two averages.
+        states: fp32 parameters and the optimizer's state.
         gradients: in fp32: this process's shard, or all of them where they wait to be reduced.
         gathered: what FSDP2 gathers for compute and keeps.
         activations: of one micro-batch, from its forward to its backward pass.
@@ -176,11 +179,13 @@ class PartSize:
         parameters: of all of it.
         blocks: how many it has.
         block: parameters of the largest one.
+        shapes: of its parameters, with the number of each.
     """
 
     parameters: int
     blocks: int
     block: int
+    shapes: tuple[tuple[Shape, int], ...] = ()
 
     @property
     def at_once(self) -> int:
@@ -193,12 +198,27 @@ def size_of(model: ModelConfig, part: Part) -> PartSize:
     """The size of a part of a model; nothing is allocated."""
     built = Transformer(model, Mesh.single(), part)
     blocks = [sum(p.numel() for p in block.parameters()) for block in built.blocks()]
-    return PartSize(sum(p.numel() for p in built.parameters()), len(blocks), max(blocks))
+    count, shapes = sum(p.numel() for p in built.parameters()), shapes_of(built)
+    return PartSize(count, len(blocks), max(blocks), tuple(shapes.items()))
+
+
+def optimizer_bytes(size: PartSize, optimizer: OptimizerConfig, shards: int) -> float:
+    """Bytes of the optimizer's state of a part, on one of the processes that share it.
+
+    Means of rows and columns are counted whole: those along a dimension that is cut are there on
+    every process.
+    """
+    total = 0.0
+    for shape, count in size.shapes:
+        cut, means = state_numbers(shape, optimizer)
+        total += 4.0 * count * (cut / shards + means)
+    return total
 
 
 def _part_memory(work: Work, parallel: ParallelConfig, part: Part) -> PartMemory:
     size = size_of(work.model, part)
-    states = 12.0 * size.parameters / (parallel.tp * parallel.shard)
+    states = 4.0 * size.parameters / (parallel.tp * parallel.shard)
+    states += optimizer_bytes(size, work.optimizer, parallel.tp * parallel.shard)
     kept, block = _activations(work, parallel, part)
     gradients, gathered, moving = sharding_bytes(work, parallel, size)
     working = block + moving

@@ -22,7 +22,6 @@ from megalite.plan.step import Seconds, step_seconds
 StageName = Literal["pretrain", "sft", "rm", "ppo"]
 FORWARD = 1 / 3  # of what a step computes
 ANSWERED = 0.5  # of a row of prompt and answer
-FROZEN = 4 / 12  # a frozen model's fp32 parameters, of a learning one's states
 
 
 def critic_of(work: Work) -> Work:
@@ -49,15 +48,19 @@ def stage_memory(stage: StageName, work: Work, parallel: ParallelConfig) -> list
     if stage != "ppo":
         return actor
     critic = estimate(critic_of(work), parallel)
-    cache = _cache_gib(work, parallel)
-    return [_four(a, c, cache) for a, c in zip(actor, critic, strict=True)]
+    cache, shards = _cache_gib(work, parallel), parallel.tp * parallel.shard
+    return [_four(a, c, cache, shards) for a, c in zip(actor, critic, strict=True)]
 
 
-def _four(actor: ProcessMemory, critic: ProcessMemory, cache: float) -> ProcessMemory:
-    """PPO's models on one process; the fuller of the learning ones is at work, or answers grow."""
+def _four(actor: ProcessMemory, critic: ProcessMemory, cache: float, shards: int) -> ProcessMemory:
+    """PPO's models on one process; the fuller of the learning ones is at work, or answers grow.
+
+    Of the two that stay there are fp32 parameters.
+    """
     learning = [one.tensors - one.states for one in (actor, critic)]
     fuller = actor if learning[0] >= learning[1] else critic
-    states = (1 + FROZEN) * (actor.states + critic.states)
+    frozen = 4.0 * (actor.parameters + critic.parameters) / shards / GIB
+    states = actor.states + critic.states + frozen
     growing = max(actor.gathered + cache - max(learning), 0.0)
     working = fuller.working + growing
     tensors = states + max(learning) + growing

@@ -188,7 +188,7 @@ def work_of(config: PretrainConfig) -> Work:
     """What a pretraining run trains."""
     data = config.data
     encoder = data.encoder_rows if config.model.is_encoder_decoder else 0
-    return Work(config.model, config.train, data.sequence_length, encoder)
+    return Work(config.model, config.train, data.sequence_length, encoder, config.optimizer)
 
 
 def plan(config: PretrainConfig) -> list[ProcessMemory]:

@@ -11,6 +11,9 @@ from megalite.engine.layout import BatchSizes
 from megalite.errors import ConfigError
 from megalite.training.spikes import SpikeConfig
 from megalite.training.stragglers import StragglerConfig
+from megalite.training.updates.adafactor import AdafactorConfig
+from megalite.training.updates.lion import LionConfig
+from megalite.training.updates.muon import MuonConfig
 
 AMOUNT = re.compile(r"(\d+(?:_\d+)*(?:\.\d+)?)([KMBT]?)", re.IGNORECASE)
 STEPS = 1000  # of a run that says nothing of its length
@@ -160,20 +163,28 @@ class TrainConfig(Section):
 
 
 class OptimizerConfig(Section):
-    """AdamW. Loshchilov & Hutter 2017, arXiv:1711.05101."""
+    """How gradients change parameters. Loshchilov & Hutter 2017, arXiv:1711.05101 (AdamW)."""
 
-    kind: Literal["adamw", "apex"] = Field(
+    kind: Literal["adamw", "apex", "adafactor", "lion", "muon"] = Field(
         "adamw",
-        description="implementation: adamw (PyTorch's fused AdamW) or apex (NVIDIA apex's "
-        "FusedAdam)",
+        description="update rule: adamw (PyTorch's fused AdamW), apex (NVIDIA apex's FusedAdam), "
+        "adafactor (a matrix's second moment by row and column), lion (the sign of a momentum), "
+        "or muon (orthogonal updates of the blocks' matrices, AdamW for the rest)",
     )
     learning_rate: float = Field(3e-4, gt=0, description="peak learning rate")
-    beta1: float = Field(0.9, ge=0, lt=1, description="decay of the gradients' running mean")
-    beta2: float = Field(0.95, ge=0, lt=1, description="decay of their running mean square")
-    eps: float = Field(1e-8, gt=0, description="number added to the root of the mean square")
+    beta1: float = Field(
+        0.9, ge=0, lt=1, description="AdamW's decay of the gradients' running mean"
+    )
+    beta2: float = Field(0.95, ge=0, lt=1, description="AdamW's decay of their running mean square")
+    eps: float = Field(
+        1e-8, gt=0, description="AdamW's number added to the root of the mean square"
+    )
     weight_decay: float = Field(
         0.1, ge=0, description="decoupled weight decay of matrices; biases and norms have none"
     )
+    adafactor: AdafactorConfig = AdafactorConfig()
+    lion: LionConfig = LionConfig()
+    muon: MuonConfig = MuonConfig()
 
 
 class ScheduleConfig(Section):

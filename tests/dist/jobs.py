@@ -16,6 +16,7 @@ from megalite.training.checkpoint.load import load
 from megalite.training.checkpoint.manager import CheckpointManager
 from megalite.training.checkpoint.manifest import verify
 from megalite.training.config import OptimizerConfig, ScheduleConfig, TrainConfig
+from megalite.training.drift import Drift
 from megalite.training.learner import Learner, Learning
 from tests.dist import models
 
@@ -23,7 +24,11 @@ ALONE = Launch()
 
 
 def make_learner(
-    launch: Launch, model: str, layout: dict[str, Any], precision: str = "fp32"
+    launch: Launch,
+    model: str,
+    layout: dict[str, Any],
+    precision: str = "fp32",
+    optimizer: dict[str, Any] | None = None,
 ) -> Learner:
     """A learner in a layout; a process alone in fp32 needs no mesh."""
     parallel = ParallelConfig(**layout)
@@ -31,8 +36,8 @@ def make_learner(
     mesh = Mesh.single() if is_alone else build_mesh(launch, parallel, "cpu")
     built = build_model(models.config(model), mesh, parallel, seed=1, precision=precision)
     train = TrainConfig(steps=20, global_batch_size=models.SAMPLES, precision=precision)
-    optimizer = OptimizerConfig(learning_rate=3e-3)
-    return Learner(built, mesh, Learning(train, optimizer, ScheduleConfig(), 1))
+    settings = OptimizerConfig(**({"learning_rate": 3e-3} | (optimizer or {})))
+    return Learner(built, mesh, Learning(train, settings, ScheduleConfig(), 1))
 
 
 def step(learner: Learner, model: str, number: int) -> dict[str, float]:
@@ -88,9 +93,9 @@ def train_in_fp16(launch: Launch, model: str, layout: dict[str, Any], steps: int
     return [m["loss"] for m in metrics], [m["loss_scale"] for m in metrics], bubbles
 
 
-def train_and_save(launch, model: str, layout, steps: int, folder: str, further: int):
+def train_and_save(launch, model: str, layout, steps: int, folder: str, further: int, **optimizer):
     """Train, save, go on; the further losses."""
-    learner = make_learner(launch, model, layout)
+    learner = make_learner(launch, model, layout, optimizer=optimizer)
     for number in range(steps):
         step(learner, model, number)
     manager = CheckpointManager(Path(folder), keep=2, asynchronous=False, say=print)
@@ -100,11 +105,27 @@ def train_and_save(launch, model: str, layout, steps: int, folder: str, further:
     return [step(learner, model, number)["loss"] for number in range(steps, steps + further)]
 
 
-def load_and_train(launch, model: str, layout, steps: int, folder: str, further: int):
+def load_and_train(launch, model: str, layout, steps: int, folder: str, further: int, **optimizer):
     """Load what another layout saved, and go on; the further losses."""
-    learner = make_learner(launch, model, layout)
+    learner = make_learner(launch, model, layout, optimizer=optimizer)
     path = Path(folder) / f"step-{steps:08d}"
     facts = verify(path)
     load(path, learner.tensors())
     learner.restore(facts["learner"])
     return [step(learner, model, number)["loss"] for number in range(steps, steps + further)]
+
+
+def train_with_rules(
+    launch: Launch, model: str, layout: dict[str, Any], steps: int, rules: dict[str, dict]
+) -> dict[str, tuple]:
+    """Losses of each step and all parameters at the end, of each of some optimizers."""
+    found = {}
+    for name, optimizer in rules.items():
+        learner = make_learner(launch, model, layout, optimizer=optimizer)
+        losses = [step(learner, model, number)["loss"] for number in range(steps)]
+        learner.model.reshard()
+        drift = Drift([learner], "stop")
+        drift.check(steps, print)
+        weights = {n: whole(p) for n, p in learner.model.named_parameters()}
+        found[name] = losses, weights
+    return found

@@ -148,6 +148,13 @@ def test_checkpoint_files_are_all_that_a_save_writes(tmp_path):
     assert torch_private.checkpoint_files(tmp_path, 1) == []
 
 
+def test_bf16_tiles_are_those_of_the_system():
+    """Where the kernel lists a processor's units; PyTorch also asks to use them."""
+    flags = Path("/proc/cpuinfo").read_text().split()
+    if torch_private.has_bf16_tiles():
+        assert "amx_tile" in flags
+
+
 def test_tensorboard_writer_is_told_from_other_threads(tmp_path):
     before = set(threading.enumerate())
     with SummaryWriter(str(tmp_path)) as writer:

@@ -19,7 +19,14 @@ SectionT = TypeVar("SectionT", bound=Section)
 
 UNKEPT = ("run.folder", "faults.")  # a folder may be moved; a fault on purpose is no part of a run
 # A change of these makes the state mean something else; a trailing dot is a section's.
-DECIDING = ("data.objective", "data.prefix", "pretraining.objective", "tokenizer.")
+DECIDING = (
+    "data.objective",
+    "data.prefix",
+    "pretraining.objective",
+    "tokenizer.",
+    "optimizer.kind",
+    "optimizer.adafactor.factor_from",
+)
 PINNED_WEIGHTS = ("checkpoint.start", "reward_model")
 ORIGIN = ("published", "dtype", "dtypes")
 TOKENIZER = "tokenizer.path"

@@ -40,14 +40,14 @@ def no_numbers(monkeypatch):
     return Mesh.single("meta")
 
 
-def learner(mesh: Mesh, config, precision: str = "fp32", **train) -> Learner:
+def learner(mesh: Mesh, config, precision: str = "fp32", kind: str = "adamw", **train) -> Learner:
     if mesh.device.type == "meta":
         model = Whole([Transformer(config, mesh)], mesh, DataParallel())
     else:
         model = build_model(config, mesh, ParallelConfig(), seed=1)
     settings = TrainConfig(steps=7, global_batch_size=8, precision=precision, **train)
-    adamw = OptimizerConfig(learning_rate=1e-2)
-    return Learner(model, mesh, Learning(settings, adamw, ScheduleConfig(), 1))
+    optimizer = OptimizerConfig(kind=kind, learning_rate=1e-2)
+    return Learner(model, mesh, Learning(settings, optimizer, ScheduleConfig(), 1))
 
 
 def begin(one: Learner, name: str, number: int, output=Loss) -> Update:
@@ -57,10 +57,15 @@ def begin(one: Learner, name: str, number: int, output=Loss) -> Update:
     return one.begin([(part, None) for part in parts], lambda s: Task(Loss(s)), counts, number * 8)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
-@pytest.mark.parametrize("name", NAMES)
-def test_steps_wait_for_nothing_until_they_are_read(no_numbers, name, precision):
-    one = learner(no_numbers, models.config(name), precision)
+CASES = [(name, precision, "adamw") for name in NAMES for precision in ("fp32", "fp16")]
+
+
+@pytest.mark.parametrize(
+    ("name", "precision", "kind"),
+    [*CASES, *(("llama", "fp16", kind) for kind in ("adafactor", "lion", "muon"))],
+)
+def test_steps_wait_for_nothing_until_they_are_read(no_numbers, name, precision, kind):
+    one = learner(no_numbers, models.config(name), precision, kind)
     updates = [begin(one, name, number) for number in range(3)]
     with pytest.raises(RuntimeError):
         updates[0].metrics()
