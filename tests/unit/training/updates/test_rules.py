@@ -13,6 +13,7 @@ from megalite.errors import ConfigError
 from megalite.training.config import OptimizerConfig
 from megalite.training.optimizer import build_optimizer, named_state, step_unless
 from megalite.training.updates.adafactor import Adafactor, AdafactorConfig
+from megalite.training.updates.footprint import shapes_of, state_numbers
 from megalite.training.updates.lion import Lion, LionConfig
 from megalite.training.updates.muon import Muon, MuonConfig
 from megalite.training.updates.rule import Weight
@@ -243,6 +244,19 @@ def test_every_tensor_of_the_state_is_there_before_the_first_step(kind):
     after = {name: (t.shape, t.data_ptr()) for name, t in named_state(model, optimizer).items()}
     assert before == after
     assert {name.rpartition(".")[0] for name in after} == dict(model.named_parameters()).keys()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_planner_counts_the_state(kind):
+    """But for counts of steps, a number each."""
+    config = OptimizerConfig(**KINDS[kind])
+    model, optimizer = learning(kind)
+    held = sum(t.numel() for t in named_state(model, optimizer).values() if t.dim())
+    counted = sum(
+        count * sum(state_numbers(shape, config))
+        for shape, count in shapes_of(model.parts[0]).items()
+    )
+    assert held == counted
 
 
 def test_muon_updates_matrices_of_blocks_and_adamw_the_rest():
