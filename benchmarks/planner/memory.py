@@ -22,8 +22,7 @@ BY_DESIGN = {
     "megds": "ZeRO-1 there keeps all gradients in half precision, under bf16 beside all in fp32, "
     "which it reduces from one buffer; FSDP2 here keeps all in fp32 and reduces by block. "
     "Attention there writes its scores, here it does not",
-    "meg22": "dropout masks and optimizer states unsharded there; here masks are drawn again, "
-    "selective recompute keeps what products give",
+    "meg22": "dropout masks and optimizer states unsharded there; here masks are drawn again",
 }
 
 

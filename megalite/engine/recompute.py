@@ -3,6 +3,7 @@
 Source: Chen et al. 2016, arXiv:1604.06174; Korthikanti et al. 2022, arXiv:2205.05198.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -17,11 +18,15 @@ from torch.utils.checkpoint import (
 
 from megalite.distributed.mesh import ParallelConfig
 from megalite.engine.cut import parts_of
+from megalite.layers.linear import RowParallelLinear
 from megalite.models.block import Block
 from megalite.models.config import ModelConfig
 from megalite.models.context import Context
 from megalite.models.transformer import Transformer
 
+_OPTIONS: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
+"""Dropout needs no saved state."""
+_ending: list[RowParallelLinear] = []
 _PRODUCTS = {
     "aten.mm",
     "aten.addmm",
@@ -33,9 +38,46 @@ _PRODUCTS = {
 
 
 def _keep_products(_context: Any, op: Any, *_args: Any, **_kwargs: Any) -> CheckpointPolicy:
-    """Keep what matrix products and attention gave; make all else again."""
+    """Keep what matrix products and attention gave, but a sub-layer's last; make all else again."""
     name = str(op).rpartition(".")[0]  # of aten.mm.default
-    return CheckpointPolicy.MUST_SAVE if name in _PRODUCTS else CheckpointPolicy.PREFER_RECOMPUTE
+    is_kept = name in _PRODUCTS and not _ending
+    return CheckpointPolicy.MUST_SAVE if is_kept else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+def _run_keeping_products(sublayer: Callable[..., Any], *arguments: Any) -> Any:
+    """Run a sub-layer of a block; what it reads is kept, and what its products give."""
+    if not torch.is_grad_enabled():
+        return sublayer(*arguments)
+    contexts = partial(create_selective_checkpoint_contexts, _keep_products)
+    return checkpoint(sublayer, *arguments, context_fn=contexts, **_OPTIONS)
+
+
+def _ends(layer: RowParallelLinear) -> None:
+    """Let a sub-layer's products end with this layer's.
+
+    No gradient is made from its result, which is of all rows until it is summed over tp; and
+    PyTorch makes activations again up to the last one that a gradient is made from, so not this.
+    """
+    multiply = layer.partial
+
+    def run(x: Tensor) -> Tensor:
+        _ending.append(layer)
+        try:
+            return multiply(x)
+        finally:
+            _ending.pop()
+
+    layer.partial = run  # type: ignore[method-assign]
+
+
+def _keep_products_of(block: Block) -> None:
+    """Let a block's sub-layers keep their products; those side by side end with the second's."""
+    block.run_sublayer = _run_keeping_products
+    _ends(block.ffn.output)
+    if block.config.parallel_block == "no":
+        _ends(block.attention.output)
+        if block.cross is not None:
+            _ends(block.cross.output)
 
 
 @dataclass(frozen=True)
@@ -52,11 +94,14 @@ class Recompute:
 
     def apply_to(self, part: Transformer) -> None:
         """Let the stacks of a part run their blocks so."""
-        if self.kind == "none":
-            return
         for stack in part.stacks():
-            stack.run_block = self._run
-            stack.keeps_products = self.kind == "selective"
+            if self.kind == "full":
+                stack.run_block = self._run
+            elif self.kind == "selective":
+                stack.keeps_products = True
+                for number, block in enumerate(stack.blocks()):
+                    if self.covers(number):
+                        _keep_products_of(block)
 
     def covers(self, number: int) -> bool:
         """Whether block ``number`` of the stack here recomputes."""
@@ -65,13 +110,10 @@ class Recompute:
     def _run(
         self, number: int, block: Block, x: Tensor, context: Context, memory: Tensor | None
     ) -> Tensor:
-        """Run block ``number`` of a stack; dropout needs no saved state."""
+        """Run block ``number`` of a stack, and all of it again in the backward pass."""
         if not (self.covers(number) and torch.is_grad_enabled()):
             return block(x, context, memory)
-        options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
-        if self.kind == "selective":
-            options["context_fn"] = partial(create_selective_checkpoint_contexts, _keep_products)
-        return checkpoint(block, x, context, memory, **options)
+        return checkpoint(block, x, context, memory, **_OPTIONS)
 
 
 def recomputed_blocks(config: ModelConfig, parallel: ParallelConfig) -> tuple[int, int]:

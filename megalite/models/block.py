@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -22,12 +23,21 @@ def output_std(config: ModelConfig) -> float:
     return config.init_std / math.sqrt(2 * max(config.num_layers, config.num_encoder_layers))
 
 
+def run_sublayer(sublayer: Callable[..., Any], *arguments: Any) -> Any:
+    """Run a sub-layer as it is."""
+    return sublayer(*arguments)
+
+
 class Block(nn.Module):
     """One block; what it adds to and how is the config's choice.
 
     - pre: ``alpha x + f(norm(x))``, alpha the residual scale; post: ``norm(alpha x + f(x))``;
     - both: ``alpha x + norm(f(norm(x)))``;
     - parallel: ``x + attention(norm(x)) + feed_forward(norm(x))``.
+
+    Attributes:
+        run_sublayer: runs what ends with a sub-layer; whoever trains may put another in its place,
+            such as one that makes activations again.
     """
 
     def __init__(
@@ -45,6 +55,7 @@ class Block(nn.Module):
         super().__init__()
         std = output_std(config)
         self.config, self.mesh, self.name = config, mesh, name
+        self.run_sublayer = run_sublayer
         self.attention_norm = Norm(config, mesh)
         self.attention = Attention(config, mesh, f"{name}.attention", std, window)
         self.cross: CrossAttention | None = None
@@ -75,20 +86,28 @@ class Block(nn.Module):
             cross = self.cross
             sublayers.append(("cross", lambda y: cross(y, context, memory)))
         sublayers.append(("ffn", lambda y: self.ffn(y, context.length)))
+        run = self.run_sublayer
         if self.config.norm_position == "post":
             for name, sublayer in sublayers:
-                x = self._norm(name).of_sum(x, self._update(sublayer(x), name, context))[1]
+                y = run(sublayer, x)
+                x = self._norm(name).of_sum(x, self._update(y, name, context))[1]
             return x
         update = None
         for name, sublayer in sublayers:  # each adds what the one before it gives
-            x, y = self._norm(name).of_sum(x, update)
-            y = sublayer(y)
+            x, y = run(self._added, x, update, name, sublayer)
             if self.config.norm_position == "both":
                 y = self._norm(f"{name}_post")(y)
             update = self._update(y, name, context)
         assert update is not None
         residual = x if update.residual_scale == 1.0 else x * update.residual_scale
         return residual + self._drop(update.value, "ffn", context)
+
+    def _added(
+        self, x: Tensor, update: Update | None, name: str, sublayer: Callable[[Tensor], Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """The residual stream with what the sub-layer before adds, and what a sub-layer gives."""
+        x, y = self._norm(name).of_sum(x, update)
+        return x, sublayer(y)
 
     def _norm(self, name: str) -> Norm:
         norm = getattr(self, f"{name}_norm")
@@ -101,6 +120,10 @@ class Block(nn.Module):
         return Update(y, self.config.residual_scale, drops)
 
     def _parallel(self, x: Tensor, context: Context) -> Tensor:
+        x, out = self.run_sublayer(self._side_by_side, x, context)
+        return x + self._drop(out, "ffn", context)
+
+    def _side_by_side(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor]:
         """Attention and feed-forward beside each other: both leave the tp region by one collective.
 
         With one norm they read the same input, and enter it by one too.
@@ -119,7 +142,7 @@ class Block(nn.Module):
         out = self.attention.output.finish(attended + self.ffn(z, length, shared=products[3:]))
         if self.ffn.output.has_bias:
             out = out + self.ffn.output.local("bias", self.mesh.sequence_parallel)
-        return x + self._drop(out, "ffn", context)
+        return x, out
 
     def _drop(self, y: Tensor, sublayer: str, context: Context) -> Tensor:
         return context.drop(y, self.config.dropout, self._site(sublayer, context), self.mesh)

@@ -346,7 +346,7 @@ class BlockBytes:
 
     Attributes:
         whole: without recompute.
-        products: the results of matrix products and attention.
+        products: what selective recompute keeps beside the input.
         entry: the input of the block.
         gradient: of the largest sub-layer's activations.
     """
@@ -378,7 +378,7 @@ def block_bytes(
     A norm keeps its input and the matrices behind it its output: 2 D. Attention keeps its queries,
     keys, values and results. A feed-forward layer keeps the result of each product (but ReLU
     without a gate) and what enters the last matrix. Selective recompute keeps
-    the results of products, of which those that leave tp are of all rows.
+    what each sub-layer reads and the results of its products but the last one.
     """
     tp, size = parallel.tp, model.hidden_size
     across = tp if parallel.sequence_parallel else 1
@@ -390,14 +390,28 @@ def block_bytes(
         norms *= 1.5
     inner = model.ffn_size * (3 if model.gated else 2 - (model.activation == "relu"))
     made = heads + out + model.ffn_size * (2 if model.gated else 1)
-    split, leaving = heads + out + inner, 2 * size
+    split = heads + out + inner
     if has_cross:
-        split, made, leaving = split + 2 * out, made + 2 * out, leaving + size
+        split, made = split + 2 * out, made + 2 * out
     if model.query_key_norm:  # what it gives, beside what it reads
         split += model.head_dim * (model.num_heads + model.kv_heads)
     return BlockBytes(
         whole=width * (2 * norms * size / across + split / tp),
-        products=width * (leaving + made / tp),
+        products=width * (_between(model, 3 if has_cross else 2, across) + made / tp),
         entry=width * size / across,
         gradient=width * (2 * size / across + max(inner, heads + 2 * out) / tp),
     )
+
+
+def _between(model: ModelConfig, sublayers: int, across: int) -> float:
+    """Numbers a row that sub-layers give and read, where each makes its own activations again.
+
+    A norm in front adds the stream and what the sub-layer before gave: both stay, but the block's
+    input. A norm behind keeps what it reads. Of two side by side the first's result stays, of all
+    rows.
+    """
+    size = float(model.hidden_size)
+    if model.parallel_block != "no":
+        return size
+    kinds = {"pre": 2 * sublayers - 3, "both": 3 * sublayers - 3, "post": 2 * sublayers - 1}
+    return kinds[model.norm_position] * size / across

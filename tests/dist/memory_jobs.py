@@ -2,12 +2,15 @@
 
 import gc
 import itertools
+import weakref
 from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from benchmarks.workload import batch_of
 from megalite.distributed.launch import Launch
@@ -87,3 +90,53 @@ def _grown(step: Callable[[], None]) -> list[int]:
     events = profiler.profiler.kineto_results.events()
     changes = [(e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"]
     return list(itertools.accumulate(size for _, size in sorted(changes, key=lambda one: one[0])))
+
+
+class Living(TorchDispatchMode):
+    """Counts the bytes of what operators make inside, as long as anything holds it.
+
+    Attributes:
+        bytes: of what lives now.
+        most: of what lived at once.
+    """
+
+    def __init__(self, known: list[Tensor]) -> None:
+        """Leave the memory of some tensors out."""
+        super().__init__()
+        self._known = {tensor.untyped_storage()._cdata for tensor in known}
+        self._living: dict[int, Any] = {}
+        self.bytes = self.most = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(made):
+            if type(tensor) is not Tensor:
+                continue
+            storage = tensor.untyped_storage()
+            key = storage._cdata
+            if key not in self._known and key not in self._living:
+                self.bytes += storage.nbytes()
+                self._living[key] = weakref.finalize(storage, self._end, key, storage.nbytes())
+        self.most = max(self.most, self.bytes)
+        return made
+
+    def _end(self, key: int, size: int) -> None:
+        del self._living[key]
+        self.bytes -= size
+
+
+def activations(
+    launch: Launch, layouts: list[dict[str, Any]], shapes: list[dict[str, Any]], length: int
+) -> list[tuple[int, int]]:
+    """Of a micro-batch in each layout and model: bytes from forward to backward, and the most."""
+    found = []
+    for layout, shape in zip(layouts, shapes, strict=True):
+        config, parallel = ModelConfig(**shape), ParallelConfig(**layout)
+        mesh = build_mesh(launch, parallel, "cpu")
+        (part,) = build_model(config, mesh, parallel, seed=1, precision="fp32").parts
+        with Living([local_part(parameter) for parameter in part.parameters()]) as living:
+            loss = part(batch_of(config, 2, length), Loss(1.0))
+            kept = living.bytes
+            loss.backward()
+        found.append((kept, living.most))
+    return found

@@ -5,7 +5,7 @@ import pytest
 from megalite.distributed.mesh import ParallelConfig
 from megalite.models.config import ModelConfig
 from megalite.models.part import Part
-from megalite.plan.memory import GIB, Work, estimate, sharding_bytes, size_of
+from megalite.plan.memory import GIB, Work, block_bytes, estimate, sharding_bytes, size_of
 from megalite.training.config import TrainConfig
 from tests.dist import models
 
@@ -74,3 +74,40 @@ def test_a_pipeline_s_peak_does_not_grow_with_its_micro_batches(cluster, layout)
     work = Work(ModelConfig(**model), TrainConfig(precision="fp32", **train), 128)
     stages = estimate(work, ParallelConfig(**layout))
     assert peaks[1] == pytest.approx(max(stage.tensors for stage in stages) * GIB, rel=0.1)
+
+
+SHAPE = {"vocab_size": 100, "hidden_size": 64, "num_heads": 4, "ffn_size": 172}
+
+
+@pytest.mark.parametrize(
+    "model",
+    [{}, {"norm_position": "both"}, {"norm_position": "post"}, {"parallel_block": "one_norm"}],
+    ids=lambda model: next(iter(model.values()), "pre"),
+)
+def test_blocks_keep_what_the_estimate_says(cluster, model):
+    """With selective recompute and sequence parallelism all but a parallel block's is split."""
+    length, depths = 256, (1, 4)
+    layouts = [
+        {"tp": 2, "recompute": kind, "sequence_parallel": is_cut}
+        for kind in ("none", "selective", "full")
+        for is_cut in (False, True)
+    ]
+    shapes = [{**SHAPE, **model, "num_layers": depth} for depth in depths]
+    asked = [(layout, shape) for layout in layouts for shape in shapes]
+    (found, _) = cluster.run(
+        2,
+        "tests.dist.memory_jobs:activations",
+        layouts=[layout for layout, _ in asked],
+        shapes=[shape for _, shape in asked],
+        length=length,
+    )
+    train = TrainConfig(global_batch_size=2, micro_batch_size=2, precision="fp32")
+    for number, layout in enumerate(layouts):
+        (shallow, _), (deep, most) = found[2 * number : 2 * number + 2]
+        config, parallel = ModelConfig(**shapes[1]), ParallelConfig(**layout)
+        block = block_bytes(config, parallel, 4, True).kept(parallel, depths[1])
+        a_row = (deep - shallow) / (depths[1] - depths[0]) / (2 * length)
+        assert a_row == pytest.approx(block, rel=0.02), layout
+        (whole,) = estimate(Work(config, train, length), parallel)
+        planned = (whole.activations + whole.working + whole.gradients) * GIB
+        assert most == pytest.approx(planned, rel=0.15), layout
