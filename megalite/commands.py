@@ -77,6 +77,12 @@ COMMANDS: tuple[Command, ...] = (
         "--model runs/ppo --tokenizer.path tokenizer --prompt '[\"def add(a, b):\"]'",
     ),
     Command(
+        "chat",
+        "megalite.tools.chat:ChatConfig",
+        "talk with a model in the terminal",
+        "--model runs/sft",
+    ),
+    Command(
         "convert",
         "megalite.tools.convert:ConvertConfig",
         "turn a Hugging Face folder into a checkpoint, or a run into a folder",

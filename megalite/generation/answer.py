@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from megalite.generation.decoder import Forward
-from megalite.generation.generate import Answers, Ending, generate
+from megalite.generation.generate import Answers, Ending, Writing, writing
 from megalite.generation.prompts import Prompt, batch_prompts
 from megalite.generation.sampling import SamplingConfig
 from megalite.generation.slots import Room, SlotDecoder
@@ -41,6 +41,19 @@ class Asked:
         return Room.of(self.prompts, self.limits_under(config), self.slots)
 
 
+def answering(decode: Forward, asked: Asked, config: SamplingConfig, ending: Ending) -> Writing:
+    """Answers to prompts, ``asked.slots`` of them side by side, token by token; see :func:`answer`.
+
+    Raises:
+        DataError: a prompt is empty, or only some have something for an encoder.
+    """
+    limits = asked.limits_under(config)
+    batch = batch_prompts(asked.prompts, asked.sample_ids, ending.pad_id).to(asked.device)
+    decoder = SlotDecoder(decode, asked.room(config), asked.device)
+    decoder.ask_all(asked.prompts, limits)
+    return writing(decoder, batch, config, ending, limits)
+
+
 def answer(decode: Forward, asked: Asked, config: SamplingConfig, ending: Ending) -> Answers:
     """Answer prompts, ``asked.slots`` of them side by side.
 
@@ -56,7 +69,7 @@ def answer(decode: Forward, asked: Asked, config: SamplingConfig, ending: Ending
     Raises:
         DataError: a prompt is empty, or only some have something for an encoder.
     """
-    limits = asked.limits_under(config)
-    batch = batch_prompts(asked.prompts, asked.sample_ids, ending.pad_id).to(asked.device)
-    decoder = SlotDecoder(decode, asked.prompts, limits, asked.slots, asked.device)
-    return generate(decoder, batch, config, ending, limits)
+    own = answering(decode, asked, config, ending)
+    while own.step():
+        pass
+    return own.answers()

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -88,6 +89,38 @@ class Repetition:
         return counts.bool().repeat_interleave(copies, 0)
 
 
+@dataclass(frozen=True)
+class Begun:
+    """What is asked of answers that begin together.
+
+    Attributes:
+        prompts: what the decoder reads, a row each; the repetition penalty counts its tokens.
+        sample_ids: int64 [n], of which draws are a function.
+        limits: most tokens of each.
+        configs: how the tokens of each are chosen.
+        stops: strings that end each.
+    """
+
+    prompts: Stream
+    sample_ids: Tensor
+    limits: Sequence[int]
+    configs: Sequence[SamplingConfig]
+    stops: Sequence[Sequence[str]]
+
+
+class Source(Protocol):
+    """What gives the logits of answers; see :class:`megalite.generation.slots.SlotDecoder`."""
+
+    def refill(self) -> tuple[list[int], Tensor] | None:
+        """Begin answers: their numbers, and the logits of their first tokens; None: none begins."""
+
+    def advance(self, tokens: Tensor) -> Tensor:
+        """Read one more token of each open answer; give the next logits."""
+
+    def select(self, sequences: Tensor) -> None:
+        """Keep these answers."""
+
+
 class _AtOnce:
     """A decoder that has all its prompts from the start, as one whose slots none waits for."""
 
@@ -133,47 +166,112 @@ class _Rows:
         return replace(self, **{name: torch.cat(pair) for name, pair in pairs.items()})
 
 
-class _Generation:
-    """Answers as they grow: rows on the device, and what the host knows without asking it."""
+class Writing:
+    """Answers as they grow: rows on the device, and what the host knows without asking it.
+
+    An answer has a number, and a place of that number in ``tokens`` and the others. When it is
+    whole its place may be another's: what it held must have been read by then (``Ending.on_end``).
+
+    Attributes:
+        tokens: int64 [places, width].
+        log_probs: fp32 [places, width], by which they were drawn.
+        lengths: int64 [places].
+        ended: bool [places], whether an end token or a stop string came.
+    """
 
     def __init__(
-        self, prompts: Batch, limits: Sequence[int], config: SamplingConfig, ending: Ending
+        self,
+        source: Source,
+        begun: Callable[[Sequence[int]], Begun],
+        room: tuple[int, int],
+        ending: Ending,
+        penalises: bool = False,
     ) -> None:
-        self._prompts, self._config, self._ending = prompts, config, ending
-        self._limits, self._steps = limits, 0
-        count, device = len(limits), prompts.decoder.tokens.device
-        self.tokens = torch.full((count, max(limits)), ending.pad_id, device=device)
-        self.log_probs = torch.zeros(self.tokens.shape, device=device)
-        self.lengths = torch.zeros(count, dtype=torch.int64, device=device)
-        self.ended = torch.zeros(count, dtype=torch.bool, device=device)
-        self._ends = torch.tensor(sorted(ending.end_ids), dtype=torch.int64, device=device)
-        self.rows: _Rows | None = None
+        """Begin with no answers.
+
+        Args:
+            source: gives logits, on the device of the streams that ``begun`` gives.
+            begun: what is asked of answers, given their numbers.
+            room: number of places, and most tokens of an answer.
+            ending: what ends an answer, besides its own stop strings.
+            penalises: whether the tokens of any answer are penalised by what came before them.
+        """
+        self._source, self._begun, self._ending = source, begun, ending
+        self._room, self._penalises, self._steps = room, penalises, 0
+        self._texts, self._closed = _Texts(ending), set[int]()
+        self._asked: dict[int, tuple[int, SamplingConfig]] = {}  # limit and config by number
         self._known: list[tuple[int, int]] = []  # of each row its answer, and tokens it has
-        self._texts = _Texts(count, ending)
+        self._groups: list[tuple[SamplingConfig, Tensor | None]] = []
+        self.rows: _Rows | None = None
+        self._logits: Tensor | None = None
 
-    def begin(self, answers: Sequence[int], vocabulary: int) -> None:
+    def step(self) -> bool:
+        """Draw the next token of each open answer; False: none is open, and none waits."""
+        begun = self._source.refill()
+        if begun is not None:
+            numbers, first = begun
+            self._begin(numbers, first)
+            self._logits = first if self._logits is None else torch.cat((self._logits, first))
+        if self._logits is None:
+            return False
+        tokens = self._choose(self._logits)
+        kept = self._look()
+        if kept is not None:
+            self._source.select(kept)
+            tokens = tokens.index_select(0, kept)
+        self._logits = self._source.advance(tokens) if len(tokens) else None
+        return True
+
+    def close(self, number: int) -> None:
+        """End an answer that is open at the next token, whatever it is."""
+        self._closed.add(number)
+
+    def _allocate(self, device: torch.device) -> None:
+        places, width = self._room
+        self.tokens = torch.full((places, width), self._ending.pad_id, device=device)
+        self.log_probs = torch.zeros(self.tokens.shape, device=device)
+        self.lengths = torch.zeros(places, dtype=torch.int64, device=device)
+        self.ended = torch.zeros(places, dtype=torch.bool, device=device)
+        ends = sorted(self._ending.end_ids)
+        self._ends = torch.tensor(ends, dtype=torch.int64, device=device)
+
+    def _begin(self, numbers: Sequence[int], logits: Tensor) -> None:
         """Add rows of answers behind the others."""
-        device = self.tokens.device
-        index = torch.tensor(list(answers), device=device)
-        limits = torch.tensor([self._limits[number] for number in answers], device=device)
-        ids = self._prompts.sample_ids.to(device).index_select(0, index)
+        begun, device = self._begun(numbers), logits.device
+        if not hasattr(self, "tokens"):
+            self._allocate(device)
+        index = torch.tensor(list(numbers), device=device)
+        limits = torch.tensor(list(begun.limits), device=device)
         is_open = torch.ones_like(index, dtype=torch.bool)
-        rows = _Rows(index, torch.zeros_like(index), limits, is_open, ids)
-        if self._config.penalises:
-            stream = self._prompts.decoder.select(index)
-            rows.seen = Repetition(stream, 1.0).seen(vocabulary)
+        rows = _Rows(index, torch.zeros_like(index), limits, is_open, begun.sample_ids)
+        if self._penalises:
+            rows.seen = Repetition(begun.prompts, 1.0).seen(logits.shape[-1])
             rows.counts = torch.zeros(rows.seen.shape, device=device)
+        self.tokens[index] = self._ending.pad_id
+        self.log_probs[index] = 0.0
+        self.lengths[index], self.ended[index] = 0, False
         self.rows = rows if self.rows is None else self.rows.joined(rows)
-        self._known += [(number, 0) for number in answers]
+        self._known += [(number, 0) for number in numbers]
+        asked = zip(begun.limits, begun.configs, strict=True)
+        self._asked |= dict(zip(numbers, asked, strict=True))
+        self._texts.begin(numbers, begun.stops)
+        self._group(device)
 
-    def choose(self, logits: Tensor) -> Tensor:
+    def _group(self, device: torch.device) -> None:
+        """Find out which rows are drawn alike; an index of None stands for all."""
+        rows: dict[SamplingConfig, list[int]] = {}
+        for row, (number, _) in enumerate(self._known):
+            rows.setdefault(self._asked[number][1], []).append(row)
+        one = len(rows) == 1
+        self._groups = [
+            (config, None if one else torch.tensor(own, device=device))
+            for config, own in rows.items()
+        ]
+
+    def _choose(self, logits: Tensor) -> Tensor:
         """The next token of each row, [A] int64."""
-        rows, config = self._rows, self._config
-        if rows.seen is not None and rows.counts is not None:
-            logits = penalise_repetition(logits, rows.seen, config.repetition_penalty)
-            presence, frequency = config.presence_penalty, config.frequency_penalty
-            logits = penalise_presence(logits, rows.counts, presence, frequency)
-        tokens, log_probs = choose(logits, config, rows.sample_ids, rows.numbers)
+        rows = self._rows
+        tokens, log_probs = self._drawn(logits)
         tokens = tokens.masked_fill(~rows.is_open, self._ending.pad_id)
         at = rows.answers, rows.numbers
         self.tokens[at] = tokens
@@ -190,33 +288,54 @@ class _Generation:
         self._steps += 1
         return tokens
 
+    def _drawn(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens and log-probabilities of rows, each as its own config says."""
+        if len(self._groups) == 1:
+            return _draw(logits, self._rows, self._groups[0][0])
+        tokens = torch.empty_like(self._rows.answers)
+        log_probs = logits.new_empty(len(tokens))
+        for config, index in self._groups:
+            assert index is not None
+            own = _draw(logits.index_select(0, index), self._rows.select(index), config)
+            tokens[index], log_probs[index] = own
+        return tokens, log_probs
+
     @property
     def _rows(self) -> _Rows:
         assert self.rows is not None
         return self.rows
 
-    def look(self) -> Tensor | None:
+    def _look(self) -> Tensor | None:
         """Which rows go on, [A'] int64; None where all do, or it is not yet time to look.
 
         The host copies a flag a row, and tokens where texts are asked for.
         """
-        at_limit = any(count == self._limits[number] for number, count in self._known)
-        if not at_limit and self._steps % self._ending.look_every:
+        is_due = self._steps % self._ending.look_every == 0 or bool(self._closed)
+        if not is_due and all(count != self._asked[number][0] for number, count in self._known):
             return None
         goes_on = self._rows.is_open.tolist()
+        if self._closed:
+            flags = zip(self._known, goes_on, strict=True)
+            goes_on = [more and number not in self._closed for (number, _), more in flags]
+            self._closed.clear()
         if self._texts.are_asked:
             pairs = zip(self._known, goes_on, strict=True)
             goes_on = [self._read(*known, more) for known, more in pairs]
-        if all(goes_on):
-            return None
+        return None if all(goes_on) else self._keep(goes_on)
+
+    def _keep(self, goes_on: Sequence[bool]) -> Tensor:
+        """Leave the rows that don't go on; say which answers are whole."""
+        pairs = list(zip(self._known, goes_on, strict=True))
         kept = [row for row, more in enumerate(goes_on) if more]
-        if self._ending.on_end is not None:
-            for (number, _), more in zip(self._known, goes_on, strict=True):
-                if not more:
-                    self._ending.on_end(number)
-        self._known = [self._known[row] for row in kept]
         index = torch.tensor(kept, dtype=torch.int64, device=self.tokens.device)
+        self._known = [known for known, more in pairs if more]
         self.rows = self._rows.select(index) if kept else None
+        self._group(self.tokens.device)
+        for number in (number for (number, _), more in pairs if not more):
+            self._texts.end(number)
+            del self._asked[number]
+            if self._ending.on_end is not None:
+                self._ending.on_end(number)
         return index
 
     def _read(self, number: int, count: int, goes_on: bool) -> bool:
@@ -236,19 +355,33 @@ class _Generation:
         return Answers(self.tokens[:, :most], self.lengths, self.ended, self.log_probs[:, :most])
 
 
+def _draw(logits: Tensor, rows: _Rows, config: SamplingConfig) -> tuple[Tensor, Tensor]:
+    """The next tokens of rows that are drawn alike, and their log-probabilities."""
+    if config.penalises and rows.seen is not None and rows.counts is not None:
+        logits = penalise_repetition(logits, rows.seen, config.repetition_penalty)
+        presence, frequency = config.presence_penalty, config.frequency_penalty
+        logits = penalise_presence(logits, rows.counts, presence, frequency)
+    return choose(logits, config, rows.sample_ids, rows.numbers)
+
+
 class _Texts:
-    """The texts of all answers as they grow; none where nothing asks for text."""
+    """The texts of open answers as they grow; none where nothing asks for text."""
 
-    def __init__(self, count: int, ending: Ending) -> None:
+    def __init__(self, ending: Ending) -> None:
         self._ending = ending
-        self._streams: list[TextStream] = []
-        self._read = [0] * count
-        if ending.decode is not None and (ending.stops or ending.on_text is not None):
-            self._streams = [TextStream(ending.decode, ending.stops) for _ in range(count)]
+        self._streams: dict[int, TextStream] = {}
+        self._read: dict[int, int] = {}
+        self.are_asked = ending.decode is not None and bool(
+            ending.stops or ending.on_text is not None
+        )
 
-    @property
-    def are_asked(self) -> bool:
-        return bool(self._streams)
+    def begin(self, numbers: Sequence[int], stops: Sequence[Sequence[str]]) -> None:
+        decode = self._ending.decode
+        if not self.are_asked or decode is None:
+            return
+        for number, own in zip(numbers, stops, strict=True):
+            self._streams[number] = TextStream(decode, (*self._ending.stops, *own))
+            self._read[number] = 0
 
     def add(self, number: int, tokens: Sequence[int]) -> int | None:
         """Take an answer's tokens so far; the number of them with which a stop string came."""
@@ -265,9 +398,45 @@ class _Texts:
     def finish(self, number: int) -> None:
         self._give(number, self._streams[number].finish())
 
+    def end(self, number: int) -> None:
+        self._streams.pop(number, None)
+        self._read.pop(number, None)
+
     def _give(self, number: int, text: str) -> None:
         if text and self._ending.on_text is not None:
             self._ending.on_text(number, text)
+
+
+def writing(
+    decoder: Decoder | SlotDecoder,
+    prompts: Batch,
+    config: SamplingConfig,
+    ending: Ending,
+    limits: Sequence[int] | None = None,
+) -> Writing:
+    """Answers to all prompts, of which :meth:`Writing.step` draws the next tokens.
+
+    Args:
+        decoder: has the prompts.
+        prompts: the same, where the logits are. A token's random number is a function of the seed,
+            its prompt's sample id and its place in the answer.
+        config: how tokens are chosen.
+        ending: what ends an answer.
+        limits: most tokens of each answer; None: ``config.max_new_tokens``.
+    """
+    count, device = len(prompts.sample_ids), prompts.decoder.tokens.device
+    source = decoder if isinstance(decoder, SlotDecoder) else _AtOnce(decoder, count)
+    limits = [config.max_new_tokens] * count if limits is None else limits
+    ids = prompts.sample_ids.to(device)
+
+    def begun(numbers: Sequence[int]) -> Begun:
+        index = torch.tensor(list(numbers), device=device)
+        stream = prompts.decoder.select(index) if config.penalises else prompts.decoder
+        own = [limits[number] for number in numbers]
+        alike = [config] * len(own), [()] * len(own)
+        return Begun(stream, ids.index_select(0, index), own, *alike)
+
+    return Writing(source, begun, (count, max(limits)), ending, config.penalises)
 
 
 def generate(
@@ -277,35 +446,12 @@ def generate(
     ending: Ending,
     limits: Sequence[int] | None = None,
 ) -> Answers:
-    """Answer every prompt until all ended or reached their limits.
+    """Answer every prompt until all ended or reached their limits; see :func:`writing`.
 
     Tokens are drawn where the model's logits are. The host is told which rows ended every few
     tokens (``ending.look_every``) and when one reaches its limit.
-
-    Args:
-        decoder: has the prompts.
-        prompts: the same, where the logits are; the repetition penalty counts their tokens. A
-            token's random number is a function of the seed, its prompt's sample id and its place in
-            the answer.
-        config: how tokens are chosen.
-        ending: what ends an answer.
-        limits: most tokens of each answer; None: ``config.max_new_tokens``.
     """
-    count = len(prompts.sample_ids)
-    source = decoder if isinstance(decoder, SlotDecoder) else _AtOnce(decoder, count)
-    limits = [config.max_new_tokens] * count if limits is None else limits
-    generation, logits = _Generation(prompts, limits, config, ending), None
-    while True:
-        begun = source.refill()
-        if begun is not None:
-            numbers, first = begun
-            generation.begin(numbers, first.shape[-1])
-            logits = first if logits is None else torch.cat((logits, first))
-        if logits is None:
-            return generation.answers()
-        tokens = generation.choose(logits)
-        kept = generation.look()
-        if kept is not None:
-            source.select(kept)
-            tokens = tokens.index_select(0, kept)
-        logits = source.advance(tokens) if len(tokens) else None
+    own = writing(decoder, prompts, config, ending, limits)
+    while own.step():
+        pass
+    return own.answers()

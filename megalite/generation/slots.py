@@ -5,6 +5,7 @@ own, and a token is read by products and attention that look at its own row (on 
 always equally many rows). So an answer is the same beside any others, in any slot and order.
 """
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -64,6 +65,18 @@ class Room:
         most = -(-max(keys) // KEY_TILE) * KEY_TILE
         return cls(slots, sum(blocks) + held, sum(cross) + cross[0], most, max(read))
 
+    @classmethod
+    def for_any(cls, slots: int, most_keys: int, most_read: int = 0) -> "Room":
+        """The room for any answers that come.
+
+        Args:
+            slots: most answers that are written side by side.
+            most_keys: tokens of the longest answer with its prompt.
+            most_read: tokens of the longest that an encoder reads; 0 without an encoder.
+        """
+        blocks, cross = ((slots + 1) * num_blocks(rows) for rows in (most_keys, most_read))
+        return cls(slots, blocks, cross, -(-most_keys // KEY_TILE) * KEY_TILE, most_read)
+
     def size_bytes(self, model: ModelConfig, number_bytes: int) -> int:
         """Memory of keys and values of a whole model, whose numbers have so many bytes."""
         row = 2 * model.num_layers * model.kv_heads * model.head_dim * number_bytes
@@ -100,35 +113,42 @@ class SlotDecoder:
     :meth:`advance` for those of their next tokens, and :meth:`select` to leave some.
     """
 
-    def __init__(
-        self,
-        forward: Forward,
-        prompts: Sequence[Prompt],
-        limits: Sequence[int],
-        slots: int,
-        device: torch.device | str = "cpu",
-    ) -> None:
-        """Hold prompts until :meth:`refill`.
+    def __init__(self, forward: Forward, room: Room, device: torch.device | str = "cpu") -> None:
+        """Have no prompts yet.
 
         Args:
             forward: runs the model on a batch and a cache without dropout; gives the logits of the
                 last row, [B, 1, V], on ``device``.
-            prompts: one for each answer, as :func:`batch_prompts` takes them; equal ones share
-                memory.
-            limits: most tokens of each answer.
-            slots: most answers that are written side by side.
+            room: for all answers that will be asked for.
             device: of the model.
         """
-        self._forward, self._prompts, self._limits = forward, prompts, limits
+        self._forward, self.room = forward, room
         self._device = torch.device(device)
-        self.room = Room.of(prompts, limits, slots)
-        self._own, self._cross = Blocks(self.room.blocks), Blocks(self.room.cross_blocks)
-        self._keys = [_key(prompt) for prompt in prompts]
-        first = {key: number for number, key in reversed(list(enumerate(self._keys)))}
-        self._waiting = sorted(range(len(prompts)), key=lambda number: first[self._keys[number]])
+        self._own, self._cross = Blocks(room.blocks), Blocks(room.cross_blocks)
+        self._asked: dict[int, tuple[Prompt, int]] = {}
+        self._waiting: deque[int] = deque()
         self._slots: list[_Slot] = []
         self._held: _Prompt | None = None
         self._step: _Step | None = None
+
+    def ask(self, number: int, prompt: Prompt, limit: int) -> None:
+        """Hold a prompt until :meth:`refill`.
+
+        Args:
+            number: of its answer; of none that is not begun.
+            prompt: as :func:`batch_prompts` takes it; equal ones that follow each other share
+                memory.
+            limit: most tokens of the answer.
+        """
+        self._asked[number] = prompt, limit
+        self._waiting.append(number)
+
+    def ask_all(self, prompts: Sequence[Prompt], limits: Sequence[int]) -> None:
+        """Hold prompts, numbered from 0, equal ones one after another; see :meth:`ask`."""
+        keys = [_key(prompt) for prompt in prompts]
+        first = {key: number for number, key in reversed(list(enumerate(keys)))}
+        for number in sorted(range(len(prompts)), key=lambda number: first[keys[number]]):
+            self.ask(number, prompts[number], limits[number])
 
     @property
     def size_bytes(self) -> int:
@@ -146,18 +166,19 @@ class SlotDecoder:
         count = min(self.room.slots - len(self._slots), len(self._waiting))
         if count == 0:
             return None
-        numbers, self._waiting = self._waiting[:count], self._waiting[count:]
+        numbers = [self._waiting.popleft() for _ in range(count)]
         self._leave_step()
         return numbers, torch.cat([self._begin(number) for number in numbers])
 
     def _begin(self, number: int) -> Tensor:
         """Put an answer into a slot; give the logits [1, V] of its first token."""
-        prompt, key = self._prompts[number], self._keys[number]
+        prompt, limit = self._asked.pop(number)
+        key = _key(prompt)
         if self._held is None or self._held.key != key:
             self._drop_held()
             self._held = self._read(prompt, key)
         held, length = self._held, len(prompt.tokens)
-        needed = num_blocks(length + self._limits[number])
+        needed = num_blocks(length + limit)
         whole = length // BLOCK_ROWS
         blocks = self._own.use(held.blocks[:whole])
         blocks += self._own.take(needed - whole)

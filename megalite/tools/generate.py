@@ -6,28 +6,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from pydantic import Field
 
-from megalite.config.section import Section
-from megalite.data.chat.chat import Chat
-from megalite.data.chat.examples import prompt_of
 from megalite.data.chat.turns import Turn, parse_prompt
-from megalite.data.config import (
-    COLUMNS,
-    DECODER_START,
-    TEMPLATE,
-    ConversationConfig,
-    TemplateName,
-    TokenizerConfig,
-)
+from megalite.data.config import COLUMNS
 from megalite.data.records import Records
-from megalite.data.tokenizers.load import load_tokenizer
-from megalite.data.tokenizers.tokenizer import Tokenizer
 from megalite.distributed.launch import Launch
-from megalite.distributed.mesh import ParallelConfig, build_mesh, start_process_group
-from megalite.engine.build import build_model
-from megalite.engine.layout import Demand, check_layout
 from megalite.engine.model import Model
 from megalite.errors import ConfigError, DataError
 from megalite.generation.answer import Asked, answer
@@ -38,16 +22,13 @@ from megalite.generation.prompts import Prompt, batch_prompts
 from megalite.generation.sampling import SamplingConfig
 from megalite.generation.text import cut_at_stop
 from megalite.models.config import ModelConfig
-from megalite.models.hub import HubName, folder_of, pinned
+from megalite.models.hub import folder_of
 from megalite.models.hugging_face import is_hugging_face
-from megalite.stages.conversation import check_vocabulary, structure_of
-from megalite.stages.device import PrecisionWish, check_heads, choose_device, choose_precision
 from megalite.stages.samples import decode_with
-from megalite.stages.special_tokens import SpecialTokens
-from megalite.stages.start import generation_config, load_start, said_by, stored_config
-from megalite.stages.told import WRITING, section_of_run, tokenizer_of
-from megalite.training.config import RunConfig
+from megalite.stages.start import generation_config
+from megalite.tools.speaker import Speaker, SpeakerConfig, check_language_model, open_speaker
 
+TITLE_CHARACTERS = 60  # of a prompt that are shown before its answer
 SUGGESTED = (  # what a generation_config.json may say that options of the command decide
     "do_sample",
     "temperature",
@@ -69,14 +50,9 @@ SUGGESTED = (  # what a generation_config.json may say that options of the comma
 )
 
 
-class GenerateConfig(Section):
+class GenerateConfig(SpeakerConfig):
     """A model, prompts, and how answers are drawn."""
 
-    model: str = Field(
-        description="run or checkpoint of ours, Hugging Face folder, or a model's name on the "
-        "Hugging Face Hub"
-    )
-    tokenizer: TokenizerConfig = TokenizerConfig()
     prompt: tuple[str, ...] = Field(
         (), description="prompts; none here or in files: lines of standard input"
     )
@@ -88,51 +64,24 @@ class GenerateConfig(Section):
         ge=1,
         description="answers written side by side; one that ends makes room for the next prompt",
     )
-    precision: PrecisionWish = Field(
-        "auto",
-        description="number format of compute: fp32 (CPU only), bf16, fp16, or auto: fp32 on a "
-        "CPU, on a GPU bf16 where it has it, else fp16",
-    )
-    stop: tuple[str, ...] = Field((), description="texts that end an answer")
-    template: TemplateName = Field("raw", description=TEMPLATE + "; not given: as the model's run")
-    prefix: bool = Field(False, description="attention both ways between a prompt's tokens")
-    decoder_start: str = Field("", description=DECODER_START)
-    answer_mask: str = Field(
-        "", description="mask after a prompt that the answer fills, such as [gMASK] (GLM)"
-    )
-    answer_start: str = Field("", description="first token of an answer, such as <sop> (GLM)")
     sampling: SamplingConfig = SamplingConfig()
     beam: BeamConfig = BeamConfig()
-    parallel: ParallelConfig = ParallelConfig()
-    run: RunConfig = RunConfig()
 
 
 def run(config: GenerateConfig, launch: Launch) -> int:
     """Answer every prompt; the first process prints."""
     _check_options(config)
-    device = choose_device(config.run, launch)
-    config = _with_names(config, launch, device)
-    model_config, said = stored_config(config.model)[0], said_by(config.model)
-    _check_language_model(model_config, config.model)
-    options = writing_of(config)
-    chat = Chat(options.template, _tokenizer(config))
-    check_vocabulary(chat.tokenizer, model_config)
-    structure = structure_of(options, chat.tokenizer, model_config, said)
+    speaker = open_speaker(config, launch)
+    check_language_model(speaker.model_config, config.model)
     questions = _questions(config, launch)
-    prompts = [prompt_of(chat, structure, turns) for turns in questions]
-    _check_lengths(prompts, model_config, config.sampling.max_new_tokens)
-    ending = _ending(config, options.template, chat, said)
-    check_layout(Demand(model_config, launch.world_size), config.parallel)
-    check_heads(model_config, device, learns=False)
-    precision = choose_precision(config.precision, device, "precision")
-    mesh = build_mesh(launch, config.parallel, device)
-    model = build_model(model_config, mesh, config.parallel, seed=0, precision=precision)
-    load_start(model, config.model)
-    if launch.rank == 0:
-        _say_what_is_not_taken(config, options.template, chat.tokenizer)
-        is_wide = precision == "fp32" or device.type == "cpu"
-        _say_memory(config, prompts, model_config, 4 if is_wide else 2)
+    prompts = [speaker.prompt(turns) for turns in questions]
+    _check_lengths(prompts, speaker.model_config, config.sampling.max_new_tokens)
+    ending = speaker.ending(config.stop)
+    model = speaker.load_model()
     is_writer = launch.rank == 0
+    if is_writer:
+        _say_what_is_not_taken(speaker)
+        _say_memory(config, prompts, speaker)
     with Output(config.output if is_writer else "") as output, model.gathered():
         shown = Shown(questions, output, is_writer)
         if config.beam.num_beams > 1:
@@ -141,29 +90,6 @@ def run(config: GenerateConfig, launch: Launch) -> int:
         else:
             _draw(config, model, prompts, ending, shown)
     return 0
-
-
-def _with_names(config: GenerateConfig, launch: Launch, device: torch.device) -> GenerateConfig:
-    """The config in which names on the Hub have their commits; what they mean is in the cache.
-
-    Raises:
-        CheckpointError: there is no such model, or it can't be fetched.
-
-    Comm: as :func:`pinned`, of names on the Hub.
-    """
-    names = [config.model, config.tokenizer.path]
-    is_set = "path" in config.tokenizer.model_fields_set
-    names = names if is_set else names[:1]
-    if launch.world_size > 1 and any(HubName.like(name) for name in names):
-        start_process_group(launch, device, config.parallel.timeout_s)
-    model, said = pinned(launch, "model", config.model, "model")
-    tokenizer, more = config.tokenizer, ""
-    if is_set:
-        path, more = pinned(launch, "tokenizer.path", tokenizer.path, "tokenizer")
-        tokenizer = tokenizer.model_copy(update={"path": path})
-    for text in filter(None, (said, more) if launch.rank == 0 else ()):
-        sys.stderr.write(f"megalite: {text}\n")
-    return config.model_copy(update={"model": model, "tokenizer": tokenizer})
 
 
 class Output:
@@ -201,7 +127,10 @@ class Output:
 
 
 class Shown:
-    """Answers as they are printed and written: in the order of their prompts."""
+    """Answers as they are printed and written: in the order of their prompts.
+
+    A line with its number and prompt stands before each of several answers.
+    """
 
     def __init__(self, questions: Sequence[Sequence[Turn]], output: Output, is_writer: bool):
         """Show answers to questions; a single one as it is drawn."""
@@ -224,9 +153,19 @@ class Shown:
         while self._next in self._ended:
             text = self._texts[self._next]
             if self._is_writer:
-                sys.stdout.write("\n" if self.streams else text + "\n")
+                sys.stdout.write("\n" if self.streams else self._titled(text))
+                sys.stdout.flush()
             self._output.add([self._questions[self._next]], [text])
             self._next += 1
+
+    def _titled(self, text: str) -> str:
+        """An answer behind its number and the beginning of its prompt."""
+        number, count = self._next + 1, len(self._questions)
+        lines = self._questions[self._next][-1].whole.split("\n")
+        begin = lines[0][:TITLE_CHARACTERS]
+        more = "" if [begin] == lines else " ..."
+        gap = "\n" if self._next else ""
+        return f"{gap}--- {number} of {count}: {begin}{more}\n{text}\n"
 
 
 def _check_options(config: GenerateConfig) -> None:
@@ -250,14 +189,6 @@ def _check_options(config: GenerateConfig) -> None:
         raise ConfigError(f"--output {config.output}: there is no such folder: make it")
 
 
-def _check_language_model(model: ModelConfig, path: str) -> None:
-    if model.head != "lm":
-        raise ConfigError(
-            f"--model {path}: is a reward model, which scores text and writes none: give a "
-            "language model, such as the one that it started from"
-        )
-
-
 def _check_lengths(prompts: Sequence[Prompt], model: ModelConfig, most: int) -> None:
     """Refuse prompts that can't be answered, before the first is.
 
@@ -275,44 +206,16 @@ def _check_lengths(prompts: Sequence[Prompt], model: ModelConfig, most: int) -> 
             )
 
 
-def writing_of(config: GenerateConfig) -> ConversationConfig:
-    """How prompts are written: as options say, else as the model's run was told."""
-    told = section_of_run(folder_of(config.model), "data")
-    if "objective" in told:  # of pretraining, which writes no conversations
-        told["prefix"] = bool(told.get("prefix")) and told["objective"] != "next_token"
-    chosen = {key: told[key] for key in WRITING if key in told}
-    chosen |= {key: getattr(config, key) for key in WRITING if key in config.model_fields_set}
-    return ConversationConfig(**({"template": config.template} | chosen))
-
-
-def _ending(config: GenerateConfig, template: str, chat: Chat, said: SpecialTokens) -> Ending:
-    """What ends an answer: what the model's config says, its template's end, and stop texts."""
-    ends = {*said.ends, *chat.end_ids}
-    if template == "raw" and said.ends and is_hugging_face(folder_of(config.model)):
-        ends = set(said.ends)
-    texts = []
-    special = chat.tokenizer.special_tokens()
-    for stop in config.stop:
-        if stop in special:
-            ends.add(special[stop])
-            continue
-        inside = [token for token in special if token in stop]
-        if inside:
-            raise ConfigError(
-                f"--stop {stop!r}: {inside[0]} is a special token, which no text has: give it alone"
-            )
-        texts.append(stop)
-    return Ending(ends, chat.tokenizer.pad_id, tuple(texts), chat.tokenizer.decode)
-
-
-def _say_what_is_not_taken(config: GenerateConfig, template: str, tokenizer: Tokenizer) -> None:
+def _say_what_is_not_taken(speaker: Speaker) -> None:
     """Name what a folder suggests for generating and options of the command decide."""
-    folder = folder_of(config.model)
-    if template == "raw" and "template" not in config.model_fields_set and tokenizer.chat_template:
+    config, tokenizer = speaker.config, speaker.chat.tokenizer
+    is_raw = speaker.template == "raw" and "template" not in config.model_fields_set
+    if is_raw and tokenizer.chat_template:
         sys.stderr.write(
             f"megalite: prompts are written raw; {tokenizer.path} has a chat template, which "
             "--template tokenizer writes by\n"
         )
+    folder = folder_of(config.model)
     said = generation_config(folder) if is_hugging_face(folder) else {}
     found = ", ".join(f"{key} {said[key]}" for key in SUGGESTED if key in said)
     if found:
@@ -322,28 +225,16 @@ def _say_what_is_not_taken(config: GenerateConfig, template: str, tokenizer: Tok
         )
 
 
-def _say_memory(
-    config: GenerateConfig, prompts: Sequence[Prompt], model: ModelConfig, number_bytes: int
-) -> None:
+def _say_memory(config: GenerateConfig, prompts: Sequence[Prompt], speaker: Speaker) -> None:
     """Tell the memory of keys and values of many answers, before the first is begun."""
     if len(prompts) <= config.batch_size or config.beam.num_beams > 1:
         return
     room = Asked(prompts, range(len(prompts)), config.batch_size).room(config.sampling)
-    size = room.size_bytes(model, number_bytes) / 2**20
+    size = room.size_bytes(speaker.model_config, speaker.number_bytes) / 2**20
     sys.stderr.write(
         f"megalite: {len(prompts)} prompts, {config.batch_size} answered side by side: their keys "
         f"and values take {size:.1f} MiB\n"
     )
-
-
-def _tokenizer(config: GenerateConfig) -> Tokenizer:
-    """The tokenizer that is set, the model's own, or the one that its run was told."""
-    is_set = "path" in config.tokenizer.model_fields_set
-    own = "" if is_set else tokenizer_of(config.model)
-    told = section_of_run(folder_of(config.model), "tokenizer").get("end_token", "")
-    end_token = config.tokenizer.end_token or ("" if is_set else told)
-    trust_code = config.tokenizer.trust_code
-    return load_tokenizer(own or config.tokenizer.path, end_token, trust_code)
 
 
 def _questions(config: GenerateConfig, launch: Launch) -> list[tuple[Turn, ...]]:
@@ -356,6 +247,8 @@ def _questions(config: GenerateConfig, launch: Launch) -> list[tuple[Turn, ...]]
     if not questions:
         if launch.world_size > 1:
             raise ConfigError("--prompt: must be given where several processes answer")
+        if sys.stdin.isatty():
+            sys.stderr.write("megalite: waits for prompts, a line each; Ctrl-D ends them\n")
         lines = [line.rstrip("\n") for line in sys.stdin]
         questions = [(Turn("user", line),) for line in lines if line]
     if not questions:

@@ -1,6 +1,8 @@
 """What ``megalite generate`` refuses, keeps and takes from the model's own folder."""
 
 import json
+import os
+import sys
 
 import pytest
 import torch
@@ -11,7 +13,8 @@ from megalite.cli import main
 from megalite.config import load
 from megalite.data.chat.turns import Turn
 from megalite.errors import ConfigError
-from megalite.tools.generate import GenerateConfig, Output, writing_of
+from megalite.tools.generate import GenerateConfig, Output
+from megalite.tools.speaker import writing_of
 
 SHORT = ["--sampling.max_new_tokens", "3"]
 WORDS = ["</s>", "<|im_end|>", *(f"w{n}" for n in range(2, 40))]
@@ -136,3 +139,22 @@ def test_prompts_are_written_as_the_models_run_was_told(run, tmp_path):
         assert (told.template, told.prefix) == (template, prefix)
     given = load(GenerateConfig, None, ["--model", str(tmp_path), "--template", "plain"])
     assert writing_of(given).template == "plain"
+
+
+def test_several_answers_stand_apart_and_a_single_one_alone(folder, capsys):
+    assert generate(folder, *SHORT, prompts=("w3 w4", "w5\nw6")) == 0
+    lines = capsys.readouterr().out.splitlines()
+    titles = [line for line in lines if line.startswith("--- ")]
+    assert titles == ["--- 1 of 2: w3 w4", "--- 2 of 2: w5 ..."]
+    assert generate(folder, *SHORT) == 0
+    assert "---" not in capsys.readouterr().out
+
+
+def test_a_terminal_without_prompts_is_told_what_is_waited_for(folder, monkeypatch, capsys):
+    ours, theirs = os.openpty()
+    with open(theirs, encoding="utf-8") as terminal:
+        monkeypatch.setattr(sys, "stdin", terminal)
+        os.write(ours, b"w3 w4\n\x04")
+        assert main(["generate", "--model", str(folder), "--run.device", "cpu", *SHORT]) == 0
+    os.close(ours)
+    assert "waits for prompts, a line each; Ctrl-D ends them" in capsys.readouterr().err
