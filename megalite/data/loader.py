@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 from megalite.data.permutation import sample_at
+from megalite.data.ramp import Ramp
 from megalite.data.skipping import Ranges, place_of
 from megalite.errors import ConfigError
 
@@ -40,12 +41,14 @@ class Share:
         micro_batch_size: samples per forward pass.
         rank: this data-parallel rank.
         size: data-parallel ranks.
+        ramp: samples per step while they grow to ``global_batch_size``; None: always as many.
     """
 
     global_batch_size: int
     micro_batch_size: int
     rank: int = 0
     size: int = 1
+    ramp: Ramp | None = None
 
     def __post_init__(self) -> None:
         unit = self.micro_batch_size * self.size
@@ -58,9 +61,13 @@ class Share:
                 f"= {unit}: use {fits}"
             )
 
+    def samples(self, consumed: int) -> int:
+        """Of the step after ``consumed`` samples, over all ranks."""
+        return self.global_batch_size if self.ramp is None else self.ramp.at(consumed)
+
     def places(self, consumed: int, skipped: Ranges = ()) -> list[list[int]]:
         """Places in the run's order of each micro-batch of the step after ``consumed`` samples."""
-        own = self.global_batch_size // self.size
+        own = self.samples(consumed) // self.size
         first = consumed + self.rank * own
         size = self.micro_batch_size
         return [
@@ -152,7 +159,7 @@ class Loader(Generic[Sample, MicroBatch]):
                         break
                     except queue.Full:
                         continue
-                consumed += self._share.global_batch_size
+                consumed += self._share.samples(consumed)
 
         thread = threading.Thread(target=work, name="loader", daemon=True)
         thread.start()

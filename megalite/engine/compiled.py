@@ -35,7 +35,7 @@ def check_compiles(config: ModelConfig, parallel: ParallelConfig, device: torch.
         said = f"parallel.pp {parallel.pp}: a pipeline's schedule is not traced"
     elif parallel.recompute == "selective":
         said = "parallel.recompute selective: products in compiled code can't be kept"
-    elif config.dropout or config.attention_dropout:
+    elif config.drops:
         said = "model.dropout or model.attention_dropout: each step's seed would compile anew"
     if said:
         raise ConfigError(f"--train.compile: can't be with {said}: leave one of them out")

@@ -2,11 +2,13 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from megalite.distributed.mesh import ParallelConfig, factorisations
 from megalite.errors import ConfigError
 from megalite.models.config import ModelConfig
+
+_SEARCHED = 4  # times a size of a ramp, for one near it that fits
 
 
 @dataclass(frozen=True)
@@ -18,12 +20,14 @@ class BatchSizes:
         micro_batch_size: samples of a forward pass of a data-parallel rank.
         updates: optimizer steps that share a step's samples (PPO's mini-batches).
         has_text: whether each of those learns as many samples of text beside its share (PPO-ptx).
+        before: samples of earlier steps, while the batch grows.
     """
 
     global_batch_size: int
     micro_batch_size: int = 1
     updates: int = 1
     has_text: bool = False
+    before: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,7 @@ def faults(demand: Demand, parallel: ParallelConfig) -> Iterator[str]:
     yield from _model_faults(demand.model, parallel)
     if demand.world_size and demand.batch is not None:
         yield from _batch_faults(demand.batch, demand.world_size, parallel)
+        yield from _ramp_faults(demand.batch, demand.world_size, parallel)
 
 
 def _model_faults(model: ModelConfig, parallel: ParallelConfig) -> Iterator[str]:
@@ -107,6 +112,30 @@ def _encoder_faults(model: ModelConfig, parallel: ParallelConfig, parts: int) ->
             f"{where}: each of {parts} stages needs a block of its stack, {encoder} of the encoder "
             f"and {model.num_layers} of the decoder: use 0 or {_or(list(range(least, most + 1)))}"
         )
+
+
+def _ramp_faults(batch: BatchSizes, world_size: int, parallel: ParallelConfig) -> Iterator[str]:
+    """What is wrong with the sizes of a growing batch, all of them in one sentence."""
+
+    def fault(size: int) -> str:
+        one = replace(batch, global_batch_size=size, before=())
+        return next(_batch_faults(one, world_size, parallel), "")
+
+    unfit = [size for size in dict.fromkeys(batch.before) if fault(size)]
+    if not unfit:
+        return
+    _, replicate, shard, _ = parallel.sizes(world_size)
+    unit = batch.micro_batch_size * replicate * shard
+    fits = [size for size in range(unit, _SEARCHED * max(unfit), unit) if not fault(size)]
+    offers = []
+    for size in unfit:
+        lower, higher = [n for n in fits if n < size][-1:], [n for n in fits if n > size][:1]
+        offers.append(f"{size} ({_or(lower + higher) or 'none near it'})")
+    yield (
+        f"--train.batch_ramp: {len(unfit)} of its sizes don't fit micro_batch_size "
+        f"{batch.micro_batch_size} x {replicate * shard} data-parallel processes and pp "
+        f"{parallel.pp}; each, and in brackets the nearest that do: {', '.join(offers)}"
+    )
 
 
 def _batch_faults(batch: BatchSizes, world_size: int, parallel: ParallelConfig) -> Iterator[str]:

@@ -53,27 +53,26 @@ class HeadLayout:
 class _Heads(nn.Module):
     """The weights of attention: query, key, value, output; and attending with them."""
 
-    def __init__(self, config: ModelConfig, mesh: Mesh, name: str, output_std: float) -> None:
+    def __init__(self, config: ModelConfig, mesh: Mesh, name: str) -> None:
         """Declare the weights.
 
         Args:
             config: of the model.
             mesh: the mesh.
             name: of this layer in the model; its cache and dropout go by it.
-            output_std: of the output's initial weights.
         """
         super().__init__()
         heads, groups, width = config.num_heads, config.kv_heads, config.head_dim
         size, bias = config.hidden_size, config.qkv_bias
-        std = Initial(config.init_std)
+        inner = heads * width
+        query = Initial(config.deviation("query", size, inner))
+        output = Initial(config.deviation("attention_output", inner, size, adds_to_residual=True))
         self.config, self.mesh, self.name = config, mesh, name
         self.layout = HeadLayout.of(heads, groups, mesh.tp)
-        self.query = ColumnParallelLinear(mesh, (heads, width), size, std, bias)
-        self.key = self._key_value(mesh, (groups, width), std)
-        self.value = self._key_value(mesh, (groups, width), std)
-        self.output = RowParallelLinear(
-            mesh, (heads, width), size, Initial(output_std), config.attention_bias
-        )
+        self.query = ColumnParallelLinear(mesh, (heads, width), size, query, bias)
+        self.key = self._key_value(mesh, (groups, width), "key")
+        self.value = self._key_value(mesh, (groups, width), "value")
+        self.output = RowParallelLinear(mesh, (heads, width), size, output, config.attention_bias)
         self.query_norm: Norm | None = None
         self.key_norm: Norm | None = None
         if config.query_key_norm:
@@ -81,9 +80,10 @@ class _Heads(nn.Module):
             self.key_norm = Norm(config, mesh, width, of_heads=True)
 
     def _key_value(
-        self, mesh: Mesh, out: tuple[int, int], std: Initial
+        self, mesh: Mesh, out: tuple[int, int], role: str
     ) -> ColumnParallelLinear | SelectedLinear:
         size, bias = self.config.hidden_size, self.config.qkv_bias
+        std = Initial(self.config.deviation(role, size, out[0] * out[1]))
         if self.layout.split:
             return ColumnParallelLinear(mesh, out, size, std, bias)
         linear = SelectedLinear(mesh, out, size, std, bias)
@@ -123,11 +123,9 @@ class _Heads(nn.Module):
 class Attention(_Heads):
     """Attention of a stream to itself."""
 
-    def __init__(
-        self, config: ModelConfig, mesh: Mesh, name: str, output_std: float, window: int = 0
-    ) -> None:
+    def __init__(self, config: ModelConfig, mesh: Mesh, name: str, window: int = 0) -> None:
         """Declare the weights; ``window`` is what its rows see of their stream, 0 all."""
-        super().__init__(config, mesh, name, output_std)
+        super().__init__(config, mesh, name)
         self.window = window
 
     def matrices(self) -> list[Matrix]:

@@ -1,6 +1,5 @@
 """A Transformer block: attention, cross-attention where there is an encoder, feed-forward."""
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -16,13 +15,6 @@ from megalite.models.norm import Norm
 from megalite.ops import Update
 
 
-def output_std(config: ModelConfig) -> float:
-    """Initial standard deviation of weights that add to the residual."""
-    if not config.scaled_init:
-        return config.init_std
-    return config.init_std / math.sqrt(2 * max(config.num_layers, config.num_encoder_layers))
-
-
 def run_sublayer(sublayer: Callable[..., Any], *arguments: Any) -> Any:
     """Run a sub-layer as it is."""
     return sublayer(*arguments)
@@ -30,6 +22,9 @@ def run_sublayer(sublayer: Callable[..., Any], *arguments: Any) -> Any:
 
 class Block(nn.Module):
     """One block; what it adds to and how is the config's choice.
+
+    Attributes:
+        dropout: of what its sub-layers add.
 
     - pre: ``alpha x + f(norm(x))``, alpha the residual scale; post: ``norm(alpha x + f(x))``;
     - both: ``alpha x + norm(f(norm(x)))``;
@@ -53,17 +48,17 @@ class Block(nn.Module):
             window: of its attention to its own stream; 0 is none.
         """
         super().__init__()
-        std = output_std(config)
         self.config, self.mesh, self.name = config, mesh, name
+        self.dropout = config.dropout
         self.run_sublayer = run_sublayer
         self.attention_norm = Norm(config, mesh)
-        self.attention = Attention(config, mesh, f"{name}.attention", std, window)
+        self.attention = Attention(config, mesh, f"{name}.attention", window)
         self.cross: CrossAttention | None = None
         if has_cross:
             self.cross_norm = Norm(config, mesh)
-            self.cross = CrossAttention(config, mesh, f"{name}.cross", std)
+            self.cross = CrossAttention(config, mesh, f"{name}.cross")
         self.ffn_norm = None if config.parallel_block == "one_norm" else Norm(config, mesh)
-        self.ffn = FeedForward(config, mesh, std)
+        self.ffn = FeedForward(config, mesh)
         if config.norm_position == "both":
             self.attention_post_norm = Norm(config, mesh)
             if has_cross:
@@ -116,7 +111,7 @@ class Block(nn.Module):
 
     def _update(self, y: Tensor, name: str, context: Context) -> Update:
         """What a sub-layer adds to the residual stream."""
-        drops = context.drops(y, self.config.dropout, self._site(name, context), self.mesh)
+        drops = context.drops(y, self.dropout, self._site(name, context), self.mesh)
         return Update(y, self.config.residual_scale, drops)
 
     def _parallel(self, x: Tensor, context: Context) -> Tensor:
@@ -145,7 +140,7 @@ class Block(nn.Module):
         return x, out
 
     def _drop(self, y: Tensor, sublayer: str, context: Context) -> Tensor:
-        return context.drop(y, self.config.dropout, self._site(sublayer, context), self.mesh)
+        return context.drop(y, self.dropout, self._site(sublayer, context), self.mesh)
 
     def _site(self, sublayer: str, context: Context) -> str:
         """The name of a sub-layer's dropout; empty without any: one traced block serves all."""

@@ -1,12 +1,14 @@
 """The one config of every model; a family is values of it."""
 
 import difflib
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from megalite.config.section import Section
 from megalite.errors import ConfigError
+from megalite.models.deviation import LETTERS, InitialConfig, PositiveDeviation, evaluate
 from megalite.models.presets import PRESETS
 
 
@@ -139,13 +141,27 @@ class ModelConfig(Section):
     embedding_scale: float = Field(1.0, gt=0, description="factor of the embeddings")
 
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout of sub-layers and embeddings")
+    dropout_by_layer: Literal["equal", "rising"] = Field(
+        "equal",
+        description="dropout of the sub-layers of each block; rising: from 0 in the first block "
+        "to dropout in the last, in equal parts (LIMA)",
+    )
+    embedding_dropout: float | None = Field(
+        None, ge=0, lt=1, description="dropout of embeddings; none: dropout"
+    )
     attention_dropout: float = Field(
         0.0, ge=0, lt=1, description="dropout of attention probabilities"
     )
-    init_std: float = Field(0.02, gt=0, description="standard deviation of initial weights")
+    init_std: PositiveDeviation = Field(
+        0.02,
+        description="standard deviation of initial weights: a number, or a formula such as "
+        "'sqrt(2/5D)' or 'sqrt(1/3D)'",
+    )
     scaled_init: bool = Field(
         True, description="smaller initial weights of what adds to the residual, by sqrt(2 L)"
     )
+
+    initial: InitialConfig = InitialConfig()
 
     @model_validator(mode="before")
     @classmethod
@@ -240,6 +256,47 @@ class ModelConfig(Section):
     def window_of(self, layer: int) -> int:
         """Keys up to its own that a row of a layer, counted from 0, may see; 0 is all."""
         return self.windows[layer % len(self.windows)] if self.windows else 0
+
+    def deviation(
+        self, role: str, fan_in: int = 0, fan_out: int = 0, adds_to_residual: bool = False
+    ) -> float:
+        """Standard deviation of a matrix's initial weights.
+
+        Args:
+            role: a key of :class:`InitialConfig`; another has none of its own.
+            fan_in: columns; 0: D.
+            fan_out: rows; 0: D.
+            adds_to_residual: whether ``scaled_init`` is about it.
+        """
+        fan_in, fan_out = fan_in or self.hidden_size, fan_out or self.hidden_size
+        letters = (
+            *(self.hidden_size, self.ffn_size, self.vocab_size, self.num_heads, self.kv_heads),
+            *(self.head_dim, self.num_layers, self.num_encoder_layers),
+        )
+        sizes = dict(zip(LETTERS, map(float, letters), strict=True))
+        sizes |= {"fan_in": fan_in, "fan_out": fan_out, "xavier": math.sqrt(2 / (fan_in + fan_out))}
+        if own := getattr(self.initial, role, 0.0):
+            return evaluate(own, sizes)
+        std = evaluate(self.init_std, sizes)
+        if not (adds_to_residual and self.scaled_init):
+            return std
+        return std / math.sqrt(2 * max(self.num_layers, self.num_encoder_layers))
+
+    @property
+    def drops(self) -> bool:
+        """Whether anything is dropped while the model learns."""
+        return any((self.dropout, self.attention_dropout, self.embedding_dropout))
+
+    def dropout_of(self, layer: int, layers: int) -> float:
+        """Dropout of the sub-layers of a block, counted from 0, of a stack of ``layers``."""
+        if self.dropout_by_layer == "equal":
+            return self.dropout
+        return self.dropout * layer / max(layers - 1, 1)
+
+    @property
+    def standard_deviation(self) -> float:
+        """``init_std`` as a number, that of a D x D matrix."""
+        return self.deviation("")
 
     @property
     def scale(self) -> float:

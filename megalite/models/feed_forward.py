@@ -15,16 +15,17 @@ from megalite.ops import activation
 class FeedForward(nn.Module):
     """[B, S', D] to [B, S', D] through F."""
 
-    def __init__(self, config: ModelConfig, mesh: Mesh, output_std: float) -> None:
-        """Declare the weights; ``output_std`` is of the last one's initial values."""
+    def __init__(self, config: ModelConfig, mesh: Mesh) -> None:
+        """Declare the weights."""
         super().__init__()
         self.mesh = mesh
         size, inner, bias = config.hidden_size, (config.ffn_size,), config.ffn_bias
-        std = Initial(config.init_std)
+        std = Initial(config.deviation("ffn", size, config.ffn_size))
+        output = config.deviation("ffn_output", config.ffn_size, size, adds_to_residual=True)
         self.activation = config.activation
         self.up = ColumnParallelLinear(mesh, inner, size, std, bias)
         self.gate = ColumnParallelLinear(mesh, inner, size, std, bias) if config.gated else None
-        self.output = RowParallelLinear(mesh, inner, size, Initial(output_std), bias)
+        self.output = RowParallelLinear(mesh, inner, size, Initial(output), bias)
 
     def matrices(self) -> list[Matrix]:
         """What multiplies the input: up, and gate where there is one, without their biases.

@@ -24,8 +24,8 @@ class Head(Layer):
         """Declare the weights; a tied head has no matrix of its own."""
         super().__init__(mesh)
         self.config = config
-        std = Initial(config.init_std)
         width = config.embedding_width
+        std = Initial(config.deviation("head", width, config.vocab_size))
         if config.head == "value":
             # Stiennon et al. 2020, arXiv:2009.01325, appendix B.1
             std = Initial((config.hidden_size + 1) ** -0.5)
@@ -36,7 +36,10 @@ class Head(Layer):
         if config.head_bias:
             self.add("bias", (config.vocab_size,), Initial(), shard=0)
         if width != config.hidden_size:
-            self.project = Projection(mesh, width, config.hidden_size, std)
+            size = config.hidden_size
+            self.project = Projection(
+                mesh, width, size, Initial(config.deviation("projection", size, width))
+            )
 
     def forward(
         self, hidden: Tensor, batch: Batch, output: Output, tied: Tensor | None
@@ -109,6 +112,7 @@ class Head(Layer):
             batch,
             label_smoothing=output.label_smoothing,
             z_loss=output.z_loss,
+            max_z_loss=output.max_z_loss,
             logit_scale=self.config.logit_scale,
             logit_cap=self.config.logit_cap,
         )

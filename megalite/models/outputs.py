@@ -17,6 +17,7 @@ class Loss:
     scale: Scale = 1.0
     label_smoothing: float = 0.0
     z_loss: float = 0.0
+    max_z_loss: float = 0.0
 
 
 @dataclass(frozen=True)

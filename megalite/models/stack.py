@@ -50,7 +50,8 @@ class RelativeBias(Layer):
         super().__init__(mesh)
         self.config, self.both_ways = config, both_ways
         shape = config.num_heads, config.relative_buckets
-        self.add("weight", shape, Initial(config.init_std), shard=0, rows=1)
+        std = config.deviation("relative", config.relative_buckets, config.num_heads)
+        self.add("weight", shape, Initial(std), shard=0, rows=1)
 
     def forward(self, distance: Tensor) -> Tensor:
         """Give [N/tp, distances] fp32 for int64 key - query distances."""
@@ -99,7 +100,7 @@ class Stack(nn.Module):
         self.keeps_products = False
         is_decoder = name == "decoder"
         has_cross = is_decoder and config.is_encoder_decoder
-        width, std, is_first = config.embedding_width, config.init_std, blocks[0] == 0
+        width, is_first = config.embedding_width, blocks[0] == 0
         self.positions: Table | None = None
         self.project: Projection | None = None
         self.embedding_norm: Norm | None = None
@@ -107,8 +108,10 @@ class Stack(nn.Module):
         self.norm: Norm | None = None
         if is_first and config.position == "learned":
             rows = config.max_positions + config.position_offset
+            std = config.deviation("positions", config.hidden_size, rows)
             self.positions = Table(mesh, rows, config.hidden_size, std)
         if is_first and width != config.hidden_size:
+            std = config.deviation("projection", width, config.hidden_size)
             self.project = Projection(mesh, config.hidden_size, width, Initial(std))
         if is_first and config.embedding_norm:
             self.embedding_norm = Norm(config, mesh)
@@ -120,6 +123,9 @@ class Stack(nn.Module):
                 for i in range(blocks[0], blocks[1])
             }
         )
+        layers = config.num_layers if is_decoder else config.num_encoder_layers
+        for i, block in zip(range(*blocks), self.blocks(), strict=True):
+            block.dropout = config.dropout_of(i, layers)
         if is_last and config.final_norm:
             self.norm = Norm(config, mesh)
 
@@ -142,7 +148,8 @@ class Stack(nn.Module):
             x = x + self.positions(rows)
         if self.embedding_norm is not None:
             x = self.embedding_norm(x)
-        return context.drop(x, config.dropout, f"{self.name}.embedding", self.mesh)
+        rate = config.dropout if config.embedding_dropout is None else config.embedding_dropout
+        return context.drop(x, rate, f"{self.name}.embedding", self.mesh)
 
     def forward(self, x: Tensor, context: Context, memory: Tensor | None = None) -> Tensor:
         """Run this stack's blocks, and the final norm where it is here."""

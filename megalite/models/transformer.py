@@ -42,9 +42,9 @@ class Transformer(nn.Module):
         self.is_tied = config.head == "lm" and config.tie_embeddings
         with torch.device("meta"):
             if part.starts_encoder or part.starts_decoder or (part.ends and self.is_tied):
-                self.embedding = VocabParallelEmbedding(
-                    mesh, config.vocab_size, config.embedding_width, Initial(config.init_std)
-                )
+                rows, width = config.vocab_size, config.embedding_width
+                std = config.deviation("embedding", width, rows)
+                self.embedding = VocabParallelEmbedding(mesh, rows, width, Initial(std))
             if part.has_encoder:
                 is_last = part.encoder[1] == config.num_encoder_layers
                 self.encoder = Stack(config, mesh, "encoder", part.encoder, is_last)

@@ -16,6 +16,7 @@ from megalite.ops.vocabulary import (
     add_at_labels,
     cap_slope,
     check_labels,
+    largest_places,
     row_statistics,
     scale_and_cap,
 )
@@ -53,6 +54,8 @@ def row_loss(statistics: RowStatistics, labels: Tensor, options: LossOptions) ->
     smoothing = options.label_smoothing
     target = (1.0 - smoothing) * statistics.target + smoothing * statistics.mean
     loss = statistics.lse - target + options.z_loss * statistics.lse.square()
+    if options.max_z_loss:
+        loss = loss + options.max_z_loss * statistics.tops.amax(0).square()
     return torch.where(labels == IGNORE, 0.0, loss)
 
 
@@ -85,6 +88,25 @@ def logit_gradient(
     return gradient
 
 
+def add_largest(
+    gradient: Tensor,
+    places: Tensor,
+    tops: Tensor,
+    labels: Tensor,
+    upstream: Tensor,
+    options: LossOptions,
+) -> None:
+    """Add the max-z loss's gradient to that of local logits, [T, V/tp], largest at ``places``.
+
+    Source: Yang et al. 2023, arXiv:2309.10305, section 3.
+    """
+    if gradient.shape[1] == 0:
+        return
+    is_here = (tops.argmax(0) == options.own_slice.axis.rank) & (labels != IGNORE)
+    amount = 2.0 * options.max_z_loss * tops.amax(0) * torch.where(is_here, upstream, 0.0)
+    gradient.scatter_add_(1, places[:, None], amount[:, None].to(gradient.dtype))
+
+
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, labels: Tensor, options: LossOptions) -> Tensor:
@@ -92,15 +114,18 @@ class _CrossEntropy(torch.autograd.Function):
         if options.logit_cap:
             scaled = scale_and_cap(wide(scaled).clone(), 1.0, options.logit_cap)
         statistics = row_statistics(wide(scaled), labels, options.own_slice)
-        ctx.save_for_backward(scaled, labels, statistics.lse)
+        ctx.save_for_backward(scaled, labels, statistics.lse, statistics.tops)
         ctx.options, ctx.dtype = options, logits.dtype
         return row_loss(statistics, labels, options)
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        logits, labels, lse = ctx.saved_tensors
-        upstream = upstream * ctx.options.logit_scale
-        gradient = logit_gradient(logits, lse, labels, upstream, ctx.options)
-        slope = cap_slope(logits, ctx.options.logit_cap)
+        (logits, labels, lse, tops), options = ctx.saved_tensors, ctx.options
+        upstream = upstream * options.logit_scale
+        gradient = logit_gradient(logits, lse, labels, upstream, options)
+        if options.max_z_loss:
+            places = largest_places(logits)
+            add_largest(gradient, places, tops, labels, upstream, options)
+        slope = cap_slope(logits, options.logit_cap)
         gradient = gradient if slope is None else gradient * slope
         return gradient.to(ctx.dtype), None, None

@@ -15,13 +15,15 @@ from torch import Tensor
 
 from megalite.errors import ShapeError
 from megalite.ops.backends import chosen
-from megalite.ops.cross_entropy import logit_gradient, row_loss
+from megalite.ops.cross_entropy import add_largest, logit_gradient, row_loss
 from megalite.ops.precision import as_given, wide
 from megalite.ops.vocabulary import (
     LossOptions,
+    RowStatistics,
     cap_slope,
     check_labels,
     labelled_rows,
+    largest_places,
     row_statistics,
     scale_and_cap,
 )
@@ -124,7 +126,7 @@ def _forward_backward(
         if not any(needs):
             continue
         share, slope = share * options.logit_scale, cap_slope(logits, options.logit_cap)
-        gradient = logit_gradient(logits, statistics.lse, label, share, options, in_place=True)
+        gradient = _logit_gradient(logits, statistics, label, share, options)
         if slope is not None:
             gradient *= slope
         narrow = gradient.to(weight.dtype)
@@ -135,6 +137,17 @@ def _forward_backward(
         if dbias is not None:
             dbias += gradient.sum(0, dtype=dbias.dtype)
     return loss, (dhidden, dweight, dbias)
+
+
+def _logit_gradient(
+    logits: Tensor, statistics: RowStatistics, labels: Tensor, share: Tensor, options: LossOptions
+) -> Tensor:
+    """The gradient of a chunk's logits, written over them."""
+    places = largest_places(logits) if options.max_z_loss else None
+    gradient = logit_gradient(logits, statistics.lse, labels, share, options, in_place=True)
+    if places is not None:
+        add_largest(gradient, places, statistics.tops, labels, share, options)
+    return gradient
 
 
 def _fits_narrow(weight: Tensor, options: LossOptions) -> bool:

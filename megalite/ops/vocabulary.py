@@ -36,6 +36,7 @@ class LossOptions:
     Attributes:
         label_smoothing: the share of the target that is uniform over the vocabulary.
         z_loss: factor of lse^2, which keeps logits from drifting.
+        max_z_loss: factor of the largest logit's square (Baichuan 2), alike.
         logit_scale: logits are multiplied by it first.
         logit_cap: then they become cap tanh(logits / cap); 0 is no cap.
         vocabulary: the slice of it that is here; None is all.
@@ -45,6 +46,7 @@ class LossOptions:
 
     label_smoothing: float = 0.0
     z_loss: float = 0.0
+    max_z_loss: float = 0.0
     logit_scale: float = 1.0
     logit_cap: float = 0.0
     vocabulary: VocabularySlice | None = None
@@ -83,12 +85,14 @@ class RowStatistics:
     """Of logits [T, V]: all fp32 [T], over the whole vocabulary.
 
     Attributes:
+        tops: largest logit of each slice of the vocabulary, [tp, T].
         lse: log of the sum of exponentials.
         target: logit of the label, 0 where there is none.
         mean: mean of the logits.
         weighted: softmax-weighted mean of the logits.
     """
 
+    tops: Tensor
     lse: Tensor
     target: Tensor
     mean: Tensor
@@ -131,6 +135,7 @@ def _combine(parts: Tensor, size: int) -> RowStatistics:
     share = torch.exp(tops - top)
     sum_exponentials = (sums * share).sum(0)
     return RowStatistics(
+        tops=tops,
         lse=top + sum_exponentials.log(),
         target=targets.sum(0),
         mean=totals.sum(0) / size,
@@ -153,6 +158,13 @@ def add_at_labels(gradient: Tensor, labels: Tensor, offset: int, amount: Tensor)
     place = labels - offset
     here = ((place >= 0) & (place < gradient.shape[1])).nonzero()[:, 0]
     gradient[here, place[here]] += amount[here]
+
+
+def largest_places(logits: Tensor) -> Tensor:
+    """Place of the largest of each row's logits, the first of equal ones: [T, V/tp] to [T]."""
+    return (
+        logits.argmax(-1) if logits.shape[1] else logits.new_zeros(len(logits), dtype=torch.int64)
+    )
 
 
 def check_labels(labels: Tensor, rows: int, size: int, where: str) -> None:

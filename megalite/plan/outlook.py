@@ -89,12 +89,15 @@ def outlook(job: Job, seconds: Seconds, kernels: Kernels, terms: Terms) -> Outlo
 
     The interval between checkpoints is the square root of twice the time of a save times that
     between failures; time is lost to saves, to half an interval a failure and to starting again.
+    While the batch grows, a sample is taken to cost as much as afterwards.
 
     Source: Daly 2006, doi:10.1016/j.future.2004.11.016.
     """
     done, total = operations(job), seconds.total
     per_device = job.devices * total
-    days = job.work.train.steps * total / DAY_S
+    train = job.work.train
+    full_steps = train.ramp.after(train.steps) / train.global_batch_size
+    days = full_steps * total / DAY_S
     nodes = math.ceil(job.devices / terms.per_node)
     rate = terms.failures * nodes / 1000.0 / DAY_S  # a second
     interval = math.sqrt(2.0 * terms.save_s / rate) if rate else math.inf

@@ -29,6 +29,7 @@ from megalite.stages.told import notes_of_writing
 from megalite.training.progress import Progress, StepResult
 from megalite.training.trainer import DoStep
 
+DROPOUT = ("dropout", "attention_dropout", "embedding_dropout")
 __all__ = ["DPOConfig", "run"]
 
 
@@ -88,7 +89,7 @@ def _measured(stage: Stage, learns: PreferenceLearner) -> DoStep[list[Comparison
 
 
 def _without_dropout(model: ModelConfig) -> ModelConfig:
-    return model.model_copy(update={"dropout": 0.0, "attention_dropout": 0.0})
+    return model.model_copy(update=dict.fromkeys(DROPOUT, 0.0))
 
 
 def _with_reference(

@@ -1,9 +1,13 @@
-"""How long a run is, in the unit that it was told: steps, epochs of its samples, or tokens."""
+"""How long a run is, in the unit that it was told: steps, samples, epochs of them, or tokens."""
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
+from megalite.config.amount import Measure
+from megalite.config.course import settled as settled_course
 from megalite.errors import ConfigError
 from megalite.stages.setup import StageConfig
+from megalite.training.config import TrainConfig
+from megalite.training.schedule import settled as settled_schedule
 
 StageConfigT = TypeVar("StageConfigT", bound=StageConfig)
 
@@ -11,10 +15,10 @@ StageConfigT = TypeVar("StageConfigT", bound=StageConfig)
 def in_steps(
     config: StageConfigT, samples: int, tokens: int = 0, key: str = "data.train"
 ) -> tuple[StageConfigT, list[str]]:
-    """A config whose run is as many steps long as its epochs or tokens take; and that in words.
+    """A config whose lengths are settled: the run in steps, others in samples; and that in words.
 
-    The last step may go beyond them, into the next epoch. ``train.epochs`` and ``train.tokens`` are
-    0 in it, so that a run's config.toml says one length.
+    The last step may go beyond what was told, into the next epoch. ``train.epochs``,
+    ``train.tokens`` and ``train.samples`` are 0 in it, so that a run's config.toml says one length.
 
     Args:
         config: of the run.
@@ -23,24 +27,69 @@ def in_steps(
         key: what has the samples.
 
     Raises:
-        ConfigError: the stage has no such unit.
+        ConfigError: the stage has no such unit, or lengths overlap.
     """
-    train, batch = config.train, config.train.global_batch_size
+    length = _samples(config.train, samples, tokens, config.stage)
+    measure = Measure(_no_steps, tokens, samples, config.stage)
+    train = _with_ramp(config.train, measure, length)
+    said = []
+    if length:
+        steps = max(train.ramp.steps_to(length), 1)
+        said.append(f"{_told(config.train, samples, key)}: {_steps(train, steps, tokens)}")
+        changed = {"steps": steps, "epochs": 0.0, "tokens": 0, "samples": 0}
+        train = train.model_copy(update=changed)
+    measure = Measure(train.ramp.after, tokens, samples, config.stage)
+    total = train.ramp.after(train.steps)
+    schedule = settled_schedule(config.schedule, measure, total)
+    for name in ("warmup", "decay", "end"):
+        told, found = getattr(config.schedule, name), getattr(schedule, name)
+        if told != found:
+            said.append(f"schedule.{name} {told}: {found}")
+    train = train.model_copy(update=_places(train, measure, total))
+    return config.model_copy(update={"train": train, "schedule": schedule}), said
+
+
+def _places(train: TrainConfig, measure: Measure, total: int) -> dict[str, Any]:
+    """What changes at places of the run, with those in samples."""
+    places: dict[str, Any] = {
+        key: settled_course(getattr(train, key), measure, total, f"train.{key}")
+        for key in ("max_grad_norm", "embedding_gradient")
+    }
+    return places | {"dropout_until": measure.settled(train.dropout_until, "train.dropout_until")}
+
+
+def _no_steps(steps: int) -> int:
+    raise AssertionError(f"{steps} steps of a ramp are counted by the ramp")
+
+
+def _samples(train: TrainConfig, epoch: int, tokens: int, stage: str) -> int:
+    """Samples that a run is long; 0: it is told in steps."""
     if train.num_tokens and not tokens:
         raise ConfigError(
-            f"--train.tokens {train.tokens}: is a length of pretraining; samples of {config.stage} "
+            f"--train.tokens {train.tokens}: is a length of pretraining; samples of {stage} "
             "have different lengths: give train.epochs or train.steps"
         )
     if train.num_tokens:
-        steps = -(-train.num_tokens // (tokens * batch))
-        said = f"train.tokens {train.tokens}: {steps:,} steps of {batch} x {tokens:,} tokens"
-    elif train.epochs:
-        steps = max(-int(-train.epochs * samples // batch), 1)
-        said = (
-            f"train.epochs {train.epochs:g} of {samples:,} samples of {key}: {steps:,} steps of "
-            f"{batch} samples"
-        )
-    else:
-        return config, []
-    changed = {"steps": steps, "epochs": 0.0, "tokens": 0}
-    return config.model_copy(update={"train": train.model_copy(update=changed)}), [said]
+        return -(-train.num_tokens // tokens)
+    if train.epochs:
+        return max(-int(-train.epochs * epoch // 1), 1)
+    return train.num_samples
+
+
+def _with_ramp(train: TrainConfig, measure: Measure, length: int) -> TrainConfig:
+    ramp = train.batch_ramp.settled(train.global_batch_size, measure, length)
+    return train.model_copy(update={"batch_ramp": ramp})
+
+
+def _told(train: TrainConfig, epoch: int, key: str) -> str:
+    if train.epochs:
+        return f"train.epochs {train.epochs:g} of {epoch:,} samples of {key}"
+    return f"train.tokens {train.tokens}" if train.num_tokens else f"train.samples {train.samples}"
+
+
+def _steps(train: TrainConfig, steps: int, tokens: int) -> str:
+    """Steps and what they have, in words."""
+    sizes = train.ramp.sizes
+    each = f"{sizes[0]:,} to {sizes[-1]:,}" if len(sizes) > 1 else f"{sizes[0]}"
+    unit = f"x {tokens:,} tokens" if tokens else "samples"
+    return f"{steps:,} steps of {each} {unit}"

@@ -55,7 +55,9 @@ def _devices(config: Any, mesh: Mesh) -> str:
 
 def _batch(config: Any) -> str:
     samples, at_once = config.train.global_batch_size, config.train.micro_batch_size
-    text = f"{samples:,} samples a step, {at_once:,} at once in a process"
+    first = config.train.ramp.sizes[0]
+    sizes = f"{samples:,}" if first == samples else f"{first:,} to {samples:,}"
+    text = f"{sizes} samples a step, {at_once:,} at once in a process"
     most = samples * _length(config)
     return f"{text}, {most:,} tokens at most" if most else text
 

@@ -278,7 +278,7 @@ class Stage:
         return Loader(
             dataset,
             make,
-            Share(train.global_batch_size, train.micro_batch_size, dp.rank, dp.size),
+            Share(train.global_batch_size, train.micro_batch_size, dp.rank, dp.size, train.ramp),
             seed=self.config.run.seed if seed is None else seed,
             consumed_samples=progress.consumed_samples,
             skipped=progress.skipped,
@@ -323,7 +323,7 @@ def set_up(
     folder = RunFolder(config.run.folder, launch)
     folder.open(lambda path: _check_run_of(path, record, config.checkpoint.start))
     try:
-        starts = Starts(folder.path, config.run.most_failures, config.train.global_batch_size)
+        starts = Starts(folder.path, config.run.most_failures, config.train.ramp)
         _check_starts(starts, launch)
         return _stage_in(folder, starts, record, config, device, separate)
     except BaseException:
@@ -398,7 +398,10 @@ def _stage_in(
         if launch.rank >= own:
             config = config.model_copy(update={"parallel": separate.parallel})
     mesh = build_meshes(launch, meshes, device)
-    log = RunLog(folder.path, launch.rank == 0, config.train.steps, config.run.tensorboard)
+    train = config.train
+    log = RunLog(
+        folder.path, launch.rank == 0, train.steps, config.run.tensorboard, train.ramp.after
+    )
     peak = peak_tflops(device, config.train.precision)
     speed = Speed(config.model, mesh, peak, recomputed_blocks(config.model, config.parallel))
     heartbeat = Heartbeat(Fault(config.faults, launch))

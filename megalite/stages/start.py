@@ -69,7 +69,7 @@ def as_stored(
         if value != ModelConfig.model_fields[key].default
     }
     said = ", ".join(f"{key} {value}" for key, value in taken.items())
-    whole = ModelConfig.model_construct(model.model_fields_set, **whole.model_dump())
+    whole = ModelConfig.model_construct(model.model_fields_set, **dict(whole))
     lines = [f"model as in {where}: {said}"] if said else []
     if is_hugging_face(folder_of(path)):
         lines += filter(None, [unread_keys(folder_of(path))])

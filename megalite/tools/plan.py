@@ -301,11 +301,12 @@ def table_of_stages(config: PlanConfig, stages: list[ProcessMemory]) -> list[str
     parallel, train, device = config.parallel, config.train, device_of(config)
     copies = max(parallel.replicate, 1)
     tokens = train.global_batch_size * config.data.sequence_length
+    seen = train.ramp.after(train.steps) * config.data.sequence_length
     lines = [
         f"{devices(parallel)} processes: pp {parallel.pp} x replicate {copies} x shard "
         f"{parallel.shard} x tp {parallel.tp}; {train.precision}, recompute {parallel.recompute}",
         f"{sum(stage.parameters for stage in stages):,} parameters over the stages; "
-        f"{tokens:,} tokens per step; {train.steps * tokens:,} in {train.steps:,} steps",
+        f"{tokens:,} tokens per step; {seen:,} in {train.steps:,} steps",
         f"{'stage':>5} {'blocks':>7} {'parameters':>16} {'states':>8} {'gradients':>10} "
         f"{'gathered':>9} {'activations':>12} {'working':>8} {'rest':>6} {'total':>7}"
         "  GiB per process",

@@ -1,23 +1,23 @@
 """What a training run is told, besides its model, data and layout."""
 
-import re
-from decimal import Decimal
 from typing import Literal
 
 from pydantic import Field, model_validator
 
+from megalite.config.amount import Length, read_number
+from megalite.config.course import Course, values_of
 from megalite.config.section import Section
+from megalite.data.ramp import Ramp, RampConfig
 from megalite.engine.layout import BatchSizes
 from megalite.errors import ConfigError
+from megalite.training.curve import CurveConfig, PhaseConfig
 from megalite.training.spikes import SpikeConfig
 from megalite.training.stragglers import StragglerConfig
 from megalite.training.updates.adafactor import AdafactorConfig
 from megalite.training.updates.lion import LionConfig
 from megalite.training.updates.muon import MuonConfig
 
-AMOUNT = re.compile(r"(\d+(?:_\d+)*(?:\.\d+)?)([KMBT]?)", re.IGNORECASE)
 STEPS = 1000  # of a run that says nothing of its length
-UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 
 
 class RunConfig(Section):
@@ -74,9 +74,15 @@ class TrainConfig(Section):
         description="tokens that a pretraining reads, instead of steps: a number, perhaps with K, "
         "M, B or T behind it, such as 10B; 0: steps say it",
     )
+    samples: int | str = Field(
+        0,
+        description="samples that a run learns, instead of steps: a number, perhaps with K, M, B "
+        "or T behind it, such as 220M; 0: steps say it",
+    )
     global_batch_size: int = Field(
         8, ge=1, description="samples per optimizer step, over all processes"
     )
+    batch_ramp: RampConfig = RampConfig()
     micro_batch_size: int = Field(
         1, ge=1, description="samples per forward pass of a data-parallel rank"
     )
@@ -86,8 +92,20 @@ class TrainConfig(Section):
         "scale, or auto: fp32 on a CPU, on a GPU bf16 where it has it, else fp16; parameters and "
         "optimizer state stay fp32",
     )
-    max_grad_norm: float = Field(
-        1.0, ge=0, description="largest global gradient norm, clipped to beyond it; 0: no clipping"
+    max_grad_norm: Course = Field(
+        1.0,
+        description="largest global gradient norm, clipped to beyond it; 0: no clipping; perhaps "
+        'changing, such as { 0 = 1.0, "40B tokens" = 0.3 }',
+    )
+    embedding_gradient: Course = Field(
+        1.0,
+        description="factor of the gradient of the tokens' embedding, and of a head that is tied "
+        'to it, such as 0.1 or { 0 = 0.1, "to 20B tokens" = 1.0 } (GLM-130B)',
+    )
+    dropout_until: Length = Field(
+        1.0,
+        description="place of the run from which on nothing is dropped: a share, or steps, "
+        "samples, tokens or epochs",
     )
     compile: bool = Field(
         False,
@@ -126,7 +144,11 @@ class TrainConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> "TrainConfig":
-        given = {"epochs": self.epochs, "tokens": self.num_tokens}
+        given = {
+            "epochs": self.epochs,
+            "tokens": self.num_tokens,
+            "samples": self.num_samples,
+        }
         told = [key for key, value in given.items() if value]
         told += ["steps"] if self.steps not in (0, STEPS) else []
         if len(told) > 1:
@@ -134,6 +156,10 @@ class TrainConfig(Section):
             raise ConfigError(
                 f"--train.{told[0]}: {both} are each a run's length: give one, and 0 for the other"
             )
+        for key in ("max_grad_norm", "embedding_gradient"):
+            if min(values_of(getattr(self, key))) < 0:
+                raise ConfigError(f"--train.{key} {getattr(self, key)}: must not be negative")
+        self.batch_ramp.check(self.global_batch_size)
         for first, end in self.skip:
             if not 0 <= first < end:
                 raise ConfigError(
@@ -149,17 +175,33 @@ class TrainConfig(Section):
         Raises:
             ConfigError: it is none.
         """
-        found = AMOUNT.fullmatch(str(self.tokens) or "0")
-        if found is None:
-            raise ConfigError(
-                f"--train.tokens {self.tokens}: must be a number, perhaps with K, M, B or T behind "
-                "it, such as 10B"
-            )
-        return round(Decimal(found[1]) * UNITS[found[2].upper()])
+        return _number("tokens", self.tokens, "10B")
+
+    @property
+    def num_samples(self) -> int:
+        """``samples`` as a number; raises as :attr:`num_tokens`."""
+        return _number("samples", self.samples, "220M")
+
+    @property
+    def ramp(self) -> Ramp:
+        """Samples of each step; the ramp's places are told in samples."""
+        return self.batch_ramp.ramp(self.global_batch_size)
 
     def batch_sizes(self, updates: int = 1, has_text: bool = False) -> BatchSizes:
         """Samples of a step and of a forward pass; see :class:`BatchSizes`."""
-        return BatchSizes(self.global_batch_size, self.micro_batch_size, updates, has_text)
+        size = self.global_batch_size
+        before = self.batch_ramp.all_sizes(size)[:-1]
+        return BatchSizes(size, self.micro_batch_size, updates, has_text, before)
+
+
+def _number(key: str, told: int | str, example: str) -> int:
+    number = read_number(str(told) or "0")
+    if number is None:
+        raise ConfigError(
+            f"--train.{key} {told}: must be a number, perhaps with K, M, B or T behind it, such "
+            f"as {example}"
+        )
+    return number
 
 
 class OptimizerConfig(Section):
@@ -187,33 +229,12 @@ class OptimizerConfig(Section):
     muon: MuonConfig = MuonConfig()
 
 
-class ScheduleConfig(Section):
+class ScheduleConfig(CurveConfig):
     """The learning rate over samples."""
 
-    kind: Literal["cosine", "linear", "constant", "wsd"] = Field(
-        "cosine",
-        description="curve after the warm-up: cosine or linear decay to the floor, constant, or "
-        "wsd (constant, then a linear decay at the end)",
+    phases: tuple[PhaseConfig, ...] = Field(
+        (), description="curves one after another: each begins where the one before ends"
     )
-    warmup: float = Field(0.01, ge=0, le=1, description="share of the run that warms up linearly")
-    decay: float = Field(
-        0.2, ge=0, le=1, description="share of the run that decays, at its end (wsd)"
-    )
-    floor: float = Field(
-        0.1,
-        ge=0,
-        le=1,
-        description="lowest learning rate after the warm-up, as a share of the peak",
-    )
-
-    @model_validator(mode="after")
-    def _check(self) -> "ScheduleConfig":
-        if self.kind == "wsd" and self.warmup + self.decay > 1 + 1e-9:
-            raise ConfigError(
-                f"--schedule.decay {self.decay}: must be at most {1 - self.warmup:g}, what "
-                f"schedule.warmup {self.warmup} leaves of the run: lower one of them"
-            )
-        return self
 
 
 class CheckpointConfig(Section):

@@ -7,11 +7,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from megalite.config.amount import share_of
+from megalite.config.course import value_at
 from megalite.distributed.mesh import Mesh
 from megalite.distributed.sums import Counts
 from megalite.distributed.transfer import Reading
 from megalite.engine.gradients import clip_grad_norm
 from megalite.engine.model import Item, Model, Task
+from megalite.layers.shards import gradient_of, local_part
 from megalite.models.outputs import Scale
 from megalite.ops.random import fold
 from megalite.training.config import OptimizerConfig, ScheduleConfig, TrainConfig
@@ -23,6 +26,7 @@ from megalite.training.schedule import Clock, total_samples
 from megalite.training.watchdog.heartbeat import Heartbeat
 
 TARGETS = "targets"  # in a step's counts: what its loss is divided by
+EMBEDDING = "embedding.weight"
 _NORM, _BAD = "/norm", "/bad"  # among a step's numbers; no metric has a slash
 
 MakeTask = Callable[[Scale], Task]
@@ -145,18 +149,20 @@ class Learner:
         train, mesh = self.learning.train, self.mesh
         scale = self._scale_ahead()
         learning_rate = self.clock.learning_rate(consumed_samples)
+        max_norm = value_at(train.max_grad_norm, consumed_samples, self.total_samples)
         set_rate(self.optimizer, learning_rate)
         self.heartbeat.enter("forward_backward", self.model)
         sums = self.model.forward_backward(
             [(batch.to(mesh.device), extra) for batch, extra in items],
             make_task(counts.share(TARGETS)),
-            dropout_seed=fold(self.learning.seed, self.updates) if self._drops() else None,
+            dropout_seed=self._dropout_seed(consumed_samples),
             loss_scale=scale,
         )
+        self._shrink_embedding(consumed_samples)
         self.heartbeat.enter("reduce", self.model)
         names = sorted(sums)
         beside = torch.stack([sums[name].double() for name in names])
-        norm, bad, totals = clip_grad_norm(self.model, train.max_grad_norm, scale, beside)
+        norm, bad, totals = clip_grad_norm(self.model, max_norm, scale, beside)
         self.heartbeat.enter("optimizer", self.model)
         by_name = dict(zip(names, totals.unbind(), strict=True))
         step_unless(self.optimizer, self._is_dropped(bad, norm, by_name))
@@ -191,9 +197,24 @@ class Learner:
         self._unread -= 1
         self.scale.update(is_finite, train.precision, train.max_bad_steps, step)
 
-    def _drops(self) -> bool:
-        config = self.model.config
-        return config.dropout > 0 or config.attention_dropout > 0
+    def _shrink_embedding(self, consumed_samples: int) -> None:
+        """Multiply the gradient of the tokens' embedding by its factor.
+
+        Source: Zeng et al. 2022, arXiv:2210.02414, section 3.
+        """
+        told = self.learning.train.embedding_gradient
+        factor = value_at(told, consumed_samples, self.total_samples)
+        for name, parameter in self.model.named_parameters() if factor != 1.0 else ():
+            if name == EMBEDDING and parameter.grad is not None:
+                local_part(gradient_of(parameter)).mul_(factor)
+
+    def _dropout_seed(self, consumed_samples: int) -> int | None:
+        """Of the step after so many samples; None where nothing is dropped."""
+        until = share_of(self.learning.train.dropout_until, self.total_samples)
+        is_over = until < 1.0 and consumed_samples >= until * self.total_samples
+        if is_over or not self.model.config.drops:
+            return None
+        return fold(self.learning.seed, self.updates)
 
     def tensors(self) -> dict[str, Tensor]:
         """Parameters and optimizer state by name, for a checkpoint."""

@@ -1,10 +1,33 @@
 """The learning rate as a function of samples seen, independent of the batch size."""
 
-import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
+from megalite.config.amount import Measure, in_samples
+from megalite.errors import ConfigError
 from megalite.training.config import ScheduleConfig, TrainConfig
+from megalite.training.curve import CurveConfig, rate
 from megalite.training.progress import Progress
+
+LENGTHS = ("warmup", "end", "decay", "begin")  # the keys of a curve that are told in units
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A curve and its place in a run.
+
+    Attributes:
+        curve: with settled lengths.
+        first: samples of the run before it.
+        total: samples from there to the next phase, or to the run's end.
+        peak: share of the run's peak that the curve's is.
+    """
+
+    curve: CurveConfig
+    first: int
+    total: int
+    peak: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -12,7 +35,7 @@ class Clock:
     """The learning rate of a run, by the samples that it has seen.
 
     Attributes:
-        schedule: the curve.
+        schedule: the curves; their lengths are settled.
         peak: the highest learning rate.
         total_samples: of the whole run: those seen, and those of the steps to come.
     """
@@ -23,28 +46,59 @@ class Clock:
 
     def learning_rate(self, consumed_samples: int) -> float:
         """Of the step that begins after so many samples."""
-        return self.peak * rate(self.schedule, consumed_samples, self.total_samples)
+        found = phases(self.schedule, self.total_samples)
+        here = next(found)
+        for phase in found:
+            if phase.first <= consumed_samples:
+                here = phase
+        share = rate(here.curve, consumed_samples - here.first, here.total)
+        return self.peak * here.peak * share
 
 
-def rate(config: ScheduleConfig, samples: int, total: int) -> float:
-    """Share of the peak learning rate for the step that begins after ``samples`` of ``total``.
+def phases(schedule: ScheduleConfig, total: int) -> Iterator[Phase]:
+    """The curves of a run of ``total`` samples, in order."""
+    begins = [0, *(in_samples(phase.begin, total) for phase in schedule.phases)]
+    totals = [end - first for first, end in pairwise((*begins, max(total, begins[-1])))]
+    yield Phase(schedule, 0, totals[0])
+    for phase, first, length in zip(schedule.phases, begins[1:], totals[1:], strict=True):
+        yield Phase(phase, first, length, phase.peak)
 
-    Linear warm-up to 1, then cosine or linear decay to ``floor``, or constant, or (wsd) constant
-    and a linear decay over the last share ``decay``.
+
+def settled(schedule: ScheduleConfig, measure: Measure, total: int) -> ScheduleConfig:
+    """A schedule whose lengths are shares or samples.
+
+    Raises:
+        ConfigError: lengths or phases overlap, or the stage has no such unit.
     """
-    done = min(samples / max(total, 1), 1.0)
-    if done < config.warmup:
-        return (samples + 1) / (config.warmup * total + 1)
-    if config.kind == "constant":
-        return 1.0
-    begin = 1.0 - config.decay if config.kind == "wsd" else config.warmup
-    progress = min(max((done - begin) / max(1.0 - begin, 1e-12), 0.0), 1.0)
-    if config.kind == "cosine":
-        progress = 0.5 * (1.0 - math.cos(math.pi * progress))
-    return 1.0 - (1.0 - config.floor) * progress
+    later = tuple(
+        phase.model_copy(update=_lengths(phase, measure, f"schedule.phases.{number}"))
+        for number, phase in enumerate(schedule.phases)
+    )
+    found = schedule.model_copy(update={**_lengths(schedule, measure, "schedule"), "phases": later})
+    _check(found, total)
+    return found
+
+
+def _lengths(curve: CurveConfig, measure: Measure, where: str) -> dict[str, float | str]:
+    keys = [key for key in LENGTHS if key in type(curve).model_fields]
+    return {key: measure.settled(getattr(curve, key), f"{where}.{key}") for key in keys}
+
+
+def _check(schedule: ScheduleConfig, total: int) -> None:
+    begins = [0, *(in_samples(phase.begin, total) for phase in schedule.phases)]
+    for number, (before, begin) in enumerate(pairwise(begins)):
+        if begin <= before:
+            raise ConfigError(
+                f"--schedule.phases.{number}.begin {schedule.phases[number].begin}: is at sample "
+                f"{begin:,}, and the phase before begins at {before:,}: phases must not overlap"
+            )
+    found = list(phases(schedule, total))
+    for number, phase in enumerate(found):
+        key = f"schedule.phases.{number - 1}" if number else "schedule"
+        phase.curve.check_in(phase.total, key, phase is found[-1])
 
 
 def total_samples(train: TrainConfig, progress: Progress) -> int:
     """Samples of a whole run: those seen, and those of the steps that are left."""
     left = max(train.steps - progress.step, 0)
-    return progress.consumed_samples + left * train.global_batch_size
+    return train.ramp.after(left, progress.consumed_samples)

@@ -110,17 +110,24 @@ class SpikeDetector:
 
         Args:
             config: of the section.
-            batch: samples of a step.
+            batch: samples of a step, after it has grown.
         """
-        self._config, self._batch = config, batch
+        self._config, self._batch, self._last = config, batch, batch
         self._seen: dict[str, deque[Seen]] = {}
 
     @property
     def _samples(self) -> int:
         return self._config.window or WINDOW_STEPS * self._batch
 
-    def see(self, step: int, metrics: Mapping[str, float]) -> list[Spike]:
-        """What of a step's metrics is a spike; they belong to the window from here on."""
+    def see(self, step: int, metrics: Mapping[str, float], samples: int = 0) -> list[Spike]:
+        """What of a step's metrics is a spike; they belong to the window from here on.
+
+        Args:
+            step: its number.
+            metrics: of the step.
+            samples: of the step; 0: as many as in the whole batch.
+        """
+        self._last = samples or self._batch
         if self._config.policy == "off":
             return []
         spikes = []
@@ -133,7 +140,7 @@ class SpikeDetector:
             if value > bound:
                 spikes.append(Spike(step, metric, value, bound, middle))
             growth = _logarithm(value) - _logarithm(middle)
-            seen.append(Seen(self._batch, value, value - middle, growth))
+            seen.append(Seen(self._last, value, value - middle, growth))
             while self._is_enough_without_first(seen):
                 seen.popleft()
         return spikes
@@ -167,7 +174,7 @@ class SpikeDetector:
             progress: after that step.
         """
         end = learned_to(progress.consumed_samples, progress.skipped)
-        first = place_of(progress.consumed_samples - self._batch, progress.skipped)
+        first = place_of(progress.consumed_samples - self._last, progress.skipped)
         more = self._config.around or AROUND_STEPS * self._batch
         return (max(first - more, 0), end + more), (first, end + more)
 

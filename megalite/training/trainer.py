@@ -40,11 +40,12 @@ Evaluate = Callable[[], dict[str, float]]
 
 @dataclass(frozen=True)
 class _Begun:
-    """A step that was handed to the device: its number, when, and what its work gave."""
+    """A step that was handed to the device: its number, when, what its work gave, its samples."""
 
     step: int
     started: float
     result: StepResult
+    samples: int
 
 
 class Trainer:
@@ -84,6 +85,7 @@ class Trainer:
         self._request = stop or StopRequest()
         self._mesh, self._heartbeat = learners[0].mesh, learners[0].heartbeat
         self._train = learners[0].learning.train
+        self._ramp = self._train.ramp
         self._spikes = SpikeDetector(self._train.spikes, self._train.global_batch_size)
         self._drift = Drift(learners, self._train.drift.policy)
         self._pace = PaceWatch(learners[0])
@@ -345,8 +347,9 @@ class Trainer:
         if self._train.spikes.policy == "skip":
             self._learners[0].bounds = self._spikes.bounds()
         result = work(next(items), self.progress)
-        self.progress = self.progress.after_step(self._train.global_batch_size, result.extra)
-        self._begun.append(_Begun(self.progress.step, started, result))
+        samples = self._ramp.at(self.progress.consumed_samples)
+        self.progress = self.progress.after_step(samples, result.extra)
+        self._begun.append(_Begun(self.progress.step, started, result, samples))
         self._heartbeat.enter("log")
         self._read(self._behind(), evaluate)
         return result.asked_to_stop
@@ -380,6 +383,8 @@ class Trainer:
         metrics = {**known, "step_s": self._last_read - since}
         if "tokens" in metrics:
             metrics["tokens_per_s"] = metrics["tokens"] / metrics["step_s"]
+        if len(self._ramp.sizes) > 1:
+            metrics["batch_size"] = begun.samples
         if self._dropped():
             metrics["dropped_steps"] = self._dropped()
         metrics["memory_gib"] = memory_gib(self._mesh.device)
@@ -401,7 +406,7 @@ class Trainer:
                 f"step {step}: its gradients were not finite: the parameters stay as they were "
                 f"({self._dropped()} of the run's updates were dropped)"
             )
-        self._look_for_spikes(step, metrics)
+        self._look_for_spikes(begun, metrics)
 
     def _watch_best(self, step: int, found: Mapping[str, float]) -> None:
         """See whether an evaluation is the best one. Comm: a number from the first process."""
@@ -410,8 +415,9 @@ class Trainer:
             own = self._best.of(found) if mesh.world.rank == 0 else 0.0
             self._is_best = self._best.see(step, sum_count(own, mesh.world, mesh.device))
 
-    def _look_for_spikes(self, step: int, metrics: Mapping[str, float]) -> None:
-        found = self._spikes.see(step, metrics)
+    def _look_for_spikes(self, begun: _Begun, metrics: Mapping[str, float]) -> None:
+        step = begun.step
+        found = self._spikes.see(step, metrics, begun.samples)
         self._wants_back = bool(found) and self._train.spikes.policy == "rollback"
         for spike in found:
             self._log.say(str(spike))

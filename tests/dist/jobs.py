@@ -11,6 +11,7 @@ from megalite.distributed.launch import Launch
 from megalite.distributed.mesh import Mesh, ParallelConfig, build_mesh
 from megalite.engine.build import build_model
 from megalite.engine.model import Task
+from megalite.models.deviation import InitialConfig
 from megalite.models.outputs import Loss
 from megalite.training.checkpoint.load import load
 from megalite.training.checkpoint.manager import CheckpointManager
@@ -23,24 +24,43 @@ from tests.dist import models
 ALONE = Launch()
 
 
+# What published recipes ask for, as far as numbers of the model and of the step go.
+RECIPE_MODEL = {
+    "init_std": "sqrt(2/5D)",
+    "initial": InitialConfig(embedding=0.3, query="xavier", value="(2L)^-0.5 xavier"),
+    "dropout": 0.3,
+    "dropout_by_layer": "rising",
+    "embedding_dropout": 0.05,
+}
+RECIPE_TRAIN = {
+    "max_grad_norm": {"0": 1.0, "16 samples": 0.3},
+    "embedding_gradient": {"0": 0.1, "to 40 samples": 1.0},
+    "dropout_until": "32 samples",
+}
+RECIPE_LOSS = {"z_loss": 1e-2, "max_z_loss": 1e-2, "label_smoothing": 0.1}
+
+
 def make_learner(
     launch: Launch,
     model: str,
     layout: dict[str, Any],
     precision: str = "fp32",
     optimizer: dict[str, Any] | None = None,
+    recipe: bool = False,
 ) -> Learner:
     """A learner in a layout; a process alone in fp32 needs no mesh."""
     parallel = ParallelConfig(**layout)
     is_alone = launch.world_size == 1 and precision == "fp32"
     mesh = Mesh.single() if is_alone else build_mesh(launch, parallel, "cpu")
-    built = build_model(models.config(model), mesh, parallel, seed=1, precision=precision)
-    train = TrainConfig(steps=20, global_batch_size=models.SAMPLES, precision=precision)
+    config = models.config(model).model_copy(update=RECIPE_MODEL if recipe else {})
+    built = build_model(config, mesh, parallel, seed=1, precision=precision)
+    more = RECIPE_TRAIN if recipe else {}
+    train = TrainConfig(steps=20, global_batch_size=models.SAMPLES, precision=precision, **more)
     settings = OptimizerConfig(**({"learning_rate": 3e-3} | (optimizer or {})))
     return Learner(built, mesh, Learning(train, settings, ScheduleConfig(), 1))
 
 
-def step(learner: Learner, model: str, number: int) -> dict[str, float]:
+def step(learner: Learner, model: str, number: int, **loss: float) -> dict[str, float]:
     """One optimizer step on this rank's share of the step's batch, as two or more micro-batches."""
     mesh, whole = learner.mesh, models.batch(model, number)
     share = models.SAMPLES // mesh.dp.size
@@ -52,7 +72,7 @@ def step(learner: Learner, model: str, number: int) -> dict[str, float]:
     ]
     count = sum(batch.num_targets for batch, _ in items)
     consumed = number * models.SAMPLES
-    return learner.step(items, lambda scale: Task(Loss(scale)), count, consumed)
+    return learner.step(items, lambda scale: Task(Loss(scale, **loss)), count, consumed)
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -76,11 +96,13 @@ class GradientsOfFirstStep:
         learner.optimizer.step = keep_and_step
 
 
-def train(launch: Launch, model: str, layout: dict[str, Any], steps: int) -> tuple:
+def train(
+    launch: Launch, model: str, layout: dict[str, Any], steps: int, recipe: bool = False
+) -> tuple:
     """Losses and gradient norms of each step, and the first step's gradients, by name."""
-    learner = make_learner(launch, model, layout)
-    gradients = GradientsOfFirstStep(learner)
-    metrics = [step(learner, model, number) for number in range(steps)]
+    learner = make_learner(launch, model, layout, recipe=recipe)
+    gradients, loss = GradientsOfFirstStep(learner), RECIPE_LOSS if recipe else {}
+    metrics = [step(learner, model, number, **loss) for number in range(steps)]
     return [m["loss"] for m in metrics], [m["grad_norm"] for m in metrics], gradients.kept
 
 

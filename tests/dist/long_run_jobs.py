@@ -2,6 +2,7 @@
 
 import json
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from tests.dist import jobs
 from tests.unit.training.runs import BATCH, Run, Texts
 
 SPIKE, STEPS = 36, 40
+RAMP = {"start": 4, "increment": 4, "over": "32 samples"}
 BAD = range((SPIKE - 1) * BATCH, SPIKE * BATCH)
 
 
@@ -30,6 +32,31 @@ def curves(launch: Launch, folder: str, layout: dict[str, int]) -> tuple[list, l
     skip = ((BAD.start - 3, BAD.stop + 3),)
     told = Run(Path(folder) / "told", Texts(BAD), launch=launch, **layout).go(STEPS, skip=skip)
     return back.rows, told.rows, back.log
+
+
+def ramps(
+    launch: Launch, folder: str, layouts: list[dict[str, int]]
+) -> tuple[list[dict], list[dict], list[dict]]:
+    """Runs while the batch grows: unbroken, broken off, and broken off to go on in another layout.
+
+    Returns:
+        The metrics of each.
+    """
+    more = {"global_batch_size": 12, "batch_ramp": RAMP}
+
+    def breaks(step: int, _learner: Learner) -> None:
+        if step == 7:
+            raise MegaliteError("broken off in step 7; step 5 is saved")
+
+    def run(name: str, *each: dict[str, int]) -> list[dict]:
+        for layout in each[:-1]:
+            with suppress(MegaliteError):
+                begun = Run(Path(folder) / name, None, 5, launch, asynchronous=False, **layout)
+                begun.go(8, breaks, **more)
+        return Run(Path(folder) / name, None, 5, launch, **each[-1]).go(8, **more).rows
+
+    first, other = layouts
+    return run("whole", first), run("same", first, first), run("moved", other, first)
 
 
 def copies_after_training(launch: Launch, model: str, layout: dict[str, Any]) -> list[list]:

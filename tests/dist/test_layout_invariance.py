@@ -65,6 +65,20 @@ def test_losses_norms_and_gradients_are_those_of_one_process(cluster, model: str
     check_same_training(results, alone(model), of_norms=1e-5, floor=1e-9)
 
 
+@pytest.mark.parametrize(
+    ("model", "layout"),
+    [("gpt", "tp2 pp2"), ("t5", "tp3 uneven heads"), ("gpt", "tp2 sequence"), ("llama", "fsdp2")],
+)
+def test_what_recipes_ask_for_is_the_same_everywhere(cluster, model: str, layout: str):
+    """Initial values by role, dropout by place and time, shrunk gradients, losses of logits."""
+    processes, sizes = (LAYOUTS | VARIANTS)[layout]
+    more = {"model": model, "steps": STEPS, "recipe": True}
+    results = cluster.run(processes, "tests.dist.jobs:train", layout=sizes, **more)
+    plain, recipe = alone(model), jobs.train(jobs.ALONE, layout={}, **more)
+    assert recipe[0] != plain[0]
+    check_same_training(results, recipe, of_norms=1e-5, floor=1e-8)
+
+
 def test_the_curve_falls():
     losses, _, _ = alone("llama")
     assert losses[0] == pytest.approx(4.57, abs=0.1)  # log 97

@@ -12,6 +12,19 @@ def test_a_run_goes_back_on_all_ranks_as_if_told_to_skip(cluster, tmp_path):
         assert f"step {SPIKE}: going back before the spike" in said
 
 
+def test_a_run_goes_on_in_the_middle_of_its_ramp(cluster, tmp_path):
+    """Bit for bit in one layout, and with the losses of another layout that it comes from."""
+    layouts = [{"pp": 2, "tp": 2}, {"shard": 2, "replicate": 2}]
+    job = "tests.dist.long_run_jobs:ramps"
+    for whole, same, moved in cluster.run(4, job, folder=str(tmp_path), layouts=layouts):
+        assert [row["batch_size"] for row in whole] == [4, 4, 4, 4, 8, 8, 12, 12]
+        assert same == whole
+        for one, other in zip(whole, moved, strict=True):
+            assert one.keys() == other.keys()
+            assert [other[k] for k in SHOWN] == pytest.approx([one[k] for k in SHOWN], rel=1e-5)
+
+
+SHOWN = ("loss", "learning_rate", "batch_size")
 LAYOUTS = {
     "tp": ("glm", {"tp": 4, "sequence_parallel": True}),
     "stages that share": ("gpt", {"pp": 2, "tp": 2}),

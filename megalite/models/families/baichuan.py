@@ -48,7 +48,7 @@ def _to_theirs(config: ModelConfig) -> dict[str, Any]:
         "intermediate_size": config.ffn_size,
         longest: config.max_positions,
         "rms_norm_eps": config.norm_eps,
-        "initializer_range": config.init_std,
+        "initializer_range": config.standard_deviation,
     }
 
 

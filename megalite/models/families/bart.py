@@ -52,7 +52,7 @@ def keys_of(config: ModelConfig) -> dict[str, Any]:
         "scale_embedding": config.embedding_scale != 1.0,
         "dropout": config.dropout,
         "attention_dropout": config.attention_dropout,
-        "init_std": config.init_std,
+        "init_std": config.standard_deviation,
         "is_encoder_decoder": True,
     }
 

@@ -44,7 +44,7 @@ def _to_theirs(config: ModelConfig) -> dict[str, Any]:
         "layer_norm_epsilon": config.norm_eps,
         "hidden_dropout": config.dropout,
         "attention_dropout": config.attention_dropout,
-        "initializer_range": config.init_std,
+        "initializer_range": config.standard_deviation,
     }
 
 

@@ -77,7 +77,7 @@ def _to_theirs(config: ModelConfig) -> dict[str, Any]:
         "tie_word_embeddings": config.tie_embeddings,
         "hidden_dropout": config.dropout,
         "attention_dropout": config.attention_dropout,
-        "initializer_range": config.init_std,
+        "initializer_range": config.standard_deviation,
     }
 
 

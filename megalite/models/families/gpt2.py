@@ -46,7 +46,7 @@ def _to_theirs(config: ModelConfig) -> dict[str, Any]:
         "resid_pdrop": config.dropout,
         "embd_pdrop": config.dropout,
         "attn_pdrop": config.attention_dropout,
-        "initializer_range": config.init_std,
+        "initializer_range": config.standard_deviation,
     }
 
 

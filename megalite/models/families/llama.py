@@ -57,7 +57,7 @@ def shared_keys(config: ModelConfig) -> dict[str, Any]:
         "rms_norm_eps": config.norm_eps,
         "tie_word_embeddings": config.tie_embeddings,
         "attention_dropout": config.attention_dropout,
-        "initializer_range": config.init_std,
+        "initializer_range": config.standard_deviation,
     }
 
 

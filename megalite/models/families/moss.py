@@ -52,7 +52,7 @@ def shared_keys(config: ModelConfig) -> dict[str, Any]:
         "activation_function": ACTIVATIONS[config.activation],
         "resid_pdrop": config.dropout,
         "attn_pdrop": config.attention_dropout,
-        "initializer_range": config.init_std,
+        "initializer_range": config.standard_deviation,
     }
 
 

@@ -53,7 +53,7 @@ def _to_theirs(config: ModelConfig) -> dict[str, Any]:
         "tie_word_embeddings": config.tie_embeddings,
         "dropout": config.dropout,
         "attention_dropout": config.attention_dropout,
-        "init_std": config.init_std,
+        "init_std": config.standard_deviation,
     }
 
 

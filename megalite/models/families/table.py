@@ -82,7 +82,12 @@ def qkv_rows(config: ModelConfig) -> list[int]:
 
 
 # What decides how a model is trained, and not what it computes.
-TRAINING = frozenset({"preset", "init_std", "scaled_init", "dropout", "attention_dropout"})
+TRAINING = frozenset(
+    {
+        *("preset", "init_std", "scaled_init", "initial"),
+        *("dropout", "dropout_by_layer", "embedding_dropout", "attention_dropout"),
+    }
+)
 
 
 def decisive(config: ModelConfig) -> dict[str, Any]:

@@ -102,9 +102,10 @@ class PPOConfig(StageConfig):
             raise ConfigError(
                 "--pretraining.train: needs a store, as update.pretrain_coefficient > 0"
             )
-        size = self.train.global_batch_size
-        if size % self.update.mini_batches:
-            raise ConfigError(
-                f"--update.mini_batches {self.update.mini_batches}: must divide "
-                f"train.global_batch_size {size}"
-            )
+        size, parts = self.train.global_batch_size, self.update.mini_batches
+        unfit = [n for n in self.train.batch_ramp.all_sizes(size) if n % parts]
+        if unfit:
+            where = f"train.global_batch_size {size}"
+            if unfit != [size] and size % parts == 0:
+                where = f"the sizes {', '.join(map(str, unfit))} of train.batch_ramp"
+            raise ConfigError(f"--update.mini_batches {parts}: must divide {where}")

@@ -83,7 +83,7 @@ class PPOStep:
             metrics["rollout_gap"] = gap
         metrics |= updated
         metrics[KL_COEFFICIENT] = coefficient
-        size = config.train.global_batch_size
+        size = config.train.ramp.at(progress.consumed_samples)
         metrics["tokens"] = metrics["response_tokens"] * size
         return StepResult(
             metrics,

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from megalite.config.section import Section
+from megalite.config.section import Section, section_class
 from megalite.engine.weights import check_same_model, config_of
 from megalite.errors import CheckpointError
 from megalite.models.config import ModelConfig
@@ -161,12 +161,20 @@ class RunRecord:
 
 def _section(cls: type[SectionT], values: Mapping[str, Any]) -> SectionT:
     """A section from values of JSON that another version may have written; its own keys alone."""
-    known = {
-        key: value
-        for key, value in values.items()
-        if key in cls.model_fields and not isinstance(value, Mapping)
-    }
-    return cls.model_validate_json(json.dumps(known))
+    return cls.model_validate_json(json.dumps(_known(cls, values)))
+
+
+def _known(cls: type[Section], values: Any) -> Any:
+    """Values without keys that a section, or those inside it, don't have."""
+    if isinstance(values, Sequence) and not isinstance(values, str):
+        return [_known(cls, one) for one in values]
+    known = {}
+    for key, value in values.items():
+        field = cls.model_fields.get(key)
+        inner = section_class(field.annotation) if field is not None else None
+        if field is not None:
+            known[key] = value if inner is None else _known(inner, value)
+    return known
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

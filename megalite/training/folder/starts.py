@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from megalite.data.ramp import Ramp
 from megalite.data.skipping import in_words, place_of
 from megalite.distributed.launch import Launch
 from megalite.errors import RankFailure, Stopped, UserError
@@ -49,15 +50,15 @@ class Start:
 class Starts:
     """The starts of a run that have not ended well; the first process keeps them."""
 
-    def __init__(self, folder: Path, most: int, batch: int) -> None:
+    def __init__(self, folder: Path, most: int, ramp: Ramp) -> None:
         """Describe a run.
 
         Args:
             folder: of the run.
             most: failures in a row after which a restart is refused; 0: never.
-            batch: samples of a step.
+            ramp: samples of each step.
         """
-        self._folder, self._most, self._batch = folder, most, batch
+        self._folder, self._most, self._ramp = folder, most, ramp
         self._starts: list[Start] = []
 
     def begin(self, launch: Launch) -> str:
@@ -172,8 +173,8 @@ class Starts:
     def _samples(self, step: int, facts: Facts) -> str:
         """Places in the run's order of a step's samples."""
         skipped = skipped_of(facts)
-        first = facts["consumed_samples"] + max(step - facts["step"] - 1, 0) * self._batch
-        last = place_of(first + self._batch - 1, skipped)
+        first = self._ramp.after(max(step - facts["step"] - 1, 0), facts["consumed_samples"])
+        last = place_of(first + self._ramp.at(first) - 1, skipped)
         return in_words(((place_of(first, skipped), last + 1),))
 
     def _advice(self) -> str:

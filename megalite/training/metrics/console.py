@@ -3,7 +3,7 @@
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 SHOWN = {
     "loss": "loss {:.4f}",
@@ -15,6 +15,7 @@ SHOWN = {
     "heldout_kl": "held-out kl {:.3f}",
     "dropped_steps": "dropped {:.0f}",
     "learning_rate": "lr {:.2e}",
+    "batch_size": "batch {:,.0f}",
     "tokens_per_s": "{:,.0f} tokens/s",
     "mfu": "MFU {:.1%}",
     "hfu": "HFU {:.1%}",
@@ -26,6 +27,7 @@ SHOWN = {
 OMITTED = (
     "hfu",
     "bubble_theory",
+    "batch_size",
     "learning_rate",
     "bubble",
     "mfu",
@@ -47,13 +49,14 @@ SEPARATOR = " | "
 class Console:
     """The console of a run; on a terminal a step's line replaces the one before."""
 
-    def __init__(self, total_steps: int) -> None:
+    def __init__(self, total_steps: int, done: Callable[[int], int] = int) -> None:
         """Begin with nothing shown.
 
         Args:
             total_steps: of the run, for the time left.
+            done: what was done after so many steps, in units that take equally long each.
         """
-        self._total = total_steps
+        self._total, self._done = total_steps, done
         self._is_line_open = False
         self._first: tuple[int, float] | None = None  # the first step that was shown, and when
 
@@ -71,8 +74,10 @@ class Console:
         now = time.monotonic()
         if self._first is None:
             self._first = step, now
-        steps = step - self._first[0]
-        return (self._total - step) * (now - self._first[1]) / steps if steps > 0 else None
+        if step <= self._first[0]:
+            return None
+        each = (now - self._first[1]) / (self._done(step) - self._done(self._first[0]))
+        return (self._done(self._total) - self._done(step)) * each
 
     def show(self, parts: Mapping[str, str]) -> None:
         """Show a step's line."""

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,12 @@ class RunLog:
     """The files of a run's folder; only the first process writes."""
 
     def __init__(
-        self, folder: Path | str, is_writer: bool, total_steps: int, tensorboard: bool
+        self,
+        folder: Path | str,
+        is_writer: bool,
+        total_steps: int,
+        tensorboard: bool,
+        done: Callable[[int], int] = int,
     ) -> None:
         """Open the folder.
 
@@ -26,12 +31,13 @@ class RunLog:
             is_writer: whether this process writes.
             total_steps: of the run, for the time left.
             tensorboard: whether TensorBoard's files are written.
+            done: what was done after so many steps, for the time left.
 
         Raises:
             DataError: the folder can't be written.
         """
         self.folder, self.is_writer = Path(folder), is_writer
-        self._console = Console(total_steps)
+        self._console = Console(total_steps, done)
         self._lines = {name: Lines(self.folder / name) for name in ("metrics.jsonl", "log.txt")}
         self._tensorboard: TensorBoard | None = None
         if not is_writer:

@@ -34,7 +34,7 @@ def test_each_name_is_a_key_and_a_row_of_the_page(trainer, page, prefix):
     [
         (PretrainConfig, "--lr", "Megatron-LM's lr is optimizer.learning_rate here"),
         (PretrainConfig, "--tensor-model-parallel-size", "is parallel.tp here"),
-        (SFTConfig, "--train.warmup_steps", r"is schedule.warmup here \(a share of the run\)"),
+        (SFTConfig, "--train.warmup_steps", r"is schedule.warmup here \('2000 steps'\)"),
         (SFTConfig, "--kl_coef", "no such key; (the config has|did you mean)"),
     ],
 )

@@ -77,3 +77,19 @@ def test_every_layout_that_is_offered_fits_and_is_of_as_many_processes(world_siz
         assert list(faults(demand, ParallelConfig(**sizes))) == []
     left_out = len(factorisations(world_size)) - len(offered)
     assert (left_out > 0) == (world_size > 4)  # tp 8, pp 6 and the like
+
+
+def test_all_sizes_of_a_ramp_that_do_not_fit_are_listed_with_the_nearest_that_do():
+    batch = BatchSizes(40, 2, before=(4, 12, 16, 22))
+    message = next(faults(Demand(MODEL, 4, batch), ParallelConfig(shard=4)))
+    assert message == (
+        "--train.batch_ramp: 3 of its sizes don't fit micro_batch_size 2 x 4 data-parallel "
+        "processes and pp 1; each, and in brackets the nearest that do: 4 (8), 12 (8 or 16), "
+        "22 (16 or 24)"
+    )
+    fits = BatchSizes(40, 2, before=(8, 16, 24, 32))
+    assert next(faults(Demand(MODEL, 4, fits), ParallelConfig(shard=4)), None) is None
+    piped = ParallelConfig(pp=4)
+    message = next(faults(Demand(MODEL, 4, BatchSizes(40, 2, before=(4, 12))), piped))
+    assert "2 data-parallel" not in message
+    assert message.endswith("4 (8)")

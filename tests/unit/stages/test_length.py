@@ -12,6 +12,8 @@ from megalite.errors import ConfigError
 from megalite.stages.length import in_steps
 from megalite.stages.pretrain import PretrainConfig
 from megalite.stages.sft import SFTConfig
+from megalite.training.progress import Progress
+from megalite.training.schedule import total_samples
 
 CONFIG = """
 [model]
@@ -75,6 +77,11 @@ def test_tokens_are_steps_of_whole_sequences(tokens: str, number: int):
     [
         (["--train.epochs", "3", "--train.steps", "5"], "train.epochs 3.0 and train.steps 5 are"),
         (["--train.epochs", "3", "--train.tokens", "5M"], "train.epochs 3.0 and train.tokens 5M"),
+        (["--train.samples", "3", "--train.epochs", "5"], "train.epochs 5.0 and train.samples 3"),
+        (["--train.samples", "five"], "--train.samples five: must be a number, perhaps with K, M"),
+        (["--schedule.warmup", "2000"], "--schedule.warmup: '2000': a share of the run is at"),
+        (["--schedule.warmup", "two steps"], "--schedule.warmup: 'two steps': must be a share"),
+        (["--train.batch_ramp.start", "9"], "--train.batch_ramp.start 9: with an increment of 1"),
         (["--train.tokens", "ten"], "--train.tokens ten: must be a number, perhaps with K, M, B"),
         (["--train.tokens", "-3"], "--train.tokens -3: must be a number"),
         (["--train.epochs", "-1"], "--train.epochs"),
@@ -84,6 +91,44 @@ def test_two_lengths_and_what_is_no_length_are_refused(words, says: str):
     with pytest.raises(ConfigError) as error:
         of(SFTConfig, *words)
     assert says in str(error.value)
+
+
+BLOOM = [
+    *("--train.samples", "220M", "--train.global_batch_size", "2048"),
+    *("--train.batch_ramp.start", "192", "--train.batch_ramp.increment", "16"),
+    *("--train.batch_ramp.over", "9765625 samples", "--schedule.warmup", "375M tokens"),
+    *("--schedule.end", "200M samples"),
+]
+
+
+def test_a_ramps_run_has_the_steps_of_a_loop_and_its_units_are_told_in_samples():
+    config, said = in_steps(load(PretrainConfig, None, BLOOM), 5, 2048)
+    consumed = steps = 0
+    while consumed < 220_000_000:
+        size = min(192 + consumed * 116 // 9_765_625 * 16, 2048)
+        consumed, steps = consumed + size, steps + 1
+    assert config.train.steps == steps
+    assert total_samples(config.train, Progress()) == consumed
+    assert config.schedule.warmup == "183105 samples"
+    assert said == [
+        f"train.samples 220M: {steps:,} steps of 192 to 2,048 x 2,048 tokens",
+        "schedule.warmup 375M tokens: 183105 samples",
+        "schedule.end 200M samples: 200000000 samples",
+    ]
+    assert in_steps(config, 5, 2048) == (config, [])
+
+
+def test_a_ramps_steps_are_counted_by_its_sizes():
+    words = ["--train.batch_ramp.sizes", '{ 0 = 4, "10 steps" = 8 }', "--train.steps", "15"]
+    config, _ = in_steps(of(SFTConfig, *words, "--schedule.warmup", "12 steps"), 100)
+    assert config.schedule.warmup == "56 samples"
+    assert config.train.batch_ramp.sizes == {"0": 4, "40 samples": 8}
+    assert total_samples(config.train, Progress()) == 80
+    assert total_samples(config.train, Progress(11, 48)) == 80
+    with pytest.raises(ConfigError, match="over 0.5: is a share of a run whose length is told in"):
+        in_steps(
+            of(SFTConfig, "--train.batch_ramp.start", "4", "--train.batch_ramp.over", "0.5"), 9
+        )
 
 
 def test_tokens_of_rows_are_refused():

@@ -95,7 +95,7 @@ class Run:
         self, steps: int, on_step: Callable[[int, Learner], None] | None = None, **more
     ) -> "Run":
         """Train up to a step; ``on_step`` gets each step's number before it."""
-        train = TrainConfig(steps=steps, global_batch_size=BATCH, log_every=1, **more)
+        train = TrainConfig(**{"global_batch_size": BATCH, "log_every": 1, "steps": steps} | more)
         trainer, self.seen = self.trainer(train), []
 
         def work(batches: list[Batch], progress: Progress) -> StepResult:
@@ -109,7 +109,8 @@ class Run:
             return StepResult(step)
 
         def items(progress: Progress) -> Loader:
-            share = Share(BATCH, 1, self._mesh.dp.rank, self._mesh.dp.size)
+            batch, dp = train.global_batch_size, self._mesh.dp
+            share = Share(batch, 1, dp.rank, dp.size, train.ramp)
             make = lambda _samples, places: self._texts.batch(list(places))  # noqa: E731
             consumed, skipped = progress.consumed_samples, progress.skipped
             options = {"seed": 0, "consumed_samples": consumed, "skipped": skipped}
@@ -123,8 +124,8 @@ class Run:
     def rows(self) -> list[dict[str, float]]:
         """The metrics of each step, but for what the clock and the system say."""
         lines = (self.folder / "metrics.jsonl").read_text().splitlines()
-        kept = ("step", "loss", "grad_norm", "learning_rate")
-        return [{key: row[key] for key in kept} for row in map(json.loads, lines)]
+        kept = ("step", "loss", "grad_norm", "learning_rate", "batch_size")
+        return [{key: row[key] for key in kept if key in row} for row in map(json.loads, lines)]
 
     @property
     def log(self) -> str:

@@ -156,3 +156,70 @@ def test_apex_is_known_by_its_optimizer_not_by_its_name(tmp_path):
     (nvidia / "__init__.py").write_text("class FusedAdam:\n    pass\n")
     done = run_python(tmp_path / "nvidia", code)
     assert done.stdout.strip() == "apex.optimizers", done.stderr
+
+
+def changing(**train) -> Learner:
+    """A learner whose numbers of a step change; a step has 8 samples."""
+    config = models.config("gpt")
+    model = build_model(config, Mesh.single(), ParallelConfig(), seed=1)
+    settings = TrainConfig(steps=5, global_batch_size=8, **train)
+    schedule = ScheduleConfig(kind="constant", warmup=0.0)
+    return Learner(model, Mesh.single(), Learning(settings, OptimizerConfig(), schedule, 1))
+
+
+def losses_and_gradients(ours: Learner, steps: int) -> list[tuple[float, float, float]]:
+    """Loss, norm of all clipped gradients, and norm of the embedding's, of each step."""
+    found, inner = [], ours.optimizer.step
+
+    def keep() -> None:
+        named = {n: p.grad for n, p in ours.model.named_parameters() if p.grad is not None}
+        norm = torch.stack([g.norm() for g in named.values()]).norm()
+        found.append((float(norm), float(named["embedding.weight"].norm())))
+        inner()
+
+    ours.optimizer.step = keep
+    losses = []
+    for number in range(steps):
+        batch = models.batch("gpt", 0)
+        count = batch.num_targets
+        make = lambda scale: Task(Loss(scale))  # noqa: E731
+        losses.append(ours.step([(batch, None)], make, count, number * 8)["loss"])
+    return [(loss, *norms) for loss, norms in zip(losses, found, strict=True)]
+
+
+def test_clipping_changes_at_its_places():
+    rows = losses_and_gradients(changing(max_grad_norm={"0": 1e-2, "16 samples": 1e-3}), 3)
+    assert [norm for _, norm, _ in rows] == pytest.approx([1e-2, 1e-2, 1e-3], rel=1e-3)
+
+
+def test_the_embeddings_gradient_is_multiplied_by_its_factor():
+    plain = losses_and_gradients(changing(max_grad_norm=0.0), 1)
+    told = {"0": 0.25, "to 16 samples": 1.0}
+    shrunk = losses_and_gradients(changing(max_grad_norm=0.0, embedding_gradient=told), 1)
+    assert shrunk[0][0] == plain[0][0]
+    assert shrunk[0][2] == pytest.approx(0.25 * plain[0][2], rel=1e-6)
+
+
+def test_nothing_is_dropped_from_a_place_on():
+    """The batch is the same in each step, and the model hardly moves."""
+    until = changing(dropout_until="16 samples")
+    never = changing(dropout_until=0.0)
+    rate = {"learning_rate": 1e-9}
+    for learner_ in (until, never):
+        learner_.set_learning_rate(rate["learning_rate"])
+    dropped = [loss for loss, *_ in losses_and_gradients(until, 4)]
+    whole = [loss for loss, *_ in losses_and_gradients(never, 4)]
+    assert dropped[2:] == pytest.approx(whole[2:], rel=1e-5)
+    assert abs(dropped[0] - whole[0]) > 1e-4
+    assert abs(dropped[0] - dropped[1]) > 1e-4
+
+
+def test_dropout_rises_over_layers_and_spares_the_embedding():
+    config = models.config("t5").model_copy(
+        update={"dropout": 0.3, "dropout_by_layer": "rising", "embedding_dropout": 0.0}
+    )
+    model = build_model(config, Mesh.single(), ParallelConfig(), seed=1)
+    rates = [[block.dropout for block in stack.blocks()] for stack in model.parts[0].stacks()]
+    assert rates == [pytest.approx([0.0, 0.15, 0.3]), pytest.approx([0.0, 0.3])]
+    assert config.drops
+    assert not config.model_copy(update={"dropout": 0.0, "attention_dropout": 0.0}).drops
