@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from pydantic import ValidationError
+from torch import Tensor
 
 from megalite.config.explain import explain
 from megalite.engine.model import Model
@@ -15,6 +16,7 @@ from megalite.models.config import ModelConfig
 from megalite.models.families.table import decisive
 from megalite.models.hugging_face import fitted, our_tensors, read_config
 
+VOCABULARY = ("embedding.weight", "head.weight", "head.bias")  # tables with a row a token
 HEAD_KEYS = {
     "head",
     "head_bias",
@@ -40,6 +42,34 @@ def config_of(facts: Mapping[str, Any], where: Path | str) -> ModelConfig:
     raise CheckpointError(
         f"{where}: its model can't be read: {reason}; did another version write it?"
     )
+
+
+def with_vocabulary(stored: ModelConfig, wanted: ModelConfig, grows: bool) -> ModelConfig:
+    """A stored model with the rows of its vocabulary that are added when it is loaded.
+
+    Args:
+        stored: as the weights were trained.
+        wanted: the run's.
+        grows: whether rows may be added; none is ever taken away.
+    """
+    more = grows and wanted.vocab_size > stored.vocab_size
+    return stored.model_copy(update={"vocab_size": wanted.vocab_size}) if more else stored
+
+
+def grown(name: str, table: Tensor, rows: int) -> Tensor:
+    """A table of the vocabulary with further rows, each the mean of those that are there.
+
+    Args:
+        name: of the parameter.
+        table: [V] or [V, E]; of another parameter it is given back.
+        rows: that it is to have, at least V.
+
+    Source: Taori et al. 2023, tatsu-lab/stanford_alpaca, train.py.
+    """
+    if name not in VOCABULARY or rows == table.shape[0]:
+        return table
+    mean = table.float().mean(0, keepdim=True).to(table.dtype)
+    return torch.cat([table, mean.expand(rows - table.shape[0], *table.shape[1:])])
 
 
 def check_same_model(wanted: ModelConfig, stored: ModelConfig, where: str) -> None:
@@ -72,21 +102,33 @@ def check_same_model(wanted: ModelConfig, stored: ModelConfig, where: str) -> No
 
 
 @torch.no_grad()
-def load_weights(model: Model, path: Path) -> None:
+def load_weights(model: Model, path: Path, grows: bool = False) -> None:
     """Load a Hugging Face folder into a model, each process what it holds.
+
+    Args:
+        model: gets the weights.
+        path: the folder.
+        grows: whether the vocabulary may get rows; see :func:`grown`.
 
     Raises:
         CheckpointError: the folder is of another model or damaged.
     """
     config, family = read_config(path)
-    check_same_model(model.config, config, f"{path}/config.json")
+    wanted = with_vocabulary(config, model.config, grows)
+    check_same_model(model.config, wanted, f"{path}/config.json")
     parameters = dict(model.named_parameters())
     for name, piece in our_tensors(path, config, family):
         if name not in parameters:
             continue
         parameter = parameters[name]
-        shape, offset = local_box(parameter)
-        whole = fitted(name, piece, parameter.shape, path)
-        part = whole[tuple(slice(at, at + n) for at, n in zip(offset, shape, strict=True))]
-        local_part(parameter).copy_(part)
+        piece = grown(name, piece, parameter.shape[0])
+        fill(parameter, fitted(name, piece, parameter.shape, path))
     model.copy_duplicates()
+
+
+@torch.no_grad()
+def fill(parameter: Tensor, whole: Tensor) -> None:
+    """Give a parameter what this process holds of a whole tensor of its shape."""
+    shape, offset = local_box(parameter)
+    box = tuple(slice(at, at + n) for at, n in zip(offset, shape, strict=True))
+    local_part(parameter).copy_(whole[box])

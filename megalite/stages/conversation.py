@@ -108,5 +108,5 @@ def check_vocabulary(tokenizer: Tokenizer, model: ModelConfig) -> None:
     if tokenizer.vocab_size > model.vocab_size:
         raise ConfigError(
             f"--model.vocab_size {model.vocab_size}: must be at least {tokenizer.vocab_size}, the "
-            f"number of tokens of {tokenizer.path}"
+            f"number of tokens of {tokenizer.path}; checkpoint.grow_vocabulary adds rows to a start"
         )

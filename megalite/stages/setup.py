@@ -13,6 +13,7 @@ from megalite.config import dump
 from megalite.config.section import Section
 from megalite.data.config import TokenizerConfig
 from megalite.data.loader import Dataset, Loader, Share
+from megalite.data.tokenizers.load import load_tokenizer
 from megalite.distributed.agreement import text_of_first
 from megalite.distributed.launch import Launch
 from megalite.distributed.mesh import Mesh, ParallelConfig, build_meshes, start_process_group
@@ -146,7 +147,11 @@ def settled(config: StageConfigT, launch: Launch, head: Head = "lm") -> StageCon
         config, more = meaning.pin(config, [TOKENIZER])
         fetched += more
     config, writing = meaning.with_writing(config)
-    model, said = settled_model(config.model, config.checkpoint.start, config.run.folder, head)
+    vocabulary = 0
+    if config.checkpoint.grow_vocabulary:
+        vocabulary = load_tokenizer(**config.tokenizer.model_dump()).vocab_size
+    start, folder = config.checkpoint.start, config.run.folder
+    model, said = settled_model(config.model, start, folder, head, vocabulary)
     if launch.rank == 0:
         for text in filter(None, (*fetched, *tokenizer, *writing, said)):
             print(text, flush=True)  # noqa: T201
@@ -235,7 +240,7 @@ class Stage:
             compiled=settings.train.compile,
         )
         if start:
-            load_start(model, start, needs_head)
+            load_start(model, start, needs_head, settings.checkpoint.grow_vocabulary)
         return model
 
     def trainer(self, *models: tuple[str, Model]) -> tuple[Trainer, list[Learner]]:

@@ -4,8 +4,19 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+from torch import Tensor
+
 from megalite.engine.model import Model
-from megalite.engine.weights import check_same_model, config_of, load_weights
+from megalite.engine.weights import (
+    VOCABULARY,
+    check_same_model,
+    config_of,
+    fill,
+    grown,
+    load_weights,
+    with_vocabulary,
+)
 from megalite.errors import CheckpointError
 from megalite.models.config import ModelConfig
 from megalite.models.families.table import TRAINING
@@ -42,7 +53,11 @@ def stored_config(path: str | Path) -> tuple[ModelConfig, str]:
 
 
 def as_stored(
-    model: ModelConfig, path: str | Path, head: Head, needs_head: bool = False
+    model: ModelConfig,
+    path: str | Path,
+    head: Head,
+    needs_head: bool = False,
+    grows: bool = False,
 ) -> tuple[ModelConfig, str]:
     """A model as a run or folder has it, where ``[model]`` says nothing else.
 
@@ -51,6 +66,7 @@ def as_stored(
         path: a checkpoint of ours or a Hugging Face folder.
         head: that it is to have.
         needs_head: whether the folder must have it too.
+        grows: whether its vocabulary may get rows.
 
     Returns:
         The whole model, in which the same keys are set, and what was taken, in words.
@@ -62,7 +78,7 @@ def as_stored(
     _check_head(head, stored.head, where, needs_head)
     own = {key: getattr(model, key) for key in OWN | model.model_fields_set}
     whole = stored.model_copy(update=own)
-    check_same_model(whole, stored, where)
+    check_same_model(whole, with_vocabulary(stored, whole, grows), where)
     taken = {
         key: value
         for key, value in stored.model_dump(exclude=set(own)).items()
@@ -71,13 +87,18 @@ def as_stored(
     said = ", ".join(f"{key} {value}" for key, value in taken.items())
     whole = ModelConfig.model_construct(model.model_fields_set, **dict(whole))
     lines = [f"model as in {where}: {said}"] if said else []
+    if whole.vocab_size > stored.vocab_size:
+        lines.append(
+            f"the vocabulary grows from {stored.vocab_size} to {whole.vocab_size}: each new row is "
+            "the mean of the others"
+        )
     if is_hugging_face(folder_of(path)):
         lines += filter(None, [unread_keys(folder_of(path))])
     return whole, "\n".join(lines)
 
 
 def settled_model(
-    model: ModelConfig, start: str, folder: str | Path, head: Head
+    model: ModelConfig, start: str, folder: str | Path, head: Head, vocabulary: int = 0
 ) -> tuple[ModelConfig, str]:
     """A run's whole model: what ``[model]`` doesn't say is as the run stopped, or as its start is.
 
@@ -86,6 +107,8 @@ def settled_model(
         start: what it starts from; empty: nothing.
         folder: of the run, which may have checkpoints already.
         head: that it is to have.
+        vocabulary: tokens of the tokenizer, where the start's tables may grow to them; 0: they
+            stay.
 
     Returns:
         The model, in which the same keys are set, and what was taken, in words.
@@ -96,7 +119,14 @@ def settled_model(
     found = newest_facts(Path(folder) / "checkpoints")
     if found is not None:  # its folder says whether it is this run's
         return as_stored(model, found[0], found[1]["model"].get("head", head))
-    return as_stored(model, start, head) if start else (model, "")
+    if not start:
+        return model, ""
+    if vocabulary and "vocab_size" not in model.model_fields_set:
+        rows = max(vocabulary, stored_config(start)[0].vocab_size)
+        model = ModelConfig.model_construct(
+            model.model_fields_set | {"vocab_size"}, **{**dict(model), "vocab_size": rows}
+        )
+    return as_stored(model, start, head, grows=vocabulary > 0)
 
 
 def origin_of(start: str) -> Facts:
@@ -142,13 +172,14 @@ def generation_config(folder: Path) -> dict[str, Any]:
     return {key: value for key, value in said.items() if value is not None}
 
 
-def load_start(model: Model, start: str, needs_head: bool = False) -> None:
+def load_start(model: Model, start: str, needs_head: bool = False, grows: bool = False) -> None:
     """Load weights from a checkpoint of ours or a Hugging Face folder.
 
     Args:
         model: gets the weights.
         start: the folder, or a model's name on the Hub that is in the cache.
         needs_head: refuse a checkpoint without this model's kind of head, instead of a new one.
+        grows: whether the vocabulary may get rows; see :func:`megalite.engine.weights.grown`.
 
     Raises:
         CheckpointError: there is none, it is damaged, or it is of another model.
@@ -157,7 +188,7 @@ def load_start(model: Model, start: str, needs_head: bool = False) -> None:
     if is_hugging_face(folder):
         stored, _ = read_config(folder)
         _check_head(model.config.head, stored.head, start, needs_head)
-        load_weights(model, folder)
+        load_weights(model, folder, grows)
         return
     path = find_checkpoint(folder)
     facts = verify(path)
@@ -167,9 +198,20 @@ def load_start(model: Model, start: str, needs_head: bool = False) -> None:
     _check_head(model.config.head, stored.head, str(path), needs_head)
     if model.config.head != stored.head:
         tensors = {n: p for n, p in tensors.items() if ".head." not in n}
-    check_same_model(model.config, stored, str(path))
+    check_same_model(model.config, with_vocabulary(stored, model.config, grows), str(path))
+    if model.config.vocab_size > stored.vocab_size:
+        tables = {f"{name}.{table}" for table in VOCABULARY} & tensors.keys()
+        _load_grown(path, {table: tensors.pop(table) for table in tables}, stored.vocab_size)
     load(path, tensors)
     model.copy_duplicates()
+
+
+def _load_grown(path: Path, tables: dict[str, Tensor], rows: int) -> None:
+    """Load tables of the vocabulary, each whole on each process, into larger ones."""
+    for name, table in tables.items():
+        stored = torch.empty(rows, *table.shape[1:])
+        load(path, {name: stored})
+        fill(table, grown(name.partition(".")[2], stored, table.shape[0]))
 
 
 def _check_head(wanted: Head, stored: Head, where: str, needs_head: bool) -> None:

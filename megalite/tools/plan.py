@@ -115,7 +115,7 @@ def run(config: PlanConfig, launch: Launch) -> int:
         return 0
     if config.checkpoint.start:
         start, fetched = pinned(Launch(), "checkpoint.start", config.checkpoint.start, "config")
-        model, said = as_stored(config.model, start, "lm")
+        model, said = as_stored(config.model, start, "lm", grows=config.checkpoint.grow_vocabulary)
         config = config.model_copy(update={"model": model})
         _print(list(filter(None, (fetched, said))))
     if config.train.epochs:

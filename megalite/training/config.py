@@ -256,3 +256,9 @@ class CheckpointConfig(Section):
         description="run, checkpoint, Hugging Face folder or name on its Hub (OWNER/NAME, perhaps "
         "@ and a branch, tag or commit) whose weights the run starts from; empty: initial values",
     )
+    grow_vocabulary: bool = Field(
+        False,
+        description="whether tables of a start with fewer tokens than the tokenizer, or than "
+        "model.vocab_size, get rows, each the mean of those that are there (Alpaca's); false: "
+        "refused",
+    )
