@@ -128,7 +128,9 @@ def share_of(told: float | str, total: int) -> float:
 
 
 def in_samples(told: float | str, total: int) -> int:
-    """A settled length in samples; a share of ``total`` is rounded."""
+    """A settled length in samples; a share of ``total`` is rounded, a whole number is samples."""
+    if isinstance(told, int):
+        return told
     amount = Amount.read(told)
     assert amount.unit in (SHARE, "samples"), told
     return round(amount.number * total if amount.unit == SHARE else amount.number)

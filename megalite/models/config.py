@@ -287,6 +287,11 @@ class ModelConfig(Section):
         """Whether anything is dropped while the model learns."""
         return any((self.dropout, self.attention_dropout, self.embedding_dropout))
 
+    def without_dropout(self) -> "ModelConfig":
+        """The same model, of which nothing is dropped."""
+        rates = ("dropout", "attention_dropout", "embedding_dropout")
+        return self.model_copy(update=dict.fromkeys(rates, 0.0))
+
     def dropout_of(self, layer: int, layers: int) -> float:
         """Dropout of the sub-layers of a block, counted from 0, of a stack of ``layers``."""
         if self.dropout_by_layer == "equal":

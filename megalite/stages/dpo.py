@@ -14,7 +14,6 @@ from megalite.data.chat.long_rows import RowRules
 from megalite.data.chat.preferences import PreferredAnswers
 from megalite.distributed.launch import Launch
 from megalite.engine.model import Model
-from megalite.models.config import ModelConfig
 from megalite.stages.conversation import open_chat
 from megalite.stages.datasets import Datasets, evaluations, notes_of
 from megalite.stages.length import in_steps
@@ -29,7 +28,6 @@ from megalite.stages.told import notes_of_writing
 from megalite.training.progress import Progress, StepResult
 from megalite.training.trainer import DoStep
 
-DROPOUT = ("dropout", "attention_dropout", "embedding_dropout")
 __all__ = ["DPOConfig", "run"]
 
 
@@ -56,7 +54,7 @@ def run(config: DPOConfig, launch: Launch) -> int:
 
 
 def _train(config: DPOConfig, stage: Stage, datasets: Datasets[PreferredAnswers]) -> Model:
-    start, quiet = config.checkpoint.start, _without_dropout(config.model)
+    start, quiet = config.checkpoint.start, config.model.without_dropout()
     model = stage.model(quiet, start)
     train, heldout = _with_reference(config, stage, model, datasets)
     trainer, (learner,) = stage.trainer(("model", model))
@@ -86,10 +84,6 @@ def _measured(stage: Stage, learns: PreferenceLearner) -> DoStep[list[Comparison
         return StepResult(metrics | stage.speed.measure(batches, time.perf_counter() - started))
 
     return work
-
-
-def _without_dropout(model: ModelConfig) -> ModelConfig:
-    return model.model_copy(update=dict.fromkeys(DROPOUT, 0.0))
 
 
 def _with_reference(

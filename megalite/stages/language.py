@@ -4,14 +4,15 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from pydantic import Field
 
 from megalite.data.loader import Dataset, passes_over, spread
 from megalite.distributed.sums import sum_count
 from megalite.engine.model import Model, Task
 from megalite.errors import DataError
 from megalite.models.batch import Batch
-from megalite.models.outputs import Loss
-from megalite.stages.setup import Stage
+from megalite.models.outputs import Loss, Scale
+from megalite.stages.setup import Stage, StageConfig
 from megalite.training.learner import Learner
 from megalite.training.progress import Progress, StepResult
 from megalite.training.trainer import DoStep, Evaluate
@@ -19,7 +20,25 @@ from megalite.training.trainer import DoStep, Evaluate
 MakeTextBatch = Callable[[Sequence[Any], Sequence[int]], Batch]
 
 
-def language_step(stage: Stage, learner: Learner, z_loss: float = 0.0) -> DoStep[list[Batch]]:
+class LanguageConfig(StageConfig):
+    """A stage that learns each next token: what its loss has beside the cross-entropy."""
+
+    z_loss: float = Field(
+        0.0, ge=0, description="weight of the z-loss, the squared logarithm of the softmax's sum"
+    )
+    max_z_loss: float = Field(
+        0.0, ge=0, description="weight of the largest logit's square (Baichuan 2: 2e-4)"
+    )
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=1, description="share of the target that is uniform over the vocabulary"
+    )
+
+    def loss(self, scale: Scale = 1.0) -> Loss:
+        """What the model is asked for; ``scale`` is one over the targets of the global batch."""
+        return Loss(scale, self.label_smoothing, self.z_loss, self.max_z_loss)
+
+
+def language_step(stage: Stage, learner: Learner, config: LanguageConfig) -> DoStep[list[Batch]]:
     """A step of the next-token loss over a step's micro-batches."""
 
     def work(batches: list[Batch], progress: Progress) -> StepResult:
@@ -27,7 +46,7 @@ def language_step(stage: Stage, learner: Learner, z_loss: float = 0.0) -> DoStep
         counts = stage.counts(targets, batches)
         update = learner.begin(
             [(batch, None) for batch in batches],
-            lambda scale: Task(Loss(scale, z_loss=z_loss)),
+            lambda scale: Task(config.loss(scale)),
             counts,
             progress.consumed_samples,
         )

@@ -2,7 +2,7 @@
 
 from typing import Any, TypeVar
 
-from megalite.config.amount import Measure
+from megalite.config.amount import Amount, Measure
 from megalite.config.course import settled as settled_course
 from megalite.errors import ConfigError
 from megalite.stages.setup import StageConfig
@@ -46,7 +46,8 @@ def in_steps(
         if told != found:
             said.append(f"schedule.{name} {told}: {found}")
     train = train.model_copy(update=_places(train, measure, total))
-    return config.model_copy(update={"train": train, "schedule": schedule}), said
+    config = config.model_copy(update={"train": train, "schedule": schedule})
+    return config.settled_in(measure, total), said
 
 
 def _places(train: TrainConfig, measure: Measure, total: int) -> dict[str, Any]:
@@ -55,7 +56,23 @@ def _places(train: TrainConfig, measure: Measure, total: int) -> dict[str, Any]:
         key: settled_course(getattr(train, key), measure, total, f"train.{key}")
         for key in ("max_grad_norm", "embedding_gradient")
     }
-    return places | {"dropout_until": measure.settled(train.dropout_until, "train.dropout_until")}
+    places["dropout_until"] = measure.settled(train.dropout_until, "train.dropout_until")
+    places["skip"] = tuple(_skipped(*told, measure) for told in train.skip)
+    return places
+
+
+def _skipped(first: int | str, end: int | str, measure: Measure) -> tuple[int, int]:
+    """A range of places in the run's order; steps are those of a run that skips none."""
+    begins, ends = (
+        told if isinstance(told, int) else measure.samples(Amount.read(told), "train.skip")
+        for told in (first, end)
+    )
+    if begins >= ends:
+        raise ConfigError(
+            f"--train.skip [{first}, {end}]: is from sample {begins:,} to {ends:,}: its end must "
+            "be after its first"
+        )
+    return begins, ends
 
 
 def _no_steps(steps: int) -> int:

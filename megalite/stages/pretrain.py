@@ -3,8 +3,6 @@
 from functools import partial
 from typing import ClassVar
 
-from pydantic import Field
-
 from megalite.data.config import ConversationConfig, CorpusConfig
 from megalite.data.corpus.blend import Blend
 from megalite.distributed.launch import Launch
@@ -18,25 +16,22 @@ from megalite.stages.corpus import (
     text_batch,
 )
 from megalite.stages.datasets import Datasets, evaluations
-from megalite.stages.language import heldout_evaluation, language_step
+from megalite.stages.language import LanguageConfig, heldout_evaluation, language_step
 from megalite.stages.length import in_steps
 from megalite.stages.samples import Samples, SamplesConfig, write_samples
-from megalite.stages.setup import Stage, StageConfig, set_up, settled
+from megalite.stages.setup import Stage, set_up, settled
 from megalite.stages.special_tokens import SpecialTokens
 from megalite.stages.start import said_by
 from megalite.training.config import RunConfig
 
 
-class PretrainConfig(StageConfig):
+class PretrainConfig(LanguageConfig):
     """A pretraining run."""
 
     stage: ClassVar[str] = "pretrain"
     run: RunConfig = RunConfig(folder="runs/pretrain")
     data: CorpusConfig = CorpusConfig()
     samples: SamplesConfig = SamplesConfig()
-    z_loss: float = Field(
-        0.0, ge=0, description="weight of the z-loss, the squared logarithm of the softmax's sum"
-    )
 
     def check_inputs(self) -> None:
         """See :class:`StageConfig`."""
@@ -83,7 +78,7 @@ def _train(config: PretrainConfig, stage: Stage, datasets: Datasets[Blend]) -> M
     make = partial(text_batch, data=config.data, model=config.model)
     trainer.fit(
         partial(stage.loader, datasets.train, make),
-        language_step(stage, learner, config.z_loss),
+        language_step(stage, learner, config),
         evaluations(datasets.heldout, lambda part: heldout_evaluation(stage, model, part, make)),
     )
     return model

@@ -10,6 +10,7 @@ import torch
 from pydantic import field_validator
 
 from megalite.config import dump
+from megalite.config.amount import Measure
 from megalite.config.section import Section
 from megalite.data.config import TokenizerConfig
 from megalite.data.loader import Dataset, Loader, Share
@@ -60,6 +61,9 @@ STALL_SHARE = 0.75  # of a collective's timeout: a hung process is named before 
 MakeBatch = Callable[[Sequence[Any], Sequence[int]], Any]
 
 
+StageConfigT = TypeVar("StageConfigT", bound="StageConfig")
+
+
 class StageConfig(Section):
     """The sections that every stage has.
 
@@ -89,6 +93,10 @@ class StageConfig(Section):
     def batch_sizes(self) -> BatchSizes:
         """Samples of a step, and how they are divided."""
         return self.train.batch_sizes()
+
+    def settled_in(self: StageConfigT, measure: Measure, total: int) -> StageConfigT:
+        """The stage's own lengths and places, in samples of a run of ``total``."""
+        return self
 
     def check_best(self) -> None:
         """Refuse to keep the best of evaluations that there aren't.
@@ -120,9 +128,6 @@ class StageConfig(Section):
         Raises:
             UserError: it says what is wrong.
         """
-
-
-StageConfigT = TypeVar("StageConfigT", bound=StageConfig)
 
 
 def settled(config: StageConfigT, launch: Launch, head: Head = "lm") -> StageConfigT:

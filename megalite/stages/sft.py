@@ -13,16 +13,16 @@ from megalite.engine.model import Model
 from megalite.errors import ConfigError
 from megalite.stages.conversation import ChatFormat, open_chat
 from megalite.stages.datasets import Datasets, evaluations, notes_of
-from megalite.stages.language import heldout_evaluation, language_step
+from megalite.stages.language import LanguageConfig, heldout_evaluation, language_step
 from megalite.stages.length import in_steps
 from megalite.stages.samples import Samples, SamplesConfig, write_samples
-from megalite.stages.setup import Stage, StageConfig, check_positions, set_up, settled
+from megalite.stages.setup import Stage, check_positions, set_up, settled
 from megalite.stages.start import said_by
 from megalite.stages.told import notes_of_writing
 from megalite.training.config import RunConfig
 
 
-class SFTConfig(StageConfig):
+class SFTConfig(LanguageConfig):
     """A fine-tuning run."""
 
     stage: ClassVar[str] = "sft"
@@ -75,7 +75,7 @@ def _train(
     )
     trainer.fit(
         partial(stage.loader, datasets.train, make),
-        language_step(stage, learner),
+        language_step(stage, learner, config),
         evaluations(datasets.heldout, lambda part: heldout_evaluation(stage, model, part, make)),
     )
     return model

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from megalite.config.amount import Length, read_number
+from megalite.config.amount import Amount, Length, in_samples, read_number
 from megalite.config.course import Course, values_of
 from megalite.config.section import Section
 from megalite.data.ramp import Ramp, RampConfig
@@ -120,10 +120,11 @@ class TrainConfig(Section):
         ge=0,
         description="minutes of a start after which it saves and ends, with exit code 3; 0: never",
     )
-    skip: tuple[tuple[int, int], ...] = Field(
+    skip: tuple[tuple[int | str, int | str], ...] = Field(
         (),
-        description="ranges [first, end) of samples, counted from 0 in the run's order, that are "
-        "never learned; a run that has learned some goes back to the checkpoint before",
+        description="ranges [first, end) of samples, counted from 0 in the run's order, or of "
+        "steps or tokens such as ['40700 steps', '40900 steps'], that are never learned; a run "
+        "that has learned some goes back to the checkpoint before",
     )
     spikes: SpikeConfig = SpikeConfig()
     drift: DriftConfig = DriftConfig()
@@ -161,11 +162,7 @@ class TrainConfig(Section):
                 raise ConfigError(f"--train.{key} {getattr(self, key)}: must not be negative")
         self.batch_ramp.check(self.global_batch_size)
         for first, end in self.skip:
-            if not 0 <= first < end:
-                raise ConfigError(
-                    f"--train.skip [{first}, {end}]: must be a range [first, end) of samples, "
-                    "counted from 0: end must be more than first"
-                )
+            _check_skip(first, end)
         return self
 
     @property
@@ -183,6 +180,12 @@ class TrainConfig(Section):
         return _number("samples", self.samples, "220M")
 
     @property
+    def skipped(self) -> tuple[tuple[int, int], ...]:
+        """``skip`` as places in the run's order; they are settled."""
+        places = ((in_samples(first, 0), in_samples(end, 0)) for first, end in self.skip)
+        return tuple(places)
+
+    @property
     def ramp(self) -> Ramp:
         """Samples of each step; the ramp's places are told in samples."""
         return self.batch_ramp.ramp(self.global_batch_size)
@@ -192,6 +195,28 @@ class TrainConfig(Section):
         size = self.global_batch_size
         before = self.batch_ramp.all_sizes(size)[:-1]
         return BatchSizes(size, self.micro_batch_size, updates, has_text, before)
+
+
+def _check_skip(first: int | str, end: int | str) -> None:
+    """Refuse a range of places in the run's order that is none.
+
+    Raises:
+        ConfigError: it names the range.
+    """
+    where = f"--train.skip [{first}, {end}]"
+    try:
+        told = [
+            Amount.read(f"{one} samples" if isinstance(one, int) else one) for one in (first, end)
+        ]
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from None
+    if "share" in (told[0].unit, told[1].unit):
+        raise ConfigError(f"{where}: must be numbers of samples, or have a unit such as '9 steps'")
+    if told[0].unit == told[1].unit and not told[0].number < told[1].number:
+        raise ConfigError(
+            f"{where}: must be a range [first, end) of samples, counted from 0: end must be more "
+            "than first"
+        )
 
 
 def _number(key: str, told: int | str, example: str) -> int:

@@ -145,7 +145,7 @@ class Trainer:
     def _wanted_skips(self) -> Ranges:
         """What this start wants skipped, told or decided before. Comm: a broadcast."""
         decided = self._checkpoints.from_first(lambda: read_skips(self._log.folder))
-        return merged([*self._train.skip, *((e["first"], e["end"]) for e in decided)])
+        return merged([*self._train.skipped, *((e["first"], e["end"]) for e in decided)])
 
     def _go_on(self, path: Path, facts: Facts, wanted: Ranges) -> None:
         """Take a checkpoint's state, and say what is another than when it was saved."""

@@ -4,23 +4,26 @@ from typing import ClassVar
 
 from pydantic import Field
 
+from megalite.config.amount import Measure
+from megalite.config.course import settled as settled_course
 from megalite.data.config import ConversationConfig, CorpusConfig
 from megalite.engine.layout import BatchSizes
 from megalite.errors import ConfigError
 from megalite.models.config import ModelConfig
 from megalite.stages.corpus import check_corpus_positions
+from megalite.stages.language import LanguageConfig
 from megalite.stages.rlhf.experience import RewardConfig
 from megalite.stages.rlhf.kl import KLConfig
 from megalite.stages.rlhf.placement import FrozenConfig
 from megalite.stages.rlhf.rollout import RolloutConfig
 from megalite.stages.rlhf.updates import UpdateConfig
 from megalite.stages.samples import SamplesConfig
-from megalite.stages.setup import StageConfig, check_positions
+from megalite.stages.setup import check_positions
 from megalite.stages.start import as_stored
 from megalite.training.config import RunConfig
 
 
-class PPOConfig(StageConfig):
+class PPOConfig(LanguageConfig):
     """A PPO run. ``checkpoint.start`` is the actor's and the reference's."""
 
     stage: ClassVar[str] = "ppo"
@@ -41,6 +44,17 @@ class PPOConfig(StageConfig):
     update: UpdateConfig = UpdateConfig()
     pretraining: CorpusConfig = CorpusConfig()
     frozen: FrozenConfig = FrozenConfig()
+
+    def settled_in(self, measure: Measure, total: int) -> "PPOConfig":
+        """See :class:`StageConfig`."""
+        told = self.kl.coefficient
+        coefficient = settled_course(told, measure, total, "kl.coefficient")
+        alone = measure.settled(self.update.critic_alone, "update.critic_alone")
+        changed = {
+            "kl": self.kl.model_copy(update={"coefficient": coefficient}),
+            "update": self.update.model_copy(update={"critic_alone": alone}),
+        }
+        return self.model_copy(update=changed)
 
     def batch_sizes(self) -> BatchSizes:
         """See :class:`StageConfig`."""
@@ -98,6 +112,12 @@ class PPOConfig(StageConfig):
                 "--reward_model: must name a checkpoint, or --reward.function a rule: answers are "
                 "learned from by their scores"
             )
+        for key in ("z_loss", "max_z_loss", "label_smoothing"):
+            if getattr(self, key) and not self.update.pretrain_coefficient:
+                raise ConfigError(
+                    f"--{key} {getattr(self, key)}: is of the pretraining text beside the answers, "
+                    "and there is none: give update.pretrain_coefficient, or 0"
+                )
         if self.update.pretrain_coefficient and not self.pretraining.train:
             raise ConfigError(
                 "--pretraining.train: needs a store, as update.pretrain_coefficient > 0"

@@ -23,6 +23,11 @@ class RewardConfig(ScoreConfig):
     decay: float = Field(
         0.95, ge=0, le=1, description="lambda of the advantage estimate, its decay per token"
     )
+    whiten_scores: bool = Field(
+        False,
+        description="whether scores are shifted and scaled to zero mean and unit variance over the "
+        "global batch, before the KL penalty (LLaMA 2)",
+    )
     whiten_rewards: bool = Field(
         False, description="whether rewards are scaled to unit variance over the global batch"
     )
@@ -131,7 +136,11 @@ def gather_experience(
     if config.score_without_end is not None:
         scores = scores.masked_fill(~judged.ended, config.score_without_end)
     scores = clip_scores(scores, config.score_limit)
-    rewards = token_rewards(kl, scores, mask, kl_coefficient)
+    learned = scores
+    if config.whiten_scores:
+        is_answer = mask.any(1, keepdim=True)
+        learned = whiten(scores[:, None], is_answer, axis)[:, 0]
+    rewards = token_rewards(kl, learned, mask, kl_coefficient)
     if config.whiten_rewards:
         rewards = whiten(rewards, mask, axis, shift_mean=False)
     advantages, returns = advantages_and_returns(

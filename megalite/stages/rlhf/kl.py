@@ -5,6 +5,7 @@ import math
 from pydantic import Field, model_validator
 
 from megalite.config import Section
+from megalite.config.course import Course, values_of
 from megalite.errors import ConfigError
 
 ERROR_LIMIT = 0.2
@@ -13,10 +14,10 @@ ERROR_LIMIT = 0.2
 class KLConfig(Section):
     """How strongly a difference to the reference is penalised."""
 
-    coefficient: float = Field(
+    coefficient: Course = Field(
         0.05,
-        ge=0,
-        description="penalty per nat of a response token; with a target, its first value",
+        description="penalty per nat of a response token; with a target, its first value; perhaps "
+        'changing, such as { 0 = 0.2, "to 350 steps" = 0.005 }',
     )
     target: float = Field(
         0.0, ge=0, description="nats per response that the coefficient aims at; 0: it stays fixed"
@@ -30,6 +31,13 @@ class KLConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> "KLConfig":
+        if min(values_of(self.coefficient)) < 0:
+            raise ConfigError(f"--kl.coefficient {self.coefficient}: must not be negative")
+        if self.target > 0 and isinstance(self.coefficient, dict):
+            raise ConfigError(
+                f"--kl.target {self.target:g}: changes the coefficient, and kl.coefficient says "
+                "how that changes: give one of them"
+            )
         if self.target > 0 and self.coefficient == 0:
             raise ConfigError(
                 f"--kl.coefficient 0: must be above 0 with kl.target {self.target:g}, as it adapts "

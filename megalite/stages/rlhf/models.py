@@ -7,7 +7,6 @@ from torch import Tensor
 
 from megalite.engine.model import Model
 from megalite.models.batch import Batch
-from megalite.models.config import ModelConfig
 from megalite.models.outputs import LogProbs, Values
 from megalite.stages.rlhf.config import PPOConfig
 from megalite.stages.rlhf.rollout import LocalModels
@@ -32,10 +31,10 @@ class TrainedModels:
 
         The critic starts as the reward model; without one as the actor, with a head of its own.
         """
-        actor = stage.model(_quiet(config.model), config.checkpoint.start)
+        actor = stage.model(config.model.without_dropout(), config.checkpoint.start)
         of_critic = config.reward_model or config.checkpoint.start
         needs_head = bool(config.reward_model)
-        critic = stage.model(_quiet(config.critic()), of_critic, needs_head)
+        critic = stage.model(config.critic().without_dropout(), of_critic, needs_head)
         return cls(actor, critic)
 
 
@@ -54,10 +53,10 @@ class ReferenceModels:
     @classmethod
     def build(cls, stage: Stage, config: PPOConfig) -> "ReferenceModels":
         """Build the reference, and the reward model if there is one; they are frozen."""
-        reference = _frozen(stage.model(_quiet(config.model), config.checkpoint.start))
+        reference = _frozen(stage.model(config.model.without_dropout(), config.checkpoint.start))
         if not config.reward_model:
             return cls(reference, None)
-        shape = _quiet(config.critic())
+        shape = config.critic().without_dropout()
         return cls(reference, _frozen(stage.model(shape, config.reward_model, needs_head=True)))
 
     def judges(self, temperature: float) -> LocalModels:
@@ -70,10 +69,6 @@ def _frozen(model: Model) -> Model:
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     return model
-
-
-def _quiet(model: ModelConfig) -> ModelConfig:
-    return model.model_copy(update={"dropout": 0.0, "attention_dropout": 0.0})
 
 
 def log_probs_of(model: Model, temperature: float) -> Callable[[Batch], Tensor]:

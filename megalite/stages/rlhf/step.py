@@ -6,12 +6,14 @@ from dataclasses import dataclass
 
 import torch
 
+from megalite.config.amount import in_samples
+from megalite.config.course import value_at
 from megalite.data.chat.datasets import Prompts
 from megalite.data.loader import passes_over
 from megalite.distributed.sums import Counts, sum_metrics
 from megalite.engine.model import Item, Task
 from megalite.generation.prompts import Prompt
-from megalite.models.outputs import LogProbs, Values
+from megalite.models.outputs import LogProbs, Loss, Output, Values
 from megalite.ops.random import fold
 from megalite.stages.rlhf.answers import Answered
 from megalite.stages.rlhf.config import PPOConfig
@@ -72,14 +74,16 @@ class PPOStep:
         self.stage.heartbeat.enter("rollout", self.models.actor)
         prompts = [prompt for part, _ in items for prompt in part]
         ids = [number for _, numbers in items for number in numbers]
-        coefficient = progress.extra.get(KL_COEFFICIENT, config.kl.coefficient)
+        coefficient = self._coefficient(progress)
         responses, judged = self.roll(prompts, ids, fold(config.run.seed, progress.step))
         experience, means = gather_experience(judged, config.reward, coefficient, mesh.dp)
         metrics = {name: float(value) for name, value in means.items()}
         metrics["rollout_s"] = time.perf_counter() - started
         updated = self._update(responses, experience, progress)
-        gap = updated.pop(FIRST_CHANGE)
-        if config.rollout.reuse_log_probs:  # the first pass over the answers tells it instead
+        gap = updated.pop(FIRST_CHANGE, None)
+        if (
+            config.rollout.reuse_log_probs and gap is not None
+        ):  # the first pass over the answers tells it instead
             metrics["rollout_gap"] = gap
         metrics |= updated
         metrics[KL_COEFFICIENT] = coefficient
@@ -90,6 +94,18 @@ class PPOStep:
             extra={KL_COEFFICIENT: adapt(config.kl, coefficient, metrics["kl"], size)},
             asked_to_stop=self.frozen.asked_to_stop,
         )
+
+    def _coefficient(self, progress: Progress) -> float:
+        """The penalty per nat of this step."""
+        told = self.config.kl.coefficient
+        if isinstance(told, dict):
+            return value_at(told, progress.consumed_samples, self.learners[0].total_samples)
+        return progress.extra.get(KL_COEFFICIENT, told)
+
+    def _actor_learns(self, progress: Progress) -> bool:
+        """Whether the critic does not learn alone in this step."""
+        total = self.learners[0].total_samples
+        return progress.consumed_samples >= in_samples(self.config.update.critic_alone, total)
 
     def roll(
         self, prompts: Sequence[Prompt], ids: Sequence[int], seed: int
@@ -126,24 +142,29 @@ class PPOStep:
         answered = Answered(responses.batch, experience)
         if update.mini_batches > 1:
             answered = answered.gathered(mesh.dp)
-        updates: list[tuple[Update, Update]] = []
+        updates: list[tuple[Update, ...]] = []
         for one_pass in mini_batches(len(answered.experience.mask), update, seed):
             for chosen in one_pass:
                 items, count = answered.micro_batches(chosen, size, mesh.device)
                 counts = Counts({TARGETS: count}, mesh.dp, mesh.device)
-                actor = self._update_actor(items, counts, progress)
-                updates.append((actor, self._update_critic(items, counts, progress)))
-        metrics = [actor.metrics() | _of_critic(critic.metrics()) for actor, critic in updates]
+                both = (self._update_actor, self._update_critic)
+                learns = both if self._actor_learns(progress) else both[1:]
+                updates.append(tuple(update(items, counts, progress) for update in learns))
+        metrics = [_of_updates(each) for each in updates]
         means = {name: sum(m[name] for m in metrics) / len(metrics) for name in metrics[0]}
-        del means[LOG_PROB_CHANGE]
-        return means | {FIRST_CHANGE: metrics[0][LOG_PROB_CHANGE]}
+        if LOG_PROB_CHANGE in means:
+            del means[LOG_PROB_CHANGE]
+            means[FIRST_CHANGE] = metrics[0][LOG_PROB_CHANGE]
+        return means
 
     def _update_actor(self, items: Sequence[Item], counts: Counts, progress: Progress) -> Update:
         update, temperature = self.config.update, self.config.rollout.temperature
+        loss = self.config.loss()
+        of_text: Output = LogProbs() if loss == Loss() else loss
         return self.learners[0].begin(
             [*items, *self._pretraining(progress)],
             lambda scale: Task(
-                LogProbs(temperature), PolicyLoss(update.clip, scale), {Pretraining: LogProbs()}
+                LogProbs(temperature), PolicyLoss(update.clip, scale), {Pretraining: of_text}
             ),
             counts,
             progress.consumed_samples,
@@ -199,6 +220,13 @@ class PPOStep:
             "heldout_reward_deviation": variance**0.5,
             "heldout_kl": total["kl"] / total["count"],
         }
+
+
+def _of_updates(updates: Sequence[Update]) -> dict[str, float]:
+    """The metrics of an update of actor and critic, or of the critic alone."""
+    *actor, critic = [update.metrics() for update in updates]
+    shown = _of_critic(critic)
+    return {**actor[0], **shown} if actor else shown | {"learning_rate": critic["learning_rate"]}
 
 
 def _of_critic(metrics: dict[str, float]) -> dict[str, float]:

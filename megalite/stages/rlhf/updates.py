@@ -7,6 +7,7 @@ from pydantic import Field
 from torch import Tensor
 
 from megalite.config import Section
+from megalite.config.amount import Length
 from megalite.distributed.transfer import moved
 from megalite.models.outputs import Scale
 from megalite.stages.rlhf.experience import Experience
@@ -26,6 +27,11 @@ class UpdateConfig(Section):
         0.2, gt=0, description="largest change of a value that is rewarded, in units of score"
     )
     epochs: int = Field(4, gt=0, description="passes over each batch of answers")
+    critic_alone: Length = Field(
+        0.0,
+        description="length at the run's beginning in which the critic learns alone: '20 steps', "
+        "samples, epochs or a share (Baichuan 2)",
+    )
     mini_batches: int = Field(1, gt=0, description="optimizer steps per pass")
     pretrain_coefficient: float = Field(
         0.0,
@@ -58,13 +64,17 @@ class PolicyLoss:
     scale: Scale
 
     def __call__(
-        self, result: tuple[Tensor, Tensor], extra: Experience | Pretraining
+        self, result: tuple[Tensor, Tensor] | Tensor, extra: Experience | Pretraining
     ) -> tuple[Tensor, Metrics]:
-        """Loss of one micro-batch; ``result`` is log-probabilities and entropy, each [B, S]."""
-        log_probs, entropy = result
+        """Loss of one micro-batch; ``result`` is log-probabilities and entropy, each [B, S].
+
+        Of text it may be the sum of its losses.
+        """
         if isinstance(extra, Pretraining):
-            loss = -log_probs.sum() * extra.scale
+            summed = result if isinstance(result, Tensor) else -result[0].sum()
+            loss = summed * extra.scale
             return loss, {"pretraining_loss": loss.detach()}
+        log_probs, entropy = result
         terms = policy_terms(log_probs, extra.log_probs, extra.advantages, extra.mask, self.clip)
         loss = terms.loss.sum() * self.scale
         change = (log_probs.detach() - extra.log_probs).abs() * extra.mask

@@ -131,6 +131,22 @@ def test_a_ramps_steps_are_counted_by_its_sizes():
         )
 
 
+def test_what_is_skipped_may_be_told_in_steps():
+    ranges = '[["3 steps", "5 steps"], [60, "80 samples"]]'
+    words = ["--train.batch_ramp.sizes", '{ 0 = 4, "4 steps" = 8 }', "--train.skip", ranges]
+    config, _ = in_steps(of(SFTConfig, *words), 100)
+    assert config.train.skip == config.train.skipped == ((12, 24), (60, 80))
+    for told, says in (
+        ('[[9, "2 steps"]]', "is from sample 9 to 8: its end must be after"),
+        ('[["5 steps", "5 steps"]]', r"\[5 steps, 5 steps\]: must be a range"),
+        ('[[0, "9 weeks"]]', "'9 weeks': must be a share"),
+        ('[[0, "0.5"]]', "must be numbers of samples, or have a unit"),
+    ):
+        words[-1] = told
+        with pytest.raises(ConfigError, match=f"--train.skip.*{says}"):
+            in_steps(of(SFTConfig, *words), 100)
+
+
 def test_tokens_of_rows_are_refused():
     with pytest.raises(ConfigError, match="--train.tokens 5M: is a length of pretraining"):
         in_steps(of(SFTConfig, "--train.tokens", "5M"), 10)

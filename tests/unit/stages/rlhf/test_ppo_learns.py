@@ -145,6 +145,16 @@ def test_scores_of_answers_without_an_end_are_replaced_and_clipped():
     assert float(metrics["ended"]) == 0.5
 
 
+def test_whitened_scores_are_those_of_the_batch_and_the_reward_is_shown_as_it_is():
+    mask, zeros, scores = torch.ones(4, 2, dtype=torch.bool), torch.zeros(4, 2), torch.arange(4.0)
+    judged = Judgement(mask, zeros, zeros, zeros, scores, torch.ones(4, dtype=torch.bool))
+    config = RewardConfig(whiten_scores=True, discount=1.0, decay=1.0)
+    experience, metrics = gather_experience(judged, config, 0.1)
+    white = (scores - scores.mean()) / scores.std(unbiased=False)
+    torch.testing.assert_close(experience.returns, white[:, None].expand(4, 2))
+    assert float(metrics["reward"]) == 1.5
+
+
 def test_a_rollout_is_the_same_however_its_prompts_are_divided_and_judged():
     run = Run(UpdateConfig(), KLConfig())
     prompts = [Prompt([1 + number % 4, 1]) for number in range(6)]

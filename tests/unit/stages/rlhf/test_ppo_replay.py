@@ -1,20 +1,23 @@
 """A step of PPO as the stage does it against a short loop over single answers, without padding."""
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 import torch.distributed as dist
 
+from megalite.data.config import ConversationConfig
 from megalite.distributed.launch import Launch
 from megalite.distributed.mesh import ParallelConfig
 from megalite.engine.build import build_model
 from megalite.engine.model import Model
+from megalite.errors import ConfigError
 from megalite.generation.prompts import Prompt
 from megalite.models.config import ModelConfig
 from megalite.models.outputs import Logits, Values
 from megalite.ops.random import fold
+from megalite.stages.length import in_steps
 from megalite.stages.rlhf.answers import Answered
 from megalite.stages.rlhf.config import PPOConfig
 from megalite.stages.rlhf.experience import Experience
@@ -23,9 +26,10 @@ from megalite.stages.rlhf.models import ReferenceModels, TrainedModels
 from megalite.stages.rlhf.responses import respond
 from megalite.stages.rlhf.rollout import RolloutConfig, SpecialTokens
 from megalite.stages.rlhf.step import PPOStep
-from megalite.stages.rlhf.updates import UpdateConfig, mini_batches
+from megalite.stages.rlhf.updates import PolicyLoss, Pretraining, UpdateConfig, mini_batches
 from megalite.stages.setup import set_up
 from megalite.training.config import (
+    CheckpointConfig,
     OptimizerConfig,
     RunConfig,
     ScheduleConfig,
@@ -247,3 +251,55 @@ def test_dropout_is_off_and_the_critic_starts_as_the_reward_model(run):
     assert not any(p.requires_grad for p in references.reference.parameters())
     again = [trained.actor.evaluate([respond(PROMPTS[:1], [[1]], [0]).batch], Logits())[0]] * 2
     assert torch.equal(*again)
+
+
+def test_the_critic_learns_alone_first_and_the_penalty_follows_its_course(run):
+    """A step has 8 samples of a run of 32."""
+    told = run.step.config.model_copy(
+        update={
+            "update": run.step.config.update.model_copy(update={"critic_alone": "1 step"}),
+            "kl": KLConfig(coefficient={"0": 0.2, "to 2 steps": 0.1}),
+        }
+    )
+    config, _ = in_steps(told, 8)
+    step = replace(run.step, config=config)
+    progress, items = Progress(), [(PROMPTS, list(range(8)))]
+    moved, seen = [], []
+    for _ in range(2):
+        before = [p.detach().clone() for p in run.models["actor"].parameters()]
+        seen.append(step(items, progress).metrics)
+        after = run.models["actor"].parameters()
+        moved.append(not all(torch.equal(a, b) for a, b in zip(before, after, strict=True)))
+        progress = progress.after_step(8, {})
+    assert moved == [False, True]
+    assert "policy_loss" not in seen[0]
+    assert "policy_loss" in seen[1]
+    assert all("value_loss" in metrics and "learning_rate" in metrics for metrics in seen)
+    assert [metrics["kl_coefficient"] for metrics in seen] == pytest.approx([0.2, 0.15])
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"coefficient": {"0": 0.1}, "target": 6.0}, "kl.coefficient says how that changes"),
+        ({"coefficient": {"0": 0.1, "0.5": -0.1}}, "must not be negative"),
+    ],
+)
+def test_a_penalty_that_changes_in_two_ways_is_refused(values, says):
+    with pytest.raises(ConfigError, match=f"--kl.*{says}"):
+        KLConfig(**values)
+
+
+def test_losses_of_text_are_summed_as_log_probabilities_are():
+    scale, log_probs = 0.3, torch.tensor([[-1.0, -2.0]])
+    loss = PolicyLoss(0.2, 1.0)
+    plain, _ = loss((log_probs, log_probs), Pretraining(scale))
+    summed, metrics = loss(-log_probs.sum(), Pretraining(scale))
+    assert plain == summed == metrics["pretraining_loss"]
+
+
+def test_a_loss_of_text_without_text_is_refused():
+    with pytest.raises(ConfigError, match="--max_z_loss 0.1: is of the pretraining text"):
+        settings = {"checkpoint": CheckpointConfig(start="a"), "reward_model": "b"}
+        data = ConversationConfig(train=("c",))
+        PPOConfig(**settings, data=data, max_z_loss=0.1).check_sources()
