@@ -67,7 +67,8 @@ class Ledger(TorchDispatchMode):
             q, start = (args[1], args[6]) if is_backward else (args[0], args[3])
             pairs = self._pairs(start) * q.shape[2]
             return (10.0 if is_backward else 4.0) * pairs * q.shape[3]
-        formula = flop_registry.get(func._overloadpacket)
+        space, _, plain = name.removesuffix("_").partition("::")  # addmm_ costs what addmm does
+        formula = flop_registry.get(getattr(getattr(torch.ops, space), plain, None))
         args = tuple(
             x for x in args if not isinstance(x, torch.dtype)
         )  # a product's, of its result

@@ -1,6 +1,6 @@
 """The gradient of the whole model, wherever its pieces are: norm, clipping, overflow."""
 
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -55,14 +55,14 @@ def clip_grad_norm(
     on some backends.
     """
     mesh, owned = model.mesh, model.owned_names()
-    gradients = [local_part(gradient_of(p)) for p in model.parameters() if p.grad is not None]
-    counted = [
-        local_part(gradient_of(parameter))
-        for name, parameter in model.named_parameters()
-        if parameter.grad is not None and _is_counted(name, parameter, mesh, owned)
-    ]
-    total = _sum_of_squares(counted, mesh.device)
-    bad = (~torch.isfinite(_sum_of_squares(gradients, mesh.device))).double()
+    counted = {id(p) for name, p in model.named_parameters() if _is_counted(name, p, mesh, owned)}
+    gradients = {
+        id(p): local_part(gradient_of(p)) for p in model.parameters() if p.grad is not None
+    }
+    gradients = {key: gradient for key, gradient in gradients.items() if gradient.numel()}
+    norms = _norms(gradients)
+    total = _sum_of_squares([norms[key] for key in norms if key in counted], mesh.device)
+    bad = (~torch.isfinite(_sum_of_squares(list(norms.values()), mesh.device))).double()
     packed = torch.stack((torch.where(torch.isfinite(total), total, 0.0), bad))
     if beside is not None:
         is_counted = mesh.tp.rank == 0 and mesh.pp.rank == 0  # the same on all of tp and pp
@@ -72,14 +72,24 @@ def clip_grad_norm(
     factor = torch.ones_like(norm) / scale
     if max_norm > 0:
         factor = factor * (max_norm / (norm + 1e-6)).clamp(max=1.0)
-    if gradients:
-        multiply_each_(gradients, factor.to(gradients[0].dtype))
+    _multiply_each(list(gradients.values()), factor)
     return Clipped(norm, packed[1], packed[2:])
 
 
-def _sum_of_squares(tensors: Iterable[Tensor], device: torch.device) -> Tensor:
-    tensors = [t for t in tensors if t.numel()]
-    if not tensors:
+def _norms(gradients: Mapping[int, Tensor]) -> dict[int, Tensor]:
+    """The norm of each, all read once."""
+    if not gradients:
+        return {}
+    return dict(zip(gradients, norms_of(list(gradients.values())), strict=True))
+
+
+def _multiply_each(gradients: list[Tensor], factor: Tensor) -> None:
+    """Multiply in place; a CPU, where reading a number waits for nothing, not by 1."""
+    if gradients and not (factor.device.type == "cpu" and bool(factor == 1.0)):
+        multiply_each_(gradients, factor.to(gradients[0].dtype))
+
+
+def _sum_of_squares(norms: Sequence[Tensor], device: torch.device) -> Tensor:
+    if not norms:
         return torch.zeros((), dtype=torch.float64, device=device)
-    norms = norms_of(tensors)
-    return torch.stack(norms).double().square().sum()
+    return torch.stack(list(norms)).double().square().sum()

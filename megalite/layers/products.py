@@ -61,12 +61,34 @@ def column_products(x: Tensor, matrices: Sequence[Matrix], mesh: Mesh, length: i
     input's gradient is computed (only the local rows are kept), then a reduce-scatter of it while
     the weights' are.
     """
-    if mesh.tp.group is None:
-        return [matrix.times(x) for matrix in matrices]
     weights = [matrix.weight for matrix in matrices]
     biases = [matrix.bias for matrix in matrices]
-    results = _ColumnProducts.apply(x, mesh, length, *weights, *biases)
+    if mesh.tp.group is not None:
+        results = _ColumnProducts.apply(x, mesh, length, *weights, *biases)
+    elif len(matrices) > 1 and torch.is_grad_enabled():
+        results = _Products.apply(x, *weights, *biases)
+    else:
+        return [matrix.times(x) for matrix in matrices]
     return [matrix.shaped(y) for matrix, y in zip(matrices, results, strict=True)]
+
+
+class _Products(torch.autograd.Function):
+    """Products of one input, whose gradient each adds to as it is made."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *weights_biases: Any) -> tuple[Tensor, ...]:
+        count = len(weights_biases) // 2
+        weights, biases = weights_biases[:count], weights_biases[count:]
+        ctx.save_for_backward(x, *weights)
+        return tuple(linear(x, *pair) for pair in zip(weights, biases, strict=True))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x, *weights = ctx.saved_tensors
+        count, needs = len(weights), ctx.needs_input_grad
+        rows = [gradient.flatten(0, -2) for gradient in gradients]
+        dx = _sum_of_products(rows, weights).view(x.shape) if needs[0] else None
+        return (dx, *_of_weights(rows, x.flatten(0, -2), needs[1 : 1 + count], needs[1 + count :]))
 
 
 class _ColumnProducts(torch.autograd.Function):
@@ -94,14 +116,17 @@ class _ColumnProducts(torch.autograd.Function):
             reduction = start_reduce_scatter(dx, mesh.tp, 1)
         else:
             reduction = start_all_reduce(dx, mesh.tp)
-        needs_weight, needs_bias = (
-            ctx.needs_input_grad[3 : 3 + count],
-            ctx.needs_input_grad[-count:],
-        )
-        inputs = whole.flatten(0, 1)
-        dweights = [g.t() @ inputs if n else None for g, n in zip(rows, needs_weight, strict=True)]
-        dbiases = [g.sum(0) if n else None for g, n in zip(rows, needs_bias, strict=True)]
-        return (reduction.wait(), None, None, *dweights, *dbiases)
+        needs = ctx.needs_input_grad
+        made = _of_weights(rows, whole.flatten(0, 1), needs[3 : 3 + count], needs[-count:])
+        return (reduction.wait(), None, None, *made)
+
+
+def _of_weights(
+    rows: Sequence[Tensor], inputs: Tensor, needs_weight: Sequence[bool], needs_bias: Sequence[bool]
+) -> list[Tensor | None]:
+    """Gradients of all weights, then of all biases, by those of their products [T, O]."""
+    dweights = [g.t() @ inputs if n else None for g, n in zip(rows, needs_weight, strict=True)]
+    return dweights + [g.sum(0) if n else None for g, n in zip(rows, needs_bias, strict=True)]
 
 
 def _sum_of_products(rows: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:

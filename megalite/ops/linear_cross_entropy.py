@@ -77,8 +77,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def forward(ctx: Any, *inputs: Any) -> Tensor:
         hidden, weight, bias, targets, options = inputs
         needs = tuple(ctx.needs_input_grad[:3])
-        loss, gradients = _forward_backward((hidden, weight, bias), targets, options, needs)
-        ctx.gradients = gradients
+        enlarged = _enlarged(targets[1], weight.dtype)
+        loss, gradients = _forward_backward(
+            (hidden, weight, bias), targets, options, needs, enlarged
+        )
+        ctx.gradients, ctx.enlarged = gradients, enlarged
         ctx.dtypes = hidden.dtype, weight.dtype, weight.dtype
         return loss
 
@@ -88,16 +91,37 @@ class _LinearCrossEntropy(torch.autograd.Function):
             raise RuntimeError(
                 "linear_cross_entropy: its gradients are scaled in place, so backward runs once"
             )
+        factor = upstream if ctx.enlarged is None else upstream / ctx.enlarged
         pairs = zip(ctx.gradients, ctx.dtypes, strict=True)
-        gradients = [None if g is None else _scaled(g, upstream, dtype) for g, dtype in pairs]
+        gradients = [None if g is None else _scaled(g, factor, dtype) for g, dtype in pairs]
         ctx.gradients = None
         return (*gradients, None, None)
 
 
+def _enlarged(token_weights: Tensor, dtype: torch.dtype) -> Tensor | None:
+    """What gradients in fp16 are multiplied by, a scalar of the device; None where they are not.
+
+    A weight is about 1 / the targets of the global batch: below what fp16 can hold, times the
+    probability of a token. The largest becomes 2^-4, so that sums over rows fit too.
+    """
+    if dtype != torch.float16 or token_weights.numel() == 0:
+        return None
+    largest = wide(token_weights).abs().amax()
+    return torch.where((largest > 0) & largest.isfinite(), 0.0625 / largest, 1.0)
+
+
 def _scaled(gradient: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
     """A gradient times a number, rounded to ``dtype`` in the same pass; over itself if it fits."""
+    if gradient.dtype == dtype and _is_known_one(factor):
+        return gradient
     out = gradient if gradient.dtype == dtype else torch.empty_like(gradient, dtype=dtype)
     return torch.mul(gradient, factor, out=out)
+
+
+def _is_known_one(number: Tensor) -> bool:
+    """Whether a scalar is 1, where reading it waits for nothing: on a CPU, in code that runs."""
+    is_read = number.device.type == "cpu" and not torch.compiler.is_compiling()
+    return is_read and bool(number == 1.0)
 
 
 def _forward_backward(
@@ -105,17 +129,21 @@ def _forward_backward(
     targets: tuple[Tensor, Tensor],
     options: LossOptions,
     needs: tuple[bool, ...],
+    enlarged: Tensor | None,
 ) -> tuple[Tensor, tuple[Tensor | None, ...]]:
     """Loss and gradients (None where not needed), a chunk of the rows with labels at a time."""
     hidden, weight, bias = inputs
     labels, token_weights = targets
-    loss = wide(hidden.new_zeros(()))
-    dhidden, dweight, dbias = (
+    loss, dweight = wide(hidden.new_zeros(())), None
+    dhidden, dbias = (
         wide(torch.zeros_like(x)) if x is not None and needed else None
-        for x, needed in zip(inputs, needs, strict=True)
+        for x, needed in ((hidden, needs[0]), (bias, needs[2]))
     )
-    chunks = labelled_chunks(labels, weight.shape[0], options.rows)
-    dtype = weight.dtype if _fits_narrow(weight, options) else loss.dtype
+    is_narrow = _fits_narrow(weight, options)
+    chunks = _loss_chunks(labels, weight, options.rows, is_narrow)
+    # Of a single chunk the product itself is the gradient, rounded once.
+    sum_dtype = weight.dtype if is_narrow and len(chunks) == 1 else loss.dtype
+    dtype = weight.dtype if is_narrow else loss.dtype
     memory = weight.new_empty(len(chunks[0]), weight.shape[0], dtype=dtype)  # for chunks in turn
     for part in chunks:
         x, label, share = hidden[part], labels[part], wide(token_weights[part])
@@ -125,6 +153,7 @@ def _forward_backward(
         loss += (row_loss(statistics, label, options) * share).sum()
         if not any(needs):
             continue
+        share = share if enlarged is None else share * enlarged
         share, slope = share * options.logit_scale, cap_slope(logits, options.logit_cap)
         gradient = _logit_gradient(logits, statistics, label, share, options)
         if slope is not None:
@@ -132,8 +161,8 @@ def _forward_backward(
         narrow = gradient.to(weight.dtype)
         if dhidden is not None:
             dhidden[part] = wide(narrow @ weight)
-        if dweight is not None:
-            add_product(dweight, narrow.t(), x)
+        if needs[1]:
+            dweight = sum_of_products(dweight, narrow.t(), x, sum_dtype)
         if dbias is not None:
             dbias += gradient.sum(0, dtype=dbias.dtype)
     return loss, (dhidden, dweight, dbias)
@@ -148,6 +177,19 @@ def _logit_gradient(
     if places is not None:
         add_largest(gradient, places, statistics.tops, labels, share, options)
     return gradient
+
+
+def _loss_chunks(
+    labels: Tensor, weight: Tensor, rows: Tensor | None, is_narrow: bool
+) -> tuple[Tensor, ...]:
+    """The chunks of the loss: one, where its logits take no more than the sum that it saves.
+
+    That sum, of the weight's gradient, is fp32 [V, D], the logits are [T, V] in half precision.
+    """
+    rows = labelled_rows(labels) if rows is None else rows
+    if is_narrow and 2 * len(rows) <= 4 * weight.shape[1]:
+        return (rows,)
+    return labelled_chunks(labels, weight.shape[0], rows)
 
 
 def _fits_narrow(weight: Tensor, options: LossOptions) -> bool:
@@ -170,14 +212,23 @@ def _logits(x: Tensor, weight: Tensor, bias: Tensor | None, memory: Tensor) -> T
     return torch.addmm(bias, x, weight.t(), out=memory)
 
 
-def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """Total += left @ right in fp32; by the product itself where the device's can."""
+def sum_of_products(
+    total: Tensor | None, left: Tensor, right: Tensor, dtype: torch.dtype
+) -> Tensor:
+    """Total + left @ right in ``dtype``, over total; by the product itself where the device's can.
+
+    Without a total the product begins one: nothing is cleared and read first.
+    """
+    if total is None:
+        if left.dtype != dtype and adds_wide(left.device, left.dtype):
+            return torch.mm(left, right, out_dtype=dtype)
+        return (left @ right).to(dtype)
     if left.dtype == total.dtype:
-        total.addmm_(left, right)
-    elif adds_wide(left.device, left.dtype):
-        torch.addmm(total, left, right, out_dtype=total.dtype, out=total)
-    else:
-        total += left @ right
+        return total.addmm_(left, right)
+    if adds_wide(left.device, left.dtype):
+        return torch.addmm(total, left, right, out_dtype=total.dtype, out=total)
+    total += left @ right
+    return total
 
 
 @cache

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from megalite.errors import ShapeError
 from megalite.ops.cross_entropy import logit_gradient
-from megalite.ops.linear_cross_entropy import add_product, labelled_chunks
+from megalite.ops.linear_cross_entropy import labelled_chunks, sum_of_products
 from megalite.ops.precision import as_given, wide
 from megalite.ops.vocabulary import (
     LossOptions,
@@ -94,7 +94,7 @@ def _gradients(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
     """Of hidden states, weight and bias, a chunk of labelled rows at a time."""
     hidden, weight, bias, labels, lse = ctx.saved_tensors
     options = ctx.options
-    dhidden, dweight = wide(torch.zeros_like(hidden)), wide(torch.zeros_like(weight))
+    dhidden, dweight = wide(torch.zeros_like(hidden)), None
     dbias = None if bias is None else wide(torch.zeros_like(bias))
     for part in labelled_chunks(labels, weight.shape[0], options.rows):
         x = hidden[part]
@@ -106,9 +106,10 @@ def _gradients(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
             gradient *= slope
         narrow = gradient.to(weight.dtype)
         dhidden[part] = wide(narrow @ weight)
-        add_product(dweight, narrow.t(), x)
+        dweight = sum_of_products(dweight, narrow.t(), x, dhidden.dtype)
         if dbias is not None:
             dbias += gradient.sum(0)
+    assert dweight is not None  # there is a chunk, of no row at least
     if dbias is not None:
         dbias = dbias.to(bias.dtype)
     return dhidden.to(hidden.dtype), dweight.to(weight.dtype), dbias, None, None

@@ -333,6 +333,8 @@ def _head_bytes(work: Work, parallel: ParallelConfig) -> tuple[float, float]:
     is_plain = model.logit_scale == 1.0 and not model.logit_cap
     if width == 4:
         chunk, narrow = 4.0 * min(logits, CHUNK_ELEMENTS), 0.0
+    elif is_plain and (rows <= 2 * model.embedding_width or logits <= GPU_CHUNK_ELEMENTS):
+        chunk, narrow, weight = 2.0 * logits, 0.0, weight / 2  # in one chunk there is no fp32 sum
     else:  # half precision is a GPU's; scaled or capped logits are fp32 beside the product's
         logits = min(logits, GPU_CHUNK_ELEMENTS)
         chunk, narrow = (2.0 if is_plain else 4.0) * logits, 0.0 if is_plain else 2.0 * logits

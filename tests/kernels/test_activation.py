@@ -8,14 +8,12 @@ import torch
 from megalite.errors import ShapeError
 from megalite.ops import activation
 from megalite.ops.activation import ACTIVATIONS
-from megalite.ops.backends import kernels
 from tests.kernels.backends import (
     SIMT_NAMES,
     assert_as_good,
     backend,
     device_of,
     emulator,
-    needs_cpu,
     needs_emulator,
     on_every_row_backend,
     set_schedule,
@@ -141,16 +139,3 @@ def test_a_gated_activation_crosses_memory_once(has_biases):
 def test_what_does_not_fit_is_refused(work, says):
     with pytest.raises(ShapeError, match=says):
         work(torch.ones(2, 4))
-
-
-@needs_cpu
-def test_registered_operators_pass_opcheck():
-    ops, tests = torch.ops.megalite, ("test_schema", "test_faketensor")
-    x, bias = torch.randn(2, 3, 8), torch.randn(8)
-    with backend("cpu"):
-        assert kernels(x) is ops
-    for more in ((x, bias, bias), (None, None, None)):
-        torch.library.opcheck(ops.activation, (x, *more, "gelu"), test_utils=tests)
-        torch.library.opcheck(ops.activation_backward, (x, x, *more, "gelu"), test_utils=tests)
-    with pytest.raises(RuntimeError, match="activation kind: must be relu, .*, came tanh"):
-        ops.activation(x, None, None, None, "tanh")

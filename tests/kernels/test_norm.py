@@ -5,8 +5,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from megalite.ops import Drops, NormOptions, Update, add_norm, norm
-from megalite.ops.backends import kernels
+from megalite.ops import Drops, NormOptions, Update, add_norm
 from tests.kernels.backends import (
     SIMT_NAMES,
     assert_as_good,
@@ -203,23 +202,3 @@ def test_a_row_crosses_memory_once(options):
     many = 4096 * width
     least = many * 4 * narrow
     assert least + 2 * weights * 4 * 108 * width * 4 <= 1.25 * least
-
-
-@needs_cpu
-def test_registered_operators_pass_opcheck():
-    ops, tests = torch.ops.megalite, ("test_schema", "test_faketensor")
-    x, weight, samples = torch.randn(2, 3, 8), torch.randn(8), torch.arange(2)
-    with backend("cpu"):
-        norm(x, weight)  # loads the operators
-        assert kernels(x) is ops
-    for update, bias, centred, p in ((x, weight, True, 0.1), (None, None, False, 0.0)):
-        how = 0.0, 1.5, p, 7, samples if p else None, 0
-        torch.library.opcheck(
-            ops.add_norm, (x, update, weight, bias, 1e-5, centred, *how), test_utils=tests
-        )
-        _, _, mean, inverse = ops.add_norm(x, update, weight, bias, 1e-5, centred, *how)
-        torch.library.opcheck(
-            ops.add_norm_backward,
-            (x, update, x, weight, mean, inverse, *how, update is not None, bias is not None),
-            test_utils=tests,
-        )

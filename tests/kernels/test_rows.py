@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -18,14 +19,13 @@ from megalite.ops import (
 )
 from megalite.ops.backends import kernels
 from megalite.ops.cross_entropy import logit_gradient
-from megalite.ops.linear_cross_entropy import add_product, labelled_chunks
+from megalite.ops.linear_cross_entropy import labelled_chunks, sum_of_products
 from tests.kernels.backends import (
     SIMT_NAMES,
     assert_as_good,
     backend,
     device_of,
     emulator,
-    needs_cpu,
     needs_emulator,
     on_every_row_backend,
 )
@@ -178,9 +178,46 @@ def test_a_chunk_of_logits_is_of_the_devices_size(device: str, elements: int):
 
 
 def test_products_of_half_precision_add_up_in_fp32():
-    total, left, right = torch.full((2, 3), 256.0), torch.full((2, 1), 0.5), torch.full((1, 3), 0.5)
-    add_product(total, left.bfloat16(), right.bfloat16())
+    factors = torch.full((2, 1), 0.5).bfloat16(), torch.full((1, 3), 0.5).bfloat16()
+    begun = sum_of_products(None, *factors, torch.float32)
+    assert begun.dtype == torch.float32
+    total = sum_of_products(begun + 255.75, *factors, torch.float32)
     assert torch.equal(total, torch.full((2, 3), 256.25))  # bf16 would have 256
+
+
+@pytest.mark.parametrize("name", SIMT_NAMES[:1])
+@pytest.mark.parametrize(("rows", "chunks"), [(48, 1), (49, 3)])
+def test_few_rows_are_one_chunk_whose_product_is_the_gradient(name, rows, chunks, monkeypatch):
+    """Of [T, V] logits in half precision: no more bytes than an fp32 sum of [V, D]."""
+    module = sys.modules["megalite.ops.linear_cross_entropy"]
+    monkeypatch.setattr(module, "CHUNK_ELEMENTS", 131 * 20)
+    made = []
+    monkeypatch.setattr(
+        module, "sum_of_products", lambda *a: made.append(a[-1]) or sum_of_products(*a)
+    )
+    inputs = torch.randn(rows, 24), torch.randn(131, 24) * 0.3
+    work = partial(linear_cross_entropy, labels=labels_for(rows, 131) % 131)
+    check(name, work, *inputs, dtype=torch.bfloat16)
+    ours = made[-chunks:]
+    assert ours == [torch.bfloat16 if chunks == 1 else torch.float32] * chunks
+
+
+@on_every_row_backend
+@pytest.mark.parametrize("scale", [2.0**-22, 0.0])
+def test_a_share_below_what_fp16_holds_keeps_its_gradients(name: str, scale: float):
+    """1 / (4 million targets), times the loss scale in the backward pass."""
+    device, generator = device_of(name), torch.Generator().manual_seed(5)
+    values = (torch.randn(n, 24, generator=generator) * 0.3 for n in (40, 131))
+    hidden, weight = (x.half().to(device).requires_grad_() for x in values)
+    labels, found = labels_for(40, 131).to(device), []
+    for dtype in (torch.float16, torch.float64):
+        leaves = [x.detach().to(dtype).requires_grad_() for x in (hidden, weight)]
+        with backend(name if dtype == torch.float16 else "reference"):
+            shares = torch.full((40,), scale, device=device)
+            (linear_cross_entropy(*leaves, labels, shares) * 65536.0).backward()
+        found.append([leaf.grad.double().cpu() for leaf in leaves])
+    for mine, exact in zip(*found, strict=True):
+        assert (mine - exact).abs().max() <= 2.0**-9 * exact.abs().max()
 
 
 @on_every_row_backend
@@ -374,30 +411,3 @@ def test_dropout_keeps_exactly_the_reference_mask(name: str, features: int, offs
 def test_wrong_arguments_are_named(name: str, work, says: str):
     with backend(name), pytest.raises(ShapeError, match=says):
         work()
-
-
-@needs_cpu
-def test_registered_operators_pass_opcheck():
-    from megalite.ops.mask import causal
-
-    mask = causal(2, 9)
-    q = torch.randn(2, 9, 2, 4)
-    with backend("cpu"):
-        arguments = (q, q, q, mask.start, mask.end, *mask.plan, None, 0.5, 0.0, 0, None, 0)
-    ops = torch.ops.megalite
-    tests = ("test_schema", "test_faketensor")
-    torch.library.opcheck(ops.mask_plan, (mask.start, mask.end, 9), test_utils=tests)
-    torch.library.opcheck(ops.attention, arguments, test_utils=tests)
-    out, lse = ops.attention(*arguments)
-    torch.library.opcheck(
-        ops.attention_backward, (q, q, q, q, out, lse, *arguments[3:], False), test_utils=tests
-    )
-    tables = rope_tables(torch.arange(9).expand(2, 9), 4)
-    for op in (ops.rope, ops.rope_):
-        torch.library.opcheck(op, (q, *tables, False, False), test_utils=tests)
-    hidden, samples = torch.randn(2, 3, 8), torch.arange(2)
-    torch.library.opcheck(ops.dropout, (hidden, 0.1, 5, samples, 0, 0), test_utils=tests)
-    logits, labels = torch.randn(6, 11), torch.arange(6)
-    torch.library.opcheck(ops.logit_statistics, (logits, labels, 0), test_utils=tests)
-    narrow = logits.to("meta", torch.bfloat16), labels.to("meta"), 0
-    assert ops.logit_statistics(*narrow).dtype == torch.float32  # as the CUDA kernel gives it

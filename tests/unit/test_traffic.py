@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from benchmarks.ledger import Ledger
-from benchmarks.traffic import RATES, Case, entries_of, times_of
+from benchmarks.traffic import CASES, RATES, Case, entries_of, report, times_of
 from benchmarks.workload import batch_of
 from megalite.training.metrics.flops import step_operations
 from tests.dist import models
@@ -57,3 +57,10 @@ def test_a_faster_memory_makes_what_it_binds_faster_and_no_product():
     ratio = RATES["a100"].memory / RATES["v100"].memory
     for name in ("clip and AdamW, a step", "FSDP2: gradients to fp32 and added"):
         assert slow[name] / fast[name] == pytest.approx(ratio)
+
+
+@pytest.mark.parametrize(("model", "least"), [("llama-7b", 0.60), ("bloom-7b1", 0.55)])
+def test_a_step_on_paper_keeps_an_a100_busy(model: str, least: float):
+    """MFU before communication, of 8 A100s."""
+    (case,) = (case for case in CASES if case.model == model)
+    assert report(case, "a100", 0) >= least
