@@ -64,7 +64,7 @@ log_every = 1
 every = {EVERY}
 
 [run]
-tensorboard = false
+trackers = []
 device = "cpu"
 threads = 1
 """

@@ -17,7 +17,7 @@ from megalite.tools.stdlib_corpus import write_corpus
 
 CORPUS_BYTES = 800_000
 NUM_STEPS = {"pretrain": 60, "sft": 10, "rm": 10, "ppo": 3}
-SMALL = ["--run.tensorboard", "false", "--train.log_every", "1"]
+SMALL = ["--run.trackers", "[]", "--train.log_every", "1"]
 CURVE_STEPS, CURVE_LIMIT = 40, 0.03  # the most that losses may differ, as a share
 PPO_MODEL = {"hidden_size": 768, "num_layers": 12, "num_heads": 12, "num_kv_heads": 12}
 TINY_MODEL = {"hidden_size": 32, "num_layers": 2, "num_heads": 2, "num_kv_heads": 2}

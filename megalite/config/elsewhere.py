@@ -88,7 +88,7 @@ MEGATRON = Trainer(
         "finetune": Ours("checkpoint.start", "weights alone; the clock starts at 0"),
         "pretrained_checkpoint": Ours("checkpoint.start"),
         "no_load_optim": Ours("checkpoint.start", "weights alone"),
-        "tensorboard_dir": Ours("run.tensorboard", "true; the files lie in the run's folder"),
+        "tensorboard_dir": Ours("run.trackers", "tensorboard; the files lie in the run's folder"),
         "data_path": Ours("data.train", "weights apart, in data.weights"),
         "train_data_path": Ours("data.train", "weights apart, in data.weights"),
         "valid_data_path": Ours("data.heldout"),
@@ -126,7 +126,7 @@ HUGGING_FACE = Trainer(
         "model_name_or_path": Ours("checkpoint.start"),
         "output_dir": Ours("run.folder"),
         "resume_from_checkpoint": Ours("run.folder", "a run goes on from its own folder"),
-        "report_to": Ours("run.tensorboard"),
+        "report_to": Ours("run.trackers", "tensorboard, wandb, mlflow"),
         "per_device_train_batch_size": Ours("train.micro_batch_size"),
         "gradient_accumulation_steps": Ours(
             "train.global_batch_size", "a device's batch x accumulation x devices"

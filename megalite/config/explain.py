@@ -68,7 +68,7 @@ def _problem(cls: type[Section], key: tuple[str, ...], found: list[Problem], whe
         return f"{where}: {first['msg'].partition(', ')[2] or first['msg']}"
     wanted = " or ".join(dict.fromkeys(_requirement(problem) for problem in found))
     value = first["input"]
-    close = _closest_choice(first, value)
+    close = _meant(first, value)
     return f"{where} = {value!r}: must be {wanted}{close}"
 
 
@@ -84,7 +84,9 @@ def _requirement(problem: Problem) -> str:
     return kind if kind == "true or false" else article + kind
 
 
-def _closest_choice(problem: Problem, value: object) -> str:
+def _meant(problem: Problem, value: object) -> str:
+    if problem["type"] in ("tuple_type", "list_type") and isinstance(value, str):
+        return f", such as '[\"{value}\"]'"
     if problem["type"] != "literal_error" or not isinstance(value, str):
         return ""
     choices = problem["ctx"]["expected"].replace(" or ", ", ").replace("'", "").split(", ")

@@ -49,6 +49,7 @@ from megalite.training.learner import TARGETS, Learner, Learning
 from megalite.training.metrics.device import peak_tflops
 from megalite.training.metrics.run_log import RunLog
 from megalite.training.metrics.speed import Speed
+from megalite.training.metrics.trackers import open_trackers
 from megalite.training.progress import Progress
 from megalite.training.trainer import Trainer
 from megalite.training.watchdog.heartbeat import Heartbeat
@@ -408,9 +409,12 @@ def _stage_in(
         if launch.rank >= own:
             config = config.model_copy(update={"parallel": separate.parallel})
     mesh = build_meshes(launch, meshes, device)
-    train = config.train
     log = RunLog(
-        folder.path, launch.rank == 0, train.steps, config.run.tensorboard, train.ramp.after
+        folder.path,
+        launch.rank == 0,
+        config.train.steps,
+        lambda path: open_trackers(config.run.trackers, path, config.model_dump(mode="json")),
+        config.train.ramp.after,
     )
     peak = peak_tflops(device, config.train.precision)
     speed = Speed(config.model, mesh, peak, recomputed_blocks(config.model, config.parallel))

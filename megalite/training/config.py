@@ -11,6 +11,7 @@ from megalite.data.ramp import Ramp, RampConfig
 from megalite.engine.layout import BatchSizes
 from megalite.errors import ConfigError
 from megalite.training.curve import CurveConfig, PhaseConfig
+from megalite.training.metrics.trackers import TrackerName
 from megalite.training.spikes import SpikeConfig
 from megalite.training.stragglers import StragglerConfig
 from megalite.training.updates.adafactor import AdafactorConfig
@@ -41,7 +42,12 @@ class RunConfig(Section):
         description="starts in a row that failed without a checkpoint between them after which "
         "torchrun's or SLURM's next one is refused; 0: never",
     )
-    tensorboard: bool = Field(True, description="whether TensorBoard's files are written too")
+    trackers: tuple[TrackerName, ...] = Field(
+        ("tensorboard",),
+        strict=False,  # a stage that gives its folder hands this section on as Python's lists
+        description="where metrics go besides metrics.jsonl: tensorboard (files in the folder), "
+        "wandb, mlflow",
+    )
 
 
 class DriftConfig(Section):

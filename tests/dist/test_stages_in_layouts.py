@@ -35,7 +35,7 @@ warmup = 0
 [checkpoint]
 asynchronous = false
 [run]
-tensorboard = false
+trackers = []
 device = "cpu"
 threads = 1
 """

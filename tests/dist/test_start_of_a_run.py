@@ -18,7 +18,7 @@ ffn_size = 16
 [train]
 steps = 2
 [run]
-tensorboard = false
+trackers = []
 device = "cpu"
 threads = 1
 [data]

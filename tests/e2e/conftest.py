@@ -37,7 +37,7 @@ learning_rate = 1e-2
 every = 5
 
 [run]
-tensorboard = false
+trackers = []
 device = "cpu"
 threads = 1
 """

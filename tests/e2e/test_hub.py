@@ -42,7 +42,7 @@ def words(work, start: str, run: str, steps: int) -> list[str]:
     return [
         *("sft", "--checkpoint.start", start, "--data.train", f'["{work.folder}/sft.jsonl"]'),
         *("--data.sequence_length", "256", "--train.steps", str(steps), "--run.folder", run),
-        *("--run.device", "cpu", "--run.threads", "1", "--run.tensorboard", "false"),
+        *("--run.device", "cpu", "--run.threads", "1", "--run.trackers", "[]"),
         *("--schedule.kind", "constant", "--schedule.warmup", "0"),
     ]
 

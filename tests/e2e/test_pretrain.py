@@ -151,7 +151,14 @@ def test_a_disk_that_is_full_of_metrics_does_not_end_the_run(fills, work, tmp_pa
         (tmp_path / fills).parent.mkdir(exist_ok=True)
         (tmp_path / fills).symlink_to(disk)
         words = work.pretrain_words(tmp_path / "run")
-        more = ["--checkpoint.every", "0", "--train.steps", "400", "--run.tensorboard", "true"]
+        more = [
+            "--checkpoint.every",
+            "0",
+            "--train.steps",
+            "400",
+            "--run.trackers",
+            '["tensorboard"]',
+        ]
         done = megalite(*words, *more)
         assert f"{tmp_path}/{fills}" in done.stdout
         assert "No space left on device: training goes on" in done.stdout

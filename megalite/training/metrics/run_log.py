@@ -3,14 +3,13 @@
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from megalite.errors import DataError, naming
 from megalite.training.metrics.console import Console, whole
 from megalite.training.metrics.lines import Lines
-from megalite.training.metrics.tensorboard import TensorBoard
+from megalite.training.metrics.trackers import Tracker
 
 
 class RunLog:
@@ -21,7 +20,7 @@ class RunLog:
         folder: Path | str,
         is_writer: bool,
         total_steps: int,
-        tensorboard: bool,
+        trackers: Callable[[Path], dict[str, Tracker]] = lambda _: {},
         done: Callable[[int], int] = int,
     ) -> None:
         """Open the folder.
@@ -30,16 +29,17 @@ class RunLog:
             folder: of the run.
             is_writer: whether this process writes.
             total_steps: of the run, for the time left.
-            tensorboard: whether TensorBoard's files are written.
+            trackers: opens those of the run, by name, given the folder.
             done: what was done after so many steps, for the time left.
 
         Raises:
             DataError: the folder can't be written.
+            ConfigError: a tracker can't begin.
         """
         self.folder, self.is_writer = Path(folder), is_writer
         self._console = Console(total_steps, done)
         self._lines = {name: Lines(self.folder / name) for name in ("metrics.jsonl", "log.txt")}
-        self._tensorboard: TensorBoard | None = None
+        self._trackers: dict[str, Tracker] = {}
         if not is_writer:
             return
         try:
@@ -47,8 +47,7 @@ class RunLog:
             (self.folder / "log.txt").touch()
         except OSError as error:
             raise DataError(f"--run.folder {folder}: can't be written: {error.strerror}") from None
-        if tensorboard:
-            self._tensorboard = TensorBoard(self.folder / "tensorboard")
+        self._trackers = trackers(self.folder)
 
     def rewind(self, step: int) -> int:
         """Drop metrics of later steps, before a run resumes from a checkpoint of ``step``.
@@ -81,21 +80,19 @@ class RunLog:
             return
         row = {"step": step, **{k: v if math.isfinite(v) else str(v) for k, v in values.items()}}
         self._append("metrics.jsonl", json.dumps(row))
-        self._add_to_tensorboard(step, values)
+        self._track(step, values)
         if show:
             parts = self._console.parts(step, values)
             self._append("log.txt", whole(parts))
             self._console.show(parts)
 
-    def _add_to_tensorboard(self, step: int, values: Mapping[str, float]) -> None:
-        if self._tensorboard is None:
-            return
-        try:
-            self._tensorboard.add(step, values)
-        except OSError as error:
-            self._tensorboard = None  # its writer has lost lines and can't go on
-            said = f"{error.filename}: can't be written: {error.strerror}"
-            self.say(f"{said}: training goes on without TensorBoard's files")
+    def _track(self, step: int, values: Mapping[str, float]) -> None:
+        for name, tracker in list(self._trackers.items()):
+            try:
+                tracker.add(step, values)
+            except Exception as error:  # of somebody else's package, at a disk or in a network
+                del self._trackers[name]  # what it lost can't be had again
+                self.say(f"{name}: {_in_words(error)}: training goes on without this tracker")
 
     def say(self, text: str) -> None:
         """Say one thing on the console and in log.txt."""
@@ -123,7 +120,7 @@ class RunLog:
             _write(path, text, "a")
 
     def close(self) -> None:
-        """End the console's line and TensorBoard's files.
+        """End the console's line, and the trackers' runs.
 
         Raises:
             DataError: lines could not be written all the time.
@@ -132,11 +129,20 @@ class RunLog:
         failures = [failure for lines in self._lines.values() if (failure := lines.write())]
         if failures:
             raise DataError(f"{'; '.join(failures)}: the run is saved, these lines are lost")
-        if self._tensorboard is not None:
-            with suppress(OSError):  # said where it was met first
-                self._tensorboard.close()
+        for name, tracker in self._trackers.items():
+            try:
+                tracker.close()
+            except Exception as error:
+                self._console.say(f"{name}: {_in_words(error)}: its last lines are lost")
 
 
 def _write(path: Path, text: str, mode: str = "w") -> None:
     with naming(path), open(path, mode, encoding="utf-8") as file:
         file.write(text)
+
+
+def _in_words(error: Exception) -> str:
+    """An error of a tracker in a line."""
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: can't be written: {error.strerror}"
+    return str(error).partition("\n")[0] or type(error).__name__

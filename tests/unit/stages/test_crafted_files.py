@@ -62,7 +62,7 @@ def trained(tokenizer: Path, tmp_path_factory) -> Path:
 
 def stage(folder: Path, tokenizer: Path, steps: int = 1) -> list[str]:
     words = ["sft", "--data.train", f'["{folder}/sft.jsonl"]', "--data.sequence_length", "64"]
-    words += ["--tokenizer.path", str(tokenizer), "--run.tensorboard=false"]
+    words += ["--tokenizer.path", str(tokenizer), "--run.trackers=[]"]
     words += ["--train.global_batch_size", "1", "--train.micro_batch_size", "1"]
     return [*words, "--train.steps", str(steps)]
 

@@ -26,7 +26,7 @@ global_batch_size = 4
 every = 2
 asynchronous = false
 [run]
-tensorboard = false
+trackers = []
 device = "cpu"
 threads = 1
 [data]

@@ -39,7 +39,7 @@ def sft(folder, llama, tokenizer, tmp_path, *more: str) -> int:
     data.write_text(json.dumps(row) + "\n" + json.dumps(row | {"output": "a cat"}) + "\n")
     words = ["sft", "--data.train", f'["{data}"]', "--data.sequence_length", "32"]
     words += ["--tokenizer.path", str(tokenizer), "--checkpoint.start", str(llama)]
-    words += ["--run.folder", str(folder), "--run.device", "cpu", "--run.tensorboard", "false"]
+    words += ["--run.folder", str(folder), "--run.device", "cpu", "--run.trackers", "[]"]
     return main([*words, *MORE, *more])
 
 

@@ -23,7 +23,7 @@ global_batch_size = 4
 evaluate_every = 1
 evaluate_samples = 9
 [run]
-tensorboard = false
+trackers = []
 device = "cpu"
 threads = 1
 [data]

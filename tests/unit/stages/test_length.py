@@ -25,7 +25,7 @@ ffn_size = 16
 [train]
 global_batch_size = 4
 [run]
-tensorboard = false
+trackers = []
 device = "cpu"
 threads = 1
 [data]

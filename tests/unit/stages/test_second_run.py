@@ -33,7 +33,7 @@ micro_batch_size = 2
 [checkpoint]
 every = 2
 [run]
-tensorboard = false
+trackers = []
 device = "cpu"
 threads = 1
 [data]

@@ -148,7 +148,7 @@ def test_a_stage_without_a_model_section_has_its_starts(tokenizer: Path, tmp_pat
     rows, run = tmp_path / "sft.jsonl", tmp_path / "run"
     rows.write_text(json.dumps({"prompt": "the red", "response": "cat"}) + "\n")
     words = ["sft", "--data.train", f'["{rows}"]', "--data.sequence_length", "64"]
-    words += ["--tokenizer.path", str(tokenizer), "--run.tensorboard=false", "--train.steps", "1"]
+    words += ["--tokenizer.path", str(tokenizer), "--run.trackers=[]", "--train.steps", "1"]
     words += ["--train.global_batch_size", "1", "--train.micro_batch_size", "1"]
     begin = [*words, "--run.folder", str(run), "--checkpoint.start", str(start)]
     assert main([*begin, "--model.num_layers", "2"]) == 2

@@ -98,7 +98,7 @@ def test_a_reward_model_is_refused_in_one_line(folder, tmp_path, capsys):
         "--model.vocab_size 40 --model.hidden_size 16 --model.num_layers 1 --model.num_heads 2 "
     )
     words += "--model.ffn_size 16 --train.steps 1 --train.global_batch_size 1 --run.device cpu "
-    words += "--train.micro_batch_size 1 --run.tensorboard false"
+    words += "--train.micro_batch_size 1 --run.trackers []"
     assert main(words.split()) == 0
     capsys.readouterr()
     assert generate(tmp_path / "run") == 2

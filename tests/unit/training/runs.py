@@ -80,7 +80,7 @@ class Run:
         mesh, rate = self._mesh, OptimizerConfig(learning_rate=1e-2)
         model = build_model(MODEL, mesh, self._parallel, seed=1)
         self.learner = Learner(model, mesh, Learning(train, rate, ScheduleConfig(), 1))
-        log = RunLog(self.folder, mesh.world.rank == 0, train.steps, tensorboard=False)
+        log = RunLog(self.folder, mesh.world.rank == 0, train.steps)
         checkpoints = CheckpointManager(
             self.folder / "checkpoints",
             keep=self.keep,

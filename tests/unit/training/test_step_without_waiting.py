@@ -138,7 +138,7 @@ def work_of(one: Learner):
 def trained(folder, behind: int, **train) -> list[dict]:
     config = models.config("llama")
     one = learner(Mesh.single(), config, log_every=2, **train)
-    log = RunLog(folder, True, 7, tensorboard=False)
+    log = RunLog(folder, True, 7)
     trainer = Trainer([one], log, CheckpointManager(folder / "checkpoints"), every=5)
     trainer.reads_behind = behind  # as on a GPU
 
@@ -166,7 +166,7 @@ def test_a_run_that_reads_late_ends_at_the_same_bad_step(tmp_path):
         one = learner(Mesh.single(), models.config("llama"), max_bad_steps=3)
         with torch.no_grad():
             next(iter(one.model.parameters())).fill_(float("nan"))
-        log = RunLog(tmp_path / str(behind), True, 7, tensorboard=False)
+        log = RunLog(tmp_path / str(behind), True, 7)
         trainer = Trainer([one], log, CheckpointManager(tmp_path / str(behind) / "c"), every=0)
         trainer.reads_behind = behind  # as on a GPU
         with pytest.raises(MegaliteError, match="step 3: gradients were not finite for 3 steps"):

@@ -30,7 +30,7 @@ def make_trainer(folder, steps: int, **more) -> Trainer:
     mesh, train = Mesh.single(), TrainConfig(steps=steps, global_batch_size=4, **more)
     model = build_model(models.config("llama"), mesh, ParallelConfig(), seed=1)
     learner = Learner(model, mesh, Learning(train, OptimizerConfig(), ScheduleConfig(), 1))
-    log = RunLog(folder, True, steps, tensorboard=False)
+    log = RunLog(folder, True, steps)
     return Trainer([learner], log, CheckpointManager(folder / "checkpoints"), every=2)
 
 

@@ -32,7 +32,7 @@ warmup = 0
 every = 2
 asynchronous = false
 [run]
-tensorboard = false
+trackers = []
 device = "cpu"
 threads = 1
 """

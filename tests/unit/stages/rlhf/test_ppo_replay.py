@@ -46,7 +46,7 @@ PROMPTS = [Prompt([1 + n, *range(1, 1 + n % 4)]) for n in range(8)]
 def config(folder, **more) -> PPOConfig:
     """Dropout is on in the model's config, and must be off in PPO."""
     return PPOConfig(
-        run=RunConfig(folder=str(folder), tensorboard=False, device="cpu", threads=1),
+        run=RunConfig(folder=str(folder), trackers=(), device="cpu", threads=1),
         model=ModelConfig(**SHAPE, dropout=0.3, attention_dropout=0.3),
         train=TrainConfig(steps=4, global_batch_size=8, micro_batch_size=2),
         optimizer=OptimizerConfig(learning_rate=RATE, eps=1e-5, weight_decay=0.0),

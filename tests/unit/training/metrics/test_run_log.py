@@ -44,7 +44,7 @@ def test_a_line_fits_and_keeps_what_tells_most(width):
 
 
 def test_a_line_has_speed_mfu_and_time_left(tmp_path, capsys):
-    log = RunLog(tmp_path, True, 100, tensorboard=False)
+    log = RunLog(tmp_path, True, 100)
     for step in (1, 2):
         values = {"loss": 2.0, "tokens_per_s": 1234.5, "mfu": 0.25, "learning_rate": 1e-3}
         log.metrics(step, values, show=True)
@@ -59,7 +59,7 @@ def test_a_line_has_speed_mfu_and_time_left(tmp_path, capsys):
 
 
 def test_a_torn_line_and_later_steps_go_when_a_run_goes_on(tmp_path):
-    log = RunLog(tmp_path, True, 10, tensorboard=False)
+    log = RunLog(tmp_path, True, 10)
     for step in range(6):
         log.metrics(step, {"loss": float(step)}, show=False)
     with open(tmp_path / "metrics.jsonl", "a") as file:
@@ -72,25 +72,12 @@ def test_a_torn_line_and_later_steps_go_when_a_run_goes_on(tmp_path):
 
 
 def test_a_number_that_is_not_finite_is_still_json(tmp_path):
-    RunLog(tmp_path, True, 1, tensorboard=False).metrics(1, {"loss": float("nan")}, show=False)
+    RunLog(tmp_path, True, 1).metrics(1, {"loss": float("nan")}, show=False)
     assert rows(tmp_path) == [{"step": 1, "loss": "nan"}]
 
 
-def test_tensorboard_reads_the_curve_of_a_run_that_went_on(tmp_path):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    for first, values in ((1, [5.0, 4.0, 3.0, 2.0]), (3, [30.0, 20.0])):
-        log = RunLog(tmp_path, True, 4, tensorboard=True)
-        for step, value in enumerate(values, first):
-            log.metrics(step, {"loss": value}, show=False)
-        log.close()
-    board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
-    curve = {event.step: event.value for event in board.Scalars("loss")}
-    assert curve == {1: 5.0, 2: 4.0, 3: 30.0, 4: 20.0}
-
-
 def test_only_the_first_process_writes(tmp_path):
-    log = RunLog(tmp_path / "run", False, 1, tensorboard=True)
+    log = RunLog(tmp_path / "run", False, 1, lambda _: pytest.fail("opened a tracker"))
     log.metrics(1, {"loss": 1.0}, show=True)
     log.write("config.toml", "x")
     log.say("x")
@@ -99,7 +86,7 @@ def test_only_the_first_process_writes(tmp_path):
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs Linux's /dev/full")
 def test_lines_wait_for_a_full_disk_to_have_room(tmp_path, capsys):
-    log, metrics = RunLog(tmp_path, True, 1, tensorboard=False), tmp_path / "metrics.jsonl"
+    log, metrics = RunLog(tmp_path, True, 1), tmp_path / "metrics.jsonl"
     metrics.symlink_to("/dev/full")
     for step in (1, 2):
         log.metrics(step, {"loss": 1.0}, show=False)

@@ -4,27 +4,28 @@ import threading
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from megalite.errors import DataError, naming
+from megalite.errors import ConfigError, naming
 from megalite.torch_private import is_tensorboard_writer
 
 
 class TensorBoard:
     """TensorBoard's files; those of a run that resumes replace the steps after its start."""
 
-    def __init__(self, folder: Path) -> None:
-        """Write into ``folder`` from the first metrics on.
+    def __init__(self, folder: Path, about: Mapping[str, Any]) -> None:
+        """Write into ``folder``/tensorboard from the first metrics on; ``about`` is not shown.
 
         Raises:
-            DataError: TensorBoard is not installed.
+            ConfigError: TensorBoard is not installed.
         """
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
-            raise DataError(
-                "--run.tensorboard true: needs the package tensorboard: install it or say false"
+            raise ConfigError(
+                "--run.trackers tensorboard: needs the package tensorboard: pip install tensorboard"
             ) from None
-        self._folder = folder
+        self._folder = folder / "tensorboard"
         self._make_writer: type[SummaryWriter] = SummaryWriter
         self._writer: SummaryWriter | None = None
         threading.excepthook = partial(_keep_silent_for_writer, threading.excepthook)
