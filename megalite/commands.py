@@ -83,6 +83,12 @@ COMMANDS: tuple[Command, ...] = (
         "--model runs/sft",
     ),
     Command(
+        "eval",
+        "megalite.tools.eval:EvalConfig",
+        "measure a model on held-out text, conversations, rankings or harness tasks",
+        "--model runs/sft --rows '[\"heldout.jsonl\"]'",
+    ),
+    Command(
         "convert",
         "megalite.tools.convert:ConvertConfig",
         "turn a Hugging Face folder into a checkpoint, or a run into a folder",

@@ -3,7 +3,7 @@
 import json
 import sys
 import typing
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -41,14 +41,33 @@ def load(
     for key, value in given.items():
         _place(values, key, value)
     _clear_none(cls, values, ())
+    return validated(cls, values, "config" if path is None else str(path), set(given))
+
+
+def validated(
+    cls: type[SectionT],
+    values: Mapping[str, object],
+    source: str = "config",
+    given: Collection[tuple[str, ...]] = (),
+) -> SectionT:
+    """Make a config of ``cls`` from tables of values as TOML has them.
+
+    Args:
+        cls: the config's class.
+        values: tables, lists, texts, numbers and booleans.
+        source: where they stand.
+        given: keys of those that come from the command line.
+
+    Raises:
+        ConfigError: naming the key, its value and what would be right.
+    """
     try:
         text = json.dumps(values)
     except TypeError as error:
-        raise ConfigError(f"{path}: dates and times are not config values ({error})") from None
+        raise ConfigError(f"{source}: dates and times are not config values ({error})") from None
     try:
         return cls.model_validate_json(text)
     except ValidationError as error:
-        source = "config" if path is None else str(path)
         raise ConfigError(explain(error, cls, source, set(given))) from None
 
 

@@ -12,9 +12,10 @@ from megalite.layers.linear import Projection
 from megalite.layers.region import enter
 from megalite.models.batch import IGNORE, Batch
 from megalite.models.config import ModelConfig
-from megalite.models.outputs import Hidden, Logits, LogProbs, Loss, Output, Values
+from megalite.models.outputs import Hidden, Judgement, Logits, LogProbs, Loss, Output, Values
 from megalite.ops import LossOptions, VocabularySlice, linear_cross_entropy, token_log_probs
 from megalite.ops.linear import by_rows, linear
+from megalite.ops.token_log_probs import token_judgement
 
 
 class Head(Layer):
@@ -71,14 +72,14 @@ class Head(Layer):
         hidden = hidden.flatten(0, 1)  # [T, E]
         if isinstance(output, Loss):
             return self._loss(hidden, weight, bias, batch, output)
-        assert isinstance(output, LogProbs)
+        assert isinstance(output, LogProbs | Judgement)
         labels = batch.labels.flatten()
         # One temperature of capped logits: that of what is capped, and of the cap.
         scale, cap = self.config.logit_scale, self.config.logit_cap
-        options = self._options(
-            batch, logit_scale=scale / output.temperature, logit_cap=cap / output.temperature
-        )
-        results = token_log_probs(hidden, weight, labels, bias, options)
+        heat = output.temperature if isinstance(output, LogProbs) else 1.0
+        options = self._options(batch, logit_scale=scale / heat, logit_cap=cap / heat)
+        give = token_log_probs if isinstance(output, LogProbs) else token_judgement
+        results = give(hidden, weight, labels, bias, options)
         # Nothing else uses the results: no views for autograd, of which FSDP2 would warn.
         return tuple(torch_private.shaped(r, batch.labels.shape) for r in results)
 

@@ -38,6 +38,14 @@ class LogProbs:
 
 
 @dataclass(frozen=True)
+class Judgement:
+    """``(log_probs, is_likeliest)`` of the labels, each fp32 [B, S], 0 where there is no target.
+
+    ``is_likeliest`` is 1 where no token is likelier than the label. Nothing has a gradient.
+    """
+
+
+@dataclass(frozen=True)
 class Values:
     """The scalar head's value of each row, fp32 [B, S]."""
 
@@ -47,4 +55,4 @@ class Hidden:
     """The last hidden states, normalised, [B, S, D]."""
 
 
-Output = Loss | Logits | LogProbs | Values | Hidden
+Output = Loss | Logits | LogProbs | Judgement | Values | Hidden

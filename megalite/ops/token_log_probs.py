@@ -46,9 +46,42 @@ def token_log_probs(
     Raises:
         ShapeError: shapes don't fit or a label is out of range.
     """
+    options = _checked(hidden, weight, labels, options, "token_log_probs")
+    with as_given(hidden):
+        return _TokenLogProbs.apply(hidden, weight, bias, labels, options)
+
+
+@torch.no_grad()
+def token_judgement(
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    bias: Tensor | None = None,
+    options: LossOptions = LossOptions(),  # noqa: B008 - it is frozen
+) -> tuple[Tensor, Tensor]:
+    """Log-probability of each label, and whether no token is likelier; as :func:`token_log_probs`.
+
+    Returns:
+        log_probs fp32 [T] in nats and 1 or 0 as fp32 [T]; both 0 where there is no label.
+    """
+    options = _checked(hidden, weight, labels, options, "token_judgement")
+    log_probs, is_likeliest = (wide(hidden.new_zeros(labels.shape)) for _ in range(2))
+    with as_given(hidden):
+        for part in labelled_chunks(labels, weight.shape[0], options.rows):
+            logits = _logits(hidden[part], weight, bias, options)
+            statistics = row_statistics(logits, labels[part], options.own_slice)
+            log_probs[part] = statistics.target - statistics.lse
+            is_likeliest[part] = (statistics.target >= statistics.top).to(log_probs.dtype)
+    return log_probs, is_likeliest
+
+
+def _checked(
+    hidden: Tensor, weight: Tensor, labels: Tensor, options: LossOptions, where: str
+) -> LossOptions:
+    """What of the options counts here, once the shapes fit."""
     if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1]:
         raise ShapeError(
-            f"token_log_probs: hidden must be [T, D] and weight [V, D], came "
+            f"{where}: hidden must be [T, D] and weight [V, D], came "
             f"{list(hidden.shape)} and {list(weight.shape)}"
         )
     options = LossOptions(
@@ -57,9 +90,8 @@ def token_log_probs(
         vocabulary=options.slice(weight.shape[0]),
         rows=options.rows,
     )
-    check_labels(labels, hidden.shape[0], options.own_slice.size, "token_log_probs")
-    with as_given(hidden):
-        return _TokenLogProbs.apply(hidden, weight, bias, labels, options)
+    check_labels(labels, hidden.shape[0], options.own_slice.size, where)
+    return options
 
 
 def _logits(x: Tensor, weight: Tensor, bias: Tensor | None, options: LossOptions) -> Tensor:

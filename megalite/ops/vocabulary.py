@@ -90,6 +90,7 @@ class RowStatistics:
         target: logit of the label, 0 where there is none.
         mean: mean of the logits.
         weighted: softmax-weighted mean of the logits.
+        top: the largest logit.
     """
 
     tops: Tensor
@@ -97,6 +98,7 @@ class RowStatistics:
     target: Tensor
     mean: Tensor
     weighted: Tensor
+    top: Tensor
 
 
 def row_statistics(logits: Tensor, labels: Tensor, vocabulary: VocabularySlice) -> RowStatistics:
@@ -140,6 +142,7 @@ def _combine(parts: Tensor, size: int) -> RowStatistics:
         target=targets.sum(0),
         mean=totals.sum(0) / size,
         weighted=(weighted * share).sum(0) / sum_exponentials,
+        top=top,
     )
 
 

@@ -10,7 +10,7 @@ from megalite.data.chat.datasets import RankedAnswers, ranking_batch
 from megalite.data.chat.long_rows import RowRules
 from megalite.data.config import ConversationConfig
 from megalite.data.example import Example
-from megalite.data.loader import passes_over
+from megalite.data.loader import Dataset, passes_over
 from megalite.distributed.launch import Launch
 from megalite.distributed.sums import sum_metrics
 from megalite.engine.model import Model, Task
@@ -72,10 +72,11 @@ def _train(config: RMConfig, stage: Stage, datasets: Datasets[RankedAnswers]) ->
     model = stage.model(value_model, config.checkpoint.start)
     trainer, (learner,) = stage.trainer(("model", model))
     trainer.resume()
+    size = config.train.micro_batch_size
     trainer.fit(
         partial(stage.loader, datasets.train, _make),
         _ranking_step(stage, learner),
-        evaluations(datasets.heldout, lambda part: partial(heldout_accuracy, stage, model, part)),
+        evaluations(datasets.heldout, lambda part: partial(heldout_accuracy, model, part, size)),
     )
 
 
@@ -107,13 +108,13 @@ def _ranking_step(stage: Stage, learner: Learner) -> DoStep[list[RankingItem]]:
     return work
 
 
-def heldout_accuracy(stage: Stage, model: Model, dataset: RankedAnswers) -> dict[str, float]:
+def heldout_accuracy(model: Model, dataset: Dataset[list[Example]], size: int) -> dict[str, float]:
     """Share of all held-out pairs that are ranked right. Comm: all-reduce over dp.
 
-    Each ranking counts once over all ranks; each rank runs the same number of forward passes, the
-    last of them perhaps on a ranking that doesn't count.
+    Each ranking counts once over all ranks; each rank runs the same number of forward passes of
+    ``size`` rankings, the last of them perhaps on a ranking that doesn't count.
     """
-    mesh, size = stage.mesh, stage.config.train.micro_batch_size
+    mesh = model.mesh
     sums = dict.fromkeys(COUNTS, torch.zeros(()))
     for places in passes_over(len(dataset), size, mesh.dp.rank, mesh.dp.size):
         part = places or [0]
