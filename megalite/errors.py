@@ -68,6 +68,18 @@ class CrashLoop(MegaliteError):
     exit_code = 4
 
 
+class TransientFault(MegaliteError):
+    """A step that was computed again gave another result."""
+
+    exit_code = 5
+
+
+class PersistentFault(MegaliteError):
+    """A process computes another result than the others from the same samples, each time."""
+
+    exit_code = 6
+
+
 class Stopped(MegaliteError):
     """Stopped on request, with the state saved.
 

@@ -12,6 +12,7 @@ from megalite.engine.layout import BatchSizes
 from megalite.errors import ConfigError
 from megalite.training.curve import CurveConfig, PhaseConfig
 from megalite.training.metrics.trackers import TrackerName
+from megalite.training.recheck import RecheckConfig
 from megalite.training.spikes import SpikeConfig
 from megalite.training.stragglers import StragglerConfig
 from megalite.training.updates.adafactor import AdafactorConfig
@@ -135,6 +136,7 @@ class TrainConfig(Section):
     spikes: SpikeConfig = SpikeConfig()
     drift: DriftConfig = DriftConfig()
     stragglers: StragglerConfig = StragglerConfig()
+    recheck: RecheckConfig = RecheckConfig()
     log_every: int = Field(10, ge=1, description="steps between console lines")
     evaluate_every: int = Field(0, ge=0, description="steps between evaluations; 0: never")
     patience: int = Field(

@@ -15,10 +15,11 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 from pydantic import Field, model_validator
+from torch import Tensor, nn
 
 from megalite.config.section import Section
 from megalite.distributed.launch import Launch
-from megalite.engine.copies import axes_of_copies
+from megalite.engine.copies import INTEGERS, axes_of_copies
 from megalite.engine.model import Model
 from megalite.errors import ConfigError
 from megalite.layers.shards import gradient_of, local_part
@@ -30,18 +31,33 @@ POINTS = PHASES + WRITE_POINTS
 class FaultConfig(Section):
     """A fault on purpose, to test recovery; none by default."""
 
-    kind: Literal["none", "kill", "stop", "raise", "hang", "slow", "skip", "nan", "drift"] = Field(
+    kind: Literal[
+        "none", "kill", "stop", "raise", "hang", "slow", "skip", "nan", "drift", "flip"
+    ] = Field(
         "none",
         description="what happens: none; kill (SIGKILL), stop (SIGSTOP), raise (an exception), "
         "hang (an endless wait), slow (a wait of delay_s), skip (the next all-reduce is left out), "
-        "nan (a gradient that is not a number; in the phase reduce) or drift (a copy of a weight "
-        "that is no longer like the others; in the phases reduce and optimizer)",
+        "nan (a gradient that is not a number; in the phase reduce), drift (a copy of a weight "
+        "that is no longer like the others; in the phases reduce and optimizer) or flip (a wrong "
+        "bit in what the first block here computes; in the phase forward_backward)",
     )
     rank: int = Field(0, ge=0, description="rank of the process that it happens to")
     step: int = Field(1, ge=0, description="first step in which it happens")
     steps: int = Field(1, ge=1, description="number of steps in a row in which it happens")
     phase: str = Field("forward_backward", description=f"phase or write point: {', '.join(POINTS)}")
     delay_s: float = Field(0.0, ge=0, description="seconds from there until it happens")
+    bit: int = Field(
+        -2,
+        ge=-64,
+        le=63,
+        description="bit that flip changes, from the lowest; -1: the sign, -2: "
+        "the highest of the exponent",
+    )
+    again: bool = Field(
+        False,
+        description="whether flip happens each time that a step is computed, as a broken device's "
+        "would, or once a step",
+    )
     restart: int = Field(
         0,
         ge=-1,
@@ -53,6 +69,11 @@ class FaultConfig(Section):
     def _check(self) -> "FaultConfig":
         if self.phase not in POINTS:
             raise ConfigError(f"--faults.phase {self.phase}: must be one of {', '.join(POINTS)}")
+        if self.kind == "flip" and self.phase != "forward_backward":
+            raise ConfigError(
+                f"--faults.phase {self.phase}: computes nothing to flip a bit of: use "
+                "forward_backward"
+            )
         return self
 
 
@@ -64,6 +85,7 @@ class Fault:
         self._config = config
         is_now = config.restart in (-1, launch.restart)
         self._is_armed = config.kind != "none" and config.rank == launch.rank and is_now
+        self._flipped = 0  # step in which a bit was
 
     def __call__(self, point: str, step: int, model: Model | None) -> None:
         """Make it happen, if this is the place."""
@@ -72,14 +94,22 @@ class Fault:
             return
         if not config.step <= step < config.step + config.steps:
             return
+        if config.kind == "flip" and self._flipped == step and not config.again:
+            return
         _write_line(f"fault on purpose: {config.kind} of rank {config.rank}, step {step}, {point}")
-        kind = config.kind
+        self._happen(config.kind, point, step, model)
+
+    def _happen(self, kind: str, point: str, step: int, model: Model | None) -> None:
+        config = self._config
         if kind in ("kill", "stop"):
             _later(config.delay_s, lambda: _signal_self(kind))
         elif kind == "nan":
             _poison(model, point)
         elif kind == "drift":
             _change_copy(model, point)
+        elif kind == "flip":
+            self._flipped = step
+            _flip(model, config.bit)
         elif kind == "skip":
             _leave_out_one_all_reduce()
         else:
@@ -128,6 +158,22 @@ def _change_copy(model: Model | None, phase: str) -> None:
             local.view(-1)[0] += 5
             return
     raise ConfigError("--faults.kind drift: no process has a copy of a weight in this layout")
+
+
+def _flip(model: Model | None, bit: int) -> None:
+    """Change a bit of one number that the first block here gives, in its next forward pass."""
+    assert model is not None
+    block = model.parts[0].blocks()[0]
+
+    def flip(_block: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
+        handle.remove()
+        wrong = output.clone()
+        bits = wrong.detach().view(-1)[:1].view(INTEGERS[wrong.element_size()])
+        width = 8 * wrong.element_size()
+        bits.bitwise_xor_(torch.ones_like(bits) << (bit % width))
+        return wrong
+
+    handle = block.register_forward_hook(flip)
 
 
 def _leave_out_one_all_reduce() -> None:

@@ -22,6 +22,7 @@ from megalite.training.heap import keep_freed_memory
 from megalite.training.loss_scale import LossScale, ScaleAhead
 from megalite.training.optimizer import build_optimizer, named_state, set_rate, step_unless
 from megalite.training.progress import Progress
+from megalite.training.recheck import Passed, Passes, Recheck
 from megalite.training.schedule import Clock, total_samples
 from megalite.training.watchdog.heartbeat import Heartbeat
 
@@ -60,6 +61,7 @@ class Learner:
 
     Attributes:
         bounds: a step whose metric of a name is above its bound changes nothing.
+        recheck: has steps computed again.
     """
 
     def __init__(
@@ -88,6 +90,8 @@ class Learner:
         self.total_samples = total_samples(learning.train, Progress())
         self.updates = 0
         self.bounds: Mapping[str, float] = {}
+        has_scale = learning.train.precision == "fp16"
+        self.recheck = Recheck(learning.train.recheck, model, has_scale)
         self._unread = 0  # steps whose numbers the host has not read
         self._ahead: ScaleAhead | None = None
 
@@ -146,39 +150,73 @@ class Learner:
         Comm: one all-reduce of the gradients' sum of squares, a flag and the metrics over the
         world, beside what the model's passes communicate.
         """
-        train, mesh = self.learning.train, self.mesh
         scale = self._scale_ahead()
         learning_rate = self.clock.learning_rate(consumed_samples)
-        max_norm = value_at(train.max_grad_norm, consumed_samples, self.total_samples)
         set_rate(self.optimizer, learning_rate)
+        task = make_task(counts.share(TARGETS))
+        step = scale, consumed_samples
+        passed = self._pass(items, task, *step)
+        if why := self.recheck.wants(passed):
+            passes = Passes(
+                lambda: self._pass(items, task, *step),
+                lambda others, times: self._pass(others, task, *step, times),
+                items,
+            )
+            passed = self.recheck.judge(why, passed, passes)
+        self.heartbeat.enter("optimizer", self.model)
+        step_unless(self.optimizer, self._is_dropped(passed))
+        self._drop_gradients()
+        if self._ahead is not None:
+            self._ahead = self._ahead.after(passed.bad)
+        self.updates, self._unread = self.updates + 1, self._unread + 1
+        totals = passed.totals
+        numbers = torch.stack((passed.norm.float().double(), passed.bad, *totals.values()))
+        reading = Reading((_NORM, _BAD, *totals), numbers)
+        return Update(self, reading, learning_rate, self.updates)
+
+    def _pass(
+        self,
+        items: Sequence[Item],
+        task: Task,
+        scale: Scale,
+        consumed_samples: int,
+        times: float = 1.0,
+    ) -> Passed:
+        """Make the gradients of some micro-batches, clipped; those there are go.
+
+        Args:
+            items: the micro-batches.
+            task: output and loss.
+            scale: of the loss, under fp16.
+            consumed_samples: of the steps before.
+            times: what gradients of this data-parallel rank are multiplied by.
+        """
+        train, device = self.learning.train, self.mesh.device
+        self._drop_gradients()
         self.heartbeat.enter("forward_backward", self.model)
         sums = self.model.forward_backward(
-            [(batch.to(mesh.device), extra) for batch, extra in items],
-            make_task(counts.share(TARGETS)),
+            [(batch.to(device), extra) for batch, extra in items],
+            task,
             dropout_seed=self._dropout_seed(consumed_samples),
-            loss_scale=scale,
+            loss_scale=scale if times == 1.0 else scale * times,
         )
         self._shrink_embedding(consumed_samples)
         self.heartbeat.enter("reduce", self.model)
         names = sorted(sums)
         beside = torch.stack([sums[name].double() for name in names])
+        max_norm = value_at(train.max_grad_norm, consumed_samples, self.total_samples)
         norm, bad, totals = clip_grad_norm(self.model, max_norm, scale, beside)
-        self.heartbeat.enter("optimizer", self.model)
         by_name = dict(zip(names, totals.unbind(), strict=True))
-        step_unless(self.optimizer, self._is_dropped(bad, norm, by_name))
+        return Passed(norm, bad, by_name, sums["loss"])
+
+    def _drop_gradients(self) -> None:
         for parameter in self.model.parameters():
             parameter.grad = None
-        if self._ahead is not None:
-            self._ahead = self._ahead.after(bad)
-        self.updates, self._unread = self.updates + 1, self._unread + 1
-        numbers = torch.cat((torch.stack((norm.float().double(), bad)), totals))
-        reading = Reading((_NORM, _BAD, *names), numbers)
-        return Update(self, reading, learning_rate, self.updates)
 
-    def _is_dropped(self, bad: Tensor, norm: Tensor, totals: Mapping[str, Tensor]) -> Tensor:
+    def _is_dropped(self, passed: Passed) -> Tensor:
         """Whether a step changes nothing: its gradients are not finite, or a bound says so."""
-        numbers = {**totals, "grad_norm": norm.float()}
-        is_dropped = bad > 0
+        numbers = {**passed.totals, "grad_norm": passed.norm.float()}
+        is_dropped = passed.bad > 0
         for name, bound in self.bounds.items():
             is_dropped = is_dropped | (numbers[name].double() > bound)
         return is_dropped

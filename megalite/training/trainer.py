@@ -29,6 +29,7 @@ from megalite.training.metrics.device import memory_gib
 from megalite.training.metrics.run_log import RunLog
 from megalite.training.pace import PaceWatch
 from megalite.training.progress import Progress, StepResult
+from megalite.training.rechecks import Rechecks
 from megalite.training.rollback import decide_rollback
 from megalite.training.spikes import SpikeDetector
 from megalite.training.stop import Asked, StopSignal
@@ -40,12 +41,21 @@ Evaluate = Callable[[], dict[str, float]]
 
 @dataclass(frozen=True)
 class _Begun:
-    """A step that was handed to the device: its number, when, what its work gave, its samples."""
+    """A step that was handed to the device.
+
+    Attributes:
+        step: its number.
+        started: when.
+        result: what its work gave.
+        samples: that it had.
+        also: metrics of its own.
+    """
 
     step: int
     started: float
     result: StepResult
     samples: int
+    also: Mapping[str, float]
 
 
 class Trainer:
@@ -88,7 +98,7 @@ class Trainer:
         self._ramp = self._train.ramp
         self._spikes = SpikeDetector(self._train.spikes, self._train.global_batch_size)
         self._drift = Drift(learners, self._train.drift.policy)
-        self._pace = PaceWatch(learners[0])
+        self._pace, self._rechecks = PaceWatch(learners[0]), Rechecks(learners)
         self._wants_back = False
         self._best, self._is_best = Best(), False
         self.progress = Progress()
@@ -346,10 +356,12 @@ class Trainer:
         self._heartbeat.enter("data")
         if self._train.spikes.policy == "skip":
             self._learners[0].bounds = self._spikes.bounds()
-        result = work(next(items), self.progress)
+        with self._rechecks.of_step(self.progress.step + 1, self._spikes.bounds):
+            result = work(next(items), self.progress)
         samples = self._ramp.at(self.progress.consumed_samples)
         self.progress = self.progress.after_step(samples, result.extra)
-        self._begun.append(_Begun(self.progress.step, started, result, samples))
+        also = self._rechecks.said(self.progress.step, self._log.say)
+        self._begun.append(_Begun(self.progress.step, started, result, samples, also))
         self._heartbeat.enter("log")
         self._read(self._behind(), evaluate)
         return result.asked_to_stop
@@ -380,7 +392,7 @@ class Trainer:
         since, dropped, step = max(begun.started, self._last_read), self._dropped(), begun.step
         known = begun.result.known(lambda: time.perf_counter() - since)
         self._last_read = time.perf_counter()
-        metrics = {**known, "step_s": self._last_read - since}
+        metrics = {**known, **begun.also, "step_s": self._last_read - since}
         if "tokens" in metrics:
             metrics["tokens_per_s"] = metrics["tokens"] / metrics["step_s"]
         if len(self._ramp.sizes) > 1:
