@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 EXIT_USER = 2
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a write failed; the system names no file
 EXIT_INTERRUPTED = 130
-USAGE = "usage: megalite COMMAND [CONFIG.toml] [--section.key VALUE ...]"
+USAGE = "usage: megalite COMMAND [CONFIG.toml or recipe:NAME] [--section.key VALUE ...]"
 HELP_END = """
   config [COMMAND]     print the commented config of a command, with a file and overrides applied
 
@@ -128,9 +128,30 @@ def load_config(command: Command, words: Sequence[str]) -> tuple[Any, Any]:
     from megalite.config import load
 
     path = words[0] if words and not words[0].startswith("-") else None
+    scale, words = _scale(words[0 if path is None else 1 :], path)
+    change = None
+    if scale:
+        from megalite.tools.scaled import change_to
+
+        change = change_to(scale)
     module_name, _, class_name = command.target.partition(":")
     module = importlib.import_module(module_name)
-    return load(getattr(module, class_name), path, words[0 if path is None else 1 :]), module
+    return load(getattr(module, class_name), path, words, change), module
+
+
+def _scale(words: Sequence[str], path: str | None) -> tuple[str, list[str]]:
+    """The value of ``--scale`` behind a recipe's name, or none, and the other words."""
+    from megalite.config.bases import is_recipe
+
+    rest = list(words)
+    if path is None or not is_recipe(path):
+        return "", rest
+    for number, word in enumerate(rest):
+        name, has_value, value = word.partition("=")
+        if name == "--scale":
+            value = value if has_value else "".join(rest[number + 1 : number + 2])
+            return value or "?", rest[:number] + rest[number + (1 if has_value else 2) :]
+    return "", rest
 
 
 def _print_config(words: list[str]) -> int:
@@ -139,7 +160,7 @@ def _print_config(words: list[str]) -> int:
         return 0
     from megalite.config import describe
 
-    if not words or words[0].startswith("-") or words[0].endswith(".toml"):
+    if not words or words[0].startswith(("-", "recipe:")) or words[0].endswith(".toml"):
         words = ["pretrain", *words]
     command, rest = find_command(words)
     if rest:

@@ -101,6 +101,12 @@ COMMANDS: tuple[Command, ...] = (
         "--name llama",
     ),
     Command(
+        "recipes",
+        "megalite.tools.recipes:RecipesConfig",
+        "list the published recipes that recipe:NAME stands for",
+        "--name llama",
+    ),
+    Command(
         "plan",
         "megalite.tools.plan:PlanConfig",
         "show what a pretraining run needs: memory, time, money, and the fastest layouts that fit",

@@ -18,7 +18,9 @@ SHARE = "share"
 UNITS = ("steps", "samples", "tokens", "epochs")
 FORMS = "a share of the run such as 0.01, or a number of steps, samples, tokens or epochs"
 EXAMPLE = "'2000 steps', '375M tokens'"
-_FORM = re.compile(r"(\d+(?:_\d+)*(?:\.\d+)?(?:e-?\d+)?)\s*([KMBT]?)\s*(%|[a-z]*)", re.IGNORECASE)
+_FORM = re.compile(
+    r"(\d+(?:_\d+)*(?:\.\d+)?(?:e-?\d+)?)\s*([KMBT](?!oken)|)\s*(%|[a-z]*)", re.IGNORECASE
+)
 _FACTORS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 
 

@@ -1,14 +1,15 @@
-"""Read a config: a TOML file, then ``--section.key value`` overrides, then validation."""
+"""Read a config: a TOML file and its bases, ``--section.key value`` overrides, then validation."""
 
 import json
 import sys
 import typing
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from megalite.config.bases import BASE, TABLE, Based, file_of, is_recipe, merged
 from megalite.config.explain import explain
 from megalite.config.section import Section, find_field, members
 from megalite.errors import ConfigError
@@ -23,20 +24,26 @@ NONE = "none"  # how TOML, which has no null, says that an optional value is not
 
 
 def load(
-    cls: type[SectionT], path: str | Path | None = None, overrides: Sequence[str] = ()
+    cls: type[SectionT],
+    path: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    change: Callable[[Based], dict[str, Any]] | None = None,
 ) -> SectionT:
     """Make a config of ``cls`` from a file and overrides.
 
     Args:
         cls: the config's class.
-        path: a TOML file; None starts from the defaults.
+        path: a TOML file, or a recipe's name; None starts from the defaults.
         overrides: command line words, ``--section.key value`` or ``--section.key=value``; a
             boolean key alone means true.
+        change: makes other values of the file's, before the overrides.
 
     Raises:
         ConfigError: naming the key, its value and what would be right.
     """
-    values = {} if path is None else read_toml(Path(path))
+    based = Based({}) if path is None else read_based(path)
+    values = based.values if change is None else change(based)
+    _check_stage(cls, based, path)
     given = _parse_overrides(cls, overrides)
     for key, value in given.items():
         _place(values, key, value)
@@ -69,6 +76,38 @@ def validated(
         return cls.model_validate_json(text)
     except ValidationError as error:
         raise ConfigError(explain(error, cls, source, set(given))) from None
+
+
+def _check_stage(cls: type[Section], based: Based, path: str | Path | None) -> None:
+    """Refuse a recipe of another stage than the command's."""
+    needed, stage = based.recipe.get("stage"), getattr(cls, "stage", None)
+    if needed and stage and needed != stage:
+        raise ConfigError(f"{path}: is of the stage {needed}: use megalite {needed} {path}")
+
+
+def read_based(name: str | Path, above: tuple[Path, ...] = ()) -> Based:
+    """The values of a config file and of its bases.
+
+    Args:
+        name: a file, or a recipe's name.
+        above: the files that build on it.
+
+    Raises:
+        ConfigError: as :func:`read_toml`; or a base is no text, or builds on itself.
+    """
+    path = file_of(name)
+    if path.resolve() in above:
+        raise ConfigError(f"{above[-1]}: {BASE}: builds on itself through {path}")
+    values: dict[str, Any] = read_toml(path)
+    base, table = values.pop(BASE, None), values.pop(TABLE, {})
+    if not isinstance(table, dict):
+        raise ConfigError(f"{path}: {TABLE} = {table!r}: must be a table that says what it is")
+    if base is None:
+        return Based(values, table)
+    if not isinstance(base, str):
+        raise ConfigError(f'{path}: {BASE} = {base!r}: must be a file or "recipe:NAME"')
+    under = read_based(base if is_recipe(base) else path.parent / base, (*above, path.resolve()))
+    return Based(merged(under.values, values), merged(under.recipe, table))
 
 
 def read_toml(path: Path) -> dict[str, object]:

@@ -19,6 +19,7 @@ from megalite.plan.kernels import Kernels
 from megalite.plan.memory import HEADROOM, Work, estimate, most
 from megalite.plan.outlook import outlook
 from megalite.plan.step import step_seconds
+from megalite.stages.length import in_steps
 from megalite.tools.plan import cluster_of, plan, terms_of, work_of
 from megalite.training.config import TrainConfig
 
@@ -40,6 +41,7 @@ def test_a_cluster_config_fits_its_processes_model_batch_and_device(path: Path):
     count, gpu = re.search(r"For (\d+) [AV]100", head)[1], re.search(r"--gpu (\S+)`", head)[1]
     command, rest = find_command(["plan", str(path), "--gpu", gpu])
     config = load_config(command, rest)[0]
+    config, _ = in_steps(config, 0, config.data.sequence_length)
     assert devices(config.parallel) == int(count)
     assert config.parallel.tp <= 8  # within a node
     stages = plan(config)

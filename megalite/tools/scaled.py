@@ -1,0 +1,157 @@
+"""``--scale``: a recipe for a laptop, with the shapes of its curves, ramps, losses and mixtures.
+
+The model becomes tiny in its own structure and the run so many times shorter. A step has fewer
+samples by one factor, a ramp's too, and lengths in samples and tokens shrink with it, so that every
+step of the short run is at the same place of the curves as its like in the whole one. The layout is
+one of a single process. Vocabulary, rates and weights of losses stay.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from megalite.config.bases import Based
+from megalite.errors import ConfigError
+from megalite.models.config import ModelConfig
+
+WIDTH, HEADS, LAYERS = 64, 4, 2
+LONGEST = 64  # tokens of a sequence of text
+LARGEST = 16  # samples of a step
+MICRO = 4  # samples of a forward pass, where a step always has as many
+AMOUNT = re.compile(r"([\d_.]+[KMBT]?)\s*(steps?|samples?|tokens?)", re.IGNORECASE)
+_FACTORS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
+
+
+def change_to(scale: str) -> Callable[[Based], dict[str, Any]]:
+    """What makes a scaled recipe's values of a recipe's.
+
+    Raises:
+        ConfigError: the scale is no number above 0 and up to 1.
+    """
+    try:
+        number = float(scale)
+    except ValueError:
+        number = 0.0
+    if not 0 < number <= 1:
+        raise ConfigError(
+            f"--scale {scale}: must be a number above 0, up to 1, such as 0.001, which makes a "
+            "thousandth of the steps of a tiny model"
+        )
+    return lambda based: scaled(based, number)
+
+
+def scaled(based: Based, scale: float) -> dict[str, Any]:
+    """A recipe's values for a laptop; see this module."""
+    values = based.values
+    result = {key: value for key, value in values.items() if key != "parallel"}
+    result["model"] = tiny(values.get("model", {}))
+    fewer_rows, train = 1.0, dict(values.get("train", {}))
+    if based.recipe.get("stage") == "pretrain":
+        result["data"], fewer_rows = _short(values.get("data", {}))
+    divisor = max(train.get("global_batch_size", 8) / LARGEST, 1.0)
+    factors = {
+        "step": scale,
+        "sample": scale / divisor,
+        "token": scale / divisor * fewer_rows,
+    }
+    result["train"] = _train(train, divisor, factors)
+    if "schedule" in values:
+        result["schedule"] = _shrunk(values["schedule"], factors)
+    return result
+
+
+def tiny(model: Mapping[str, Any]) -> dict[str, Any]:
+    """A model of the same structure that a laptop trains.
+
+    Args:
+        model: the table ``[model]``.
+    """
+    whole = ModelConfig(**model)
+    groups = {whole.num_heads: 0, 1: 1}.get(whole.kv_heads, 2)
+    sizes: dict[str, Any] = {
+        "hidden_size": WIDTH,
+        "num_layers": LAYERS,
+        "num_heads": HEADS,
+        "num_kv_heads": groups,
+        "head_size": WIDTH // HEADS if whole.head_size else 0,
+        "ffn_size": max(8, 8 * round(WIDTH * whole.ffn_size / whole.hidden_size / 8)),
+        "embedding_size": WIDTH // 2 if whole.embedding_size else 0,
+        "num_encoder_layers": LAYERS if whole.num_encoder_layers else 0,
+    }
+    return {**model, **sizes}
+
+
+def _short(data: Mapping[str, Any]) -> tuple[dict[str, Any], float]:
+    """Shorter sequences of text, and the tokens of one beside those of the whole."""
+    length = data.get("sequence_length", LONGEST)
+    if length <= LONGEST:
+        return dict(data), 1.0
+    short = {**data, "sequence_length": LONGEST}
+    if data.get("encoder_length"):
+        short["encoder_length"] = max(LONGEST * data["encoder_length"] // length, 8)
+    return short, LONGEST / length
+
+
+def _train(
+    train: Mapping[str, Any], divisor: float, factors: Mapping[str, float]
+) -> dict[str, Any]:
+    """``[train]`` with fewer steps and samples."""
+    result = dict(train)
+    if "global_batch_size" in train:
+        result["global_batch_size"] = round(train["global_batch_size"] / divisor)
+    for key, unit in (("steps", "step"), ("samples", "sample"), ("tokens", "token")):
+        if train.get(key):
+            result[key] = max(round(_number(train[key]) * factors[unit]), 1)
+    if "batch_ramp" in train:
+        result["batch_ramp"] = _ramp(train["batch_ramp"], divisor, factors)
+    has_ramp, size = "batch_ramp" in train, result.get("global_batch_size", 8)
+    result["micro_batch_size"] = 1 if has_ramp or size % MICRO else MICRO
+    if "skip" in train:
+        result["skip"] = [[_at(at, factors["sample"]) for at in ends] for ends in train["skip"]]
+    return result
+
+
+def _ramp(ramp: Mapping[str, Any], divisor: float, factors: Mapping[str, float]) -> dict[str, Any]:
+    """A ramp as long as before in proportion, by even numbers of samples: coarser, as steep."""
+    result = _shrunk(ramp, factors)
+    if "start" in ramp:
+        result |= {"start": _even(ramp["start"] / divisor), "increment": 2}
+    if "sizes" in ramp:
+        places = (_amount(place, factors) for place in ramp["sizes"])
+        counts = (_even(size / divisor) for size in ramp["sizes"].values())
+        result["sizes"] = dict(zip(places, counts, strict=True))
+    return result
+
+
+def _even(number: float) -> int:
+    return max(2 * round(number / 2), 2)
+
+
+def _shrunk(table: Any, factors: Mapping[str, float]) -> Any:
+    """A table, or a list of them, whose amounts in steps, samples and tokens are smaller."""
+    if isinstance(table, Mapping):
+        return {key: _shrunk(value, factors) for key, value in table.items()}
+    if isinstance(table, list):
+        return [_shrunk(value, factors) for value in table]
+    return _amount(table, factors) if isinstance(table, str) else table
+
+
+def _amount(text: str, factors: Mapping[str, float]) -> str:
+    """An amount such as ``2000 steps``, smaller; other text as it is."""
+    found = AMOUNT.fullmatch(text.strip())
+    if found is None:
+        return text
+    unit = found[2].lower().removesuffix("s")
+    return f"{_at(_number(found[1]), factors[unit])} {unit}s"
+
+
+def _at(number: float, factor: float) -> int:
+    """A number made smaller; what is not 0 stays at least 1."""
+    return max(round(number * factor), 1) if number else 0
+
+
+def _number(told: int | str) -> float:
+    """A number that may have K, M, B or T behind it."""
+    text = str(told).replace("_", "")
+    digits = text.rstrip("KMBTkmbt")
+    return float(digits) * _FACTORS[text[len(digits) :].upper()]
