@@ -71,7 +71,7 @@ class PartMemory:
     Attributes:
         blocks: of the part, encoder and decoder.
         parameters: of the whole part, over all its processes.
-        states: fp32 parameters and the optimizer's state.
+        states: fp32 parameters, their running mean and the optimizer's state.
         gradients: in fp32: this process's shard, or all of them where they wait to be reduced.
         gathered: what FSDP2 gathers for compute and keeps.
         activations: of one micro-batch, from its forward to its backward pass.
@@ -218,6 +218,7 @@ def optimizer_bytes(size: PartSize, optimizer: OptimizerConfig, shards: int) -> 
 def _part_memory(work: Work, parallel: ParallelConfig, part: Part) -> PartMemory:
     size = size_of(work.model, part)
     states = 4.0 * size.parameters / (parallel.tp * parallel.shard)
+    states *= 2 if work.train.average else 1
     states += optimizer_bytes(size, work.optimizer, parallel.tp * parallel.shard)
     kept, block = _activations(work, parallel, part)
     gradients, gathered, moving = sharding_bytes(work, parallel, size)

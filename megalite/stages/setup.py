@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -250,11 +250,16 @@ class Stage:
         return model
 
     def trainer(self, *models: tuple[str, Model]) -> tuple[Trainer, list[Learner]]:
-        """A trainer of these named models, and what each of them learns with."""
+        """A trainer of these named models, and what each of them learns with.
+
+        The first one's weights are averaged, where ``train.average`` asks for it.
+        """
         config = self.config
         learning = Learning(config.train, config.optimizer, config.schedule, config.run.seed)
+        others = replace(learning, train=config.train.model_copy(update={"average": 0.0}))
         learners = [
-            Learner(model, self.mesh, learning, name, self.heartbeat) for name, model in models
+            Learner(model, self.mesh, others if number else learning, name, self.heartbeat)
+            for number, (name, model) in enumerate(models)
         ]
         checkpoints = CheckpointManager(
             self.log.folder / "checkpoints",

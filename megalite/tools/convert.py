@@ -50,6 +50,7 @@ from megalite.training.checkpoint.load import find_checkpoint, load
 from megalite.training.checkpoint.manager import CheckpointManager
 from megalite.training.checkpoint.manifest import verify
 from megalite.training.checkpoint.reader import CheckpointReader
+from megalite.training.learner import AVERAGES
 
 
 class ConvertConfig(Section):
@@ -61,6 +62,11 @@ class ConvertConfig(Section):
         "keep",
         description="type of a new Hugging Face folder's weights; keep: of the folder that the "
         "model came from, or fp32; fp32, bf16, fp16: this one",
+    )
+    average: bool = Field(
+        False,
+        description="whether a checkpoint's running mean of the weights (train.average) is taken "
+        "instead of the weights",
     )
     shard_gib: float = Field(4.0, gt=0, description="most GiB of a new folder's files of weights")
     family: str = Field(
@@ -87,6 +93,8 @@ def run(config: ConvertConfig, launch: Launch) -> int:
         raise ConfigError(f"--source {source}: no such folder")
     tokenizer = _tokenizer(config.tokenizer, named)
     to_ours = is_hugging_face(source)
+    if to_ours and config.average:
+        raise ConfigError(f"--average true: {source} is a Hugging Face folder, which has no mean")
     said = [fetched, unread_keys(source) if to_ours else ""]
     with _whole_or_not_at_all(target) as partial:
         published = (_to_checkpoint if to_ours else _to_folder)(config, source, partial)
@@ -227,7 +235,12 @@ def _to_folder(config: ConvertConfig, source: Path, target: Path) -> dict[str, A
     facts: dict[str, Any] = verify(path)
     model_config = config_of(facts, path)
     prefix = "model" if "model" in facts["learners"] else "actor"
-    tensors = _Saved(path, prefix, parameter_shapes(model_config))
+    if config.average and not facts["learners"][prefix].get(AVERAGES):
+        raise ConfigError(
+            f"--average true: {path} has no mean of the weights: its run had no train.average"
+        )
+    saved = f"{prefix}_average" if config.average else prefix
+    tensors = _Saved(path, saved, parameter_shapes(model_config))
     dtype, others = DTYPES[facts.get("dtype", "fp32")], facts.get("dtypes", {})
     if config.dtype != "keep":
         dtype, others = DTYPES[config.dtype], {}

@@ -109,6 +109,13 @@ class TrainConfig(Section):
         description="factor of the gradient of the tokens' embedding, and of a head that is tied "
         'to it, such as 0.1 or { 0 = 0.1, "to 20B tokens" = 1.0 } (GLM-130B)',
     )
+    average: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="decay of a running mean of the weights of each step (InstructGPT: 0.992), "
+        "kept in checkpoints for `megalite convert --average true`; in PPO the actor's; 0: none",
+    )
     dropout_until: Length = Field(
         1.0,
         description="place of the run from which on nothing is dropped: a share, or steps, "
@@ -255,7 +262,14 @@ class OptimizerConfig(Section):
         1e-8, gt=0, description="AdamW's number added to the root of the mean square"
     )
     weight_decay: float = Field(
-        0.1, ge=0, description="decoupled weight decay of matrices; biases and norms have none"
+        0.1, ge=0, description="decoupled weight decay, of what decayed names"
+    )
+    decayed: tuple[
+        Literal["blocks", "embedding", "positions", "relative", "head", "vectors"], ...
+    ] = Field(
+        ("blocks", "embedding", "positions", "relative", "head"),
+        description="what decays: blocks (their matrices), the tables embedding, positions and "
+        "relative, the head's own matrix, and vectors (biases and norms)",
     )
     adafactor: AdafactorConfig = AdafactorConfig()
     lion: LionConfig = LionConfig()

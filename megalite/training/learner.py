@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -14,9 +15,11 @@ from megalite.distributed.sums import Counts
 from megalite.distributed.transfer import Reading
 from megalite.engine.gradients import clip_grad_norm
 from megalite.engine.model import Item, Model, Task
+from megalite.errors import CheckpointError
 from megalite.layers.shards import gradient_of, local_part
 from megalite.models.outputs import Scale
 from megalite.ops.random import fold
+from megalite.training.average import Average
 from megalite.training.config import OptimizerConfig, ScheduleConfig, TrainConfig
 from megalite.training.heap import keep_freed_memory
 from megalite.training.loss_scale import LossScale, ScaleAhead
@@ -27,6 +30,7 @@ from megalite.training.schedule import Clock, total_samples
 from megalite.training.watchdog.heartbeat import Heartbeat
 
 TARGETS = "targets"  # in a step's counts: what its loss is divided by
+AVERAGES = "averages"  # in its facts: whether a checkpoint has means of the weights
 EMBEDDING = "embedding.weight"
 _NORM, _BAD = "/norm", "/bad"  # among a step's numbers; no metric has a slash
 
@@ -86,6 +90,8 @@ class Learner:
         self.heartbeat = heartbeat or Heartbeat()
         self.model, self.mesh, self.learning, self.name = model, mesh, learning, name
         self.optimizer = build_optimizer(model, learning.optimizer)
+        decay = learning.train.average
+        self.average = Average(model, decay) if decay else None
         self.scale = LossScale.of(learning.train.precision)
         self.total_samples = total_samples(learning.train, Progress())
         self.updates = 0
@@ -164,7 +170,10 @@ class Learner:
             )
             passed = self.recheck.judge(why, passed, passes)
         self.heartbeat.enter("optimizer", self.model)
-        step_unless(self.optimizer, self._is_dropped(passed))
+        dropped = self._is_dropped(passed)
+        step_unless(self.optimizer, dropped)
+        if self.average is not None:
+            self.average.update(dropped)
         self._drop_gradients()
         if self._ahead is not None:
             self._ahead = self._ahead.after(passed.bad)
@@ -255,16 +264,41 @@ class Learner:
         return fold(self.learning.seed, self.updates)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Parameters and optimizer state by name, for a checkpoint."""
+        """Parameters, their means and optimizer state by name, for a checkpoint."""
         self.model.reshard()
         named = {f"{self.name}.{n}": p.detach() for n, p in self.model.named_parameters()}
         state = named_state(self.model, self.optimizer)
+        averaged = self.average.tensors if self.average is not None else {}
+        named |= {f"{self.name}_average.{n}": value for n, value in averaged.items()}
         return named | {f"{self.name}_optimizer.{n}": value for n, value in state.items()}
 
     def facts(self) -> dict[str, float]:
         """The rest of its state; every step was read before."""
         assert not self._unread
-        return {**self.scale.facts(), "updates": self.updates}
+        averages = {AVERAGES: 1.0} if self.average is not None else {}
+        return {**self.scale.facts(), "updates": self.updates, **averages}
+
+    def check_state(self, facts: Mapping[str, float] | None, path: Path) -> None:
+        """Refuse a checkpoint that lacks what this learner goes on from.
+
+        Args:
+            facts: those of this learner there.
+            path: of the checkpoint.
+
+        Raises:
+            CheckpointError: it says what is missing, and what to do.
+        """
+        if not facts:
+            raise CheckpointError(
+                f"{path}: has no training state of {self.name}: it is of another stage, or "
+                "weights alone: give this run a folder of its own, and start it from there "
+                "with --checkpoint.start"
+            )
+        if self.average is not None and not facts.get(AVERAGES):
+            raise CheckpointError(
+                f"--train.average {self.learning.train.average:g}: {path} has no mean of the "
+                "weights, which begins with the run: give 0, or this run a folder of its own"
+            )
 
     def restore(self, facts: dict[str, float]) -> None:
         """Take :meth:`facts` back, after the tensors were loaded in place."""

@@ -42,8 +42,8 @@ def build_optimizer(model: Model, config: OptimizerConfig) -> torch.optim.Optimi
 
 def _groups(weights: Sequence[Weight], config: OptimizerConfig) -> list[dict[str, Any]]:
     """The parameters that decay, and the others."""
-    decayed = [weight.parameter for weight in weights if weight.decays]
-    others = [weight.parameter for weight in weights if not weight.decays]
+    decayed = [weight.parameter for weight in weights if weight.role in config.decayed]
+    others = [weight.parameter for weight in weights if weight.role not in config.decayed]
     groups = [
         {"params": decayed, "weight_decay": config.weight_decay},
         {"params": others, "weight_decay": 0.0},
@@ -65,7 +65,8 @@ def _muon(model: Model, weights: Iterable[Weight], config: OptimizerConfig) -> M
     groups = _groups([weight for weight in weights if not weight.is_hidden], config)
     for group in groups:
         group["share"] = config.muon.adamw_rate
-    settings = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
+    decay = config.weight_decay if "blocks" in config.decayed else 0.0
+    settings = {"lr": config.learning_rate, "weight_decay": decay}
     return Muon(matrices, _adamw(groups, config), settings, config.muon, place_axis(model.mesh))
 
 

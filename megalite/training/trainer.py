@@ -14,7 +14,7 @@ from megalite.data.skipping import Ranges, in_words, merged
 from megalite.distributed.stop import BEFORE_FIRST_STEP, StopRequest
 from megalite.distributed.sums import sum_count
 from megalite.engine.weights import check_same_model, config_of
-from megalite.errors import CheckpointError, ConfigError, MegaliteError, SaveFailed, Stopped
+from megalite.errors import ConfigError, MegaliteError, SaveFailed, Stopped
 from megalite.training.best import Best
 from megalite.training.checkpoint.load import load
 from megalite.training.checkpoint.manager import CheckpointManager
@@ -162,12 +162,7 @@ class Trainer:
         stored = config_of(facts, path)
         check_same_model(self._learners[0].model.config, stored, str(path))
         for learner in self._learners:
-            if not facts["learners"].get(learner.name):
-                raise CheckpointError(
-                    f"{path}: has no training state of {learner.name}: it is of another stage, or "
-                    "weights alone: give this run a folder of its own, and start it from there "
-                    "with --checkpoint.start"
-                )
+            learner.check_state(facts["learners"].get(learner.name), path)
         load(path, self._tensors())
         self._record = self._record.going_on(facts)
         self.progress = Progress(

@@ -36,27 +36,29 @@ def curves(launch: Launch, folder: str, layout: dict[str, int]) -> tuple[list, l
 
 def ramps(
     launch: Launch, folder: str, layouts: list[dict[str, int]]
-) -> tuple[list[dict], list[dict], list[dict]]:
+) -> list[tuple[list[dict], dict[str, torch.Tensor]]]:
     """Runs while the batch grows: unbroken, broken off, and broken off to go on in another layout.
 
     Returns:
-        The metrics of each.
+        The metrics of each, and the means of this process's weights.
     """
-    more = {"global_batch_size": 12, "batch_ramp": RAMP}
+    more = {"global_batch_size": 12, "batch_ramp": RAMP, "average": 0.9}
 
     def breaks(step: int, _learner: Learner) -> None:
         if step == 7:
             raise MegaliteError("broken off in step 7; step 5 is saved")
 
-    def run(name: str, *each: dict[str, int]) -> list[dict]:
+    def run(name: str, *each: dict[str, int]) -> tuple[list[dict], dict[str, torch.Tensor]]:
         for layout in each[:-1]:
             with suppress(MegaliteError):
                 begun = Run(Path(folder) / name, None, 5, launch, asynchronous=False, **layout)
                 begun.go(8, breaks, **more)
-        return Run(Path(folder) / name, None, 5, launch, **each[-1]).go(8, **more).rows
+        ended = Run(Path(folder) / name, None, 5, launch, **each[-1]).go(8, **more)
+        means = ended.learner.tensors()
+        return ended.rows, {n: jobs.whole(t) for n, t in means.items() if "_average" in n}
 
     first, other = layouts
-    return run("whole", first), run("same", first, first), run("moved", other, first)
+    return [run("whole", first), run("same", first, first), run("moved", other, first)]
 
 
 def copies_after_training(launch: Launch, model: str, layout: dict[str, Any]) -> list[list]:

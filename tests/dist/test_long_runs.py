@@ -1,6 +1,7 @@
 """Runs that look after themselves decide alike on all ranks, and keep the promised curve."""
 
 import pytest
+import torch
 
 from tests.dist.long_run_jobs import SPIKE
 
@@ -16,7 +17,12 @@ def test_a_run_goes_on_in_the_middle_of_its_ramp(cluster, tmp_path):
     """Bit for bit in one layout, and with the losses of another layout that it comes from."""
     layouts = [{"pp": 2, "tp": 2}, {"shard": 2, "replicate": 2}]
     job = "tests.dist.long_run_jobs:ramps"
-    for whole, same, moved in cluster.run(4, job, folder=str(tmp_path), layouts=layouts):
+    for runs in cluster.run(4, job, folder=str(tmp_path), layouts=layouts):
+        (whole, means), (same, same_means), (moved, moved_means) = runs
+        assert means.keys() == same_means.keys() == moved_means.keys() != set()
+        for name, mean in means.items():
+            assert torch.equal(mean, same_means[name])
+            torch.testing.assert_close(mean, moved_means[name], rtol=1e-4, atol=1e-5)
         assert [row["batch_size"] for row in whole] == [4, 4, 4, 4, 8, 8, 12, 12]
         assert same == whole
         for one, other in zip(whole, moved, strict=True):

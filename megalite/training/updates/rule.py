@@ -35,9 +35,15 @@ class Weight:
         return bool(self.rows) and ".layers." in self.name
 
     @property
-    def decays(self) -> bool:
-        """Whether weight decay is for it: matrices and tables, not norms and biases."""
-        return self.parameter.dim() > 1 and not self.name.endswith("bias")
+    def role(self) -> str:
+        """Which of ``optimizer.decayed`` it is."""
+        if self.parameter.dim() < 2 or self.name.endswith("bias"):
+            return "vectors"
+        if ".layers." not in self.name:
+            for role in ("embedding", "positions", "relative", "head"):
+                if role in self.name.split("."):
+                    return role
+        return "blocks"
 
 
 def weights_of(model: Model) -> list[Weight]:

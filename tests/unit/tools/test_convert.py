@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from megalite.cli import main
 from megalite.config import dump
@@ -107,6 +108,27 @@ def test_metadata_is_read_once_however_many_layers_there_are(run: Path, tmp_path
     opened.clear()
     assert convert(run, tmp_path / "hf") == 0
     assert sum(name.endswith(".metadata") for name in opened) <= 2  # its checksum, its content
+
+
+def test_the_mean_of_the_weights_is_exported_where_there_is_one(run, tmp_path: Path, capsys):
+    model = build_model(LLAMA, Mesh.single(), ParallelConfig(), seed=3)
+    weights = {name: p.detach() for name, p in model.named_parameters()}
+    tensors = {f"model.{name}": p for name, p in weights.items()}
+    tensors |= {f"model_average.{name}": 2 * p for name, p in weights.items()}
+    facts = {"step": 1, "learners": {"model": {"averages": 1.0}}, "model": LLAMA.model_dump()}
+    averaged = tmp_path / "run"
+    CheckpointManager(averaged / "checkpoints", asynchronous=False).save(1, tensors, facts)
+    assert convert(averaged, tmp_path / "plain") == 0
+    assert convert(averaged, tmp_path / "mean", "--average") == 0
+    plain, mean = (load_file(tmp_path / name / "model.safetensors") for name in ("plain", "mean"))
+    assert plain.keys() == mean.keys()
+    assert all(torch.equal(2 * plain[name], mean[name]) for name in plain)
+    capsys.readouterr()
+    assert convert(run, tmp_path / "none", "--average") == 2
+    assert "--average true:" in (said := capsys.readouterr().err)
+    assert "its run had no train.average" in said
+    assert convert(tmp_path / "plain", tmp_path / "ours", "--average") == 2
+    assert "is a Hugging Face folder, which has no mean" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ["to a folder", "to a checkpoint"])

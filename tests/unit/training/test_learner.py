@@ -17,6 +17,7 @@ from megalite.engine.model import Task
 from megalite.models.outputs import Loss
 from megalite.training.config import OptimizerConfig, ScheduleConfig, TrainConfig
 from megalite.training.learner import Learner, Learning
+from megalite.training.optimizer import build_optimizer, step_unless
 from tests.dist import models
 
 ROOT = Path(__file__).parents[3]
@@ -223,3 +224,43 @@ def test_dropout_rises_over_layers_and_spares_the_embedding():
     assert rates == [pytest.approx([0.0, 0.15, 0.3]), pytest.approx([0.0, 0.3])]
     assert config.drops
     assert not config.model_copy(update={"dropout": 0.0, "attention_dropout": 0.0}).drops
+
+
+def test_the_mean_of_the_weights_follows_each_step_that_counts():
+    ours = changing(average=0.75)
+    expected = {n: p.detach().clone() for n, p in ours.model.named_parameters()}
+    for number, bound in enumerate((1e9, 0.0, 1e9)):
+        ours.bounds = {"loss": bound}
+        losses_and_gradients(ours, 1)
+        if number != 1:
+            for name, parameter in ours.model.named_parameters():
+                expected[name] += 0.25 * (parameter.detach() - expected[name])
+    saved = ours.tensors()
+    for name, mean in expected.items():
+        torch.testing.assert_close(saved[f"model_average.{name}"], mean, rtol=0, atol=0)
+    assert ours.facts()["averages"]
+    assert not any("average" in name for name in changing().tensors())
+
+
+@pytest.mark.parametrize(
+    "decayed",
+    [("blocks", "embedding", "positions", "head"), ("blocks",), ("embedding", "vectors"), ()],
+)
+@pytest.mark.parametrize("kind", ["adamw", "lion", "muon"])
+def test_what_is_named_decays(kind: str, decayed: tuple[str, ...]):
+    """A step with a gradient of 0 leaves what doesn't decay."""
+    model = build_model(models.config("gpt"), Mesh.single(), ParallelConfig(), seed=1)
+    config = OptimizerConfig(kind=kind, learning_rate=0.1, weight_decay=0.5, decayed=decayed)
+    optimizer = build_optimizer(model, config)
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    for parameter in model.parameters():
+        parameter.data.add_(1.0)
+        parameter.grad = torch.zeros_like(parameter)
+    step_unless(optimizer, torch.tensor(False))
+    for name, parameter in model.named_parameters():
+        last = name.split(".")
+        is_vector = parameter.dim() == 1 or last[-1] == "bias"
+        role = "blocks" if "layers" in last else {"decoder": last[1]}.get(last[0], last[0])
+        role = "vectors" if is_vector else role
+        moved = not torch.equal(parameter.detach(), before[name] + 1.0)
+        assert moved == (role in decayed), name

@@ -7,7 +7,7 @@ import pytest
 
 from megalite.distributed.mesh import Mesh, ParallelConfig
 from megalite.engine.build import build_model
-from megalite.errors import Stopped
+from megalite.errors import CheckpointError, Stopped
 from megalite.training.checkpoint.manager import CheckpointManager
 from megalite.training.config import OptimizerConfig, ScheduleConfig, TrainConfig
 from megalite.training.learner import Learner, Learning
@@ -76,3 +76,10 @@ def test_evaluations_come_before_the_first_step_when_due_and_after_the_last(tmp_
 
     trainer.fit(lambda _progress: "abcde", lambda _item, _progress: StepResult({}), evaluate)
     assert calls == [0, 2, 4, 5]
+
+
+def test_a_mean_of_the_weights_that_a_run_did_not_begin_with_is_refused(tmp_path):
+    trainer = make_trainer(tmp_path, 2)
+    trainer.fit(lambda _progress: "ab", lambda _item, _progress: StepResult({"loss": 1.0}))
+    with pytest.raises(CheckpointError, match="--train.average 0.9: .* has no mean of the weights"):
+        make_trainer(tmp_path, 3, average=0.9).resume()
