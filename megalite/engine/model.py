@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from megalite.distributed.mesh import Mesh
 from megalite.engine.data_parallel import DataParallel, gathered, reshard
+from megalite.engine.lora import NO_LORA, LoRAConfig, without_adapters
 from megalite.layers.shards import local_part
 from megalite.models.batch import Batch
 from megalite.models.config import ModelConfig
@@ -64,6 +65,10 @@ class Model(Protocol):
     @property
     def parts(self) -> Sequence[Transformer]:
         """Its parts that are here, in order; one, unless a pipeline is interleaved."""
+
+    @property
+    def lora(self) -> LoRAConfig:
+        """Its adapters; of rank 0 it has none, and all parameters learn."""
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """The parameters of this process by the whole model's names, each name once."""
@@ -119,19 +124,29 @@ class Model(Protocol):
         Comm: all-gather of the parameters over shard on entry.
         """
 
+    def without_adapters(self) -> AbstractContextManager[None]:
+        """Compute inside a block as the frozen weights alone do."""
+
 
 class Parts:
     """The parts of a model that this process holds, and their parameters as one set of names."""
 
-    def __init__(self, parts: Sequence[Transformer], mesh: Mesh, how: DataParallel) -> None:
+    def __init__(
+        self,
+        parts: Sequence[Transformer],
+        mesh: Mesh,
+        how: DataParallel,
+        lora: LoRAConfig = NO_LORA,
+    ) -> None:
         """Hold parts that are sharded already.
 
         Args:
             parts: in order.
             mesh: the mesh.
             how: they were sharded.
+            lora: their adapters.
         """
-        self.parts, self.mesh, self.how = parts, mesh, how
+        self.parts, self.mesh, self.how, self.lora = parts, mesh, how, lora
         self.config = parts[0].config
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
@@ -170,6 +185,10 @@ class Parts:
     def gathered(self) -> AbstractContextManager[None]:
         """See :class:`Model`."""
         return gathered(self.parts, self.how)
+
+    def without_adapters(self) -> AbstractContextManager[None]:
+        """See :class:`Model`."""
+        return without_adapters(self.parts)
 
 
 class LossSums:

@@ -28,6 +28,7 @@ from megalite.distributed.sums import all_reduce_sum
 from megalite.engine.bubble import BusyClock, bubble_in_theory
 from megalite.engine.data_parallel import COMPUTE_DTYPES, DataParallel
 from megalite.engine.flows import Flows, flows, same_shape, unpadded
+from megalite.engine.lora import NO_LORA, LoRAConfig
 from megalite.engine.model import Item, LossSums, Parts, Result, Task
 from megalite.layers.shards import gradient_of, local_part
 from megalite.models.batch import Batch
@@ -71,7 +72,12 @@ class Pipeline(Parts):
     """
 
     def __init__(
-        self, parts: Sequence[Transformer], mesh: Mesh, how: DataParallel, schedule: str
+        self,
+        parts: Sequence[Transformer],
+        mesh: Mesh,
+        how: DataParallel,
+        schedule: str,
+        lora: LoRAConfig = NO_LORA,
     ) -> None:
         """Hold parts and learn which parameters other processes hold too.
 
@@ -82,8 +88,9 @@ class Pipeline(Parts):
             mesh: the mesh.
             how: they were sharded.
             schedule: a key of ``SCHEDULES``.
+            lora: their adapters.
         """
-        super().__init__(parts, mesh, how)
+        super().__init__(parts, mesh, how, lora)
         self.schedule = schedule
         self._holders = self._find_holders()
         self._names: dict[Hashable, tuple[str, ...]] = {}  # of a kind of task's sums
@@ -117,7 +124,7 @@ class Pipeline(Parts):
         Comm: each to the first pp rank that holds it, and their sum back.
         """
         for name, parameters in sorted(self.copies().items()):
-            if name not in self._holders:
+            if name not in self._holders or not parameters[0].requires_grad:
                 continue
             for parameter in parameters:
                 if parameter.grad is None:

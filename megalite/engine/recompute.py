@@ -23,6 +23,7 @@ from megalite.models.block import Block
 from megalite.models.config import ModelConfig
 from megalite.models.context import Context
 from megalite.models.transformer import Transformer
+from megalite.ops import Dropout
 
 _OPTIONS: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
 """Dropout needs no saved state."""
@@ -60,10 +61,10 @@ def _ends(layer: RowParallelLinear) -> None:
     """
     multiply = layer.partial
 
-    def run(x: Tensor) -> Tensor:
+    def run(x: Tensor, random: Dropout | None = None) -> Tensor:
         _ending.append(layer)
         try:
-            return multiply(x)
+            return multiply(x, random)
         finally:
             _ending.pop()
 

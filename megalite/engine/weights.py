@@ -9,12 +9,14 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from megalite.config.explain import explain
+from megalite.distributed.mesh import Mesh
 from megalite.engine.model import Model
 from megalite.errors import CheckpointError, ConfigError
 from megalite.layers.shards import local_box, local_part
 from megalite.models.config import ModelConfig
 from megalite.models.families.table import decisive
 from megalite.models.hugging_face import fitted, our_tensors, read_config
+from megalite.models.transformer import Transformer
 
 VOCABULARY = ("embedding.weight", "head.weight", "head.bias")  # tables with a row a token
 HEAD_KEYS = {
@@ -101,7 +103,12 @@ def check_same_model(wanted: ModelConfig, stored: ModelConfig, where: str) -> No
         )
 
 
-@torch.no_grad()
+def parameter_shapes(config: ModelConfig) -> dict[str, torch.Size]:
+    """The shape of every parameter by name; nothing is allocated."""
+    model = Transformer(config, Mesh.single())
+    return {name: parameter.shape for name, parameter in model.named_parameters()}
+
+
 def load_weights(model: Model, path: Path, grows: bool = False) -> None:
     """Load a Hugging Face folder into a model, each process what it holds.
 
@@ -113,17 +120,34 @@ def load_weights(model: Model, path: Path, grows: bool = False) -> None:
     Raises:
         CheckpointError: the folder is of another model or damaged.
     """
+    fill_all(dict(model.named_parameters()), model.config, path, grows)
+    model.copy_duplicates()
+
+
+@torch.no_grad()
+def fill_all(
+    parameters: Mapping[str, Tensor], wanted: ModelConfig, path: Path, grows: bool = False
+) -> None:
+    """Fill parameters from a Hugging Face folder, each process what it holds of them.
+
+    Args:
+        parameters: by the whole model's names.
+        wanted: config of the model.
+        path: the folder.
+        grows: whether the vocabulary may get rows; see :func:`grown`.
+
+    Raises:
+        CheckpointError: the folder is of another model or damaged.
+    """
     config, family = read_config(path)
-    wanted = with_vocabulary(config, model.config, grows)
-    check_same_model(model.config, wanted, f"{path}/config.json")
-    parameters = dict(model.named_parameters())
+    there = with_vocabulary(config, wanted, grows)
+    check_same_model(wanted, there, f"{path}/config.json")
     for name, piece in our_tensors(path, config, family):
         if name not in parameters:
             continue
         parameter = parameters[name]
         piece = grown(name, piece, parameter.shape[0])
         fill(parameter, fitted(name, piece, parameter.shape, path))
-    model.copy_duplicates()
 
 
 @torch.no_grad()

@@ -6,13 +6,43 @@ Source: Shoeybi et al. 2019, arXiv:1909.08053, section 3.
 from torch import Tensor
 
 from megalite.distributed.mesh import Mesh
+from megalite.layers.adapter import Adapter, AdapterOptions, Split
 from megalite.layers.layer import Initial, Layer
 from megalite.layers.products import Matrix
 from megalite.layers.region import leave
+from megalite.ops import Dropout
 from megalite.ops.linear import linear
 
 
-class ColumnParallelLinear(Layer):
+class AdaptableLinear(Layer):
+    """A linear layer that may have an adapter beside its matrix ``weight``.
+
+    Attributes:
+        adapter: None where it has none.
+    """
+
+    weight: Tensor
+
+    def __init__(self, mesh: Mesh, outs: int, split: Split) -> None:
+        """Begin without one.
+
+        Args:
+            mesh: the mesh.
+            outs: how many of the matrix's dimensions are outputs, the others inputs.
+            split: which of them are split over tp, by their first.
+        """
+        super().__init__(mesh)
+        self.adapter: Adapter | None = None
+        self._outs, self._split = outs, split
+
+    def adapt(self, name: str, options: AdapterOptions) -> None:
+        """Give it an adapter; ``name`` is the layer's in the model."""
+        shape, outs = tuple(self.weight.shape), self._outs
+        split = self._split
+        self.adapter = Adapter(self.mesh, name, (shape[:outs], shape[outs:]), options, split)
+
+
+class ColumnParallelLinear(AdaptableLinear):
     """y = x W^T + b with W [*out, D] and b [*out] split over tp along their first dimension."""
 
     def __init__(
@@ -27,24 +57,31 @@ class ColumnParallelLinear(Layer):
             initial: of the weight; the bias starts as 0.
             bias: whether there is one.
         """
-        super().__init__(mesh)
+        super().__init__(mesh, len(out), "out")
         self.add("weight", (*out, width), initial, shard=0, rows=len(out))
         if bias:
             self.add("bias", out, Initial(), shard=0)
         self.has_bias = bias
 
-    def matrix(self) -> Matrix:
-        """What this process multiplies with: rows out[0]/tp x out[1:]."""
+    def matrix(self, random: Dropout | None = None) -> Matrix:
+        """What this process multiplies with: rows out[0]/tp x out[1:].
+
+        ``random`` is the adapter's dropout in this pass.
+        """
         weight = self.local("weight")
-        bias = self.local("bias").flatten() if self.has_bias else None
-        return Matrix(weight.flatten(0, -2), bias, weight.shape[:-1])
+        adapter = None if self.adapter is None else self.adapter.low_rank(random)
+        return Matrix(weight.flatten(0, -2), self.local_bias(), weight.shape[:-1], adapter)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def local_bias(self) -> Tensor | None:
+        """This process's part of the bias, [O]; None where there is none."""
+        return self.local("bias").flatten() if self.has_bias else None
+
+    def forward(self, x: Tensor, random: Dropout | None = None) -> Tensor:
         """Map x [B, S, D], the same on all of tp, to [B, S, out[0]/tp, *out[1:]]."""
-        return self.matrix().times(x)
+        return self.matrix(random).times(x)
 
 
-class SelectedLinear(Layer):
+class SelectedLinear(AdaptableLinear):
     """A linear layer [G, H, D] copied to every tp process, of which each computes a range of G.
 
     Key and value heads are so when they can't be split together with the query heads.
@@ -54,45 +91,53 @@ class SelectedLinear(Layer):
         self, mesh: Mesh, out: tuple[int, int], width: int, initial: Initial, bias: bool
     ) -> None:
         """Declare the weight [*out, width]."""
-        super().__init__(mesh)
+        super().__init__(mesh, len(out), "no")
         self.add("weight", (*out, width), initial, rows=len(out))
         if bias:
             self.add("bias", out, Initial())
         self.has_bias = bias
         self.bounds = (0, out[0])
 
-    def matrix(self) -> Matrix:
+    def matrix(self, random: Dropout | None = None) -> Matrix:
         """What this process multiplies with: rows count x H, of the range ``bounds`` of G.
+
+        ``random`` is the adapter's dropout in this pass.
 
         Comm: all-reduce of the weight's gradient over tp, backward only.
         """
         first, last = self.bounds
         weight = self.local("weight", partial=True)[first:last]
         bias = self.local("bias", partial=True)[first:last].flatten() if self.has_bias else None
-        return Matrix(weight.flatten(0, 1), bias, weight.shape[:2])
+        adapter = None if self.adapter is None else self.adapter.low_rank(random, self.bounds)
+        return Matrix(weight.flatten(0, 1), bias, weight.shape[:2], adapter)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, random: Dropout | None = None) -> Tensor:
         """Map x [B, S, D] to [B, S, count, H]."""
-        return self.matrix().times(x)
+        return self.matrix(random).times(x)
 
 
-class RowParallelLinear(Layer):
+class RowParallelLinear(AdaptableLinear):
     """y = x W^T + b with W [D, *inputs] split over tp along its second dimension."""
 
     def __init__(
         self, mesh: Mesh, inputs: tuple[int, ...], width: int, initial: Initial, bias: bool
     ) -> None:
         """Declare the weight [width, *inputs] and the bias [width]."""
-        super().__init__(mesh)
+        super().__init__(mesh, 1, "inputs")
         self.add("weight", (width, *inputs), initial, shard=1, rows=1)
         if bias:
             self.add("bias", (width,), Initial())
         self.has_bias = bias
 
-    def partial(self, x: Tensor) -> Tensor:
-        """Map x [B, S, inputs[0]/tp, *inputs[1:]] to [B, S, D]{tp}, without the bias."""
-        weight = self.local("weight").flatten(1)
-        return linear(x.flatten(2), weight)
+    def partial(self, x: Tensor, random: Dropout | None = None) -> Tensor:
+        """Map x [B, S, inputs[0]/tp, *inputs[1:]] to [B, S, D]{tp}, without the bias.
+
+        ``random`` is the adapter's dropout in this pass.
+        """
+        x = x.flatten(2)
+        y = linear(x, self.local("weight").flatten(1))
+        adapter = None if self.adapter is None else self.adapter.low_rank(random)
+        return y if adapter is None else y + adapter.times(x)
 
     def finish(self, partial: Tensor) -> Tensor:
         """Sum [B, S, D]{tp} over tp and add the bias.

@@ -13,6 +13,8 @@ from torch import Tensor
 from megalite import torch_private
 from megalite.distributed.collectives import start_all_reduce, start_gather, start_reduce_scatter
 from megalite.distributed.mesh import Mesh
+from megalite.layers.adapter import LowRank
+from megalite.layers.region import enter
 from megalite.ops.linear import linear
 
 
@@ -23,19 +25,22 @@ class Matrix(NamedTuple):
         weight: [O, D].
         bias: [O], or None.
         shape: what O stands for, such as (N/tp, H).
+        adapter: what is added to its product; None where nothing is.
     """
 
     weight: Tensor
     bias: Tensor | None
     shape: torch.Size
+    adapter: LowRank | None = None
 
     def without_bias(self) -> "Matrix":
         """Its product alone, for an operator that adds the bias itself."""
-        return Matrix(self.weight, None, self.shape)
+        return self._replace(bias=None)
 
     def times(self, x: Tensor) -> Tensor:
         """Map x [B, S, D] to [B, S, *shape]."""
-        return self.shaped(linear(x, self.weight, self.bias))
+        y = linear(x, self.weight, self.bias)
+        return self.shaped(y if self.adapter is None else y + self.adapter.times(x))
 
     def shaped(self, y: Tensor) -> Tensor:
         """[B, S, O], which nothing else uses, as [B, S, *shape]: no view for autograd."""
@@ -59,8 +64,12 @@ def column_products(x: Tensor, matrices: Sequence[Matrix], mesh: Mesh, length: i
     Comm: forward nothing; backward an all-reduce of [B, S, D] while the weights' gradients are
     computed. Under sequence parallelism forward an all-gather; backward the same again while the
     input's gradient is computed (only the local rows are kept), then a reduce-scatter of it while
-    the weights' are.
+    the weights' are. Beside adapters it is :func:`enter`: frozen weights have no gradients that a
+    collective could hide behind.
     """
+    if any(matrix.adapter is not None for matrix in matrices):
+        x = enter(x, mesh, length)
+        return [matrix.times(x) for matrix in matrices]
     weights = [matrix.weight for matrix in matrices]
     biases = [matrix.bias for matrix in matrices]
     if mesh.tp.group is not None:

@@ -15,7 +15,7 @@ from megalite.layers.products import Matrix, column_products
 from megalite.models.config import ModelConfig
 from megalite.models.context import Context
 from megalite.models.norm import Norm
-from megalite.ops import AttentionOptions, RowIntervals, attention
+from megalite.ops import AttentionOptions, Dropout, RowIntervals, attention
 
 
 @dataclass(frozen=True)
@@ -97,12 +97,14 @@ class _Heads(nn.Module):
         (q, k, v), bias = qkv, context.bias
         if q.shape[2] == 0:
             unused = k.sum() + v.sum() + (0.0 if bias is None else bias.sum())
-            return self.output.partial(q) + 0.0 * unused
+            return self.output.partial(q, context.dropout) + 0.0 * unused
         k, v = self._of_queries(k, v)
         options, cache = self._options(context), context.cache
         if cache is None:
-            return self.output.partial(attention(q, k, v, mask, bias, options))
-        return self.output.partial(cache.attend(self.name, (q, k, v), mask, bias, options))
+            attended = attention(q, k, v, mask, bias, options)
+        else:
+            attended = cache.attend(self.name, (q, k, v), mask, bias, options)
+        return self.output.partial(attended, context.dropout)
 
     def _of_queries(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values as local query heads read them: those of a group side by side."""
@@ -128,13 +130,14 @@ class Attention(_Heads):
         super().__init__(config, mesh, name)
         self.window = window
 
-    def matrices(self) -> list[Matrix]:
+    def matrices(self, random: Dropout | None = None) -> list[Matrix]:
         """What multiplies the input: query, key, value.
 
         A block may multiply them together with another sub-layer's that reads the same input, so
-        that both enter the region that is split over tp by one collective.
+        that both enter the region that is split over tp by one collective. ``random`` is the
+        adapters' dropout in this pass.
         """
-        return [self.query.matrix(), self.key.matrix(), self.value.matrix()]
+        return [layer.matrix(random) for layer in (self.query, self.key, self.value)]
 
     def forward(
         self, x: Tensor, context: Context, shared: Sequence[Tensor] | None = None
@@ -153,7 +156,8 @@ class Attention(_Heads):
         """
         if shared is not None:
             return self._to_itself(shared, context)
-        products = column_products(x, self.matrices(), self.mesh, context.length)
+        matrices = self.matrices(context.dropout)
+        products = column_products(x, matrices, self.mesh, context.length)
         return self.output.finish(self._to_itself(products, context))
 
     def _to_itself(self, products: Sequence[Tensor], context: Context) -> Tensor:
@@ -182,14 +186,15 @@ class CrossAttention(_Heads):
             The shape of ``x``.
         """
         assert context.cross is not None
-        (q,) = column_products(x, [self.query.matrix()], self.mesh, context.length)
+        random = context.dropout
+        (q,) = column_products(x, [self.query.matrix(random)], self.mesh, context.length)
 
         if self.query_norm is not None:
             q = self.query_norm(q)
 
         def make() -> tuple[Tensor, Tensor]:
-            key = self.key(memory)
-            return key if self.key_norm is None else self.key_norm(key), self.value(memory)
+            key, value = self.key(memory, random), self.value(memory, random)
+            return key if self.key_norm is None else self.key_norm(key), value
 
         return self.output.finish(self._attended_to(q, make, context, context.cross))
 
@@ -209,5 +214,6 @@ class CrossAttention(_Heads):
             return self.output.partial(attended)
         k, v = make() if cache is None else (q, q)
         if q.shape[2] == 0:
-            return self.output.partial(q) + 0.0 * (k.sum() + v.sum())
-        return self.output.partial(attention(q, *self._of_queries(k, v), mask, None, options))
+            return self.output.partial(q, context.dropout) + 0.0 * (k.sum() + v.sum())
+        attended = attention(q, *self._of_queries(k, v), mask, None, options)
+        return self.output.partial(attended, context.dropout)

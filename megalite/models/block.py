@@ -80,7 +80,7 @@ class Block(nn.Module):
         if self.cross is not None:
             cross = self.cross
             sublayers.append(("cross", lambda y: cross(y, context, memory)))
-        sublayers.append(("ffn", lambda y: self.ffn(y, context.length)))
+        sublayers.append(("ffn", lambda y: self.ffn(y, context)))
         run = self.run_sublayer
         if self.config.norm_position == "post":
             for name, sublayer in sublayers:
@@ -123,8 +123,8 @@ class Block(nn.Module):
 
         With one norm they read the same input, and enter it by one too.
         """
-        mesh, length = self.mesh, context.length
-        columns, ffn_columns = self.attention.matrices(), self.ffn.matrices()
+        mesh, length, random = self.mesh, context.length, context.dropout
+        columns, ffn_columns = self.attention.matrices(random), self.ffn.matrices(random)
         x, y = self.attention_norm.of_sum(x)
         z = y
         if self.ffn_norm is not None:
@@ -134,7 +134,7 @@ class Block(nn.Module):
         else:
             products = column_products(y, columns + ffn_columns, mesh, length)
         attended = self.attention(y, context, shared=products[:3])
-        out = self.attention.output.finish(attended + self.ffn(z, length, shared=products[3:]))
+        out = self.attention.output.finish(attended + self.ffn(z, context, shared=products[3:]))
         if self.ffn.output.has_bias:
             out = out + self.ffn.output.local("bias", self.mesh.sequence_parallel)
         return x, out

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from megalite.distributed.mesh import Mesh
-from megalite.ops import AttentionOptions, Drops, RowIntervals, dropout, rope
-from megalite.ops.random import fold, hash64
+from megalite.ops import AttentionOptions, Dropout, Drops, RowIntervals, dropout, rope
 
 
 class KeyValueCache(Protocol):
@@ -46,23 +45,6 @@ class KeyValueCache(Protocol):
         options: AttentionOptions,
     ) -> Tensor:
         """Attend to an encoder's keys and values, [B, Se, G, H], made at the first call."""
-
-
-@dataclass(frozen=True)
-class Dropout:
-    """The dropout of one forward pass.
-
-    Attributes:
-        seed: of the step.
-        sample_ids: int64 [B].
-    """
-
-    seed: int
-    sample_ids: Tensor
-
-    def site_seed(self, site: str) -> int:
-        """The seed of one place in the model."""
-        return fold(self.seed, hash64(site))
 
 
 @dataclass(frozen=True)

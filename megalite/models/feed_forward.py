@@ -9,7 +9,8 @@ from megalite.layers.layer import Initial
 from megalite.layers.linear import ColumnParallelLinear, RowParallelLinear
 from megalite.layers.products import Matrix, column_products
 from megalite.models.config import ModelConfig
-from megalite.ops import activation
+from megalite.models.context import Context
+from megalite.ops import Dropout, activation
 
 
 class FeedForward(nn.Module):
@@ -27,23 +28,26 @@ class FeedForward(nn.Module):
         self.gate = ColumnParallelLinear(mesh, inner, size, std, bias) if config.gated else None
         self.output = RowParallelLinear(mesh, inner, size, Initial(output), bias)
 
-    def matrices(self) -> list[Matrix]:
+    def matrices(self, random: Dropout | None = None) -> list[Matrix]:
         """What multiplies the input: up, and gate where there is one, without their biases.
 
         A block may multiply them together with another sub-layer's that reads the same input, so
-        that both enter the region that is split over tp by one collective.
+        that both enter the region that is split over tp by one collective. ``random`` is the
+        adapters' dropout in this pass.
         """
-        return [layer.matrix().without_bias() for layer in self._columns()]
+        return [layer.matrix(random).without_bias() for layer in self._columns()]
 
     def _columns(self) -> list[ColumnParallelLinear]:
         return [self.up] if self.gate is None else [self.up, self.gate]
 
-    def forward(self, x: Tensor, length: int, shared: Sequence[Tensor] | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, context: Context, shared: Sequence[Tensor] | None = None
+    ) -> Tensor:
         """Map the normalised residual stream.
 
         Args:
             x: [B, S, D], or [B, S/tp, D] under sequence parallelism.
-            length: S.
+            context: length and dropout of the batch.
             shared: ``x`` times :meth:`matrices`, each [B, S, F/tp], where the block has made them
                 together with another sub-layer's; it then sums up both.
 
@@ -52,11 +56,13 @@ class FeedForward(nn.Module):
             without the output's bias.
         """
         if shared is not None:
-            return self._inner(shared)
-        products = column_products(x, self.matrices(), self.mesh, length)
-        return self.output.finish(self._inner(products))
+            return self._inner(shared, context)
+        matrices = self.matrices(context.dropout)
+        products = column_products(x, matrices, self.mesh, context.length)
+        return self.output.finish(self._inner(products, context))
 
-    def _inner(self, products: Sequence[Tensor]) -> Tensor:
+    def _inner(self, products: Sequence[Tensor], context: Context) -> Tensor:
         gate = products[1] if len(products) > 1 else None
-        biases = [layer.matrix().bias for layer in self._columns()]
-        return self.output.partial(activation(self.activation, products[0], gate, *biases))
+        biases = [layer.local_bias() for layer in self._columns()]
+        inner = activation(self.activation, products[0], gate, *biases)
+        return self.output.partial(inner, context.dropout)

@@ -18,14 +18,13 @@ from megalite.models.block import Block
 from megalite.models.config import ModelConfig
 from megalite.models.context import (
     Context,
-    Dropout,
     KeyValueCache,
     alibi_slopes,
     relative_bucket,
 )
 from megalite.models.norm import Norm
 from megalite.models.rope import rotation, window_rotation
-from megalite.ops import RowIntervals
+from megalite.ops import Dropout, RowIntervals
 
 
 class Table(Layer):

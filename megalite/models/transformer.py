@@ -12,11 +12,12 @@ from megalite.layers.region import enter
 from megalite.models.batch import Batch, Stream
 from megalite.models.block import Block
 from megalite.models.config import ModelConfig
-from megalite.models.context import Dropout, KeyValueCache
+from megalite.models.context import KeyValueCache
 from megalite.models.head import Head
 from megalite.models.outputs import Output
 from megalite.models.part import Part
 from megalite.models.stack import Stack
+from megalite.ops import Dropout
 
 
 class Transformer(nn.Module):

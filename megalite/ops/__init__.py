@@ -4,7 +4,7 @@ from megalite.ops.activation import activation
 from megalite.ops.attention import AttentionOptions, attention
 from megalite.ops.backends import backend, use_backend
 from megalite.ops.cross_entropy import cross_entropy
-from megalite.ops.dropout import Drops, dropout
+from megalite.ops.dropout import Dropout, Drops, dropout
 from megalite.ops.linear_cross_entropy import linear_cross_entropy
 from megalite.ops.mask import RowIntervals
 from megalite.ops.norm import NormOptions, Update, add_norm, norm
@@ -14,6 +14,7 @@ from megalite.ops.vocabulary import LossOptions, VocabularySlice
 
 __all__ = [
     "AttentionOptions",
+    "Dropout",
     "Drops",
     "LossOptions",
     "NormOptions",

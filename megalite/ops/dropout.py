@@ -8,7 +8,7 @@ from torch import Tensor
 
 from megalite.errors import ShapeError
 from megalite.ops.backends import kernels
-from megalite.ops.random import element_keep
+from megalite.ops.random import element_keep, fold, hash64
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,23 @@ class Drops:
     def arguments(self) -> tuple[float, int, Tensor, int, int]:
         """What the operator takes."""
         return *self.row_arguments, self.feature_offset
+
+
+@dataclass(frozen=True)
+class Dropout:
+    """The dropout of one forward pass.
+
+    Attributes:
+        seed: of the step.
+        sample_ids: int64 [B].
+    """
+
+    seed: int
+    sample_ids: Tensor
+
+    def site_seed(self, site: str) -> int:
+        """The seed of one place in the model."""
+        return fold(self.seed, hash64(site))
 
 
 def dropout(

@@ -13,6 +13,7 @@ from pathlib import Path
 from megalite.data.chat.long_rows import RowRules
 from megalite.data.chat.preferences import PreferredAnswers
 from megalite.distributed.launch import Launch
+from megalite.engine.base import Base, Judging
 from megalite.engine.model import Model
 from megalite.stages.conversation import open_chat
 from megalite.stages.datasets import Datasets, evaluations, notes_of
@@ -55,15 +56,12 @@ def run(config: DPOConfig, launch: Launch) -> int:
 
 def _train(config: DPOConfig, stage: Stage, datasets: Datasets[PreferredAnswers]) -> Model:
     start, quiet = config.checkpoint.start, config.model.without_dropout()
-    model = stage.model(quiet, start)
+    model = stage.model(quiet, start, lora=config.lora)
     train, heldout = _with_reference(config, stage, model, datasets)
     trainer, (learner,) = stage.trainer(("model", model))
     trainer.resume()
-    reference = None
-    if config.loss.needs_reference and config.reference.kind == "model":
-        reference = stage.model(quiet, start)
-        for parameter in reference.parameters():
-            parameter.requires_grad_(False)
+    is_asked = config.loss.needs_reference and config.reference.kind == "model"
+    reference = _reference(config, stage, model) if is_asked else None
     learns = PreferenceLearner(config.loss, learner, reference)
     size = config.train.micro_batch_size
     trainer.fit(
@@ -72,6 +70,16 @@ def _train(config: DPOConfig, stage: Stage, datasets: Datasets[PreferredAnswers]
         evaluations(heldout, lambda part: partial(learns.evaluate, part, size)),
     )
     return model
+
+
+def _reference(config: DPOConfig, stage: Stage, model: Model) -> Judging:
+    """What the policy starts as: with adapters itself without them, else a copy."""
+    if config.lora.rank:
+        return Base(model)
+    copy = stage.model(config.model.without_dropout(), config.checkpoint.start)
+    for parameter in copy.parameters():
+        parameter.requires_grad_(False)
+    return copy
 
 
 def _measured(stage: Stage, learns: PreferenceLearner) -> DoStep[list[Comparisons]]:

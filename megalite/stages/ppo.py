@@ -84,14 +84,14 @@ def _run(config: PPOConfig, launch: Launch, ending: ExitStack) -> int:
     stage.say(length, chat_format.notes, notes_of_writing(data, start), notes_of(inputs.prompts))
     with stage.running():
         if bridge is None:
-            models = TrainedModels.build(stage, config)
-            frozen = ReferenceModels.build(stage, config).judges(temperature)
+            models = TrainedModels.build(stage, config, config.lora)
+            frozen = ReferenceModels.of(stage, config, models).judges(temperature)
             _train(config, stage, models, frozen, inputs)
         elif launch.rank >= bridge.frozen.first:
             frozen = ReferenceModels.build(stage, config).judges(temperature)
             serve(frozen, bridge, stage.heartbeat, launch.stop)
         else:
-            models = TrainedModels.build(stage, config)
+            models = TrainedModels.build(stage, config, config.lora)
             with remote_models(bridge, stage.heartbeat) as remote:
                 _train(config, stage, models, remote, inputs)
     return 0

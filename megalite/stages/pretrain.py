@@ -72,7 +72,7 @@ def _read_samples(config: PretrainConfig, said: SpecialTokens) -> Samples | None
 
 
 def _train(config: PretrainConfig, stage: Stage, datasets: Datasets[Blend]) -> Model:
-    model = stage.model(config.model, config.checkpoint.start)
+    model = stage.model(config.model, config.checkpoint.start, lora=config.lora)
     trainer, (learner,) = stage.trainer(("model", model))
     trainer.resume()
     make = partial(text_batch, data=config.data, model=config.model)

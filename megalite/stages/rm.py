@@ -69,7 +69,7 @@ def run(config: RMConfig, launch: Launch) -> int:
 
 def _train(config: RMConfig, stage: Stage, datasets: Datasets[RankedAnswers]) -> None:
     value_model = config.model.model_copy(update={"head": "value"})
-    model = stage.model(value_model, config.checkpoint.start)
+    model = stage.model(value_model, config.checkpoint.start, lora=config.lora)
     trainer, (learner,) = stage.trainer(("model", model))
     trainer.resume()
     size = config.train.micro_batch_size

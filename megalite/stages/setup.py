@@ -19,14 +19,16 @@ from megalite.distributed.agreement import text_of_first
 from megalite.distributed.launch import Launch
 from megalite.distributed.mesh import Mesh, ParallelConfig, build_meshes, start_process_group
 from megalite.distributed.sums import Counts
-from megalite.engine.build import build_model
+from megalite.engine.build import BuildOptions, build_model
 from megalite.engine.compiled import check_compiles
 from megalite.engine.layout import BatchSizes, Demand, check_layout
+from megalite.engine.lora import NO_LORA, LoRAConfig
 from megalite.engine.model import Model
 from megalite.engine.recompute import recomputed_blocks
 from megalite.errors import CheckpointError, ConfigError, CrashLoop, Stopped
 from megalite.models.batch import Batch
 from megalite.models.config import ModelConfig
+from megalite.stages.adapters import check_adapters, learned_of
 from megalite.stages.device import Precision, check_heads, choose_device, choose_precision
 from megalite.stages.named import TOKENIZER, Meaning
 from megalite.stages.overview import overview
@@ -70,9 +72,11 @@ class StageConfig(Section):
 
     Attributes:
         stage: its name, which its runs' checkpoints keep.
+        drops: whether it learns with dropout where it is told to.
     """
 
     stage: ClassVar[str] = ""
+    drops: ClassVar[bool] = True
 
     run: RunConfig = RunConfig()
     model: ModelConfig = ModelConfig()
@@ -83,6 +87,7 @@ class StageConfig(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     faults: FaultConfig = FaultConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
+    lora: LoRAConfig = NO_LORA
 
     @field_validator("run", mode="before")
     @classmethod
@@ -227,11 +232,17 @@ class Stage:
                 self.launch.end_launcher()
             raise
 
-    def model(self, config: ModelConfig, start: str = "", needs_head: bool = False) -> Model:
+    def model(
+        self,
+        config: ModelConfig,
+        start: str = "",
+        needs_head: bool = False,
+        lora: LoRAConfig = NO_LORA,
+    ) -> Model:
         """A model, its weights from ``start`` (a checkpoint or a Hugging Face folder) if given.
 
         A reward model starts from a language model: its scalar head is new then, unless
-        ``needs_head``.
+        ``needs_head``. ``lora`` are its adapters.
         """
         settings = self.config
         device, seed = self.mesh.device, settings.run.seed
@@ -243,7 +254,7 @@ class Stage:
             settings.parallel,
             seed=seed,
             precision=precision,
-            compiled=settings.train.compile,
+            options=BuildOptions(settings.train.compile, lora),
         )
         if start:
             load_start(model, start, needs_head, settings.checkpoint.grow_vocabulary)
@@ -272,6 +283,7 @@ class Stage:
         trainer = Trainer(learners, self.log, checkpoints, every, record, stop)
         trainer.introduce(overview(config, self.mesh, [(n, model.config) for n, model in models]))
         trainer.keep_best(config.checkpoint.best)
+        self.say(*([learned_of(learner)] for learner in learners if learner.model.lora.rank))
         return trainer, learners
 
     def counts(self, targets: int, batches: Sequence[Batch]) -> Counts:
@@ -329,6 +341,7 @@ def set_up(
     check_layout(demand, config.parallel)
     config.check_inputs()
     config.check_best()
+    check_adapters(config)
     check_heads(config.model, device)
     if config.train.compile:
         check_compiles(config.model, config.parallel, device)

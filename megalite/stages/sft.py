@@ -62,7 +62,7 @@ def run(config: SFTConfig, launch: Launch) -> int:
 def _train(
     config: SFTConfig, stage: Stage, chat_format: ChatFormat, datasets: Datasets[Conversations]
 ) -> Model:
-    model = stage.model(config.model, config.checkpoint.start)
+    model = stage.model(config.model, config.checkpoint.start, lora=config.lora)
     trainer, (learner,) = stage.trainer(("model", model))
     trainer.resume()
     is_fixed = config.data.packed or stage.mesh.pp.size > 1

@@ -1,20 +1,22 @@
 """What a run starts from: a checkpoint, or a Hugging Face folder; its model and its weights."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from megalite.engine.lora import ADAPTER
 from megalite.engine.model import Model
 from megalite.engine.weights import (
     VOCABULARY,
     check_same_model,
     config_of,
     fill,
+    fill_all,
     grown,
-    load_weights,
     with_vocabulary,
 )
 from megalite.errors import CheckpointError
@@ -28,6 +30,7 @@ from megalite.models.hugging_face import (
     unread_keys,
 )
 from megalite.models.tensor_files import dtypes_of
+from megalite.stages.adapters import adapters_of, name_of
 from megalite.stages.special_tokens import SpecialTokens
 from megalite.training.checkpoint.load import find_checkpoint, load
 from megalite.training.checkpoint.manager import newest_facts
@@ -184,26 +187,55 @@ def load_start(model: Model, start: str, needs_head: bool = False, grows: bool =
     Raises:
         CheckpointError: there is none, it is damaged, or it is of another model.
     """
+    own = {n: p.detach() for n, p in model.named_parameters() if ADAPTER not in n}
+    fill_from(own, model.config, start, needs_head, grows)
+    model.copy_duplicates()
+
+
+def fill_from(
+    parameters: Mapping[str, Tensor],
+    wanted: ModelConfig,
+    start: str,
+    needs_head: bool = False,
+    grows: bool = False,
+) -> None:
+    """Fill parameters from a stored model, each process what it holds of them.
+
+    A checkpoint of adapters is its base with their products added.
+
+    Args:
+        parameters: by the whole model's names, without adapters.
+        wanted: config of the model.
+        start: as for :func:`load_start`.
+        needs_head: as for :func:`load_start`.
+        grows: as for :func:`load_start`.
+
+    Raises:
+        CheckpointError: as :func:`load_start`.
+    """
     folder = folder_of(start)
     if is_hugging_face(folder):
         stored, _ = read_config(folder)
-        _check_head(model.config.head, stored.head, start, needs_head)
-        load_weights(model, folder, grows)
+        _check_head(wanted.head, stored.head, start, needs_head)
+        fill_all(parameters, wanted, folder, grows)
         return
     path = find_checkpoint(folder)
     facts = verify(path)
     stored = config_of(facts, path)
-    name = "model" if "model" in facts["learners"] else "actor"
-    tensors = {f"{name}.{n}": p.detach() for n, p in model.named_parameters()}
-    _check_head(model.config.head, stored.head, str(path), needs_head)
-    if model.config.head != stored.head:
-        tensors = {n: p for n, p in tensors.items() if ".head." not in n}
-    check_same_model(model.config, with_vocabulary(stored, model.config, grows), str(path))
-    if model.config.vocab_size > stored.vocab_size:
-        tables = {f"{name}.{table}" for table in VOCABULARY} & tensors.keys()
+    _check_head(wanted.head, stored.head, str(path), needs_head)
+    check_same_model(wanted, with_vocabulary(stored, wanted, grows), str(path))
+    if wanted.head != stored.head:
+        parameters = {n: p for n, p in parameters.items() if not n.startswith("head.")}
+    adapters = adapters_of(facts, path)
+    if adapters is not None:
+        fill_from(parameters, wanted, adapters.base, grows=True)  # as the adapters' run let it
+        adapters.add_to(parameters)
+        return
+    tensors = {f"{name_of(facts)}.{n}": p for n, p in parameters.items()}
+    if wanted.vocab_size > stored.vocab_size:
+        tables = {f"{name_of(facts)}.{table}" for table in VOCABULARY} & tensors.keys()
         _load_grown(path, {table: tensors.pop(table) for table in tables}, stored.vocab_size)
     load(path, tensors)
-    model.copy_duplicates()
 
 
 def _load_grown(path: Path, tables: dict[str, Tensor], rows: int) -> None:

@@ -19,10 +19,8 @@ from torch import Tensor
 
 from megalite.config.section import Section
 from megalite.distributed.launch import Launch
-from megalite.distributed.mesh import Mesh
-from megalite.engine.weights import config_of
+from megalite.engine.weights import config_of, parameter_shapes
 from megalite.errors import CheckpointError, ConfigError, DataError
-from megalite.models.config import ModelConfig
 from megalite.models.families import FAMILIES
 from megalite.models.hub import folder_of, pinned
 from megalite.models.hugging_face import (
@@ -36,9 +34,12 @@ from megalite.models.hugging_face import (
     unread_keys,
     write_folder,
 )
+from megalite.models.peft import is_adapter
 from megalite.models.tensor_files import DTYPES, dtypes_of
-from megalite.models.transformer import Transformer
+from megalite.stages.adapters import name_of
+from megalite.stages.start import fill_from
 from megalite.stages.told import tokenizer_of
+from megalite.tools.adapters import export_adapter, import_adapter
 from megalite.tools.companions import (
     SaidBefore,
     carry_code,
@@ -56,7 +57,9 @@ from megalite.training.learner import AVERAGES
 class ConvertConfig(Section):
     """What is converted, and to where."""
 
-    source: str = Field(description="Hugging Face folder, or run or checkpoint of ours")
+    source: str = Field(
+        description="Hugging Face folder, adapter in PEFT's format, or run or checkpoint of ours"
+    )
     target: str = Field(description="new folder, which must not exist")
     dtype: Literal["keep", "fp32", "bf16", "fp16"] = Field(
         "keep",
@@ -73,6 +76,16 @@ class ConvertConfig(Section):
         "",
         description="model family of a new Hugging Face folder; empty: the one it came from, or "
         "the first that has such models",
+    )
+    adapter: bool = Field(
+        False,
+        description="whether the adapters of a LoRA run are written alone, in PEFT's format, "
+        "instead of weights that they are merged into",
+    )
+    base: str = Field(
+        "",
+        description="Hugging Face folder or name of the model that an adapter of PEFT's belongs "
+        "to; empty: the one that its config names",
     )
     tokenizer: str = Field(
         "",
@@ -91,6 +104,10 @@ def run(config: ConvertConfig, launch: Launch) -> int:
     source = folder_of(named)
     if not source.exists():
         raise ConfigError(f"--source {source}: no such folder")
+    _check_options(config, is_adapter(source))
+    if config.adapter or is_adapter(source):
+        print(*filter(None, [fetched, *_adapter(config, source, target)]), sep="\n")  # noqa: T201
+        return 0
     tokenizer = _tokenizer(config.tokenizer, named)
     to_ours = is_hugging_face(source)
     if to_ours and config.average:
@@ -108,6 +125,40 @@ def run(config: ConvertConfig, launch: Launch) -> int:
     without = "" if tokenizer else f", without a tokenizer: {missing(source)}"
     print(*filter(None, said), f"{target}: {kind}{without}", sep="\n")  # noqa: T201
     return 0
+
+
+def _check_options(config: ConvertConfig, is_theirs: bool) -> None:
+    """Refuse options that have no effect beside an adapter, or without one.
+
+    Raises:
+        ConfigError: it names the key.
+    """
+    beside = "is of whole weights, and only an adapter is written: leave it out"
+    if is_theirs and config.adapter:
+        raise ConfigError(
+            f"--adapter: {config.source} is an adapter in PEFT's format already: leave it out to "
+            "make a checkpoint of it"
+        )
+    if config.base and not is_theirs:
+        raise ConfigError(
+            f"--base {config.base}: names the model of an adapter in PEFT's format, and "
+            f"{config.source} is none: leave it out"
+        )
+    for key in ("dtype", "average", "shard_gib", *(("family",) if is_theirs else ("tokenizer",))):
+        if (config.adapter or is_theirs) and key in config.model_fields_set:
+            raise ConfigError(f"--{key} {getattr(config, key)}: {beside}")
+
+
+def _adapter(config: ConvertConfig, source: Path, target: Path) -> list[str]:
+    """Convert an adapter to PEFT's format or from it; give what is to be said."""
+    with _whole_or_not_at_all(target) as partial:
+        if not is_adapter(source):
+            said = export_adapter(source, partial, config.family)
+            return [said, f"{target}: an adapter in PEFT's format"]
+        base, said = import_adapter(source, partial, config.base)
+        tokenizer = _tokenizer(config.tokenizer, base)
+        lines = [] if tokenizer is None else [carry_tokenizer(tokenizer, partial)]
+    return [said, *lines, f"{target}: a checkpoint of an adapter, whose base is {base}"]
 
 
 def _tokenizer(named: str, source: str) -> Path | None:
@@ -195,12 +246,6 @@ def _to_checkpoint(_config: ConvertConfig, source: Path, target: Path) -> dict[s
     return read_their_config(source)
 
 
-def parameter_shapes(config: ModelConfig) -> dict[str, torch.Size]:
-    """The shape of every parameter by name; nothing is allocated."""
-    model = Transformer(config, Mesh.single())
-    return {name: parameter.shape for name, parameter in model.named_parameters()}
-
-
 def _mapped(path: Path, shape: torch.Size) -> Tensor:
     """An fp32 tensor whose memory is a new file.
 
@@ -234,20 +279,29 @@ def _to_folder(config: ConvertConfig, source: Path, target: Path) -> dict[str, A
     path = find_checkpoint(source)
     facts: dict[str, Any] = verify(path)
     model_config = config_of(facts, path)
-    prefix = "model" if "model" in facts["learners"] else "actor"
-    if config.average and not facts["learners"][prefix].get(AVERAGES):
+    name, shapes = name_of(facts), parameter_shapes(model_config)
+    if config.average and not facts["learners"][name].get(AVERAGES):
         raise ConfigError(
             f"--average true: {path} has no mean of the weights: its run had no train.average"
         )
-    saved = f"{prefix}_average" if config.average else prefix
-    tensors = _Saved(path, saved, parameter_shapes(model_config))
     dtype, others = DTYPES[facts.get("dtype", "fp32")], facts.get("dtypes", {})
     if config.dtype != "keep":
         dtype, others = DTYPES[config.dtype], {}
     kinds = {name: DTYPES[kind] for name, kind in others.items()}
     storage = Storage(dtype, kinds, int(config.shard_gib * 2**30))
     published = _published(config, facts)
-    write_folder(target, model_config, tensors, storage, published)
+    if "lora" not in facts:
+        saved = f"{name}_average" if config.average else name
+        tensors = _Saved(path, saved, shapes)
+        write_folder(target, model_config, tensors, storage, published)
+        return published
+    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+        merged = {
+            name: _mapped(Path(scratch) / str(number), shape)
+            for number, (name, shape) in enumerate(shapes.items())
+        }
+        fill_from(merged, model_config, str(path))
+        write_folder(target, model_config, merged, storage, published)
     return published
 
 

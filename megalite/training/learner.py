@@ -259,14 +259,15 @@ class Learner:
         """Of the step after so many samples; None where nothing is dropped."""
         until = share_of(self.learning.train.dropout_until, self.total_samples)
         is_over = until < 1.0 and consumed_samples >= until * self.total_samples
-        if is_over or not self.model.config.drops:
+        if is_over or not (self.model.config.drops or self.model.lora.dropout):
             return None
         return fold(self.learning.seed, self.updates)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Parameters, their means and optimizer state by name, for a checkpoint."""
+        """What learns, its means and the optimizer's state by name, for a checkpoint."""
         self.model.reshard()
-        named = {f"{self.name}.{n}": p.detach() for n, p in self.model.named_parameters()}
+        learned = ((n, p) for n, p in self.model.named_parameters() if p.requires_grad)
+        named = {f"{self.name}.{n}": p.detach() for n, p in learned}
         state = named_state(self.model, self.optimizer)
         averaged = self.average.tensors if self.average is not None else {}
         named |= {f"{self.name}_average.{n}": value for n, value in averaged.items()}

@@ -17,7 +17,7 @@ from megalite.training.updates.rule import Rule, Weight, check_rules, weights_of
 
 
 def build_optimizer(model: Model, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """An optimizer with its state made, so that a checkpoint has a place for every tensor.
+    """An optimizer of what learns, with its state made: a checkpoint has a place for every tensor.
 
     Comm: of muon, see :class:`Muon`.
 
@@ -117,6 +117,7 @@ def named_state(model: Model, optimizer: torch.optim.Optimizer) -> dict[str, Ten
     return {
         f"{name}.{key}": value
         for name, parameter in model.named_parameters()
+        if parameter.requires_grad
         for key, value in optimizer.state[parameter].items()
         if isinstance(value, Tensor)
     }

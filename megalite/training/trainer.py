@@ -15,6 +15,7 @@ from megalite.distributed.stop import BEFORE_FIRST_STEP, StopRequest
 from megalite.distributed.sums import sum_count
 from megalite.engine.weights import check_same_model, config_of
 from megalite.errors import ConfigError, MegaliteError, SaveFailed, Stopped
+from megalite.training.adapted import adapter_facts
 from megalite.training.best import Best
 from megalite.training.checkpoint.load import load
 from megalite.training.checkpoint.manager import CheckpointManager
@@ -223,6 +224,7 @@ class Trainer:
             "extra": dict(progress.extra),
             "learners": {learner.name: learner.facts() for learner in self._learners},
             "model": self._learners[0].model.config.model_dump(),
+            **adapter_facts(self._learners, self._record),
         }
         self._checkpoints.save(progress.step, self._tensors(), facts)
 

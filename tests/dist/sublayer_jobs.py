@@ -11,9 +11,10 @@ from megalite.layers.products import column_products
 from megalite.layers.region import enter
 from megalite.models.attention import Attention, CrossAttention
 from megalite.models.config import ModelConfig
-from megalite.models.context import Context, Dropout
+from megalite.models.context import Context
 from megalite.models.feed_forward import FeedForward
 from megalite.models.rope import rotation
+from megalite.ops import Dropout
 from megalite.ops import mask as masks
 from tests.dist.exact import numbers, shards
 from tests.dist.placing import double, gradients, mesh_of, place, split_dim, stream
@@ -90,9 +91,9 @@ def _from_shared_products(made: Any, x: Tensor, context: Context, mesh: Mesh) ->
     """The sum of both layers, which a process alone makes of each by itself."""
     attention, ffn = made["attention"], made["ffn"]
     if mesh.tp.size == 1:
-        return attention(x, context) + ffn(x, S)
+        return attention(x, context) + ffn(x, context)
     products = column_products(x, attention.matrices() + ffn.matrices(), mesh, S)
-    partial = attention(x, context, shared=products[:3]) + ffn(x, S, shared=products[3:])
+    partial = attention(x, context, shared=products[:3]) + ffn(x, context, shared=products[3:])
     y = attention.output.finish(partial)
     return y + ffn.output.local("bias", mesh.sequence_parallel) if ffn.output.has_bias else y
 

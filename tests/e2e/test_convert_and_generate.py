@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file
 
 from megalite.cli import main
+from megalite.engine.weights import parameter_shapes
 from megalite.models.config import ModelConfig
 from megalite.models.hugging_face import Storage, write_folder
-from megalite.tools.convert import parameter_shapes
 from tests.parity.families import PEERS, randomise
 
 

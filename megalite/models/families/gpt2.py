@@ -81,6 +81,7 @@ def _layer(_config: ModelConfig) -> list[Entry]:
             tuple(f"{ours}attention.{name}.weight" for name in names),
             _split_weight,
             _join_weight,
+            is_transposed=True,
         ),
         Entry(
             f"{theirs}attn.c_attn.bias",

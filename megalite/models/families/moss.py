@@ -62,8 +62,8 @@ def _from_theirs(theirs: dict[str, Any]) -> ModelConfig:
     return ModelConfig(**(BASE | shared_values(theirs)))
 
 
-def _split(tensor: Tensor, config: ModelConfig) -> list[Tensor]:
-    parts = tensor.view(CORES, 3, -1, config.hidden_size)
+def _split(tensor: Tensor, _config: ModelConfig) -> list[Tensor]:
+    parts = tensor.view(CORES, 3, -1, *tensor.shape[1:])
     return [parts[:, i].flatten(0, 1) for i in (0, 2, 1)]
 
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -35,12 +35,14 @@ class Entry:
         ours: our parameters' names; the split pieces go to them in order, each reshaped.
         split: their tensor to ours.
         join: ours, each reshaped to two dimensions where it had more (one for a bias), to theirs.
+        is_transposed: whether their matrix is [inputs, out].
     """
 
     theirs: str
     ours: tuple[str, ...]
     split: Split = _as_it_is
     join: Join = _only
+    is_transposed: bool = False
 
 
 def same(theirs: str, ours: str) -> Entry:
@@ -50,7 +52,7 @@ def same(theirs: str, ours: str) -> Entry:
 
 def transposed(theirs: str, ours: str) -> Entry:
     """An entry whose matrix is stored the other way round (GPT-2's Conv1D)."""
-    return Entry(theirs, (ours,), lambda t, _: [t.t()], lambda ts, _: ts[0].t())
+    return Entry(theirs, (ours,), lambda t, _: [t.t()], lambda ts, _: ts[0].t(), True)
 
 
 def stacked(theirs: str, *ours: str, sizes: Callable[[ModelConfig], list[int]]) -> Entry:
@@ -308,4 +310,4 @@ class Family:
                 for entry in entries:
                     theirs = entry.theirs.replace("{i}", str(i))
                     ours = tuple(name.replace("{i}", str(i)) for name in entry.ours)
-                    yield Entry(theirs, ours, entry.split, entry.join)
+                    yield replace(entry, theirs=theirs, ours=ours)

@@ -93,8 +93,8 @@ class ReferenceConfig(Section):
 
     kind: Literal["stored", "model"] = Field(
         "stored",
-        description="stored: computed once, before the first step, and kept in a file; model: by "
-        "a second, frozen model in every step",
+        description="stored: computed once, before the first step, and kept in a file; model: in "
+        "every step, by a second, frozen model, or with lora.rank by the same one without adapters",
     )
     folder: str = Field(
         "",
@@ -107,6 +107,7 @@ class DPOConfig(StageConfig):
     """A run that learns from preferences. ``checkpoint.start`` is the reference's too."""
 
     stage: ClassVar[str] = "dpo"
+    drops: ClassVar[bool] = False
     run: RunConfig = RunConfig(folder="runs/dpo")
     data: ConversationConfig = ConversationConfig()
     samples: SamplesConfig = SamplesConfig()

@@ -16,6 +16,7 @@ from megalite.data.arrays import Float32
 from megalite.data.chat.preferences import PreferredAnswers
 from megalite.data.loader import passes_over
 from megalite.distributed.gather import gather_objects
+from megalite.engine.base import Judging
 from megalite.engine.model import Model
 from megalite.errors import DataError, Stopped
 from megalite.models.outputs import LogProbs
@@ -208,7 +209,7 @@ def _write(path: Path, values: Float32) -> None:
         raise DataError(f"{path}: can't be written: {error}") from None
 
 
-def against(model: Model, items: Sequence[Comparisons]) -> list[Comparisons]:
+def against(model: Judging, items: Sequence[Comparisons]) -> list[Comparisons]:
     """Micro-batches with what a reference says of their answers. Comm: as forward passes."""
     device = model.mesh.device
     held = [answers for item in items for answers in (item.answers, item.others) if answers]

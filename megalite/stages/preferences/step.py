@@ -7,6 +7,7 @@ import torch
 
 from megalite.data.loader import passes_over
 from megalite.distributed.sums import all_reduce_sum, sum_count, sum_metrics
+from megalite.engine.base import Judging
 from megalite.engine.model import Model, Task
 from megalite.models.outputs import LogProbs
 from megalite.stages.preferences.config import PreferenceLossConfig
@@ -27,13 +28,13 @@ class PreferenceLearner:
     Attributes:
         config: which loss.
         learner: of the policy.
-        reference: the frozen model that says something of answers in every step; None: what it
-            says stands beside them, or there is none.
+        reference: says something of answers in every step, and doesn't learn; None: what it says
+            stands beside them, or there is none.
     """
 
     config: PreferenceLossConfig
     learner: Learner
-    reference: Model | None = None
+    reference: Judging | None = None
 
     @property
     def policy(self) -> Model:

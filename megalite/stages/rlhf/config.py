@@ -27,6 +27,7 @@ class PPOConfig(LanguageConfig):
     """A PPO run. ``checkpoint.start`` is the actor's and the reference's."""
 
     stage: ClassVar[str] = "ppo"
+    drops: ClassVar[bool] = False
     run: RunConfig = RunConfig(folder="runs/ppo")
     data: ConversationConfig = ConversationConfig()
     samples: SamplesConfig = SamplesConfig()

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from megalite.engine.base import Base, Judging
+from megalite.engine.lora import NO_LORA, LoRAConfig
 from megalite.engine.model import Model
 from megalite.models.batch import Batch
 from megalite.models.outputs import LogProbs, Values
@@ -26,15 +28,15 @@ class TrainedModels:
     critic: Model
 
     @classmethod
-    def build(cls, stage: Stage, config: PPOConfig) -> "TrainedModels":
-        """Build actor and critic, without dropout.
+    def build(cls, stage: Stage, config: PPOConfig, lora: LoRAConfig = NO_LORA) -> "TrainedModels":
+        """Build actor and critic, without dropout; ``lora`` are the adapters of both.
 
         The critic starts as the reward model; without one as the actor, with a head of its own.
         """
-        actor = stage.model(config.model.without_dropout(), config.checkpoint.start)
+        actor = stage.model(config.model.without_dropout(), config.checkpoint.start, lora=lora)
         of_critic = config.reward_model or config.checkpoint.start
         needs_head = bool(config.reward_model)
-        critic = stage.model(config.critic().without_dropout(), of_critic, needs_head)
+        critic = stage.model(config.critic().without_dropout(), of_critic, needs_head, lora)
         return cls(actor, critic)
 
 
@@ -47,8 +49,19 @@ class ReferenceModels:
         reward: scores answers; None: rules alone do.
     """
 
-    reference: Model
-    reward: Model | None
+    reference: Judging
+    reward: Judging | None
+
+    @classmethod
+    def of(cls, stage: Stage, config: PPOConfig, trained: TrainedModels) -> "ReferenceModels":
+        """What actor and critic start as: with adapters themselves without them, else copies.
+
+        Called before they learn, or go on from what they have learned.
+        """
+        if config.lora.rank:
+            reward = Base(trained.critic) if config.reward_model else None
+            return cls(Base(trained.actor), reward)
+        return cls.build(stage, config)
 
     @classmethod
     def build(cls, stage: Stage, config: PPOConfig) -> "ReferenceModels":
@@ -71,7 +84,7 @@ def _frozen(model: Model) -> Model:
     return model
 
 
-def log_probs_of(model: Model, temperature: float) -> Callable[[Batch], Tensor]:
+def log_probs_of(model: Judging, temperature: float) -> Callable[[Batch], Tensor]:
     """The log-probabilities of a batch's labels under a model, [B, S]."""
     output = LogProbs(temperature)
 
@@ -82,7 +95,7 @@ def log_probs_of(model: Model, temperature: float) -> Callable[[Batch], Tensor]:
     return log_probs
 
 
-def values_of(model: Model) -> Callable[[Batch], Tensor]:
+def values_of(model: Judging) -> Callable[[Batch], Tensor]:
     """The values of a batch's rows under a model, [B, S]."""
 
     def values(batch: Batch) -> Tensor:

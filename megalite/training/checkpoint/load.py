@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from megalite.errors import CheckpointError
+from megalite.models.peft import is_adapter
 from megalite.training.checkpoint.manifest import MANIFEST
 from megalite.training.checkpoint.reader import CheckpointReader
 
@@ -73,6 +74,10 @@ def find_checkpoint(path: Path | str) -> Path:
         latest = folder / "latest"
         if latest.is_file():
             return folder / latest.read_text(encoding="utf-8").strip()
+    if is_adapter(path):
+        raise CheckpointError(
+            f"{path}: is an adapter in PEFT's format: `megalite convert` makes a checkpoint of it"
+        )
     raise CheckpointError(
         f"{path}: no checkpoint there; give a run's folder, a step-... folder of it or a Hugging "
         "Face folder"

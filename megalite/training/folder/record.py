@@ -26,7 +26,12 @@ DECIDING = (
     "tokenizer.",
     "optimizer.kind",
     "optimizer.adafactor.factor_from",
+    "lora.rank",
+    "lora.alpha",
+    "lora.layers",
+    "lora.rslora",
 )
+WITHOUT_ADAPTERS = {"lora.rank": 0}  # of what was saved before there were any
 PINNED_WEIGHTS = ("checkpoint.start", "reward_model")
 ORIGIN = ("published", "dtype", "dtypes")
 TOKENIZER = "tokenizer.path"
@@ -153,7 +158,7 @@ class RunRecord:
 
     def _changes(self, before: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
         """Each key that both have with different values: key, value here, value there."""
-        was = dict(flat(before))
+        was = WITHOUT_ADAPTERS | dict(flat(before))
         for key, value in flat(self.config):
             if key in was and was[key] != value and not _is_among(key, UNKEPT):
                 yield key, _said(value), _said(was[key])

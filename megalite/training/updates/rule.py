@@ -47,20 +47,21 @@ class Weight:
 
 
 def weights_of(model: Model) -> list[Weight]:
-    """The parameters of this process; one that two of its parts hold comes twice."""
+    """The parameters of this process that learn; one that two of its parts hold comes twice."""
     return [weight for part in model.parts for weight in weights_in(part)]
 
 
 def weights_in(part: Transformer) -> Iterator[Weight]:
-    """The parameters of a part of a model."""
+    """The parameters of a part of a model that learn."""
     declared: dict[int, int] = {}
     for module in part.modules():
         if isinstance(module, Layer):
             for name in module.initial:
                 declared[id(getattr(module, name))] = module.rows[name]
     for name, parameter in part.named_parameters():
-        rows = declared.get(id(parameter), None if parameter.dim() > 1 else 0)
-        yield Weight(name, parameter, rows)
+        if parameter.requires_grad:
+            rows = declared.get(id(parameter), None if parameter.dim() > 1 else 0)
+            yield Weight(name, parameter, rows)
 
 
 def check_rules(weights: Iterable[Weight], kind: str) -> None:

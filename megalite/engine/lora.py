@@ -1,0 +1,190 @@
+"""Learning by low-rank adapters: which linear layers have one, and that nothing else learns.
+
+A model is adapted after it is made and before it is sharded, so no block knows of it: its chosen
+linear layers get an adapter, and all other weights are frozen and held in the number format of
+compute. A scalar head, which no language model has, learns as a whole.
+
+Source: Hu et al. 2021, arXiv:2106.09685; `rslora`: Kalajdzievski 2023, arXiv:2312.03732.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Literal, get_args
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from megalite.config.section import Section
+from megalite.distributed.mesh import ParallelConfig
+from megalite.errors import ConfigError
+from megalite.layers.adapter import Adapter, AdapterOptions
+from megalite.layers.linear import AdaptableLinear
+from megalite.layers.shards import local_box, local_part
+from megalite.models.config import ModelConfig
+from megalite.models.transformer import Transformer
+
+ADAPTER = ".adapter."  # in the names of its factors
+HEAD = "head.value."  # begins those of a scalar head
+
+LayerName = Literal[
+    "all",
+    "attention",
+    "attention.query",
+    "attention.key",
+    "attention.value",
+    "attention.output",
+    "cross",
+    "cross.query",
+    "cross.key",
+    "cross.value",
+    "cross.output",
+    "feed_forward",
+    "feed_forward.up",
+    "feed_forward.gate",
+    "feed_forward.output",
+]
+
+
+class LoRAConfig(Section):
+    """Low-rank adapters, which alone learn."""
+
+    rank: int = Field(
+        0, ge=0, description="rank of the adapters of linear layers; 0: none, all weights learn"
+    )
+    alpha: float = Field(
+        0.0,
+        ge=0,
+        description="an adapter's product is multiplied by alpha / rank; 0: alpha is the rank",
+    )
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout of an adapter's input")
+    layers: tuple[LayerName, ...] = Field(
+        ("all",),
+        description="linear layers that have one: all, attention (to itself), cross (attention to "
+        "an encoder), feed_forward, or single ones of them, such as attention.query, "
+        "cross.value, feed_forward.up",
+    )
+    rslora: bool = Field(
+        False, description="whether the factor is alpha / sqrt(rank) instead (rsLoRA)"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> "LoRAConfig":
+        for key in sorted(self.model_fields_set - {"rank"}):
+            value = getattr(self, key)
+            if not self.rank and value != type(self).model_fields[key].default:
+                said = " ".join(value) if isinstance(value, tuple) else str(value).lower()
+                raise ConfigError(
+                    f"--lora.{key} {said}: needs lora.rank, which is 0: give it, such as 16, or "
+                    f"leave lora.{key} out"
+                )
+        if not self.layers:
+            raise ConfigError("--lora.layers []: must name a linear layer: leave it out for all")
+        return self
+
+    @property
+    def scale(self) -> float:
+        """What an adapter's product is multiplied by."""
+        return (self.alpha or self.rank) / (self.rank**0.5 if self.rslora else self.rank)
+
+    def chooses(self, name: str) -> bool:
+        """Whether a module of a model is a linear layer that has an adapter."""
+        own = adaptable(name)
+        return own is not None and any(is_in(own, chosen) for chosen in self.layers)
+
+
+NO_LORA = LoRAConfig()
+
+
+def adaptable(name: str) -> str | None:
+    """The name in ``lora.layers`` of a linear layer of a model; None of other modules."""
+    kind = ".".join(name.split(".")[-2:]).replace("ffn.", "feed_forward.")
+    known = kind in get_args(LayerName) and "." in kind
+    return kind if known else None
+
+
+def is_in(own: str, chosen: str) -> bool:
+    """Whether a single layer is one of those that a name chooses."""
+    return chosen in ("all", own, own.partition(".")[0])
+
+
+def check_lora(lora: LoRAConfig, model: ModelConfig, parallel: ParallelConfig) -> None:
+    """Refuse layers that a model doesn't have, or that leave pipeline stages nothing to learn.
+
+    Raises:
+        ConfigError: it names them.
+    """
+    if not lora.rank:
+        return
+    own = ["attention.query", "attention.key", "attention.value", "attention.output"]
+    if model.is_encoder_decoder:
+        own += [name.replace("attention", "cross") for name in own]
+    own += ["feed_forward.up", "feed_forward.output"]
+    own += ["feed_forward.gate"] if model.gated else []
+    for chosen in lora.layers:
+        if not any(is_in(name, chosen) for name in own):
+            raise ConfigError(
+                f"--lora.layers {chosen}: this model has no such layer: use all, or "
+                f"{', '.join(own)}"
+            )
+    if parallel.pp > 1 and all(chosen.startswith("cross") for chosen in lora.layers):
+        raise ConfigError(
+            f"--lora.layers {' '.join(lora.layers)}: no layer of the encoder is among them, and "
+            f"parallel.pp {parallel.pp} needs some in every stage: add attention, or use pp 1"
+        )
+
+
+def adapt(part: Transformer, lora: LoRAConfig, held: torch.dtype) -> None:
+    """Give a part of a model its adapters and freeze all else, before it is sharded.
+
+    Args:
+        part: of a model, without storage.
+        lora: which adapters.
+        held: dtype of the frozen weights, that of compute.
+    """
+    scale = lora.scale
+    for name, module in list(part.named_modules()):
+        if isinstance(module, AdaptableLinear) and lora.chooses(name):
+            with torch.device("meta"):
+                module.adapt(name, AdapterOptions(lora.rank, scale, lora.dropout))
+    for prefix, module in part.named_modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if not learns(f"{prefix}.{name}"):
+                frozen = nn.Parameter(parameter.detach().to(held), requires_grad=False)
+                module.register_parameter(name, frozen)
+
+
+def learns(name: str) -> bool:
+    """Whether a parameter of an adapted model learns."""
+    return ADAPTER in name or name.startswith(HEAD)
+
+
+@contextmanager
+def without_adapters(parts: Sequence[Transformer]) -> Iterator[None]:
+    """Let parts of a model compute as their frozen weights alone do."""
+    adapters = [m for part in parts for m in part.modules() if isinstance(m, Adapter)]
+    for adapter in adapters:
+        adapter.is_on = False
+    try:
+        yield
+    finally:
+        for adapter in adapters:
+            adapter.is_on = True
+
+
+@torch.no_grad()
+def add_product(parameter: Tensor, factors: Mapping[str, Tensor], scale: float) -> None:
+    """Add an adapter's product to its layer's matrix, in place; each process to what it holds.
+
+    Args:
+        parameter: [*out, *inputs], perhaps spread over processes.
+        factors: ``down`` [r, *inputs] and ``up`` [*out, r], fp32, whole.
+        scale: factor of the product.
+    """
+    shape, offset = local_box(parameter)
+    box = [slice(at, at + n) for at, n in zip(offset, shape, strict=True)]
+    outs = factors["up"].dim() - 1
+    up, down = factors["up"][tuple(box[:outs])], factors["down"][(slice(None), *box[outs:])]
+    local = local_part(parameter)
+    product = torch.tensordot(up.to(local.device), down.to(local.device), dims=1)
+    local.copy_(local.float() + scale * product)

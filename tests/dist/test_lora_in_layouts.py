@@ -1,0 +1,36 @@
+"""Adapters learn alike in every layout: as in one process, in every family."""
+
+import pytest
+
+from tests.dist import jobs, lora_jobs
+from tests.dist.same_training import check_same_training
+
+STEPS = 5
+LAYOUTS = {
+    "tp2": (2, {"tp": 2}),
+    "tp3 sequence, uneven heads": (3, {"tp": 3, "sequence_parallel": True, "recompute": "full"}),
+    "pp2": (2, {"pp": 2}),
+    "fsdp2": (2, {"shard": 2, "reshard_after_forward": True, "recompute": "selective"}),
+    "dp2": (2, {"replicate": 2}),
+    "tp2 pp2": (4, {"tp": 2, "pp": 2}),
+    "tp2 fsdp2 pp2": (8, {"tp": 2, "shard": 2, "pp": 2}),
+}
+
+
+@pytest.fixture(scope="module")
+def alone():
+    return lora_jobs.train(jobs.ALONE, {}, STEPS)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_losses_norms_and_gradients_are_those_of_one_process(cluster, alone, layout: str):
+    processes, sizes = LAYOUTS[layout]
+    results = cluster.run(processes, "tests.dist.lora_jobs:train", layout=sizes, steps=STEPS)
+    for family, wanted in alone.items():
+        found = [result[family] for result in results]
+        check_same_training(found, wanted, of_norms=1e-5, floor=1e-9)
+
+
+def test_only_adapters_have_gradients(alone):
+    for _, _, gradients in alone.values():
+        assert all(".adapter." in name for name in gradients)
