@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from megalite.data.files import format_of
+from megalite.data.hub_rows import is_hub_rows
 from megalite.errors import DataError
 
 ROWS = (".jsonl", ".ndjson", ".json", ".parquet")
@@ -30,6 +31,8 @@ def row_files(names: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _rows_of(name: str) -> tuple[list[str], list[str]]:
+    if is_hub_rows(name):
+        return [name], []
     path = Path(name)
     if path.is_dir():
         below = [str(file) for file in _below(path)]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO, Any, Generic, TypeVar
 
 from megalite.data.files import is_parquet, open_bytes, open_parquet, refuse_unreadable
+from megalite.data.hub_rows import hub_rows, is_hub_rows
 from megalite.data.split import Split, nothing_left
 from megalite.errors import DataError
 
@@ -99,7 +100,7 @@ class Records(Generic[T]):
         number = 0
         for path in self._paths:
             before = number
-            for number, (where, record) in enumerate(_records(Path(path)), before + 1):
+            for number, (where, record) in enumerate(_records(path), before + 1):
                 if self._split.has(number - 1):
                     yield where, self._parsed(where, record)
             if number == before:
@@ -137,12 +138,16 @@ def _reason(error: Exception, fields: Fields) -> str:
     return f"key {error.args[0]!r} is missing, there is {has}; data.columns maps names"
 
 
-def _records(path: Path) -> Iterator[tuple[str, Record]]:
+def _records(name: Path | str) -> Iterator[tuple[str, Record]]:
+    if is_hub_rows(name):
+        yield from ((where, dict(row)) for where, row in hub_rows(str(name)))
+        return
+    path = Path(name)
     if not path.is_file():
         what = "is a folder; name the files in it" if path.is_dir() else "no such file"
         raise DataError(f"{path}: {what}")
     refuse_unreadable(path)
-    return parquet_records(path) if is_parquet(path) else json_records(path)
+    yield from parquet_records(path) if is_parquet(path) else json_records(path)
 
 
 def json_records(path: Path) -> Iterator[tuple[str, Record]]:

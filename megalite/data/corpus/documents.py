@@ -23,11 +23,15 @@ class FileRange:
         file: what is read.
         first: the first byte or row group.
         last: the one after the last; 0 is the file's end.
+        stream: name of the stream whose lines are kept in the file; empty: none.
+        before: lines of the stream before them.
     """
 
     file: SourceFile
     first: int = 0
     last: int = 0
+    stream: str = ""
+    before: int = 0
 
     @property
     def path(self) -> Path:
@@ -108,7 +112,7 @@ def _lines(source: FileRange, key: str, on_error: OnError) -> Iterator[DocumentP
     with open_bytes(source.path) as file:
         if source.first:
             file.seek(source.first)
-        before, number, at = -1, 0, source.first
+        before, number, at = source.before if source.stream else -1, 0, source.first
         while not source.last or at < source.last:
             line = file.readline()
             if not line:
@@ -119,7 +123,7 @@ def _lines(source: FileRange, key: str, on_error: OnError) -> Iterator[DocumentP
             except DataError as error:
                 if before < 0:  # the lines before this range are counted when one must be named
                     before = _lines_before(source)
-                on_error(DataError(f"{source.path}:{before + number}{error}"))
+                on_error(DataError(f"{source.stream or source.path}:{before + number}{error}"))
                 continue
             if text.strip():
                 yield DocumentPiece(text)

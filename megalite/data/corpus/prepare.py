@@ -7,6 +7,7 @@ the end the parts are joined in order.
 
 import functools
 import hashlib
+import itertools
 import json
 import multiprocessing
 import os
@@ -15,7 +16,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,7 @@ from megalite.data.corpus.documents import (
 )
 from megalite.data.corpus.sources import FORMAT, FileFormat, SourceFile, Sources, find_sources
 from megalite.data.corpus.store import StoreWriter, TokenStore, smallest_dtype
+from megalite.data.corpus.streams import STANDARD_INPUT, chunks, is_stream, stream_lines
 from megalite.data.tokenizers.load import load_tokenizer
 from megalite.data.tokenizers.tokenizer import Tokenizer
 from megalite.distributed.launch import Launch
@@ -49,7 +51,10 @@ NAMED = 10  # skipped records that are printed
 class PrepareConfig(Section):
     """What is tokenized and where it goes."""
 
-    source: tuple[str, ...] = Field(description="folders, text files, JSON or Parquet files")
+    source: tuple[str, ...] = Field(
+        description="folders, text files, JSON or Parquet files; -: JSON lines of the standard "
+        "input; hf:NAME: a dataset, read as a stream"
+    )
     format: FileFormat = Field("auto", description=FORMAT)
     output: str = Field(description="new token store, without .bin and .idx")
     tokenizer: str = Field(
@@ -85,11 +90,13 @@ class _Part:
         ranges: the files and parts of files that it reads.
         prefix: of the store that is written.
         num_bytes: about, of input.
+        kept: file of a stream's lines, which goes when they are tokenized.
     """
 
     ranges: tuple[FileRange, ...]
     prefix: str
     num_bytes: int
+    kept: Path | None = None
 
     @property
     def is_done(self) -> bool:
@@ -107,11 +114,16 @@ def run(config: PrepareConfig, launch: Launch) -> int:
     tokenizer = _tokenizer(config.tokenizer, config.end_token, config.trust_code)
     if config.prepend_begin and tokenizer.begin_id is None:
         raise ConfigError(f"--prepend_begin: {tokenizer.path} has no begin token: leave it out")
-    sources = find_sources(config.source, config.text_key, config.format)
+    streams = [name for name in config.source if is_stream(name)]
+    files = [name for name in config.source if not is_stream(name)]
+    if streams and config.format == "text":
+        raise ConfigError(f"--format text: {streams[0]} is a stream: it holds a row in each line")
+    sources = find_sources(files, config.text_key, config.format) if files else Sources([], [])
     folder = Path(f"{config.output}.parts")
-    parts = list(_parts(sources.files, config.part_bytes, folder))
+    parts = list(_parts(sources.files, config.part_bytes, folder)) if files else []
     _open_folder(folder, config, [file.path for file in sources.files])
     _tokenize_all(config, parts)
+    parts += _tokenize_streams(config, streams, folder)
     _join(config, parts, tokenizer)
     skipped = _join_skipped(config, parts)
     shutil.rmtree(folder)
@@ -169,23 +181,55 @@ def _tokenize_all(config: PrepareConfig, parts: list[_Part]) -> None:
             progress.advance(bar, part.num_bytes)
 
 
-def _in_turn(work: Callable[[_Part], None], parts: list[_Part]) -> Iterator[_Part]:
+def _tokenize_streams(config: PrepareConfig, names: list[str], folder: Path) -> list[_Part]:
+    """Tokenize what is read once, from its start: parts of a stream that broke off are no use."""
+    for left in folder.glob("stream-*"):
+        left.unlink()
+    work, done = functools.partial(_tokenize, config), []
+    processes = config.processes or multiprocessing.cpu_count()
+    for number, name in enumerate(names):
+        read = _stream_parts(config, name, f"{folder}/stream-{number}")
+        found = _in_parallel(work, read, processes) if processes > 1 else _in_turn(work, read)
+        done += sorted(found, key=lambda part: part.ranges[0].before)
+    return done
+
+
+def _stream_parts(config: PrepareConfig, name: str, prefix: str) -> Iterator[_Part]:
+    """Parts of a stream, whose lines lie in a file of each until they are tokenized."""
+    before = 0
+    for number, lines in enumerate(chunks(stream_lines(name, config.text_key), config.part_bytes)):
+        kept = Path(f"{prefix}-{number}.jsonl")
+        with naming(kept):
+            kept.write_bytes(b"".join(lines))
+        shown = "standard input" if name == STANDARD_INPUT else name
+        part_range = FileRange(SourceFile(kept, True), stream=shown, before=before)
+        yield _Part((part_range,), f"{prefix}-{number}", kept.stat().st_size, kept)
+        before += len(lines)
+
+
+def _in_turn(work: Callable[[_Part], None], parts: Iterable[_Part]) -> Iterator[_Part]:
     for part in parts:
         work(part)
         yield part
 
 
 def _in_parallel(
-    work: Callable[[_Part], None], parts: list[_Part], processes: int
+    work: Callable[[_Part], None], parts: Iterable[_Part], processes: int
 ) -> Iterator[_Part]:
-    """Do the parts in any order, and yield each when it is done."""
+    """Do the parts in any order, and yield each when it is done; few of them wait."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, context, initializer=_end_with_parent) as pool:
-        futures = {pool.submit(work, part): part for part in parts}
+        waiting: dict[Future[None], _Part] = {}
+        todo = iter(parts)
         try:
-            for future in as_completed(futures):
-                future.result()
-                yield futures[future]
+            while True:
+                for part in itertools.islice(todo, 2 * processes - len(waiting)):
+                    waiting[pool.submit(work, part)] = part
+                if not waiting:
+                    return
+                for future in wait(waiting, return_when=FIRST_COMPLETED).done:
+                    future.result()
+                    yield waiting.pop(future)
         except BrokenProcessPool:
             raise MegaliteError(
                 "data prepare: a tokenizing process was killed, perhaps because memory ran out; "
@@ -228,6 +272,8 @@ def _tokenize(config: PrepareConfig, part: _Part) -> None:
 
             _write(config, part, note if config.on_error == "skip" else stop, writer)
         writer.close()
+        if part.kept:
+            part.kept.unlink()
     except BaseException:
         writer.discard()
         raise

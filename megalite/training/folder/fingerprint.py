@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from megalite.data.hub_rows import dataset_version, is_hub_rows
 from megalite.data.named_files import files_of
 from megalite.errors import CheckpointError
 from megalite.models.hub import folder_of
@@ -23,9 +24,12 @@ NOT_TOKENIZER = ("config.json", "generation_config.json", "README.md")  # beside
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".gguf", ".onnx")
 
 
-def fingerprint(paths: Iterable[Path]) -> str:
-    """Of some files, each known by its name and content; 16 bytes in hexadecimal."""
-    digest = hashlib.blake2b(digest_size=16)
+def fingerprint(paths: Iterable[Path], versions: Iterable[str] = ()) -> str:
+    """Of some files, each known by its name and content; 16 bytes in hexadecimal.
+
+    ``versions`` are those of what has no file here.
+    """
+    digest = hashlib.blake2b("\n".join(versions).encode(), digest_size=16)
     for path in paths:
         size = path.stat().st_size
         digest.update(f"{path.name} {size}\n".encode())
@@ -66,10 +70,12 @@ def tokenizer_source(path: str) -> dict[str, Any] | None:
 
 
 def data_source(paths: Iterable[str]) -> dict[str, Any] | None:
-    """Files of data, or token stores given without their endings; None where there are none."""
+    """Files of data, token stores without their endings, datasets; None where there are none."""
     names = list(paths)
     files = list(files_of(names))
-    return {"path": names, "fingerprint": fingerprint(files)} if files else None
+    versions = [dataset_version(name) for name in names if is_hub_rows(name)]
+    found = {"path": names, "fingerprint": fingerprint(files, versions)}
+    return found if files or versions else None
 
 
 def _files(folder: Path) -> list[Path]:

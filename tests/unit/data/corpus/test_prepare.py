@@ -1,5 +1,6 @@
 """``megalite data prepare`` by real processes: parts, kills, skipped rows, memory, full disks."""
 
+import io
 import json
 import os
 import random
@@ -93,6 +94,56 @@ def same(a, b) -> bool:
     return all(
         Path(f"{a}{end}").read_bytes() == Path(f"{b}{end}").read_bytes() for end in (".bin", ".idx")
     )
+
+
+@pytest.fixture
+def as_input(monkeypatch):
+    """Sets the standard input."""
+
+    def give(content: bytes) -> None:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+
+    return give
+
+
+def test_lines_of_the_standard_input_make_the_store_of_their_file(
+    corpus, whole, tmp_path, tokenizer_folder, as_input
+):
+    as_input(corpus.read_bytes())
+    output = tmp_path / "store"
+    assert command(*words("-", output, tokenizer_folder, *PARTS, "--processes", 1)) == 0
+    assert same(whole, output)
+    assert {path.name for path in tmp_path.iterdir()} == {"store.bin", "store.idx"}
+
+
+def test_rows_of_a_dataset_make_the_store_of_their_file(corpus, whole, tmp_path, tokenizer_folder):
+    output = tmp_path / "store"
+    given = words(f"hf:{corpus.parent}", output, tokenizer_folder, *PARTS, "--processes", 1)
+    assert command(*given) == 0
+    assert same(whole, output)
+
+
+def test_what_is_wrong_in_a_stream_is_named_by_its_line(
+    corpus, tmp_path, tokenizer_folder, as_input, capsys
+):
+    lines = corpus.read_bytes().splitlines(keepends=True)
+    content = b"".join([*lines[:1200], b'{"text": \n', *lines[1200:]])
+    for more, says in (
+        ((), "standard input:1201: not JSON"),
+        (("--format", "text"), "--format text: - is a stream"),
+    ):
+        as_input(content)
+        given = words("-", tmp_path / "store", tokenizer_folder, *PARTS, "--processes", 1, *more)
+        assert command(*given) == 2
+        assert says in capsys.readouterr().err
+    assert not list(tmp_path.glob("store.bin"))
+
+
+def test_a_dataset_without_the_column_is_named(corpus, tmp_path, tokenizer_folder, capsys):
+    name = f"hf:{corpus.parent}"
+    given = words(name, tmp_path / "s", tokenizer_folder, "--text_key", "x", "--processes", 1)
+    assert command(*given) == 2
+    assert f"{name}:row 1: has no column 'x' but 'text'" in capsys.readouterr().err
 
 
 @pytest.mark.slow
