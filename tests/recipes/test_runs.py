@@ -10,7 +10,7 @@ from megalite.cli import main
 
 ROOT = Path(__file__).parents[2]
 VOCABULARY = 384
-OWN = ["--run.device", "cpu", "--run.tensorboard", "false", "--run.threads", "1"]
+OWN = ["--run.device", "cpu", "--run.trackers", "[]", "--run.threads", "1"]
 
 
 def losses(folder: Path) -> list[float]:
