@@ -5,11 +5,11 @@ from functools import partial
 from typing import ClassVar
 
 import torch
+from pydantic import Field
 
-from megalite.data.chat.datasets import RankedAnswers, ranking_batch
+from megalite.data.chat.datasets import Ranked, RankedAnswers, ranking_batch
 from megalite.data.chat.long_rows import RowRules
 from megalite.data.config import ConversationConfig
-from megalite.data.example import Example
 from megalite.data.loader import Dataset, passes_over
 from megalite.distributed.launch import Launch
 from megalite.distributed.sums import sum_metrics
@@ -39,6 +39,12 @@ class RMConfig(StageConfig):
     stage: ClassVar[str] = "rm"
     run: RunConfig = RunConfig(folder="runs/rm")
     data: ConversationConfig = ConversationConfig()
+    margin: float = Field(
+        0.0,
+        ge=0,
+        description="factor of the records' margin, by which a better answer must score more than "
+        "a worse one (Llama 2: 1); 0: margins are not read",
+    )
 
     def check_inputs(self) -> None:
         """See :class:`StageConfig`."""
@@ -56,9 +62,14 @@ def run(config: RMConfig, launch: Launch) -> int:
 
     def read(paths: Sequence[str], rules: RowRules) -> RankedAnswers:
         chat, structure = chat_format.chat, chat_format.structure
-        return RankedAnswers(paths, chat, structure, rules)
+        return RankedAnswers(paths, chat, structure, rules, config.margin)
 
     datasets = Datasets.read(data, config.run.seed, read)
+    if config.margin and not datasets.train.has_margins:
+        raise ConfigError(
+            f"--margin {config.margin:g}: no record of data.train has a 'margin': add them, or "
+            "give 0"
+        )
     config, length = in_steps(config, len(datasets.train))
     stage = set_up(config, launch)
     stage.say(length, chat_format.notes, notes_of_writing(data, start), notes_of(datasets))
@@ -80,9 +91,14 @@ def _train(config: RMConfig, stage: Stage, datasets: Datasets[RankedAnswers]) ->
     )
 
 
-def _make(rankings: Sequence[list[Example]], sample_ids: Sequence[int]) -> RankingItem:
-    made = ranking_batch(rankings, sample_ids)
-    return made.batch, Rankings(made.sequences, made.ends, made.valid, made.same)
+def _make(rankings: Sequence[Ranked], sample_ids: Sequence[int]) -> RankingItem:
+    made = ranking_batch([ranking.answers for ranking in rankings], sample_ids)
+    levels = None
+    if any(any(ranking.levels) for ranking in rankings):
+        levels = torch.zeros(made.valid.shape)
+        for row, ranking in zip(levels, rankings, strict=True):
+            row[: len(ranking.levels)] = torch.tensor(ranking.levels)
+    return made.batch, Rankings(made.sequences, made.ends, made.valid, made.same, levels)
 
 
 def _ranking_step(stage: Stage, learner: Learner) -> DoStep[list[RankingItem]]:
@@ -108,7 +124,7 @@ def _ranking_step(stage: Stage, learner: Learner) -> DoStep[list[RankingItem]]:
     return work
 
 
-def heldout_accuracy(model: Model, dataset: Dataset[list[Example]], size: int) -> dict[str, float]:
+def heldout_accuracy(model: Model, dataset: Dataset[Ranked], size: int) -> dict[str, float]:
     """Share of all held-out pairs that are ranked right. Comm: all-reduce over dp.
 
     Each ranking counts once over all ranks; each rank runs the same number of forward passes of

@@ -13,10 +13,10 @@ from typing import Any, Literal
 from pydantic import Field
 
 from megalite.config.load import validated
-from megalite.data.chat.datasets import Conversations, RankedAnswers
+from megalite.data.chat.datasets import Conversations, Ranked, RankedAnswers
 from megalite.data.chat.long_rows import RowRules
 from megalite.data.config import COLUMNS, CorpusConfig
-from megalite.data.example import Example, collate
+from megalite.data.example import collate
 from megalite.data.loader import Dataset
 from megalite.data.named_files import row_files, store_names
 from megalite.distributed.launch import Launch
@@ -228,7 +228,7 @@ def data_of(config: EvalConfig, positions: int) -> CorpusConfig:
     return validated(CorpusConfig, chosen, f"{config.model}: its run's [data]")
 
 
-def measure_ranking(model: Model, dataset: Dataset[list[Example]], size: int) -> Numbers:
+def measure_ranking(model: Model, dataset: Dataset[Ranked], size: int) -> Numbers:
     """Share of all pairs of answers that a reward model ranks right.
 
     Comm: as :func:`heldout_accuracy`.

@@ -19,6 +19,7 @@ from megalite.data.chat.turns import (
     parse_conversation,
     parse_prompt,
     parse_ranking,
+    parse_with_margin,
 )
 from megalite.data.example import Example, collate, cut_rows, pack
 from megalite.data.packing import first_fit
@@ -192,25 +193,68 @@ def read_rankings(
     return ReadRankings(rankings, items, notes)
 
 
+@dataclass(frozen=True)
+class Ranked:
+    """A ranking as examples.
+
+    Attributes:
+        answers: each after its prompt, best first.
+        levels: of each answer; a better one must score more than a worse one by what their levels
+            differ by. All 0 without margins.
+    """
+
+    answers: list[Example]
+    levels: list[float]
+
+    @classmethod
+    def of(cls, answers: list[Example], margins: Sequence[float], factor: float) -> "Ranked":
+        """A ranking whose margins count ``factor`` times."""
+        below = [factor * sum(margins[:number]) for number in range(len(answers))]
+        return cls(answers, [0.0 - margin for margin in below])
+
+
 class RankedAnswers:
     """Rankings as examples: item i is the answers of ranking i after its prompt, best first.
 
     Attributes:
+        has_margins: whether a record has margins that are read.
         notes: what of the files is not read or was left out.
     """
 
     def __init__(
-        self, paths: Sequence[str], chat: Chat, structure: Structure, rules: RowRules
+        self,
+        paths: Sequence[str],
+        chat: Chat,
+        structure: Structure,
+        rules: RowRules,
+        margin: float = 0.0,
     ) -> None:
-        """Read files; see :class:`Conversations`."""
+        """Read files; see :class:`Conversations`.
+
+        Args:
+            paths: of the files.
+            chat: writes conversations as tokens.
+            structure: encoder-decoder, causal or prefix.
+            rules: how records are read.
+            margin: factor of the records' margins; 0: they are not read.
+
+        Raises:
+            DataError: a record is malformed or too long.
+        """
         make = partial(answer_example, chat, structure)
-        read = read_rankings(paths, rules, parse_ranking, make)
-        self._items, self.notes = read.items, [*read.notes, *notes_of_pairs(read, paths)]
+        parse = parse_with_margin if margin else parse_ranking
+        read = read_rankings(paths, rules, parse, make)
+        self._items = [
+            Ranked.of(answers, ranking.margins, margin)
+            for answers, ranking in zip(read.items, read.rankings, strict=True)
+        ]
+        self.has_margins = any(ranking.margins for ranking in read.rankings)
+        self.notes = [*read.notes, *notes_of_pairs(read, paths)]
 
     def __len__(self) -> int:
         return len(self._items)
 
-    def __getitem__(self, number: int) -> list[Example]:
+    def __getitem__(self, number: int) -> Ranked:
         return self._items[number % len(self)]
 
 

@@ -5,9 +5,11 @@ Dolly's ``context``, or ``prompt`` as text or messages; beside them ``system`` a
 An answer: ``output``, ``response`` or ``completion``.
 Rankings: ``chosen`` and ``rejected``, or ``answers``, best first; texts, or messages of the answer
 alone or of the whole conversation; Anthropic's text of a whole conversation (HH-RLHF).
+Beside a ranking ``margin``: how much better each answer is than the next (Llama 2).
 Judged answers: a conversation and ``label``, whether its last answer is good.
 """
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -26,7 +28,7 @@ REASONING = ("reasoning_content", "reasoning", "thinking")
 HH = re.compile(r"\n\n(Human|Assistant):")
 QUESTIONS = ("prompt", "instruction", "messages", "conversations")
 KNOWN: tuple[str, ...] = (*QUESTIONS, "input", "context", "system", "history", *ANSWERS, "answers")
-KNOWN += ("chosen", "rejected", "label", "role", "content", *IS_LEARNED)
+KNOWN += ("chosen", "rejected", "margin", "label", "role", "content", *IS_LEARNED)
 
 
 @dataclass(frozen=True)
@@ -61,10 +63,12 @@ class Ranking:
     Attributes:
         conversations: one an answer.
         num_good: how many answers, from the best on, are good by themselves.
+        margins: how much better each answer is than the next, where the record says so.
     """
 
     conversations: tuple[Turns, ...]
     num_good: int = 1
+    margins: tuple[float, ...] = ()
 
     @classmethod
     def of(cls, prompt: Turns, answers: Sequence[str]) -> "Ranking":
@@ -129,6 +133,24 @@ def parse_ranking(record: Record) -> Ranking:
     if not isinstance(answers, list) or len(answers) < 2:
         raise ValueError("'answers' must be a list of at least two, best first")
     return Ranking(tuple(_answered(prompt, fields, answer, "answers") for answer in answers))
+
+
+def parse_with_margin(record: Record) -> Ranking:
+    """A ranking with its ``margin``: a number, or for K answers K - 1 numbers, of neighbours."""
+    fields = Fields.of(record)
+    ranking = parse_ranking(fields)
+    if "margin" not in fields:
+        return ranking
+    told, count = fields["margin"], len(ranking.conversations) - 1
+    margins = told if isinstance(told, list) else [told]
+    is_number = [isinstance(m, int | float) and not isinstance(m, bool) for m in margins]
+    if len(margins) != count or not all(is_number) or not all(0 <= m < math.inf for m in margins):
+        numbers = "a number" if count == 1 else f"a list of {count} numbers"
+        raise ValueError(
+            f"'margin' must be {numbers} from 0 on, how much better each of the {count + 1} "
+            f"answers is than the next, came {told!r}"
+        )
+    return replace(ranking, margins=tuple(map(float, margins)))
 
 
 def parse_judged(record: Record) -> Ranking:

@@ -117,18 +117,20 @@ class Rankings:
         ends: [P, K] int64, position of each answer's last token.
         valid: [P, K] bool, False for the missing tail of a shorter ranking.
         same: [P, K] int64, the first answer of the ranking with the same tokens; None: all differ.
+        levels: [P, K] fp32, by whose differences better answers must score more; None: all 0.
     """
 
     sequences: Tensor
     ends: Tensor
     valid: Tensor
     same: Tensor | None = None
+    levels: Tensor | None = None
 
     def to(self, device: torch.device) -> "Rankings":
         """The same with every tensor on ``device``."""
         sequences, ends, valid = (moved(t, device) for t in (self.sequences, self.ends, self.valid))
-        same = None if self.same is None else moved(self.same, device)
-        return Rankings(sequences, ends, valid, same)
+        same, levels = (None if t is None else moved(t, device) for t in (self.same, self.levels))
+        return Rankings(sequences, ends, valid, same, levels)
 
     @property
     def num_learned(self) -> int:
@@ -155,6 +157,10 @@ class Rankings:
 class RankingLoss:
     """The reward model's loss: each ranking weighs the same, however many answers it has.
 
+    With levels it is ``-log sigmoid(better - worse - margin)``.
+
+    Source: of the margin Touvron et al. 2023, arXiv:2307.09288, eq. 2.
+
     Attributes:
         scale: one over the rankings of the global batch with answers that differ.
     """
@@ -164,6 +170,8 @@ class RankingLoss:
     def __call__(self, result: Tensor, extra: Rankings) -> tuple[Tensor, Metrics]:
         """Loss of one micro-batch and counts of its pairs; ``result`` is the values, [B, S]."""
         scores = result[extra.sequences, extra.ends]
+        if extra.levels is not None:
+            scores = scores - extra.levels
         loss = ranking_loss(scores, extra.valid, extra.same).sum() * self.scale
         return loss, {"ranking_loss": loss.detach(), **extra.counts(result.detach())}
 

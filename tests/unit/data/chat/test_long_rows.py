@@ -150,10 +150,10 @@ def test_long_rankings_and_prompts_are_dropped_and_counted(tmp_path):
     )
     path = str(write_jsonl(tmp_path / "rows.jsonl", rows))
     found = RankedAnswers([path], CHAT, Structure(), RowRules(24, "drop"))
-    assert [len(found), len(found[0])] == [2, 2]
+    assert [len(found), len(found[0].answers)] == [2, 2]
     assert found.notes[0].startswith(f"{path}: 1 of 3 records are longer")
     assert found.notes[1] == f"{path}: 1 rankings compare answers to different conversations"
-    assert found[1][1].decoder.tokens.tolist() == Letters.encode("c\nd") + [0]
+    assert found[1].answers[1].decoder.tokens.tolist() == Letters.encode("c\nd") + [0]
     path = str(write_jsonl(tmp_path / "prompts.jsonl", [{"prompt": "a"}, {"prompt": "a" * 30}]))
     prompts = Prompts([path], CHAT, Structure(), RowRules(24, "drop"))
     assert prompts.texts == ["a"]

@@ -14,6 +14,7 @@ from megalite.data.chat.turns import (
     parse_conversation,
     parse_prompt,
     parse_ranking,
+    parse_with_margin,
 )
 from megalite.errors import DataError
 from tests.unit.data.conftest import read_records, write_jsonl
@@ -281,3 +282,18 @@ def test_a_missing_key_names_those_that_there_are(tmp_path):
     path = write_jsonl(tmp_path / "rows.jsonl", [{"question": "a", "answer": "b"}])
     with pytest.raises(DataError, match="'prompt' is missing, there is 'question', 'answer'; data"):
         read_records([path], parse_conversation)
+
+
+def test_margins_are_read_where_they_are_asked_for():
+    pair = {"prompt": "hi", "chosen": "good", "rejected": "bad", "margin": 0.67}
+    assert parse_with_margin(pair).margins == (0.67,)
+    assert parse_ranking(pair).margins == parse_with_margin({**pair, "margin": None}).margins == ()
+    three = {"prompt": "hi", "answers": ["good", "fair", "bad"], "margin": [1, 0]}
+    assert parse_with_margin(three).margins == (1.0, 0.0)
+
+
+@pytest.mark.parametrize("margin", ["much", True, -1, [1, 2], [1], float("inf")])
+def test_a_margin_that_is_none_is_refused(margin):
+    record = {"prompt": "hi", "answers": ["a", "b", "c", "d"], "margin": margin}
+    with pytest.raises(ValueError, match="'margin' must be a list of 3 numbers from 0 on"):
+        parse_with_margin(record)

@@ -2,7 +2,7 @@ import numpy as np
 import torch
 from torch.nn.functional import logsigmoid
 
-from megalite.data.chat.datasets import ranking_batch
+from megalite.data.chat.datasets import Ranked, ranking_batch
 from megalite.data.example import decoder_example
 from megalite.models.batch import IGNORE
 from megalite.stages.rlhf.losses import ranking_loss
@@ -57,3 +57,20 @@ def test_answers_are_equal_where_their_tokens_are():
     examples = [decoder_example(np.array(a), np.full(len(a), IGNORE)) for a in answers]
     made = ranking_batch([examples, examples[:2]], [0, 1])
     assert made.same.tolist() == [[0, 1, 0, 1], [0, 1, 0, 0]]
+
+
+def test_a_better_answer_must_score_more_by_the_margin():
+    """Llama 2's loss of a pair, and of three answers whose margins add up."""
+    scores = torch.tensor([[2.0, 1.5, 0.0], [1.0, 3.0, 0.0]], requires_grad=True)
+    rows, ends = torch.tensor([[0] * 3, [1] * 3]), torch.tensor([[0, 1, 2], [0, 1, 0]])
+    valid = torch.tensor([[True] * 3, [True, True, False]])
+    ranked = [Ranked.of([], (), 2.0), Ranked([], Ranked.of([None] * 3, (0.5, 1.0), 2.0).levels)]
+    assert ranked[0].levels == []
+    assert ranked[1].levels == [0.0, -1.0, -3.0]
+    levels = torch.tensor([ranked[1].levels, [0.0, -0.25, 0.0]])
+    rankings = Rankings(rows, ends, valid, levels=levels)
+    loss, metrics = RankingLoss(scale=1.0)(scores, rankings)
+    first = [2.0 - 1.5 + (-1.0), 2.0 - 0.0 + (-3.0), 1.5 - 0.0 + (-2.0)]
+    second = -logsigmoid(torch.tensor(1.0 - 3.0 - 0.25))
+    assert torch.allclose(loss, -logsigmoid(torch.tensor(first)).mean() + second)
+    assert metrics["correct_pairs"] == 3  # of scores as they are
