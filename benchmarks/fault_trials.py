@@ -9,7 +9,8 @@ changes on one rank; ``spike``, samples of noise that the run goes back from, wh
 of a run which is told to skip them; ``save``, a checkpoint that can't be written; ``stop``, which a
 file asks for; ``loop``, a fault at every start, which must end the restarts with a diagnosis;
 ``straggler``, a rank that sleeps in each step, which must be named, it alone; ``flip``, a bit that
-is wrong once, whose step is computed again and trained on right, or each time, which is named.
+is wrong once, whose step is computed again and trained on right, or each time, which is named;
+``memory``, a rank that gets no more, which must say what it asked for and what the plan said.
 """
 
 import argparse
@@ -177,6 +178,24 @@ def play_flip(bench: Bench, seed: int, name: str) -> Trial:
     return trial
 
 
+def play_memory(bench: Bench, seed: int, name: str) -> Trial:
+    """A rank gets no more memory: all end, told where, how much and what was planned."""
+    trial, run = drawn(seed, "memory", tuple(LAYOUTS), range(2, STEPS + 1)), bench.folder / name
+    trial.phase = random.Random(f"phase {seed}").choice(PHASES)
+    code, said = bench.said(trial, run, 0, *trial.words())
+    in_pass = " of micro-batch 1 of" if trial.phase == "forward_backward" else ""
+    of_stage = f", pipeline stage {trial.rank + 1} of 2" if trial.layout == "pp2" else ""
+    wanted = (
+        rf"rank {trial.rank} \(\S+\) in step {trial.step}, {trial.phase}{in_pass}.*{of_stage}: "
+        r"out of memory: it asked for 1.05e\+06 GiB, .* megalite plan says \S+ GiB of tensors"
+    )
+    trial.happened = re.search(wanted, said) is not None
+    if not code or not trial.happened:
+        trial.faults.append(f"exit code {code}, told: {trial.happened}")
+    bench.compare(trial, run, bench.clean(trial.layout)[: trial.step - 1])
+    return trial
+
+
 PLAYS = {
     "process": lambda bench, seed, name: bench.play(draw(seed), name),
     "drift": play_drift,
@@ -186,6 +205,7 @@ PLAYS = {
     "loop": play_loop,
     "straggler": play_straggler,
     "flip": play_flip,
+    "memory": play_memory,
 }
 
 

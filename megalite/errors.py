@@ -68,6 +68,12 @@ class CrashLoop(MegaliteError):
     exit_code = 4
 
 
+class OutOfMemory(MegaliteError):
+    """A process got no more memory; the message says where, how much, and what was planned."""
+
+    speaks = True
+
+
 class TransientFault(MegaliteError):
     """A step that was computed again gave another result."""
 

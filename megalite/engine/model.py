@@ -129,7 +129,14 @@ class Model(Protocol):
 
 
 class Parts:
-    """The parts of a model that this process holds, and their parameters as one set of names."""
+    """The parts of a model that this process holds, and their parameters as one set of names.
+
+    Attributes:
+        under_way: the micro-batch whose pass was begun last, from 1, and how many there are; zeros
+            outside of passes.
+    """
+
+    under_way = 0, 0
 
     def __init__(
         self,

@@ -169,6 +169,7 @@ class Pipeline(Parts):
         padded = same_shape(items)
 
         def run(part: Transformer, number: int, flow: Flow) -> Any:
+            self.under_way = number + 1, len(items)
             batch, extra = items[number]
             output = task.output_for(extra)
             result = part(padded[number], output, *flow, dropout_seed=dropout_seed)
@@ -178,6 +179,7 @@ class Pipeline(Parts):
             return shaped(loss, (1,))  # schedules join it, and free no graph of a view
 
         idle = self._run_schedule(run, self._flows(padded[0], True), len(items))
+        self.under_way = 0, 0
         self.sum_shared_gradients()
         metrics = self._shared(dict(sums.sums), _kind_of(task, items))
         return metrics | self._bubble(len(items), idle)

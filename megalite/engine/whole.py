@@ -28,9 +28,11 @@ class Whole(Parts):
         (part,) = self.parts
         sums = LossSums(task, loss_scale, self.mesh.device)
         for number, (batch, extra) in enumerate(items):
+            self.under_way = number + 1, len(items)
             set_gradient_sync(part, self.how, is_last=number == len(items) - 1)
             result = part(batch, task.output_for(extra), dropout_seed=dropout_seed)
             sums.add(result, extra).backward()
+        self.under_way = 0, 0
         return dict(sums.sums)
 
     @torch.no_grad()

@@ -28,6 +28,7 @@ from megalite.engine.recompute import recomputed_blocks
 from megalite.errors import CheckpointError, ConfigError, CrashLoop, Stopped
 from megalite.models.batch import Batch
 from megalite.models.config import ModelConfig
+from megalite.stages import out_of_memory
 from megalite.stages.adapters import check_adapters, learned_of
 from megalite.stages.device import Precision, check_heads, choose_device, choose_precision
 from megalite.stages.named import TOKENIZER, Meaning
@@ -224,8 +225,9 @@ class Stage:
         """
         caught = self.launch.stop.caught(self.launch.rank, self.launch.world_size)
         noted = self.starts.noted(self.heartbeat)
+        memory = out_of_memory.told(self.config, self.launch, self.mesh, self.heartbeat)
         try:
-            with self.folder.in_use(), noted, caught, self.watchdog:
+            with self.folder.in_use(), noted, caught, self.watchdog, memory:
                 yield
         except Stopped as stopped:
             if stopped.is_for_good:

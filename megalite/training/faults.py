@@ -26,20 +26,22 @@ from megalite.layers.shards import gradient_of, local_part
 from megalite.training.watchdog.heartbeat import PHASES, WRITE_POINTS
 
 POINTS = PHASES + WRITE_POINTS
+TOO_MUCH = 1 << 50  # bytes
 
 
 class FaultConfig(Section):
     """A fault on purpose, to test recovery; none by default."""
 
     kind: Literal[
-        "none", "kill", "stop", "raise", "hang", "slow", "skip", "nan", "drift", "flip"
+        "none", "kill", "stop", "raise", "hang", "slow", "skip", "nan", "drift", "flip", "memory"
     ] = Field(
         "none",
         description="what happens: none; kill (SIGKILL), stop (SIGSTOP), raise (an exception), "
         "hang (an endless wait), slow (a wait of delay_s), skip (the next all-reduce is left out), "
         "nan (a gradient that is not a number; in the phase reduce), drift (a copy of a weight "
-        "that is no longer like the others; in the phases reduce and optimizer) or flip (a wrong "
-        "bit in what the first block here computes; in the phase forward_backward)",
+        "that is no longer like the others; in the phases reduce and optimizer), flip (a wrong "
+        "bit in what the first block here computes; in the phase forward_backward) or memory (more "
+        "is asked for than any machine has)",
     )
     rank: int = Field(0, ge=0, description="rank of the process that it happens to")
     step: int = Field(1, ge=0, description="first step in which it happens")
@@ -110,6 +112,8 @@ class Fault:
         elif kind == "flip":
             self._flipped = step
             _flip(model, config.bit)
+        elif kind == "memory":
+            _ask_for_too_much(model, point)
         elif kind == "skip":
             _leave_out_one_all_reduce()
         else:
@@ -174,6 +178,19 @@ def _flip(model: Model | None, bit: int) -> None:
         return wrong
 
     handle = block.register_forward_hook(flip)
+
+
+def _ask_for_too_much(model: Model | None, phase: str) -> None:
+    """Ask the device for more memory than there is, in passes while a micro-batch is under way."""
+    if model is None or phase != "forward_backward":
+        torch.empty(TOO_MUCH, dtype=torch.uint8)
+        return
+    device = model.mesh.device
+
+    def ask(_block: nn.Module, _inputs: Any) -> None:
+        torch.empty(TOO_MUCH, dtype=torch.uint8, device=device)
+
+    model.parts[0].blocks()[0].register_forward_pre_hook(ask)
 
 
 def _leave_out_one_all_reduce() -> None:

@@ -36,6 +36,7 @@ class Heartbeat:
         step: under way, from 1; 0 before the first.
         phase: of the training loop, one of ``PHASES``.
         write_point: what the checkpoint's writer is doing, one of ``WRITE_POINTS``, or empty.
+        model: at work in this phase, if one is.
         stopwatch: how long this process takes for its own work in each phase.
     """
 
@@ -47,11 +48,12 @@ class Heartbeat:
                 purpose.
         """
         self.step, self.phase, self.write_point = 0, PHASES[0], ""
+        self.model: Model | None = None
         self._on_point, self.stopwatch = on_point, Stopwatch()
 
     def enter(self, phase: str, model: Model | None = None) -> None:
         """The training loop enters a phase, with this model if one is at work."""
-        self.phase = phase
+        self.phase, self.model = phase, model
         self.stopwatch.enter(phase)
         self._on_point(phase, self.step, model)
 
