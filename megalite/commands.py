@@ -109,7 +109,7 @@ COMMANDS: tuple[Command, ...] = (
     Command(
         "plan",
         "megalite.tools.plan:PlanConfig",
-        "show what a pretraining run needs: memory, time, money, and the fastest layouts that fit",
+        "show what a run needs: memory, time, money, and the fastest layouts that fit",
         "configs/cluster/llama-7b-a100.toml --gpu a100-80gb",
     ),
     Command(

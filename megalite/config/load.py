@@ -5,7 +5,7 @@ import sys
 import typing
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from pydantic import ValidationError
 
@@ -43,9 +43,12 @@ def load(
     """
     based = Based({}) if path is None else read_based(path)
     values = based.values if change is None else change(based)
-    _check_stage(cls, based, path)
     given = _parse_overrides(cls, overrides)
     for key, value in given.items():
+        _place(values, key, value)
+    cls = cast("type[SectionT]", cls.chosen(values, str(based.recipe.get("stage", ""))))
+    _check_stage(cls, based, path)
+    for key, value in _parse_overrides(cls, overrides).items():
         _place(values, key, value)
     _clear_none(cls, values, ())
     return validated(cls, values, "config" if path is None else str(path), set(given))

@@ -2,7 +2,8 @@
 
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 from pydantic.fields import FieldInfo
@@ -17,6 +18,16 @@ class Section(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    @classmethod
+    def chosen(cls, values: Mapping[str, Any], stage: str) -> "type[Section]":
+        """The class of a config, where one command takes several kinds.
+
+        Args:
+            values: of it.
+            stage: that its recipe names, or empty.
+        """
+        return cls
 
 
 def members(annotation: object) -> tuple[object, ...]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from megalite.distributed.mesh import ParallelConfig
 from megalite.engine.layout import Demand, faults
 from megalite.plan.memory import Work, data_parallel, most
-from megalite.plan.stages import StageName, stage_memory
+from megalite.plan.stages import PRETRAIN, Stage, stage_memory
 
 LEAST_GAIN = 0.01  # of a stage's memory: a change that saves less is no advice
 MOST_TP = 8  # processes of a node
@@ -36,7 +36,7 @@ def devices(parallel: ParallelConfig) -> int:
 
 
 def changes(
-    work: Work, parallel: ParallelConfig, limit: float, stage: StageName = "pretrain"
+    work: Work, parallel: ParallelConfig, limit: float, stage: Stage = PRETRAIN
 ) -> list[Change]:
     """Single changes of a run that save memory, those that bring it under ``limit`` GiB first.
 

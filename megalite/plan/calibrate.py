@@ -4,17 +4,14 @@ import dataclasses
 import json
 import math
 import statistics
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
-from megalite.distributed.mesh import ParallelConfig
 from megalite.errors import ConfigError, naming
 from megalite.plan.constants import NAMES, Constants
 from megalite.plan.devices import Cluster
 from megalite.plan.job import Job
-from megalite.plan.memory import Work
-from megalite.plan.outlook import operations
 from megalite.plan.step import step_seconds
 
 COMPUTING = ("product", "batched", "fused", "memory")
@@ -41,15 +38,12 @@ class Calibration:
     after: float
 
 
-def calibrated(
-    run: Path, work: Work, parallel: ParallelConfig, cluster: Cluster, start: Constants
-) -> Calibration:
+def calibrated(run: Path, job: Job, cluster: Cluster, start: Constants) -> Calibration:
     """Scale the constants of computing so that a run's median step is predicted.
 
     Args:
         run: a run's folder, with metrics.jsonl.
-        work: what it trained.
-        parallel: its layout.
+        job: what it trained, in its layout.
         cluster: where it ran.
         start: constants to scale.
 
@@ -58,7 +52,7 @@ def calibrated(
     """
     seconds, rates = _measured(run)
     measured = statistics.median(seconds)
-    job = _job(work, parallel, measured, statistics.median(rates))
+    job = _with_copies(job, measured, statistics.median(rates))
     low, high = FACTORS
     for _ in range(60):
         factor = (low * high) ** 0.5
@@ -108,14 +102,14 @@ def _measured(run: Path) -> tuple[list[float], list[float]]:
     return [one[0] for one in steps], [one[1] for one in steps]
 
 
-def _job(work: Work, parallel: ParallelConfig, seconds: float, tflops: float) -> Job:
+def _with_copies(job: Job, seconds: float, tflops: float) -> Job:
     """A run as a job; how many processes it had is told by what each of them did."""
-    job = Job(work, parallel)
-    processes = operations(job).model / (seconds * tflops * 1e12)
+    parallel = job.parallel
+    processes = job.operations.model / (seconds * tflops * 1e12)
     copies = parallel.replicate or max(
         round(processes / (job.devices / max(parallel.replicate, 1))), 1
     )
-    return Job(work, parallel.model_copy(update={"replicate": copies}))
+    return replace(job, parallel=parallel.model_copy(update={"replicate": copies}))
 
 
 def write_calibration(path: Path, kind: str, constants: Constants, steps: int) -> None:
@@ -137,6 +131,8 @@ def read_calibration(path: Path, kind: str) -> Constants:
     needs = f"--calibration {path}: needs the constants that --calibrate writes"
     try:
         values = json.loads(text)
+        if not isinstance(values, dict):
+            raise ConfigError(f"{needs}: it is no table of them")
         found = str(values["kind"])
         constants = Constants(**{name: float(values[name]) for name in NAMES})
     except KeyError as error:

@@ -19,6 +19,8 @@ class Device:
         watts: at most.
         has_bf16: whether it computes in bf16.
         source: of these numbers.
+        is_host: whether it is a core of the host, which computes, launches and communicates in
+            turns: nothing of it hides behind another.
     """
 
     kind: str
@@ -31,6 +33,7 @@ class Device:
     watts: float
     has_bf16: bool
     source: str
+    is_host: bool = False
 
 
 _MEMORY = float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
@@ -58,13 +61,15 @@ CPU = Device(
     kind="cpu",
     half_tflops=0.05,
     single_tflops=0.05,
-    memory_gib=_MEMORY / 2**30,
+    memory_gib=round(_MEMORY / 2**30, 1),
     memory_gb_s=10.0,
-    link_gb_s=2.0,
+    link_gb_s=0.7,
     multiprocessors=1,
     watts=0.0,
     has_bf16=True,
-    source="a core with AVX2 in round numbers; a calibration scales them",
+    source="a core with AVX2 in round numbers, which a calibration scales; gathers of gloo between "
+    "two processes of a machine, measured 2026-11-28",
+    is_host=True,
 )
 
 

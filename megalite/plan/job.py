@@ -6,9 +6,12 @@ from functools import cached_property
 from typing import Literal
 
 from megalite.distributed.mesh import ParallelConfig
+from megalite.engine.recompute import recomputed_blocks
 from megalite.models.config import ModelConfig
 from megalite.models.part import Part
 from megalite.plan.memory import Work, data_parallel, largest_process, parts_in
+from megalite.plan.rows import Pairs, Rows
+from megalite.training.metrics.flops import Operations
 
 
 @dataclass(frozen=True)
@@ -45,14 +48,14 @@ class Job:
         work: model, batch sizes and lengths.
         parallel: the layout.
         engine: how it is run.
-        pairs: (query, key) pairs of a row that its mask allows, on average; 0: causal.
+        seen: what the rows of a sequence see; None: those in front of them, and all of an encoder.
         cut: the parts of the model where another engine cuts it; None: this engine's.
     """
 
     work: Work
     parallel: ParallelConfig
     engine: Engine = Engine()
-    pairs: float = 0.0
+    seen: Rows | None = None
     cut: tuple[Part, ...] | None = None
 
     @property
@@ -90,11 +93,21 @@ class Job:
         """Parameters of the pipeline process with most, over its tp."""
         return largest_process(self.model, tuple(self.parts), self.parallel.pp)
 
+    @property
+    def rows_seen(self) -> Rows:
+        """What the rows of a sequence see."""
+        return self.seen or Rows.plain(self.work.sequence_length, self.work.encoder_length)
+
     @cached_property
-    def mean_pairs(self) -> float:
-        """Keys that a decoder row sees, the mean over rows and layers."""
-        length, layers = self.work.sequence_length, self.model.num_layers
-        seen = self.pairs or (length + 1) / 2
-        windows = [self.model.window_of(layer) for layer in range(layers)]
-        inside = [w * (1 - (w - 1) / (2 * length)) if 0 < w < length else seen for w in windows]
-        return sum(min(seen, pairs) for pairs in inside) / layers
+    def pairs(self) -> Pairs:
+        """Keys that a row sees, the mean over rows and layers."""
+        return self.rows_seen.pairs(self.model)
+
+    @cached_property
+    def operations(self) -> Operations:
+        """Floating-point operations of a step, counted as a run's metrics count them."""
+        work, samples = self.work, self.work.train.global_batch_size
+        lengths = work.sequence_length, work.encoder_length
+        recomputed = recomputed_blocks(work.model, self.parallel)
+        one = self.rows_seen.operations(work.model, lengths, recomputed)
+        return Operations(samples * one.model, samples * one.hardware)

@@ -11,7 +11,8 @@ from megalite.plan.constants import Constants
 from megalite.plan.devices import Cluster
 from megalite.plan.job import Job
 from megalite.plan.memory import HEADROOM, Work, most
-from megalite.plan.stages import StageName, stage_memory, stage_seconds
+from megalite.plan.rows import Rows
+from megalite.plan.stages import PRETRAIN, Stage, stage_memory, stage_seconds
 from megalite.plan.step import Seconds
 
 MICRO_BATCHES = (1, 2, 4, 8, 16, 32)
@@ -46,13 +47,15 @@ class Search:
         cluster: where.
         constants: of its devices.
         stage: of training.
+        seen: what the rows of a sequence see; None: those in front of them.
     """
 
     work: Work
     parallel: ParallelConfig
     cluster: Cluster
     constants: Constants
-    stage: StageName = "pretrain"
+    stage: Stage = PRETRAIN
+    seen: Rows | None = None
 
     def best(self, devices: int, count: int = 10) -> list[Found]:
         """The fastest layouts of so many devices that fit, the one to take first."""
@@ -92,7 +95,7 @@ class Search:
             demand = Demand(work.model, devices, work.train.batch_sizes())
             for parallel in self.layouts(devices):
                 if next(faults(demand, parallel), None) is None:
-                    yield Job(work, parallel)
+                    yield Job(work, parallel, seen=self.seen)
 
     def layouts(self, devices: int) -> Iterator[ParallelConfig]:
         """All layouts: tp within a node, shards of any size, each schedule and recompute."""
@@ -135,8 +138,8 @@ def _divisors(number: int) -> list[int]:
     return [n for n in range(1, number + 1) if number % n == 0]
 
 
-def table(found: list[Found]) -> list[str]:
-    """A line for each layout."""
+def table(found: list[Found], stage: Stage = PRETRAIN) -> list[str]:
+    """A line for each layout of a stage."""
     head = (
         f"{'tp':>3} {'pp':>3} {'shard':>6} {'replicate':>10} {'micro':>6} {'schedule':>14} "
         f"{'rows/tp':>8} {'recompute':>10} {'dropped':>8} {'reduced':>8} {'GiB':>6} "
@@ -156,6 +159,6 @@ def table(found: list[Found]) -> list[str]:
             f"{parallel.tp:>3} {parallel.pp:>3} {parallel.shard:>6} {parallel.replicate:>10} "
             f"{train.micro_batch_size:>6} {schedule:>14} {marks[0]:>8} {parallel.recompute:>10} "
             f"{marks[1]:>8} {parallel.reduce_gradients:>8} {one.total:>6.1f} "
-            f"{one.seconds.total:>9.3f} {one.job.tokens / one.seconds.total:>12,.0f}"
+            f"{one.seconds.total:>9.3f} {stage.job(one.job).tokens / one.seconds.total:>12,.0f}"
         )
     return lines

@@ -1,6 +1,7 @@
-"""What each training stage holds and takes: one model that learns, or PPO's four."""
+"""What each training stage holds and takes: one model that learns, with what stands beside it."""
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from megalite.distributed.mesh import ParallelConfig
@@ -18,10 +19,50 @@ from megalite.plan.memory import (
     estimate,
 )
 from megalite.plan.step import Seconds, step_seconds
+from megalite.training.metrics.flops import Operations
 
-StageName = Literal["pretrain", "sft", "rm", "ppo"]
+StageName = Literal["pretrain", "sft", "rm", "ppo", "dpo"]
 FORWARD = 1 / 3  # of what a step computes
-ANSWERED = 0.5  # of a row of prompt and answer
+PAIR = 2  # sequences of a sample that compares answers
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage, and what of it the plan asks for.
+
+    Attributes:
+        name: which.
+        answered: share of a PPO row that the actor writes.
+        passes: of PPO over a step's answers.
+        slots: answers that PPO writes side by side.
+        has_reference: DPO's reference is a second model, asked in every step.
+        has_reward: PPO has a reward model; else rules alone score answers.
+        frozen: the layout of PPO's frozen models on processes of their own; None: they share.
+    """
+
+    name: StageName = "pretrain"
+    answered: float = 0.5
+    passes: int = 4
+    slots: int = 32
+    has_reference: bool = False
+    has_reward: bool = True
+    frozen: ParallelConfig | None = None
+
+    def work(self, work: Work) -> Work:
+        """What a step of the model that learns trains; a comparison is a pair of sequences."""
+        if self.name == "rm":
+            work = critic_of(work)
+        if self.name not in ("rm", "dpo"):
+            return work
+        lengths = PAIR * work.sequence_length, PAIR * work.encoder_length
+        return replace(work, sequence_length=lengths[0], encoder_length=lengths[1])
+
+    def job(self, job: Job) -> Job:
+        """The same of a job: sequences of a pair don't see each other."""
+        return replace(job, work=self.work(job.work), seen=job.rows_seen)
+
+
+PRETRAIN = Stage()
 
 
 def critic_of(work: Work) -> Work:
@@ -30,76 +71,171 @@ def critic_of(work: Work) -> Work:
     return replace(work, model=work.model.model_copy(update=head))
 
 
-def stage_memory(stage: StageName, work: Work, parallel: ParallelConfig) -> list[ProcessMemory]:
-    """The memory of a process of each pipeline rank in a stage.
+def stage_memory(stage: Stage, work: Work, parallel: ParallelConfig) -> list[ProcessMemory]:
+    """The memory of a process of each pipeline rank in a stage; of PPO, of actor and critic.
 
     Pretraining and SFT hold the same; packed rows, prefixes and other masks change nothing of it,
-    as a mask is two integers a row. PPO's four models share the processes: actor and critic learn
-    in turns, and the two that stay have their fp32 shards.
+    as a mask is two integers a row. Actor and critic learn in turns, and frozen models have fp32
+    shards, gathered while they judge.
 
     Args:
         stage: which.
         work: what is trained; the sequence is a prompt and its answer in PPO.
-        parallel: the layout of all models.
+        parallel: the layout of the models that learn.
     """
-    if stage == "rm":
-        return estimate(critic_of(work), parallel)
-    actor = estimate(work, parallel)
-    if stage != "ppo":
-        return actor
+    learning = estimate(stage.work(work), parallel)
+    if stage.name == "dpo" and stage.has_reference:
+        return [_beside(one, _kept_gib(one, parallel), 0.0) for one in learning]
+    if stage.name != "ppo":
+        return learning
     critic = estimate(critic_of(work), parallel)
-    cache, shards = _cache_gib(work, parallel), parallel.tp * parallel.shard
-    return [_four(a, c, cache, shards) for a, c in zip(actor, critic, strict=True)]
+    cache = _cache_gib(stage, work, parallel)
+    return [_ppo(stage, (a, c), parallel, cache) for a, c in zip(learning, critic, strict=True)]
 
 
-def _four(actor: ProcessMemory, critic: ProcessMemory, cache: float, shards: int) -> ProcessMemory:
-    """PPO's models on one process; the fuller of the learning ones is at work, or answers grow.
+def frozen_memory(stage: Stage, work: Work) -> list[ProcessMemory]:
+    """The memory of each pipeline rank of PPO's frozen models on processes of their own."""
+    if stage.frozen is None:
+        return []
+    models = [work, critic_of(work)][: 1 + stage.has_reward]
+    found = zip(*(estimate(one, stage.frozen) for one in models), strict=True)
+    return [_judging(one, stage.frozen) for one in found]
 
-    Of the two that stay there are fp32 parameters.
-    """
-    learning = [one.tensors - one.states for one in (actor, critic)]
-    fuller = actor if learning[0] >= learning[1] else critic
-    frozen = 4.0 * (actor.parameters + critic.parameters) / shards / GIB
-    states = actor.states + critic.states + frozen
-    growing = max(actor.gathered + cache - max(learning), 0.0)
-    working = fuller.working + growing
-    tensors = states + max(learning) + growing
+
+def _judging(models: Sequence[ProcessMemory], parallel: ParallelConfig) -> ProcessMemory:
+    """Models that only judge: shards, what is gathered of them, and a block at work."""
+    working = max(one.working for one in models)
+    states = sum(_kept_gib(one, parallel) for one in models)
+    gathered = sum(one.gathered for one in models)
     return replace(
-        fuller,
-        parameters=2 * (actor.parameters + critic.parameters),
+        models[0],
+        parameters=sum(one.parameters for one in models),
         states=states,
+        gradients=0.0,
+        gathered=gathered,
+        activations=0.0,
         working=working,
-        rest=CONTEXT_GIB + FRAGMENTS * tensors,
+        rest=_rest(states + gathered + working),
     )
 
 
-def _cache_gib(work: Work, parallel: ParallelConfig) -> float:
-    """Keys and values of a rank's answers of a step, which it writes all at once."""
+def _rest(tensors: float) -> float:
+    return CONTEXT_GIB + FRAGMENTS * tensors
+
+
+def _kept_gib(one: ProcessMemory, parallel: ParallelConfig) -> float:
+    """Of a model that doesn't learn: its fp32 parameters."""
+    return 4.0 * one.parameters / (parallel.tp * parallel.shard) / GIB
+
+
+def _beside(one: ProcessMemory, states: float, growing: float) -> ProcessMemory:
+    """A learning model with states of others, and what is there at most beyond its own."""
+    return replace(
+        one,
+        states=one.states + states,
+        working=one.working + growing,
+        rest=_rest(one.tensors + states + growing),
+    )
+
+
+def _ppo(
+    stage: Stage,
+    learning: tuple[ProcessMemory, ProcessMemory],
+    parallel: ParallelConfig,
+    cache: float,
+) -> ProcessMemory:
+    """Actor and critic on one process, where it is fullest: as one learns, writes, or all judge."""
+    actor, critic = learning
+    own = [one.tensors - one.states for one in learning]
+    fuller, other = (actor, critic) if own[0] >= own[1] else (critic, actor)
+    frozen = list(learning[: 1 + stage.has_reward]) if stage.frozen is None else []
+    writing = actor.gathered + cache
+    judging = actor.gathered + max(critic.gathered, sum(one.gathered for one in frozen))
+    growing = max(writing - max(own), judging - max(own), 0.0)
+    states = other.states + sum(_kept_gib(one, parallel) for one in frozen)
+    parameters = sum(one.parameters for one in [*learning, *frozen])
+    return replace(_beside(fuller, states, growing), parameters=parameters)
+
+
+def _answers(stage: Stage, work: Work, parallel: ParallelConfig) -> float:
+    """Answers that a data-parallel rank writes in a step."""
+    return max(work.train.global_batch_size / data_parallel(parallel), 1.0)
+
+
+def _cache_gib(stage: Stage, work: Work, parallel: ParallelConfig) -> float:
+    """Keys and values of the answers that a rank writes side by side."""
     model = work.model
-    rows = work.train.global_batch_size / data_parallel(parallel) * work.sequence_length
+    rows = min(_answers(stage, work, parallel), stage.slots) * work.sequence_length
     layers = -(-model.num_layers // parallel.pp)
     return 2.0 * work.width * rows * layers * model.kv_heads * model.head_dim / parallel.tp / GIB
 
 
-def stage_seconds(stage: StageName, job: Job, cluster: Cluster, constants: Constants) -> Seconds:
+def stage_seconds(stage: Stage, job: Job, cluster: Cluster, constants: Constants) -> Seconds:
     """A step of a stage.
 
-    In PPO a step is a rollout's answers: all written at once, judged by four models, learned once.
-    Writing a token of each reads the actor's parameters, and keys and values of half a row. No
-    published row has checked it.
+    In PPO a step is a rollout's answers: written ``slots`` at a time, judged by all models, and
+    learned in ``passes``. Writing a token of each reads the actor's parameters, and keys and values
+    of half a row. No published row has checked it.
     """
-    work = job.work
-    if stage == "rm":
-        return step_seconds(replace(job, work=critic_of(work)), cluster, constants)
-    actor = step_seconds(job, cluster, constants)
-    if stage != "ppo":
-        return actor
-    critic = step_seconds(replace(job, work=critic_of(work)), cluster, constants)
-    learned = actor + critic
-    judged = Seconds(compute=2 * FORWARD * (learned.compute + learned.tp))
+    learned = step_seconds(stage.job(job), cluster, constants)
+    if stage.name == "dpo" and stage.has_reference:
+        return learned + Seconds(compute=_forward(learned))
+    if stage.name != "ppo":
+        return learned
+    critic = step_seconds(replace(job, work=critic_of(job.work)), cluster, constants)
+    judged = _forward(learned) + _forward(critic)
+    frozen = _judged(stage, (learned, critic), job, cluster, constants)
+    judged = judged + frozen if stage.frozen is None else max(judged, frozen)
+    written = _written(stage, job, cluster, constants)
+    return (learned + critic).times(stage.passes) + Seconds(compute=judged + written)
+
+
+def _forward(step: Seconds) -> float:
+    """Of a forward pass over a step's rows."""
+    return FORWARD * (step.compute + step.tp + step.host)
+
+
+def _judged(
+    stage: Stage,
+    learned: tuple[Seconds, Seconds],
+    job: Job,
+    cluster: Cluster,
+    constants: Constants,
+) -> float:
+    """Of the frozen models' passes; on processes of their own they judge while the others do."""
+    count = 1 + stage.has_reward
+    if stage.frozen is None:
+        return sum(_forward(one) for one in learned[:count])
+    jobs = [replace(job, work=w, parallel=stage.frozen) for w in (job.work, critic_of(job.work))]
+    return sum(_forward(step_seconds(one, cluster, constants)) for one in jobs[:count])
+
+
+def _written(stage: Stage, job: Job, cluster: Cluster, constants: Constants) -> float:
+    """Of writing all answers of a step."""
+    work, parallel = job.work, job.parallel
     kernels = Kernels(cluster.device, constants, work.width == 2)
-    parameters = sum(stage.parameters for stage in estimate(work, job.parallel))
-    read = work.width * parameters / job.parallel.tp  # by the pipeline's processes in turns
-    read += _cache_gib(work, job.parallel) * GIB * job.parallel.pp / 2
-    written = ANSWERED * work.sequence_length * kernels.moved(read)
-    return learned + judged + Seconds(compute=written)
+    parameters = sum(one.parameters for one in estimate(work, parallel))
+    read = work.width * parameters / parallel.tp  # by the pipeline's processes in turns
+    read += _cache_gib(stage, work, parallel) * GIB * parallel.pp / 2
+    turns = max(_answers(stage, work, parallel) / stage.slots, 1.0)
+    return turns * stage.answered * work.sequence_length * kernels.moved(read)
+
+
+def stage_operations(stage: Stage, job: Job) -> Operations:
+    """Floating-point operations of a step of a stage, whose forward passes alone count too."""
+    one = stage.job(job).operations
+    if stage.name == "dpo" and stage.has_reference:
+        return _more(one, FORWARD * one.model)
+    if stage.name != "ppo":
+        return one
+    critic = replace(job, work=critic_of(job.work)).operations
+    learned = Operations(
+        stage.passes * (one.model + critic.model), stage.passes * (one.hardware + critic.hardware)
+    )
+    frozen = one.model + (critic.model if stage.has_reward else 0.0)
+    judged = FORWARD * (one.model + critic.model + frozen)
+    return _more(learned, judged + FORWARD * stage.answered * one.model)
+
+
+def _more(one: Operations, forward: float) -> Operations:
+    return Operations(one.model + forward, one.hardware + forward)

@@ -15,6 +15,7 @@ from megalite.plan.devices import Cluster
 from megalite.plan.job import Job
 from megalite.plan.kernels import Kernels
 from megalite.plan.memory import data_parallel
+from megalite.plan.rows import Pairs
 from megalite.plan.traffic import Group, Links
 
 OPTIMIZER_BYTES = 36.0  # a parameter: read and written by AdamW, clipping and the narrow copy
@@ -166,7 +167,8 @@ class _Timing:
     def _host(self, passes: float, device: float) -> float:
         """What a device waits for launches, that works ``device`` seconds in so many passes."""
         launching = passes * self.constants.launch_s
-        return max(launching - device, 0.0) if self.job.engine.launches_ahead else launching
+        is_ahead = self.job.engine.launches_ahead and not self.cluster.device.is_host
+        return max(launching - device, 0.0) if is_ahead else launching
 
     def _sublayers(self, rows: int, is_decoder: bool) -> list[tuple[float, float, float]]:
         """(rows, columns, depth) of a block's products in its forward pass."""
@@ -190,15 +192,13 @@ class _Timing:
         """Of a block's passes; a fused kernel passes over what the mask forbids."""
         job, model = self.job, self.job.model
         heads = math.ceil(model.num_heads / job.parallel.tp)
-        length = job.work.sequence_length if is_decoder else job.work.encoder_length
-        seen = job.mean_pairs if is_decoder and job.engine.fused_attention else length
-        pairs = float(rows) * seen
-        if is_decoder and model.is_encoder_decoder:
-            pairs += float(rows) * job.work.encoder_length
-        kernel = self.kernels.written_attention
-        if job.engine.fused_attention:
-            kernel = self.kernels.fused_attention
-        return kernel(pairs, heads, model.head_dim)
+        seen, kernel = job.pairs, self.kernels.fused_attention
+        if not job.engine.fused_attention:
+            encoder = float(job.work.encoder_length)
+            seen = Pairs(float(job.work.sequence_length), encoder, encoder)
+            kernel = self.kernels.written_attention
+        keys = seen.decoder + seen.cross if is_decoder else seen.encoder
+        return kernel(rows * keys, heads, model.head_dim)
 
     def _moved(self, rows: int, is_decoder: bool) -> float:
         """Norms, residuals, dropout, activation, rotation: bytes of a forward pass."""
@@ -224,11 +224,12 @@ class _Timing:
         bytes_ = float(rows) * model.hidden_size * self.kernels.width
         one = self.links.reduce(bytes_, self.tp_group)
         forward = sublayers * one
-        if not engine.hides_tp:
-            return forward, forward
-        if not self.job.parallel.sequence_parallel:
+        is_cut = self.job.parallel.sequence_parallel
+        extra = sublayers * self.links.gather(bytes_, self.tp_group) if is_cut else 0.0
+        if not engine.hides_tp or self.cluster.device.is_host:
+            return forward, forward + (extra if engine.hides_tp else 0.0)
+        if not is_cut:
             return forward, max(forward - weight_gradients, 0.3 * forward)
-        extra = sublayers * self.links.gather(bytes_, self.tp_group)
         return forward, forward / 2 + max(
             forward / 2 + extra - 2 * weight_gradients, 0.15 * forward
         )
@@ -286,8 +287,8 @@ class _Timing:
         return Seconds(dp=self._exposed(spent, passes, gathers + reductions), optimizer=update)
 
     def _exposed(self, spent: float, passes: float, times: int) -> float:
-        """What of gathers and reductions the passes don't hide; a pipeline's hide none."""
-        if self.job.parallel.pp > 1:
+        """What of gathers and reductions no pass hides: of a pipeline, or a host's core, all."""
+        if self.job.parallel.pp > 1 or self.cluster.device.is_host:
             return spent
         count = self.job.micro_batches
         behind = passes * min(times / (3.0 * count), 1.0)

@@ -1,18 +1,18 @@
-"""``megalite plan``: what a pretraining run needs, how long it takes, and which layout is best.
+"""``megalite plan``: what a run needs, how long it takes, and which layout is best.
 
 The layout is checked against model and batch, the memory of each pipeline stage against the device,
 and a step is timed by the constants of the device's type.
 """
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
-
-from pydantic import Field
+from typing import Any
 
 from megalite.config import dump, load
 from megalite.distributed.launch import Launch
 from megalite.engine.layout import Demand, check_layout
-from megalite.errors import ConfigError, naming
+from megalite.errors import CheckpointError, ConfigError, naming
+from megalite.models.config import ModelConfig
 from megalite.models.hub import pinned
 from megalite.plan.advice import changes, devices
 from megalite.plan.budget import answers
@@ -21,90 +21,36 @@ from megalite.plan.constants import Constants, constants_of, stored
 from megalite.plan.devices import CPU, DEVICES, NETWORKS, Cluster, Device
 from megalite.plan.job import Job
 from megalite.plan.kernels import Kernels
-from megalite.plan.memory import HEADROOM, ProcessMemory, Work, most
+from megalite.plan.memory import HEADROOM, ProcessMemory, most
 from megalite.plan.outlook import Terms, lines, outlook
 from megalite.plan.search import Found, Search, table
-from megalite.plan.stages import StageName, stage_memory, stage_seconds
+from megalite.plan.stages import (
+    frozen_memory,
+    stage_memory,
+    stage_operations,
+    stage_seconds,
+)
 from megalite.stages.device import precision_of_gpu
 from megalite.stages.length import in_steps
-from megalite.stages.pretrain import PretrainConfig
+from megalite.stages.rlhf.config import PPOConfig
+from megalite.stages.rlhf.placement import check_placement
+from megalite.stages.setup import TITLE, StageConfig
 from megalite.stages.start import as_stored
+from megalite.tools.plan_config import (
+    CONFIGS,
+    AnyPlan,
+    PlanConfig,
+    PlanOptions,
+    rows_of,
+    stage_name,
+    stage_of,
+    work_of,
+)
 
-_MEASURED = ("model", "train", "data", "parallel")
-Gpu = Literal[
-    "a100-80gb",
-    "a100-40gb",
-    "a800-80gb",
-    "h100-80gb",
-    "h200-141gb",
-    "v100-32gb",
-    "v100-16gb",
-    "v100-32gb-pcie",
-    "v100-16gb-pcie",
-    "cpu",
-]
+_SHARED = ("model", "parallel", "train", "optimizer", "schedule", "checkpoint", "tokenizer")
 
 
-class PlanConfig(PretrainConfig):
-    """A pretraining run, the devices that it is planned for, and what is asked of the plan."""
-
-    gpu: Gpu = Field(
-        "a100-80gb",
-        description="device of each process: a100-80gb, a100-40gb, a800-80gb, h100-80gb, "
-        "h200-141gb, v100-32gb, v100-16gb; in PCIe slots v100-32gb-pcie, v100-16gb-pcie; or cpu, "
-        "which needs a calibration",
-    )
-    network: Literal[
-        "ib-100",
-        "ib-200",
-        "ib-400",
-        "ib-800",
-        "roce-100",
-        "roce-200",
-        "roce-400",
-        "efa-100",
-        "omni-path-100",
-    ] = Field(
-        "ib-200",
-        description="network between nodes by Gbit/s of an adapter: InfiniBand (ib-100, ib-200, "
-        "ib-400, ib-800), Ethernet (roce-100, roce-200, roce-400), AWS (efa-100) or omni-path-100",
-    )
-    per_node: int = Field(8, ge=1, description="devices of a node")
-    adapters: int = Field(8, ge=1, description="adapters of a node's network")
-    price_per_gpu_hour: float = Field(
-        0.0, ge=0, description="price of a device, an hour, for the cost; 0: not asked"
-    )
-    power: float = Field(
-        0.0, ge=0, description="watts of a device with its share of node and cooling; 0: not asked"
-    )
-    failures: float = Field(
-        6.5, ge=0, description="failures that stop a run, of a thousand nodes a day"
-    )
-    save_s: float = Field(60.0, gt=0, description="seconds that a checkpoint stops training for")
-    of_stage: StageName = Field(
-        "pretrain",
-        description="stage that is planned for the model: pretrain, sft, rm, or ppo with its four "
-        "models on the same processes, whose sequences are a prompt and its answer",
-    )
-    search: bool = Field(
-        False, description="whether the fastest layouts that fit are searched and the best written"
-    )
-    output: str = Field("plan.toml", description="file that the best layout is written to")
-    gpus: int = Field(0, ge=0, description="devices to search; 0: as many as the layout has")
-    days: float = Field(
-        0.0,
-        ge=0,
-        description="days in which the run must end: the fewest devices are searched; 0: not asked",
-    )
-    calibration: str = Field(
-        "", description="file of constants that calibrate wrote; empty: those of the package"
-    )
-    calibrate: str = Field(
-        "", description="run whose measured steps set the constants; they are written to output"
-    )
-
-
-def run(config: PlanConfig, launch: Launch) -> int:
+def run(config: AnyPlan, launch: Launch) -> int:
     """Print the layout, a line per pipeline stage and what the run takes; or search, or calibrate.
 
     Raises:
@@ -113,28 +59,53 @@ def run(config: PlanConfig, launch: Launch) -> int:
     """
     if launch.rank:
         return 0
-    if config.checkpoint.start:
-        start, fetched = pinned(Launch(), "checkpoint.start", config.checkpoint.start, "config")
-        model, said = as_stored(config.model, start, "lm", grows=config.checkpoint.grow_vocabulary)
-        config = config.model_copy(update={"model": model})
-        _print(list(filter(None, (fetched, said))))
-    if config.train.epochs:
-        raise ConfigError("--train.epochs: a plan reads no data: give train.tokens or train.steps")
-    config, length = in_steps(config, 0, config.data.sequence_length)
-    _print(length)
     if config.calibrate:
         return _calibrate(config)
-    config = _in_precision(config)
+    config = _settled(config)
     if config.search or config.gpus or config.days:
         return _search(config)
+    is_timed = bool(config.calibration) or device_of(config).kind in stored()
+    if is_timed:
+        constants_for(config)  # refused before anything is told
     stages = plan(config)
     _print(table_of_stages(config, stages))
     check_memory(config, stages)
-    if not config.calibration and device_of(config).kind not in stored():
+    _check_frozen(config)
+    if not is_timed:
         _print([f"no time is told: {_no_constants(config)}"])
         return 0
-    _print(outlook_lines(config, Job(work_of(config), config.parallel)))
+    _print(outlook_lines(config, job_of(config)))
     return 0
+
+
+def _settled(config: AnyPlan) -> AnyPlan:
+    """The config with its whole model, its length in steps and its precision; says what it took."""
+    start = config.checkpoint.start
+    if start:
+        config = config.model_copy(update={"model": _model_of(config, start)})
+    if config.train.epochs:
+        raise ConfigError(
+            f"--train.epochs {config.train.epochs:g}: a plan reads no data: give train.steps "
+            "instead, and --train.epochs 0"
+        )
+    tokens = config.data.sequence_length if config.stage == "pretrain" else 0
+    config, length = in_steps(config, 0, tokens)
+    _print(length)
+    return _in_precision(config)
+
+
+def _model_of(config: AnyPlan, start: str) -> ModelConfig:
+    """The model as a run's start has it, or as [model] says where that isn't there yet."""
+    try:
+        path, fetched = pinned(Launch(), "checkpoint.start", start, "config")
+        grows = config.checkpoint.grow_vocabulary
+        model, said = as_stored(config.model, path, "lm", grows=grows)
+    except CheckpointError as error:
+        sizes = "as [model] says" if config.model.model_fields_set else "of default sizes"
+        _print([f"the model is {sizes}, as checkpoint.start isn't there: {error}"])
+        return config.model
+    _print(list(filter(None, (fetched, said))))
+    return model
 
 
 def _print(shown: list[str]) -> None:
@@ -142,7 +113,7 @@ def _print(shown: list[str]) -> None:
         print(text, flush=True)  # noqa: T201
 
 
-def _in_precision(config: PlanConfig) -> PlanConfig:
+def _in_precision(config: AnyPlan) -> AnyPlan:
     if config.gpu == "cpu":
         precision = "fp32" if config.train.precision == "auto" else config.train.precision
     else:
@@ -152,18 +123,18 @@ def _in_precision(config: PlanConfig) -> PlanConfig:
     return config.model_copy(update={"train": train})
 
 
-def device_of(config: PlanConfig) -> Device:
+def device_of(config: AnyPlan) -> Device:
     """The device that is planned for."""
     return CPU if config.gpu == "cpu" else DEVICES[config.gpu]
 
 
-def cluster_of(config: PlanConfig) -> Cluster:
+def cluster_of(config: AnyPlan) -> Cluster:
     """The nodes that are planned for."""
     network = NETWORKS[config.network]
     return Cluster(device_of(config), network, config.per_node, config.adapters)
 
 
-def constants_for(config: PlanConfig) -> Constants:
+def constants_for(config: AnyPlan) -> Constants:
     """The constants of the device's type, or of the calibration that is given.
 
     Raises:
@@ -177,55 +148,73 @@ def constants_for(config: PlanConfig) -> Constants:
     return constants_of(kind)
 
 
-def _no_constants(config: PlanConfig) -> str:
+def _no_constants(config: AnyPlan) -> str:
     return (
         f"--gpu {config.gpu}: has no constants of its own: measure a run on it and give "
         "--calibrate RUN, then --calibration with the file that it writes"
     )
 
 
-def work_of(config: PretrainConfig) -> Work:
-    """What a pretraining run trains."""
-    data = config.data
-    encoder = data.encoder_rows if config.model.is_encoder_decoder else 0
-    return Work(config.model, config.train, data.sequence_length, encoder, config.optimizer)
+def job_of(config: AnyPlan) -> Job:
+    """The run as a job."""
+    return Job(work_of(config), config.parallel, seen=rows_of(config))
 
 
-def plan(config: PretrainConfig) -> list[ProcessMemory]:
+def _frozen(config: AnyPlan) -> int:
+    """Processes of PPO's frozen models alone."""
+    if isinstance(config, PPOConfig) and stage_name(config) == "ppo":
+        return config.frozen.processes
+    return 0
+
+
+def plan(config: AnyPlan) -> list[ProcessMemory]:
     """Check a layout and estimate the memory of each pipeline stage.
 
     Raises:
         ConfigError: the layout doesn't fit the model or the batch.
     """
-    demand = Demand(config.model, devices(config.parallel), config.train.batch_sizes())
+    demand = Demand(config.model, devices(config.parallel), config.batch_sizes())
     check_layout(demand, config.parallel)
-    stage: StageName = getattr(config, "of_stage", "pretrain")
-    return stage_memory(stage, work_of(config), config.parallel)
+    if _frozen(config):
+        assert isinstance(config, PPOConfig)
+        whole = replace(demand, world_size=demand.world_size + config.frozen.processes)
+        check_placement(whole, config.parallel, config.frozen)
+    return stage_memory(stage_of(config), work_of(config), config.parallel)
 
 
-def terms_of(config: PlanConfig) -> Terms:
+def terms_of(config: AnyPlan) -> Terms:
     """What the run pays and meets."""
     return Terms(
-        config.price_per_gpu_hour, config.power, config.failures, config.save_s, config.per_node
+        config.price_per_gpu_hour,
+        config.power,
+        config.failures,
+        config.save_s,
+        config.per_node,
+        _frozen(config),
     )
 
 
-def outlook_lines(config: PlanConfig, job: Job) -> list[str]:
+def outlook_lines(config: AnyPlan, job: Job) -> list[str]:
     """What the run takes: seconds, days, money, energy, failures."""
     cluster, constants, terms = cluster_of(config), constants_for(config), terms_of(config)
     kernels = Kernels(cluster.device, constants, job.work.width == 2)
-    seconds = stage_seconds(config.of_stage, job, cluster, constants)
-    return lines(outlook(job, seconds, kernels, terms), job, terms)
+    stage = stage_of(config)
+    seconds = stage_seconds(stage, job, cluster, constants)
+    done = stage_operations(stage, job)
+    return lines(outlook(stage.job(job), seconds, done, kernels, terms), stage.job(job), terms)
 
 
-def _search(config: PlanConfig) -> int:
+def _search(config: AnyPlan) -> int:
     """Print the ten fastest layouts that fit and write the best.
 
     Raises:
         ConfigError: nothing fits; it says what would.
     """
     constants, cluster = constants_for(config), cluster_of(config)
-    search = Search(work_of(config), config.parallel, cluster, constants, config.of_stage)
+    _check_frozen(config)
+    search = Search(
+        work_of(config), config.parallel, cluster, constants, stage_of(config), rows_of(config)
+    )
     count = config.gpus or devices(config.parallel)
     if config.days:
         _print(answers(search, count, config.days))
@@ -233,13 +222,14 @@ def _search(config: PlanConfig) -> int:
     found = search.best(count)
     if not found:
         raise ConfigError(_nothing_fits(config, search, count))
-    _print([f"{count} devices, {config.gpu}, {config.network}:", *table(found)])
+    shown = table(found, stage_of(config))
+    _print([f"{count} devices, {config.gpu}, {config.network}:", *shown])
     _print(outlook_lines(config, found[0].job))
     _write(config, found[0])
     return 0
 
 
-def _nothing_fits(config: PlanConfig, search: Search, count: int) -> str:
+def _nothing_fits(config: AnyPlan, search: Search, count: int) -> str:
     if next(search.jobs(count), None) is None:
         return (
             f"--search: no layout of {count} devices fits {config.model.num_heads} heads, "
@@ -258,18 +248,28 @@ def _nothing_fits(config: PlanConfig, search: Search, count: int) -> str:
     )
 
 
-def _write(config: PlanConfig, found: Found) -> None:
-    """Write the run with the best layout, as ``megalite pretrain`` takes it."""
-    job = found.job
-    values: dict[str, Any] = {name: getattr(config, name) for name in PretrainConfig.model_fields}
+def _write(config: AnyPlan, found: Found) -> None:
+    """Write the run with the best layout, as its stage takes it."""
+    job, name = found.job, stage_name(config)
+    own: type[StageConfig] = CONFIGS[name]
+    kept = own.model_fields if name == config.stage else _SHARED
+    values: dict[str, Any] = {key: getattr(config, key) for key in kept}
     values |= {"parallel": job.parallel, "train": job.work.train}
     path = Path(config.output)
     with naming(path):
-        path.write_text(dump(PretrainConfig(**values)), encoding="utf-8")
-    _print([f"the first is written to {path}: megalite pretrain {path}"])
+        path.write_text(dump(own(**values)), encoding="utf-8")
+    _print([f"the first is written to {path}: megalite {name} {path}"])
 
 
-def _calibrate(config: PlanConfig) -> int:
+def _stage_words(folder: Path) -> list[str]:
+    """The stage of a run by the title of its config, which ``megalite`` wrote."""
+    with naming(folder / "config.toml"):
+        title = (folder / "config.toml").read_text(encoding="utf-8").partition("\n")[0]
+    name = title.removeprefix(TITLE)
+    return ["--of_stage", name] if name in CONFIGS else []
+
+
+def _calibrate(config: AnyPlan) -> int:
     """Set the constants by a run's measured steps and write them.
 
     Raises:
@@ -278,12 +278,15 @@ def _calibrate(config: PlanConfig) -> int:
     device = device_of(config)
     start = constants_of(device.kind) if device.kind in stored() else Constants()
     folder = Path(config.calibrate)
-    measured = load(PretrainConfig, folder / "config.toml", [])
-    if measured.train.precision == "auto":
-        measured = _in_precision(
-            config.model_copy(update={name: getattr(measured, name) for name in _MEASURED})
+    options = {name: getattr(config, name) for name in PlanOptions.model_fields}
+    measured: AnyPlan = load(PlanConfig, folder / "config.toml", _stage_words(folder))
+    if stage_name(measured) not in ("pretrain", "sft"):
+        raise ConfigError(
+            f"--calibrate {folder}: is a run of {stage_name(measured)}, whose steps do several "
+            "things: measure one of pretrain or sft"
         )
-    found = calibrated(folder, work_of(measured), measured.parallel, cluster_of(config), start)
+    measured = _in_precision(measured.model_copy(update=options))
+    found = calibrated(folder, job_of(measured), cluster_of(config), start)
     path = Path(config.output).with_suffix(".json")
     write_calibration(path, device.kind, found.constants, found.steps)
     _print(
@@ -296,15 +299,16 @@ def _calibrate(config: PlanConfig) -> int:
     return 0
 
 
-def table_of_stages(config: PlanConfig, stages: list[ProcessMemory]) -> list[str]:
+def table_of_stages(config: AnyPlan, stages: list[ProcessMemory]) -> list[str]:
     """What is printed of memory."""
     parallel, train, device = config.parallel, config.train, device_of(config)
     copies = max(parallel.replicate, 1)
-    tokens = train.global_batch_size * config.data.sequence_length
-    seen = train.ramp.after(train.steps) * config.data.sequence_length
+    job = stage_of(config).job(job_of(config))
+    tokens, seen = job.tokens, train.ramp.after(train.steps) * job.work.sequence_length
     lines = [
-        f"{devices(parallel)} processes: pp {parallel.pp} x replicate {copies} x shard "
-        f"{parallel.shard} x tp {parallel.tp}; {train.precision}, recompute {parallel.recompute}",
+        f"{stage_name(config)} on {devices(parallel)} processes: pp {parallel.pp} x replicate "
+        f"{copies} x shard {parallel.shard} x tp {parallel.tp}; {train.precision}, recompute "
+        f"{parallel.recompute}",
         f"{sum(stage.parameters for stage in stages):,} parameters over the stages; "
         f"{tokens:,} tokens per step; {seen:,} in {train.steps:,} steps",
         f"{'stage':>5} {'blocks':>7} {'parameters':>16} {'states':>8} {'gradients':>10} "
@@ -322,7 +326,7 @@ def table_of_stages(config: PlanConfig, stages: list[ProcessMemory]) -> list[str
     return [*lines, shown]
 
 
-def check_memory(config: PlanConfig, stages: list[ProcessMemory]) -> None:
+def check_memory(config: AnyPlan, stages: list[ProcessMemory]) -> None:
     """Refuse what the device can't hold.
 
     Raises:
@@ -332,7 +336,7 @@ def check_memory(config: PlanConfig, stages: list[ProcessMemory]) -> None:
     fullest, limit = most(stages), HEADROOM * memory
     if fullest.total <= limit:
         return
-    found = changes(work_of(config), config.parallel, limit, config.of_stage)
+    found = changes(work_of(config), config.parallel, limit, stage_of(config))
     fits = [change for change in found if change.total <= limit]
     offers = "; or ".join(f"{one.words} ({one.total:.1f} GiB)" for one in fits or found)
     if fits:
@@ -345,3 +349,23 @@ def check_memory(config: PlanConfig, stages: list[ProcessMemory]) -> None:
         f"--gpu {config.gpu}: stage {stages.index(fullest)} needs about {fullest.total:.1f} GiB; "
         f"{HEADROOM:.0%} of its {memory} GiB are {limit:.1f}: {advice}"
     )
+
+
+def _check_frozen(config: AnyPlan) -> None:
+    """Say what PPO's frozen models take on processes of their own.
+
+    Raises:
+        ConfigError: the device can't hold them.
+    """
+    found = frozen_memory(stage_of(config), work_of(config))
+    if not found:
+        return
+    total, limit = most(found).total, HEADROOM * device_of(config).memory_gib
+    where = f"{_frozen(config)} processes of the frozen models"
+    if total > limit:
+        raise ConfigError(
+            f"--frozen.processes {_frozen(config)}: each needs about {total:.1f} GiB, "
+            f"--gpu {config.gpu} has room for {limit:.1f}: raise frozen.tp, frozen.pp or "
+            "frozen.shard"
+        )
+    _print([f"{where}: {total:.1f} GiB each"])

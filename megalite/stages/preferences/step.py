@@ -65,6 +65,7 @@ class PreferenceLearner:
         """The micro-batches on the device, with what the reference says."""
         if self.reference is not None:
             items = against(self.reference, items)
+            self.reference.reshard()
         return [item.to(self.policy.mesh.device) for item in items]
 
     def _named(self, kl: float) -> dict[str, float]:

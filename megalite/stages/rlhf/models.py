@@ -75,7 +75,11 @@ class ReferenceModels:
     def judges(self, temperature: float) -> LocalModels:
         """What judges answers that are drawn at a temperature."""
         reward = None if self.reward is None else values_of(self.reward)
-        return LocalModels(log_probs_of(self.reference, temperature), reward)
+        return LocalModels(log_probs_of(self.reference, temperature), reward, drop=self._drop)
+
+    def _drop(self) -> None:
+        for model in filter(None, (self.reference, self.reward)):
+            model.reshard()
 
 
 def _frozen(model: Model) -> Model:

@@ -84,11 +84,13 @@ class LocalModels:
         reward: the reward model's values, [B, S], of which an answer's last counts; None: there is
             no reward model.
         asked_to_stop: see :class:`FrozenModels`; this process's signals are known otherwise.
+        drop: lets go of parameters that were gathered, once all answers are judged.
     """
 
     reference: Callable[[Batch], Tensor]
     reward: Callable[[Batch], Tensor] | None
     asked_to_stop: Literal[False] = False
+    drop: Callable[[], None] = lambda: None
 
     def judge(self, responses: Responses, micro_batch_size: int) -> FrozenJudgement:
         """Judge answers, ``micro_batch_size`` sequences per pass."""
@@ -99,7 +101,9 @@ class LocalModels:
                 return log_probs, log_probs.new_zeros(len(mask))
             return log_probs, scores_at_end(self.reward(batch), mask)
 
-        return FrozenJudgement(*in_passes(responses, micro_batch_size, ask))
+        judgement = FrozenJudgement(*in_passes(responses, micro_batch_size, ask))
+        self.drop()
+        return judgement
 
     def ask(self, responses: Responses, micro_batch_size: int) -> TakeJudgement:
         """Judge at once; see :class:`FrozenModels`."""

@@ -121,7 +121,9 @@ class PPOStep:
             self._scoring(),
         )
         with models.actor.gathered():
-            return rollout(judges, prompts, ids, config.rollout, seed, self.special_tokens)
+            found = rollout(judges, prompts, ids, config.rollout, seed, self.special_tokens)
+        models.critic.reshard()
+        return found
 
     def _scoring(self) -> Scoring | None:
         """How rules take part in the scores; None without any."""

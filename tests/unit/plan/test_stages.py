@@ -9,7 +9,14 @@ from megalite.plan.constants import constants_of
 from megalite.plan.devices import DEVICES, NETWORKS, Cluster
 from megalite.plan.job import Job
 from megalite.plan.memory import GIB, Work, estimate
-from megalite.plan.stages import stage_memory, stage_seconds
+from megalite.plan.stages import (
+    Stage,
+    critic_of,
+    frozen_memory,
+    stage_memory,
+    stage_operations,
+    stage_seconds,
+)
 from megalite.training.config import TrainConfig
 
 LAYOUT = ParallelConfig(shard=8, recompute="selective")
@@ -19,18 +26,18 @@ WORK = Work(
 
 
 def test_fine_tuning_holds_what_pretraining_does():
-    assert stage_memory("sft", WORK, LAYOUT) == estimate(WORK, LAYOUT)
+    assert stage_memory(Stage("sft"), WORK, LAYOUT) == estimate(WORK, LAYOUT)
 
 
 def test_a_reward_model_has_no_head_of_the_vocabulary():
-    (language,), (reward,) = estimate(WORK, LAYOUT), stage_memory("rm", WORK, LAYOUT)
+    (language,), (reward,) = estimate(WORK, LAYOUT), stage_memory(Stage("rm"), WORK, LAYOUT)
     saved = WORK.model.vocab_size * WORK.model.hidden_size - WORK.model.hidden_size
     assert language.parameters - reward.parameters == saved
 
 
 def test_ppo_holds_two_learning_models_and_two_frozen_ones():
-    (actor,), (critic,) = stage_memory("sft", WORK, LAYOUT), stage_memory("rm", WORK, LAYOUT)
-    (four,) = stage_memory("ppo", WORK, LAYOUT)
+    (actor,), (critic,) = estimate(WORK, LAYOUT), estimate(critic_of(WORK), LAYOUT)
+    (four,) = stage_memory(Stage("ppo"), WORK, LAYOUT)
     assert four.parameters == 2 * (actor.parameters + critic.parameters)
     assert four.states * GIB == pytest.approx(16 / 8 * (actor.parameters + critic.parameters))
     assert four.total > actor.total + critic.states
@@ -42,7 +49,7 @@ def test_answers_have_keys_and_values():
         WORK.train.model_copy(update={"global_batch_size": size}) for size in (64, 64 * 64)
     )
     tensors = [
-        stage_memory("ppo", Work(WORK.model, train, 1024), LAYOUT)[0].tensors
+        stage_memory(Stage("ppo", slots=512), Work(WORK.model, train, 1024), LAYOUT)[0].tensors
         for train in (few, many)
     ]
     assert tensors[0] < tensors[1]
@@ -52,11 +59,11 @@ def test_ppo_takes_longer_than_learning_both_models():
     cluster, constants = Cluster(DEVICES["a100-80gb"], NETWORKS["ib-200"]), constants_of("a100")
     job = Job(WORK, LAYOUT)
     times = {
-        stage: stage_seconds(stage, job, cluster, constants).total
+        stage: stage_seconds(Stage(stage), job, cluster, constants).total
         for stage in ("pretrain", "sft", "rm", "ppo")
     }
-    assert times["sft"] == times["pretrain"] > times["rm"]
-    assert times["ppo"] > times["sft"] + times["rm"]
+    assert times["sft"] == times["pretrain"]
+    assert times["ppo"] > 4 * times["sft"]
 
 
 def test_a_stage_that_does_not_fit_is_refused_with_what_fits(capsys):
@@ -67,4 +74,41 @@ def test_a_stage_that_does_not_fit_is_refused_with_what_fits(capsys):
     shown = capsys.readouterr().err
     assert "--parallel" in shown
     assert shown.count("\n") == 1
-    assert main([*words, "--of_stage", "dpo"]) == 2
+    assert main([*words, "--of_stage", "elsewhere"]) == 2
+
+
+def test_frozen_models_elsewhere_leave_room_and_judge_beside():
+    shared = Stage("ppo")
+    apart = Stage("ppo", frozen=ParallelConfig(shard=8))
+    (four,), (two,) = (stage_memory(stage, WORK, LAYOUT) for stage in (shared, apart))
+    (frozen,) = frozen_memory(apart, WORK)
+    assert frozen.states * GIB == pytest.approx(4.0 * frozen.parameters / 8)
+    assert two.total < four.total
+    assert two.parameters + frozen.parameters == four.parameters
+    assert frozen_memory(shared, WORK) == []
+    cluster, constants = Cluster(DEVICES["a100-80gb"], NETWORKS["ib-200"]), constants_of("a100")
+    times = [stage_seconds(one, Job(WORK, LAYOUT), cluster, constants) for one in (shared, apart)]
+    assert times[1].total < times[0].total
+
+
+def test_rules_alone_need_no_reward_model():
+    (four,), (three,) = (
+        stage_memory(stage, WORK, LAYOUT)
+        for stage in (Stage("ppo"), Stage("ppo", has_reward=False))
+    )
+    assert three.states < four.states
+    assert three.parameters < four.parameters
+
+
+def test_comparing_answers_takes_two_sequences_and_a_reference_a_pass():
+    cluster, constants = Cluster(DEVICES["a100-80gb"], NETWORKS["ib-200"]), constants_of("a100")
+    job = Job(WORK, LAYOUT)
+    plain, pair, asked = Stage(), Stage("dpo"), Stage("dpo", has_reference=True)
+    times = [stage_seconds(one, job, cluster, constants).compute for one in (plain, pair, asked)]
+    assert times[1] == pytest.approx(2 * times[0], rel=0.1)
+    assert times[2] == pytest.approx(4 / 3 * times[1], rel=0.05)
+    done = [stage_operations(one, job).model for one in (plain, pair, asked)]
+    assert done[1] == pytest.approx(2 * done[0])
+    assert done[2] == pytest.approx(4 / 3 * done[1])
+    (alone,), (both,) = (stage_memory(one, WORK, LAYOUT) for one in (pair, asked))
+    assert both.states - alone.states == pytest.approx(alone.states / 3)

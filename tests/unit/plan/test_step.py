@@ -6,6 +6,7 @@ import pytest
 
 from benchmarks.planner.__main__ import error, rank_correlation
 from benchmarks.planner.memory import planned_gb, published_gb
+from benchmarks.planner.on_cpu import NEAR, predictions
 from benchmarks.planner.rows import families, predicted, rows
 from megalite.distributed.mesh import ParallelConfig
 from megalite.models.config import ModelConfig
@@ -14,7 +15,7 @@ from megalite.plan.devices import DEVICES, NETWORKS, Cluster
 from megalite.plan.job import Engine, Job
 from megalite.plan.kernels import Kernels
 from megalite.plan.memory import Work
-from megalite.plan.outlook import Terms, operations, outlook
+from megalite.plan.outlook import Terms, outlook
 from megalite.plan.search import to_take
 from megalite.plan.step import step_seconds
 from megalite.training.config import TrainConfig
@@ -144,8 +145,8 @@ def test_mfu_and_days_are_the_step_s():
     job = Job(work, ParallelConfig(shard=8, recompute="full"))
     found = step_seconds(job, A100, CONSTANTS)
     terms = Terms(2.0, 1000.0, 6.5, 60.0, 8)
-    run = outlook(job, found, Kernels(A100.device, CONSTANTS), terms)
-    wanted = operations(job).model / (8 * found.total * 312e12)
+    run = outlook(job, found, job.operations, Kernels(A100.device, CONSTANTS), terms)
+    wanted = job.operations.model / (8 * found.total * 312e12)
     assert run.mfu == pytest.approx(wanted)
     assert run.mfu < run.hfu < 1.0
     assert run.days == pytest.approx(1000 * found.total / 86400)
@@ -153,3 +154,11 @@ def test_mfu_and_days_are_the_step_s():
     mean_s = 1000 / 6.5 * 86400  # between failures of one node
     assert run.interval_s == pytest.approx((2 * 60 * mean_s) ** 0.5)
     assert 0.9 < run.goodput < 1.0
+
+
+def test_one_measured_layout_of_cpus_predicts_the_others():
+    """Seconds of benchmarks.planner.on_cpu on two cores, 2026-11-28."""
+    found = {"1": 4.855, "tp2": 3.242, "pp2": 2.775, "fsdp2": 2.962}
+    told = predictions(found, "1")
+    for name, seconds in found.items():
+        assert told[name].total == pytest.approx(seconds, rel=NEAR), name

@@ -14,13 +14,12 @@ from megalite.models.size import num_parameters
 from megalite.plan.advice import changes, devices
 from megalite.plan.constants import constants_of
 from megalite.plan.devices import DEVICES
-from megalite.plan.job import Job
 from megalite.plan.kernels import Kernels
 from megalite.plan.memory import HEADROOM, Work, estimate, most
 from megalite.plan.outlook import outlook
 from megalite.plan.step import step_seconds
 from megalite.stages.length import in_steps
-from megalite.tools.plan import cluster_of, plan, terms_of, work_of
+from megalite.tools.plan import cluster_of, job_of, plan, terms_of
 from megalite.training.config import TrainConfig
 
 ROOT = Path(__file__).parents[3]
@@ -49,9 +48,9 @@ def test_a_cluster_config_fits_its_processes_model_batch_and_device(path: Path):
     assert max(stage.total for stage in stages) <= HEADROOM * DEVICES[gpu].memory_gib
     load_config(*pretrain(path))
     if gpu.startswith("a100"):
-        job, cluster, constants = Job(work_of(config), config.parallel), cluster_of(config), A100
-        seconds = step_seconds(job, cluster, constants)
-        run = outlook(job, seconds, Kernels(cluster.device, constants), terms_of(config))
+        job, cluster, constants = job_of(config), cluster_of(config), A100
+        seconds, kernels = step_seconds(job, cluster, constants), Kernels(cluster.device, constants)
+        run = outlook(job, seconds, job.operations, kernels, terms_of(config))
         assert f"Gbit/s a node: MFU {run.mfu:.0%}, {run.days:.0f} days of training." in head
 
 
@@ -215,3 +214,40 @@ def test_scripts_name_configs_and_options_that_exist():
     script = (CLUSTER / "slurm.sh").read_text()
     for option in re.findall(r"--(?:rdzv|max|shutdown|nproc|nnodes)[a-z-]*", script):
         assert any(word.startswith(option + "=") for word in words), option
+
+
+@pytest.mark.parametrize(
+    ("path", "told"),
+    [
+        ("small.toml", "pretrain on 1 processes"),
+        ("dpo.toml", "dpo on 1 processes"),
+        ("demo/ppo.toml", "ppo on 1 processes"),
+    ],
+)
+def test_a_config_of_any_stage_is_planned_and_its_stage_told(path, told, capsys, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert main(["plan", str(ROOT / "configs" / path)]) == 0
+    shown = capsys.readouterr().out
+    assert told in shown
+    assert "s a step" in shown
+
+
+def test_frozen_models_on_processes_of_their_own_are_planned(tmp_path: Path, capsys):
+    path, output = str(ROOT / "configs" / "demo" / "ppo.toml"), tmp_path / "best.toml"
+    words = ["--frozen.processes", "2", "--frozen.tp", "2", "--search", "--gpus", "2"]
+    assert main(["plan", path, *words, "--output", str(output)]) == 0
+    assert "2 processes of the frozen models" in capsys.readouterr().out
+    command, rest = find_command(["ppo", str(output)])
+    config, _ = load_config(command, rest)
+    assert config.frozen.processes == 2
+    assert config.rollout.max_new_tokens == 32
+    assert main(["plan", path, "--frozen.processes", "3", "--frozen.tp", "2"]) == 2
+    assert "placements that fit" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("key", ["price_per_gpu_hour", "power", "days", "failures"])
+def test_endless_numbers_are_refused(key, capsys):
+    assert main(["plan", f"--{key}", "inf"]) == 2
+    shown = capsys.readouterr().err
+    assert key in shown
+    assert shown.count("\n") == 1
