@@ -89,6 +89,12 @@ COMMANDS: tuple[Command, ...] = (
         "--model runs/sft --rows '[\"heldout.jsonl\"]'",
     ),
     Command(
+        "serve",
+        "megalite.tools.serve:ServeConfig",
+        "serve a model by OpenAI's API",
+        "--model runs/sft --port 8000",
+    ),
+    Command(
         "convert",
         "megalite.tools.convert:ConvertConfig",
         "turn a Hugging Face folder into a checkpoint, or a run into a folder",

@@ -1,0 +1,258 @@
+"""``megalite serve`` behind the real ``openai`` client: answers, streams, refusals, the end."""
+
+import asyncio
+import json
+import re
+import signal
+import subprocess
+import threading
+import urllib.error
+import urllib.request
+
+import openai
+import pytest
+import torch
+
+from megalite.cli import main
+from megalite.config import load
+from megalite.data.chat.turns import Turn
+from megalite.distributed.launch import Launch
+from megalite.generation.answer import Asked, answer
+from megalite.generation.sampling import SamplingConfig
+from megalite.stages.samples import decode_with
+from megalite.tools.serve import ServeConfig
+from megalite.tools.speaker import open_speaker
+from tests.e2e.conftest import command_line, environment
+from tests.unit.tools.conftest import TEMPLATE, gpt2, save
+
+KEY = "secret"
+POSITIONS = 60_000  # an answer of so many tokens lasts until something ends it
+QUEUE = 256
+
+
+class Server:
+    """A server in a process of its own; ``said`` is what it wrote on standard error."""
+
+    def __init__(self, folder, *words: str) -> None:
+        own = ["serve", "--model", str(folder), "--port", "0", "--run.device", "cpu"]
+        own += ["--run.threads", "1", "--name", "tiny", *words]
+        self.process = subprocess.Popen(
+            command_line(own), stderr=subprocess.PIPE, text=True, env=environment()
+        )
+        self.said: list[str] = []
+        self.port = 0
+        for line in self.process.stderr:
+            self.said.append(line)
+            if found := re.search(r"http://127\.0\.0\.1:(\d+)/v1", line):
+                self.port = int(found[1])
+                break
+        assert self.port, self.said
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def _read(self) -> None:
+        self.said += self.process.stderr
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def client(self, **options) -> openai.OpenAI:
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=KEY, max_retries=0, **options)
+
+    def lines(self) -> list[str]:
+        """All that it wrote, once it has ended."""
+        self._reader.join()
+        return self.said
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A GPT-2 that never ends an answer by itself: no logit of its end token is above 0."""
+    model, folder = gpt2(POSITIONS), tmp_path_factory.mktemp("lasting")
+    save(model, folder, TEMPLATE)
+    with torch.no_grad():
+        model.transformer.wte.weight[0] = 0
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(folder):
+    words = ["--api_key", KEY, "--limits.body_bytes", "20000", "--limits.slots", "4"]
+    words += ["--limits.queue", str(QUEUE), "--limits.context_tokens", str(POSITIONS)]
+    started = Server(folder, *words, "--limits.stop_s", "0")
+    try:
+        yield started
+    finally:
+        if started.process.poll() is None:
+            started.process.kill()
+            started.process.wait()
+
+
+@pytest.fixture(scope="module")
+def client(server):
+    return server.client()
+
+
+@pytest.fixture(scope="module")
+def alone(folder):
+    """What answers questions here, each by itself."""
+    config = load(ServeConfig, None, ["--model", str(folder), "--run.device", "cpu"])
+    speaker = open_speaker(config, Launch(), converses=True)
+    model = speaker.load_model()
+
+    def answers(questions: list[str], most: int) -> list[str]:
+        prompts = [speaker.prompt([Turn("user", question)]) for question in questions]
+        sampling = SamplingConfig(temperature=0.0, max_new_tokens=most)
+        asked = Asked(prompts, range(len(prompts)), 3)
+        found = answer(decode_with(model), asked, sampling, speaker.ending())
+        return [speaker.chat.tokenizer.decode(found.answer(n)) for n in range(len(prompts))]
+
+    return answers
+
+
+def ask(client, text: str = "the cat", **options):
+    asked = {"model": "tiny", "temperature": 0, "max_tokens": 8} | options
+    return client.chat.completions.create(messages=[{"role": "user", "content": text}], **asked)
+
+
+def test_a_chat_a_completion_and_the_models(client, alone):
+    assert [model.id for model in client.models.list()] == ["tiny"]
+    assert client.models.retrieve("tiny").id == "tiny"
+    found = ask(client)
+    assert found.choices[0].message.content == alone(["the cat"], 8)[0]
+    assert found.choices[0].finish_reason == "length"
+    assert found.usage.completion_tokens == 8
+    assert found.usage.prompt_tokens == found.usage.total_tokens - 8
+    asked = {"model": "tiny", "temperature": 0, "max_tokens": 5}
+    text = client.completions.create(prompt="the cat", **asked)
+    tokens = client.completions.create(prompt=[3, 4, 5], n=2, **asked)
+    assert len(tokens.choices) == 2
+    several = client.completions.create(prompt=["red", "the cat"], **asked)
+    assert several.choices[1].text == text.choices[0].text
+    assert [choice.index for choice in several.choices] == [0, 1]
+
+
+def test_a_stream_is_the_whole_answer(client):
+    whole = ask(client, n=2, temperature=1, seed=3)
+    texts = [choice.message.content for choice in whole.choices]
+    assert texts[0] != texts[1]
+    parts, ends, usage = ["", ""], {}, None
+    options = {"stream_options": {"include_usage": True}, "stream": True}
+    for chunk in ask(client, n=2, temperature=1, seed=3, **options):
+        usage = chunk.usage or usage
+        for choice in chunk.choices:
+            parts[choice.index] += choice.delta.content or ""
+            if choice.finish_reason:
+                ends[choice.index] = choice.finish_reason
+    assert parts == texts
+    assert ends == {n: choice.finish_reason for n, choice in enumerate(whole.choices)}
+    assert usage == whole.usage
+    stop = texts[0][3:5]
+    cut = ask(client, temperature=1, seed=3, stop=[stop])
+    assert cut.choices[0].message.content == texts[0][: texts[0].index(stop)]
+    assert cut.choices[0].finish_reason == "stop"
+    streamed = client.completions.create(model="tiny", prompt="the", max_tokens=4, stream=True)
+    assert [chunk.choices[0].finish_reason for chunk in streamed][-1] == "length"
+
+
+def test_two_hundred_at_once_get_what_each_gets_alone(server, alone):
+    questions = [f"the {n} cat" for n in range(190)]
+    drawn = [{"temperature": 1.0, "seed": n, "top_p": 0.9} for n in range(10)]
+    before = [ask(server.client(), **one).choices[0].message.content for one in drawn]
+
+    async def gather() -> list:
+        connections = openai.DefaultAsyncHttpxClient(limits=openai.DEFAULT_CONNECTION_LIMITS)
+        options = {"base_url": f"{server.url}/v1", "api_key": KEY, "max_retries": 0}
+        async with openai.AsyncOpenAI(http_client=connections, timeout=250, **options) as client:
+            each = [ask(client, text, max_tokens=5) for text in questions]
+            return await asyncio.gather(*each, *[ask(client, **one) for one in drawn])
+
+    found = [one.choices[0].message.content for one in asyncio.run(gather())]
+    assert found == alone(questions, 5) + before
+
+
+def post(server, path: str, body: bytes, key: str = KEY) -> tuple[int, dict]:
+    headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
+    request = urllib.request.Request(server.url + path, body, headers)
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answered:
+            return answered.status, json.load(answered)
+    except urllib.error.HTTPError as error:
+        return error.code, json.load(error)
+
+
+CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
+HELLO = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
+BAD = [
+    (CHAT, b"{", 400, "Invalid JSON", None),
+    (CHAT, b'{"model": "tiny"}', 400, "messages: Field required", "messages"),
+    (CHAT, HELLO | {"messages": []}, 400, "messages", "messages"),
+    (CHAT, HELLO | {"messages": [{"role": "x", "content": "a"}]}, 400, "role", "messages"),
+    (CHAT, HELLO | {"temperature": "hot"}, 400, "temperature", "temperature"),
+    (CHAT, HELLO | {"temperature": -1}, 400, "temperature", "temperature"),
+    (CHAT, HELLO | {"n": 0}, 400, "n: ", "n"),
+    (CHAT, HELLO | {"max_tokens": 10**6}, 400, "at most", "max_tokens"),
+    (CHAT, HELLO | {"tools": [{"type": "function"}]}, 400, "tools", "tools"),
+    (CHAT, HELLO | {"logprobs": True}, 400, "logprobs", "logprobs"),
+    (CHAT, HELLO | {"nonsense": 1}, 400, "Unrecognized request argument: nonsense", "nonsense"),
+    (CHAT, HELLO | {"stop": [""]}, 400, "stop", "stop"),
+    (CHAT, HELLO | {"stream_options": {}}, 400, "only with stream", "stream_options"),
+    (CHAT, HELLO | {"model": "other"}, 404, "'other' is not here", "model"),
+    (CHAT, HELLO | {"messages": [{"role": "assistant", "content": "q"}]}, 400, "last", "messages"),
+    (CHAT, HELLO | {"user": "u" * 30000}, 413, "20000 bytes", None),
+    (TEXT, {"model": "tiny", "prompt": [5000]}, 400, "5000 is no token", "prompt"),
+    (TEXT, {"model": "tiny", "prompt": []}, 400, "at least one", "prompt"),
+    (TEXT, {"model": "tiny", "prompt": ""}, 400, "no tokens", None),
+    (TEXT, {"model": "tiny", "prompt": "a", "echo": True}, 400, "echo", "echo"),
+    ("/v1/nowhere", {}, 404, "Not Found", None),
+]
+
+
+def test_bad_bodies_are_refused_in_openais_form(server):
+    for path, body, status, says, param in BAD:
+        sent = body if isinstance(body, bytes) else json.dumps(body).encode()
+        code, answered = post(server, path, sent)
+        error = answered["error"]
+        assert (code, error["param"]) == (status, param), (body, answered)
+        assert says in error["message"], (body, answered)
+        assert set(error) == {"message", "type", "param", "code"}
+    assert post(server, CHAT, json.dumps(HELLO).encode(), "wrong")[0] == 401
+    with pytest.raises(openai.NotFoundError, match="is not here"):
+        ask(server.client(), model="other")
+    with pytest.raises(openai.BadRequestError, match="temperature"):
+        ask(server.client(), temperature=9)
+
+
+def test_more_than_may_wait_is_refused_and_a_client_that_goes_frees_its_slots(client):
+    with pytest.raises(openai.RateLimitError, match="wait already"):
+        client.completions.create(model="tiny", prompt=["a", "b", "c"], n=100)
+    streams = [ask(client, stream=True, max_tokens=POSITIONS // 2) for _ in range(4)]
+    for stream in streams:  # all four slots are taken
+        next(iter(stream))
+        stream.close()
+    assert ask(client, max_tokens=2).usage.completion_tokens == 2
+
+
+def test_a_port_that_is_taken_and_an_open_host_are_named(server, folder, capsys):
+    taken = str(server.port)
+    assert main(["serve", "--model", str(folder), "--port", taken]) == 2
+    said = capsys.readouterr().err.strip()
+    assert f"--port {taken}: 127.0.0.1 can't be listened at" in said
+    assert len(said.splitlines()) == 1
+    assert main(["serve", "--model", "nowhere", "--port", "0", "--host", "0.0.0.0"]) == 2
+    assert "every machine that reaches this one can use the model" in capsys.readouterr().err
+
+
+def test_a_signal_in_the_middle_ends_it_and_tells_who_waits(server, client):
+    """The last test of the file: the server has ended behind it."""
+    stream = ask(client, stream=True, max_tokens=POSITIONS // 2)
+    assert next(iter(stream)).choices[0].delta.role == "assistant"
+    server.process.send_signal(signal.SIGTERM)
+    with pytest.raises(openai.APIError, match="the server is stopping"):
+        for _ in stream:
+            pass
+    assert server.process.wait(120) == 0
+    assert any("stopping; 1 running answers have 0 s" in line for line in server.lines())
+    assert any("1 answers are cut, and their clients told" in line for line in server.lines())
