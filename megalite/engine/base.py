@@ -24,6 +24,9 @@ class Judging(Protocol):
     def evaluate(self, batches: Sequence[Batch], output: Output) -> list[Any]:
         """See :class:`megalite.engine.model.Model`."""
 
+    def reshard(self) -> None:
+        """Let go of parameters that only :meth:`evaluate` gathers."""
+
 
 class Base:
     """A model whose adapters are off while it is asked, and whose scalar head is as it was."""
@@ -43,6 +46,9 @@ class Base:
         """What the model as it started gives for each micro-batch."""
         with self._as_it_started(), self._model.without_adapters():
             return self._model.evaluate(batches, output)
+
+    def reshard(self) -> None:
+        """Nothing: the parameters are the model's, which goes on with them."""
 
     @contextmanager
     def _as_it_started(self) -> Iterator[None]:

@@ -11,8 +11,8 @@ import torch
 from megalite.distributed.launch import Launch
 from megalite.distributed.mesh import Mesh
 from megalite.errors import OutOfMemory
-from megalite.plan.memory import ProcessMemory, Work
-from megalite.plan.stages import StageName, stage_memory
+from megalite.plan.stages import StageName, frozen_memory, stage_memory
+from megalite.stages.planned import stage_of, work_of
 from megalite.training.metrics.device import memory_gib
 from megalite.training.watchdog.heartbeat import Heartbeat
 
@@ -89,13 +89,11 @@ def _planned(config: Any, mesh: Mesh) -> str:
     """What the plan says of this process."""
     if config.stage not in get_args(StageName):
         return f"megalite plan has no {config.stage}"
-    data, model = config.data, config.model
-    rows = data.sequence_length
-    if hasattr(config, "rollout"):
-        rows += config.rollout.max_new_tokens
-    encoder = getattr(data, "encoder_rows", rows) if model.is_encoder_decoder else 0
-    work = Work(model, config.train, rows, encoder, config.optimizer)
-    planned: ProcessMemory = stage_memory(config.stage, work, config.parallel)[mesh.pp.rank]
+    stage, work = stage_of(config, config.stage), work_of(config)
+    stages = stage_memory(stage, work, config.parallel)
+    if len(stages) != mesh.pp.size:  # of frozen models on processes of their own
+        stages = frozen_memory(stage, work)
+    planned = stages[mesh.pp.rank]
     parts = {
         "parameters and optimizer": planned.states,
         "gradients": planned.gradients,

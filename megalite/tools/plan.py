@@ -32,6 +32,7 @@ from megalite.plan.stages import (
 )
 from megalite.stages.device import precision_of_gpu
 from megalite.stages.length import in_steps
+from megalite.stages.planned import stage_of, work_of
 from megalite.stages.rlhf.config import PPOConfig
 from megalite.stages.rlhf.placement import check_placement
 from megalite.stages.setup import TITLE, StageConfig
@@ -43,8 +44,6 @@ from megalite.tools.plan_config import (
     PlanOptions,
     rows_of,
     stage_name,
-    stage_of,
-    work_of,
 )
 
 _SHARED = ("model", "parallel", "train", "optimizer", "schedule", "checkpoint", "tokenizer")
@@ -179,7 +178,7 @@ def plan(config: AnyPlan) -> list[ProcessMemory]:
         assert isinstance(config, PPOConfig)
         whole = replace(demand, world_size=demand.world_size + config.frozen.processes)
         check_placement(whole, config.parallel, config.frozen)
-    return stage_memory(stage_of(config), work_of(config), config.parallel)
+    return stage_memory(stage_of(config, stage_name(config)), work_of(config), config.parallel)
 
 
 def terms_of(config: AnyPlan) -> Terms:
@@ -198,7 +197,7 @@ def outlook_lines(config: AnyPlan, job: Job) -> list[str]:
     """What the run takes: seconds, days, money, energy, failures."""
     cluster, constants, terms = cluster_of(config), constants_for(config), terms_of(config)
     kernels = Kernels(cluster.device, constants, job.work.width == 2)
-    stage = stage_of(config)
+    stage = stage_of(config, stage_name(config))
     seconds = stage_seconds(stage, job, cluster, constants)
     done = stage_operations(stage, job)
     return lines(outlook(stage.job(job), seconds, done, kernels, terms), stage.job(job), terms)
@@ -213,7 +212,12 @@ def _search(config: AnyPlan) -> int:
     constants, cluster = constants_for(config), cluster_of(config)
     _check_frozen(config)
     search = Search(
-        work_of(config), config.parallel, cluster, constants, stage_of(config), rows_of(config)
+        work_of(config),
+        config.parallel,
+        cluster,
+        constants,
+        stage_of(config, stage_name(config)),
+        rows_of(config),
     )
     count = config.gpus or devices(config.parallel)
     if config.days:
@@ -222,7 +226,7 @@ def _search(config: AnyPlan) -> int:
     found = search.best(count)
     if not found:
         raise ConfigError(_nothing_fits(config, search, count))
-    shown = table(found, stage_of(config))
+    shown = table(found, stage_of(config, stage_name(config)))
     _print([f"{count} devices, {config.gpu}, {config.network}:", *shown])
     _print(outlook_lines(config, found[0].job))
     _write(config, found[0])
@@ -303,7 +307,7 @@ def table_of_stages(config: AnyPlan, stages: list[ProcessMemory]) -> list[str]:
     """What is printed of memory."""
     parallel, train, device = config.parallel, config.train, device_of(config)
     copies = max(parallel.replicate, 1)
-    job = stage_of(config).job(job_of(config))
+    job = stage_of(config, stage_name(config)).job(job_of(config))
     tokens, seen = job.tokens, train.ramp.after(train.steps) * job.work.sequence_length
     lines = [
         f"{stage_name(config)} on {devices(parallel)} processes: pp {parallel.pp} x replicate "
@@ -336,7 +340,7 @@ def check_memory(config: AnyPlan, stages: list[ProcessMemory]) -> None:
     fullest, limit = most(stages), HEADROOM * memory
     if fullest.total <= limit:
         return
-    found = changes(work_of(config), config.parallel, limit, stage_of(config))
+    found = changes(work_of(config), config.parallel, limit, stage_of(config, stage_name(config)))
     fits = [change for change in found if change.total <= limit]
     offers = "; or ".join(f"{one.words} ({one.total:.1f} GiB)" for one in fits or found)
     if fits:
@@ -357,7 +361,7 @@ def _check_frozen(config: AnyPlan) -> None:
     Raises:
         ConfigError: the device can't hold them.
     """
-    found = frozen_memory(stage_of(config), work_of(config))
+    found = frozen_memory(stage_of(config, stage_name(config)), work_of(config))
     if not found:
         return
     total, limit = most(found).total, HEADROOM * device_of(config).memory_gib

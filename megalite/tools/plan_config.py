@@ -7,11 +7,10 @@ from pydantic import Field
 
 from megalite.config.section import Section, section_class
 from megalite.data.config import CorpusConfig
-from megalite.distributed.mesh import ParallelConfig
-from megalite.plan.memory import Work
 from megalite.plan.rows import Rows, conversation_rows, corpus_rows
-from megalite.plan.stages import Stage, StageName
+from megalite.plan.stages import StageName
 from megalite.stages.dpo import DPOConfig
+from megalite.stages.planned import stage_of, work_of
 from megalite.stages.pretrain import PretrainConfig
 from megalite.stages.rlhf.config import PPOConfig
 from megalite.stages.rm import RMConfig
@@ -177,48 +176,6 @@ def stage_name(config: AnyPlan) -> StageName:
     return config.of_stage or config.stage  # type: ignore[return-value]
 
 
-def stage_of(config: AnyPlan) -> Stage:
-    """The stage that is planned, with what the config says of it."""
-    name = stage_name(config)
-    if name == "ppo" and isinstance(config, PPOConfig):
-        answer = config.rollout.max_new_tokens
-        return Stage(
-            name,
-            answered=answer / (config.data.sequence_length + answer),
-            passes=config.update.epochs,
-            slots=config.rollout.slots,
-            has_reward=bool(config.reward_model) or not config.reward.function,
-            frozen=frozen_layout(config),
-        )
-    if name == "dpo" and isinstance(config, DPOConfig):
-        asks = config.loss.needs_reference and config.reference.kind == "model"
-        return Stage(name, has_reference=asks)
-    return Stage(name)
-
-
-def frozen_layout(config: PPOConfig) -> ParallelConfig | None:
-    """Of PPO's frozen models on processes of their own; None where they share."""
-    frozen = config.frozen
-    if not frozen.processes:
-        return None
-    layout = frozen.layout(config.parallel)
-    copies = frozen.processes // (frozen.tp * frozen.pp * frozen.shard)
-    return layout.model_copy(update={"replicate": max(copies, 1)})
-
-
-def work_of(config: StageConfig) -> Work:
-    """What a run trains: of PPO the prompt and the answer, of an encoder-decoder both streams."""
-    data: Any = getattr(config, "data")  # noqa: B009 - each stage has its own section
-    length, is_pair = data.sequence_length, config.model.is_encoder_decoder
-    encoder = 0
-    if is_pair:
-        encoder = data.encoder_rows if isinstance(data, CorpusConfig) else length
-    if isinstance(config, PPOConfig):
-        answer = config.rollout.max_new_tokens
-        length = 1 + answer if is_pair else length + answer
-    return Work(config.model, config.train, length, encoder, config.optimizer)
-
-
 def rows_of(config: AnyPlan) -> Rows:
     """What the rows of a sequence see."""
     data, work, document = config.data, work_of(config), config.document_tokens
@@ -230,7 +187,7 @@ def rows_of(config: AnyPlan) -> Rows:
         is_prefix = data.prefix and data.objective != "next_token"
     else:
         is_prefix = data.prefix
-    stage = stage_of(config)
+    stage = stage_of(config, stage_name(config))
     prompt = 1 - stage.answered if stage.name == "ppo" else PROMPT
     own = 0 if stage.name == "ppo" else document
     share = prompt if is_prefix else 0.0

@@ -1,0 +1,52 @@
+"""A run of any stage in the planner's words: what it trains, and what stands beside that."""
+
+from typing import Any
+
+from megalite.distributed.mesh import ParallelConfig
+from megalite.plan.memory import Work
+from megalite.plan.stages import Stage, StageName
+
+
+def stage_of(config: Any, name: StageName) -> Stage:
+    """A stage, with what the config of a run says of it.
+
+    Args:
+        config: of a run, perhaps of another stage.
+        name: of the stage.
+    """
+    if name == "ppo" and hasattr(config, "rollout"):
+        answer = config.rollout.max_new_tokens
+        return Stage(
+            name,
+            answered=answer / (config.data.sequence_length + answer),
+            passes=config.update.epochs,
+            slots=config.rollout.slots,
+            has_reward=bool(config.reward_model) or not config.reward.function,
+            frozen=_frozen_layout(config),
+        )
+    if name == "dpo" and hasattr(config, "reference"):
+        asks = config.loss.needs_reference and config.reference.kind == "model"
+        return Stage(name, has_reference=asks)
+    return Stage(name)
+
+
+def _frozen_layout(config: Any) -> ParallelConfig | None:
+    """Of PPO's frozen models on processes of their own; None where they share."""
+    frozen = config.frozen
+    if not frozen.processes:
+        return None
+    layout: ParallelConfig = frozen.layout(config.parallel)
+    copies = frozen.processes // (frozen.tp * frozen.pp * frozen.shard)
+    return layout.model_copy(update={"replicate": max(copies, 1)})
+
+
+def work_of(config: Any) -> Work:
+    """What a run trains: of PPO the prompt and the answer, of an encoder-decoder both streams."""
+    data, is_pair = config.data, config.model.is_encoder_decoder
+    length, encoder = data.sequence_length, 0
+    if is_pair:
+        encoder = getattr(data, "encoder_rows", length)
+    if hasattr(config, "rollout"):
+        answer = config.rollout.max_new_tokens
+        length = 1 + answer if is_pair else length + answer
+    return Work(config.model, config.train, length, encoder, config.optimizer)
