@@ -35,6 +35,7 @@ from megalite.ops import (
     backend,
     cross_entropy,
     dropout,
+    embedding,
     rope,
     rope_tables,
 )
@@ -103,6 +104,7 @@ def _run_rows(dtype: torch.dtype) -> None:
     for size in (64, 65):
         x, bias = torch.randn(2, size).to(dtype).requires_grad_(), torch.randn(size).to(dtype)
         activation("silu", x, x, bias).sum().backward()
+        embedding(x, torch.arange(2)).sum().backward()
     logits, labels = torch.randn(2, 9).to(dtype), torch.arange(2)
     statistics = torch.ops.megalite_simt.logit_statistics(logits, labels, 0)
     torch.ops.megalite_simt.logit_gradient(

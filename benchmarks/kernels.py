@@ -33,7 +33,7 @@ from benchmarks.attention_cases import (
 )
 from benchmarks.duel import held_bytes, peak_bytes, reset_peak
 from benchmarks.result import Result, show
-from megalite.ops import cross_entropy, linear_cross_entropy, rope, rope_tables
+from megalite.ops import cross_entropy, embedding, linear_cross_entropy, rope, rope_tables
 
 HERE = Place.here()
 IS_GPU = HERE.device == "cuda"
@@ -112,10 +112,29 @@ def linear_cross_entropy_sides() -> tuple[Work, Work, float]:
     return ours, peer, 3 * 2.0 * 2048 * 512 * 32000
 
 
+def embedding_sides() -> tuple[Work, Work, float]:
+    """2048 tokens of 32000, width 512, half of them one token; the gradient is whole."""
+    weight = HERE.normal(32000, 512).requires_grad_()
+    tokens = torch.randint(0, 32000, (2, 1024))
+    tokens = torch.where(torch.rand(tokens.shape) < 0.5, 7, tokens).to(HERE.device)
+    upstream = HERE.normal(2, 1024, 512)
+
+    def ours() -> None:
+        weight.grad = None
+        embedding(weight, tokens).backward(upstream)
+
+    def peer() -> None:
+        weight.grad = None
+        functional.embedding(tokens, weight).backward(upstream)
+
+    return ours, peer, 0.0
+
+
 OTHERS = {
     "linear_cross_entropy": (linear_cross_entropy_sides, "linear + cross_entropy"),
     "cross_entropy": (cross_entropy_sides, "cross_entropy"),
     "rope": (rope_sides, "rotate-half"),
+    "embedding": (embedding_sides, "embedding"),
 }
 
 

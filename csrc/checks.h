@@ -10,6 +10,7 @@
 #include <string>
 #include <string_view>
 #include <tuple>
+#include <vector>
 
 #include "activations.h"
 #include "mask_plan.h"
@@ -251,6 +252,32 @@ inline void check_activation(const ActivationTensors& t) {
     check_tensor("activation", name, *tensor, t.up.scalar_type(), sizes);
     check_device("activation", name, *tensor, t.up.device());
   }
+}
+
+inline void check_ids(const at::Tensor& ids, at::Device device) {
+  TORCH_CHECK(ids.scalar_type() == at::kLong, "embedding ids: must be int64, came ",
+              ids.scalar_type());
+  check_device("embedding", "ids", ids, device);
+}
+
+inline void check_embedding(const at::Tensor& weight, const at::Tensor& ids) {
+  check_float("embedding", "weight", weight);
+  TORCH_CHECK(weight.dim() == 2, "embedding weight: must be [V, D], came ", weight.sizes());
+  check_ids(ids, weight.device());
+}
+
+inline std::vector<int64_t> embedded_sizes(const at::Tensor& ids, int64_t width) {
+  std::vector<int64_t> sizes = ids.sizes().vec();
+  sizes.push_back(width);
+  return sizes;
+}
+
+inline void check_embedding_gradient(const at::Tensor& dout, const at::Tensor& ids) {
+  check_float("embedding_backward", "dout", dout);
+  check_ids(ids, dout.device());
+  TORCH_CHECK(dout.dim() == ids.dim() + 1 && dout.sizes().slice(0, ids.dim()) == ids.sizes(),
+              "embedding_backward dout: must be [..., D] for ids ", ids.sizes(), ", came ",
+              dout.sizes());
 }
 
 inline Activation activation_called(std::string_view name) {

@@ -40,6 +40,8 @@ inline void define_operators(torch::Library& m) {
   m.def(
       "activation_backward(Tensor dout, Tensor up, Tensor? gate, Tensor? up_bias, "
       "Tensor? gate_bias, str kind) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def("embedding(Tensor weight, Tensor ids, int offset, int vocabulary) -> Tensor");
+  m.def("embedding_backward(Tensor dout, Tensor ids, int offset, int height) -> Tensor");
 }
 
 }  // namespace megalite

@@ -1,4 +1,4 @@
-"""The operators on rows on the device against fp64: losses, RoPE, dropout, norms, activations."""
+"""The operators on rows on the device against fp64: losses, RoPE, dropout, norms, embedding."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -16,6 +16,7 @@ from megalite.ops import (
     add_norm,
     cross_entropy,
     dropout,
+    embedding,
     linear_cross_entropy,
     norm,
     rope,
@@ -96,9 +97,17 @@ def _streams(numbers: _Numbers, is_tiny: bool) -> list[Entry]:
     def drop(y: Tensor) -> Tensor:
         return dropout(y, 0.3, 99, samples, 4, 64)
 
+    tokens = numbers.integers(31, *x.shape[:2])  # some of another slice, most repeated
+
     upstream = numbers.normal(*x.shape)
     return [
         ("dropout", drop, [x], upstream),
+        (
+            "embedding",
+            lambda w: embedding(w, tokens, 3, 31),
+            [numbers.normal(25, x.shape[-1])],
+            upstream,
+        ),
         ("RMSNorm", lambda y, w: norm(y, w), [x, scale], upstream),
         (
             "LayerNorm of a sum",
@@ -128,4 +137,4 @@ def run(here: Here) -> None:
         for name, work, inputs, upstream in entries:
             given = [x.to(dtype) for x in inputs]
             judged.judge(f"{name}, {str(dtype)[6:]}", (work, work, work), given, upstream, REPEATS)
-    judged.sum_up("cross-entropy, head and loss, RoPE, dropout, norms, activations")
+    judged.sum_up("cross-entropy, head and loss, RoPE, dropout, norms, activations, embedding")

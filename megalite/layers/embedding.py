@@ -1,13 +1,12 @@
 """The embedding of tokens, split over tensor-parallel processes by vocabulary."""
 
-import torch
 from torch import Tensor
-from torch.nn import functional
 
 from megalite.distributed.collectives import shard_bounds
 from megalite.distributed.mesh import Mesh
 from megalite.layers.layer import Initial, Layer
 from megalite.layers.region import leave
+from megalite.ops import embedding
 
 
 class VocabParallelEmbedding(Layer):
@@ -24,16 +23,6 @@ class VocabParallelEmbedding(Layer):
 
         Comm: see :func:`leave`.
         """
-        weight = self.local("weight")
-        if self.mesh.tp.size == 1:
-            return functional.embedding(tokens, weight)
-        first, last = shard_bounds(self.vocab_size, self.mesh.tp)
-        here = (tokens >= first) & (tokens < last)
-        if last == first:
-            rows = weight.sum() * torch.zeros(
-                *tokens.shape, weight.shape[1], dtype=weight.dtype, device=tokens.device
-            )
-        else:
-            rows = functional.embedding((tokens - first).clamp(0, last - first - 1), weight)
-            rows = rows * here[..., None]
+        first, _ = shard_bounds(self.vocab_size, self.mesh.tp)
+        rows = embedding(self.local("weight"), tokens, first, self.vocab_size)
         return leave(rows, self.mesh)

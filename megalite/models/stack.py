@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from megalite.distributed.collectives import shard_bounds
 from megalite.distributed.mesh import Mesh
@@ -24,7 +23,7 @@ from megalite.models.context import (
 )
 from megalite.models.norm import Norm
 from megalite.models.rope import rotation, window_rotation
-from megalite.ops import Dropout, RowIntervals
+from megalite.ops import Dropout, RowIntervals, embedding
 
 
 class Table(Layer):
@@ -38,7 +37,7 @@ class Table(Layer):
     def forward(self, positions: Tensor) -> Tensor:
         """Look up [B, S'] positions."""
         weight = self.local("weight", self.mesh.sequence_parallel)
-        return functional.embedding(positions, weight)
+        return embedding(weight, positions.long())
 
 
 class RelativeBias(Layer):

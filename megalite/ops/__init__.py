@@ -5,6 +5,7 @@ from megalite.ops.attention import AttentionOptions, attention
 from megalite.ops.backends import backend, use_backend
 from megalite.ops.cross_entropy import cross_entropy
 from megalite.ops.dropout import Dropout, Drops, dropout
+from megalite.ops.embedding import embedding
 from megalite.ops.linear_cross_entropy import linear_cross_entropy
 from megalite.ops.mask import RowIntervals
 from megalite.ops.norm import NormOptions, Update, add_norm, norm
@@ -27,6 +28,7 @@ __all__ = [
     "backend",
     "cross_entropy",
     "dropout",
+    "embedding",
     "linear_cross_entropy",
     "norm",
     "rope",

@@ -23,7 +23,7 @@ from megalite.torch_private import has_kernel
 
 BACKENDS = ("reference", "cpu", "cuda", "simt")
 _LIBRARIES = {"cpu": "_kernels", "cuda": "_kernels", "simt": "_simt"}
-NEWEST = "activation"  # the last operator that came
+NEWEST = "embedding"  # the last operator that came
 LEAST_CAPABILITY = (7, 0)  # of a GPU that the CUDA kernels run on
 CUDA_BUILD = (
     "build them for it beside nvcc and a CUDA build of PyTorch, by `MEGALITE_CUDA=1 pip install "

@@ -24,7 +24,9 @@ def register() -> None:
     fake("megalite::rope", lambda x, *_: torch.empty_like(x, memory_format=torch.contiguous_format))
     fake("megalite::rope_", lambda *_: None)
     fake("megalite::dropout", lambda x, *_: x.new_empty(x.shape))
-    if hasattr(torch.ops.megalite, "activation"):  # older builds have none, and are refused
+    if hasattr(torch.ops.megalite, "embedding"):  # older builds have none, and are refused
+        fake("megalite::embedding", lambda w, ids, *_: w.new_empty(*ids.shape, w.shape[1]))
+        fake("megalite::embedding_backward", _embedding_backward)
         fake("megalite::add_norm", _add_norm)
         fake("megalite::add_norm_backward", _add_norm_backward)
         fake("megalite::activation", lambda up, *_: up.new_empty(up.shape))
@@ -83,6 +85,10 @@ def _add_norm_backward(
 def _activation_backward(_dout: Tensor, up: Tensor, *others: object) -> tuple[Tensor, ...]:
     rest = (up.new_empty(x.shape if isinstance(x, Tensor) else (0,)) for x in others[:3])
     return up.new_empty(up.shape), *rest
+
+
+def _embedding_backward(dout: Tensor, _ids: Tensor, _offset: int, height: int) -> Tensor:
+    return dout.new_empty(height, dout.shape[-1])
 
 
 def _draw(logits: Tensor, *_: object) -> tuple[Tensor, Tensor]:

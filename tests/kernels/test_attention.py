@@ -336,6 +336,23 @@ def test_nothing_of_padding_leaks(name: str):
 
 
 @on_every_backend
+@pytest.mark.parametrize("of", ["k", "v"])
+def test_no_row_that_attends_to_nan_has_a_gradient_that_is_a_number(name: str, of: str):
+    """The head's other rows may have; other heads and sequences are as they were."""
+    case, mask, key = fitted(name, Case(131, 131)), masks.causal(2, 131), 70
+
+    def poison(q, k, v, upstream):
+        {"k": k, "v": v}[of][0, key, 0] = math.nan
+
+    for clean, found in zip(
+        run(name, case, mask), run(name, case, mask, None, poison), strict=True
+    ):
+        assert torch.equal(found[1], clean[1])
+        assert torch.equal(found[0, :, 1], clean[0, :, 1])
+    assert run(name, case, mask, None, poison)[1][0, key:, 0].isnan().all()
+
+
+@on_every_backend
 def test_rows_without_keys_give_zero(name: str):
     case, mask = STRUCTURES["cross"]
     out, dq, dk, _ = run(name, fitted(name, case), mask)

@@ -65,6 +65,7 @@ def of_logits() -> dict[str, list[tuple]]:
 def of_rows(q: Tensor, ids: Tensor) -> dict[str, list[tuple]]:
     x, vector = torch.randn(B, S, D), torch.randn(D)
     turned = (q, *rope_tables(torch.arange(S).expand(B, S), H), False, False)
+    tokens = torch.randint(0, 7, (B, S))
     with_all = (0.0, 1.5, 0.1, 7, ids, 0)
     alone = (0.0, 1.0, 0.0, 0, None, 0)
     norms = [
@@ -85,6 +86,8 @@ def of_rows(q: Tensor, ids: Tensor) -> dict[str, list[tuple]]:
         "add_norm_backward": gradients,
         "activation": activations,
         "activation_backward": [(x, *each) for each in activations],
+        "embedding": [(torch.randn(5, D), tokens, 1, 7)],
+        "embedding_backward": [(x, tokens, 1, 5)],
     }
 
 

@@ -130,6 +130,12 @@ def test_paths_and_links_in_documents_exist(document):
     assert not wrong, "\n".join(wrong)
 
 
+@pytest.mark.parametrize("document", DOCUMENTS, ids=names(DOCUMENTS))
+def test_no_page_holds_both_sides_of_a_merge(document):
+    lines = document.read_text(encoding="utf-8").splitlines()
+    assert [line for line in lines if line.startswith(("<<<<<<<", ">>>>>>>"))] == []
+
+
 def test_every_page_stands_in_the_sites_contents():
     """mkdocs.yml names each page of docs/ once; ``make docs`` checks the links between them."""
     contents = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["nav"]

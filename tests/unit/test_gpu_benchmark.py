@@ -34,7 +34,7 @@ def test_a_rehearsal_of_a_check_tells_what_it_found_in_a_table_and_in_json(tmp_p
     results = json.loads((tmp_path / "results.json").read_text())
     assert [outcome["check"] for outcome in results] == ["import", "rows"]
     (row,) = results[1]["rows"]
-    assert row["figures"]["cases"] == 42
+    assert row["figures"]["cases"] == 45
     assert 0 < row["figures"]["worst_ratio"] <= 3
     assert "all is well" in done.stdout
     table = markdown([tmp_path / "results.json"])

@@ -9,7 +9,6 @@
 #include "cuda/binding/optional.h"
 #include "cuda/binding/tensors.h"
 #include "cuda/rows/params.cuh"
-#include "schema.h"
 
 namespace megalite {
 namespace {
@@ -97,11 +96,7 @@ Gradients activated_backward(const Tensor& dout, const Tensor& up, const MaybeTe
 }  // namespace
 }  // namespace megalite
 
-#ifdef MEGALITE_SIMT
-TORCH_LIBRARY_IMPL(megalite_simt, CPU, m) {
-#else
-TORCH_LIBRARY_IMPL(megalite, CUDA, m) {
-#endif
+MEGALITE_REGISTER(m) {
   m.impl("activation", megalite::activated);
   m.impl("activation_backward", megalite::activated_backward);
 }

@@ -249,11 +249,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> attend_backward(
 }  // namespace
 }  // namespace megalite
 
-#ifdef MEGALITE_SIMT
-TORCH_LIBRARY_IMPL(megalite_simt, CPU, m) {
-#else
-TORCH_LIBRARY_IMPL(megalite, CUDA, m) {
-#endif
+MEGALITE_REGISTER(m) {
   m.impl("mask_plan", megalite::plan);
   m.impl("attention", megalite::attend);
   m.impl("attention_backward", megalite::attend_backward);

@@ -11,7 +11,6 @@
 #include "cuda/binding/tensors.h"
 #include "cuda/rows/norm_rows.cuh"
 #include "cuda/rows/params.cuh"
-#include "schema.h"
 
 namespace megalite {
 namespace {
@@ -139,11 +138,7 @@ Sums added_norm_backward(const Tensor& dout, const MaybeTensor& dsum, const Tens
 }  // namespace
 }  // namespace megalite
 
-#ifdef MEGALITE_SIMT
-TORCH_LIBRARY_IMPL(megalite_simt, CPU, m) {
-#else
-TORCH_LIBRARY_IMPL(megalite, CUDA, m) {
-#endif
+MEGALITE_REGISTER(m) {
   m.impl("add_norm", megalite::added_norm);
   m.impl("add_norm_backward", megalite::added_norm_backward);
 }

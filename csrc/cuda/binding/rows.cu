@@ -131,10 +131,9 @@ Tensor dropped(const Tensor& x, double p, int64_t seed, const Tensor& sample_ids
 
 #ifdef MEGALITE_SIMT
 TORCH_LIBRARY(megalite_simt, m) { megalite::define_operators(m); }
-TORCH_LIBRARY_IMPL(megalite_simt, CPU, m) {
-#else
-TORCH_LIBRARY_IMPL(megalite, CUDA, m) {
 #endif
+
+MEGALITE_REGISTER(m) {
   m.impl("logit_statistics", megalite::statistics);
   m.impl("logit_gradient", megalite::gradient_of_logits);
   m.impl("rope", megalite::rotated);

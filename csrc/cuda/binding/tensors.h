@@ -10,6 +10,13 @@
 #include "cuda/intrinsics.cuh"
 #include "cuda/strides.cuh"
 
+/// Opens the block that registers kernels as this backend's: of CUDA tensors, or of the emulator.
+#ifdef MEGALITE_SIMT
+#define MEGALITE_REGISTER(m) TORCH_LIBRARY_IMPL(megalite_simt, CPU, m)
+#else
+#define MEGALITE_REGISTER(m) TORCH_LIBRARY_IMPL(megalite, CUDA, m)
+#endif
+
 namespace megalite {
 
 #ifdef MEGALITE_SIMT

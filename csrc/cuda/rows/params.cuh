@@ -1,6 +1,5 @@
-// The parameters of the kernels for rows (logits, RoPE, dropout, norms, activations) and their
-// launchers;
-// docs/design.md says what each tensor means. Sizes and strides count elements. T is half, bfloat16
+// The parameters of the kernels for rows (logits, RoPE, dropout, norms, activations, embeddings)
+// and their launchers; docs/design.md says what each tensor means. Sizes and strides count elements. T is half, bfloat16
 // or float.
 #pragma once
 
@@ -116,6 +115,31 @@ struct ActivationGradientParams {
   Global<float> up_parts, gate_parts;  // [num_parts, F]; null without the bias
 };
 
+/// Rows of a table by their numbers, zeros for those of other slices.
+template <class T>
+struct EmbeddingParams {
+  int64_t num_ids;            // T
+  int width;                  // D
+  bool has_vectors;           // a row is whole vectors of 16 bytes, at aligned addresses
+  int64_t offset, height;     // rows [offset, offset + height) of the vocabulary are here
+  int64_t vocabulary;         // rows in all slices
+  Global<const T> weight;     // [height, D]
+  Global<const int64_t> ids;  // [T]
+  Global<T> out;              // [T, D]
+};
+
+template <class T>
+struct EmbeddingGradientParams {
+  int64_t num_ids;
+  int width;
+  bool has_vectors;
+  int64_t offset, height;
+  Global<const T> dout;  // [T, D]
+  Global<const int64_t> ids,
+      places;          // [T]: in ascending order; where each was, ascending among equals
+  Global<T> gradient;  // [height, D], zeros
+};
+
 /// Sums of columns in a fixed order: out[d] = sum over p of parts[p, d].
 template <class T>
 struct ColumnSums {
@@ -140,6 +164,10 @@ template <class T>
 void activation(const ActivationParams<T>& params, Stream stream);
 template <class T>
 void activation_backward(const ActivationGradientParams<T>& params, Stream stream);
+template <class T>
+void embedding(const EmbeddingParams<T>& params, Stream stream);
+template <class T>
+void embedding_backward(const EmbeddingGradientParams<T>& params, Stream stream);
 template <class T>
 void column_sums(const ColumnSums<T>& params, Stream stream);
 

@@ -8,7 +8,9 @@
 // with p of dropout, over the keys that some row attends to. |dq| 2^power is below 2^30, and the
 // error of a term 2^-30 of the bound or less. For comparison, delta_i is computed from an output
 // rounded to T, which is an error of 2^-12 (half) or 2^-9 (bfloat16) of |dO_i| |out_i|.
-// A bound that is infinite or NaN makes the row's dq NaN.
+// A bound that is infinite or NaN makes the row's dq NaN, and a key that is not finite so all of its
+// head's: a sum that it entered, also times a probability of 0, as in a tile that other rows of the
+// same tile see, would be rounded to an integer, and nobody would know.
 #pragma once
 
 #include "cuda/attention/tiles.cuh"
