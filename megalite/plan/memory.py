@@ -11,8 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+import torch
+
 from megalite.distributed.mesh import Mesh, ParallelConfig
 from megalite.engine.cut import parts_of
+from megalite.engine.lora import NO_LORA, LoRAConfig, adapt
 from megalite.models.config import ModelConfig
 from megalite.models.part import Part
 from megalite.models.transformer import Transformer
@@ -37,6 +40,7 @@ class Work:
         sequence_length: rows of the decoder, S.
         encoder_length: rows of the encoder.
         optimizer: whose state is kept.
+        lora: adapters, which alone learn; of rank 0 all parameters do.
     """
 
     model: ModelConfig
@@ -44,6 +48,7 @@ class Work:
     sequence_length: int
     encoder_length: int = 0
     optimizer: OptimizerConfig = OptimizerConfig()
+    lora: LoRAConfig = NO_LORA
 
     @property
     def width(self) -> int:
@@ -179,13 +184,20 @@ class PartSize:
         parameters: of all of it.
         blocks: how many it has.
         block: parameters of the largest one.
-        shapes: of its parameters, with the number of each.
+        shapes: of the parameters that learn, with the number of each.
+        learned: parameters that learn, of all of it; None: all.
     """
 
     parameters: int
     blocks: int
     block: int
     shapes: tuple[tuple[Shape, int], ...] = ()
+    learned: int | None = None
+
+    @property
+    def share(self) -> float:
+        """Of the parameters that learn."""
+        return 1.0 if self.learned is None else self.learned / self.parameters
 
     @property
     def at_once(self) -> int:
@@ -194,12 +206,15 @@ class PartSize:
 
 
 @lru_cache(maxsize=8192)
-def size_of(model: ModelConfig, part: Part) -> PartSize:
-    """The size of a part of a model; nothing is allocated."""
+def size_of(model: ModelConfig, part: Part, lora: LoRAConfig = NO_LORA) -> PartSize:
+    """The size of a part of a model, perhaps with adapters; nothing is allocated."""
     built = Transformer(model, Mesh.single(), part)
+    if lora.rank:
+        adapt(built, lora, torch.float32)
+    learned = sum(p.numel() for p in built.parameters() if p.requires_grad)
     blocks = [sum(p.numel() for p in block.parameters()) for block in built.blocks()]
     count, shapes = sum(p.numel() for p in built.parameters()), shapes_of(built)
-    return PartSize(count, len(blocks), max(blocks), tuple(shapes.items()))
+    return PartSize(count, len(blocks), max(blocks), tuple(shapes.items()), learned)
 
 
 def optimizer_bytes(size: PartSize, optimizer: OptimizerConfig, shards: int) -> float:
@@ -216,8 +231,11 @@ def optimizer_bytes(size: PartSize, optimizer: OptimizerConfig, shards: int) -> 
 
 
 def _part_memory(work: Work, parallel: ParallelConfig, part: Part) -> PartMemory:
-    size = size_of(work.model, part)
-    states = 4.0 * size.parameters / (parallel.tp * parallel.shard)
+    size = size_of(work.model, part, work.lora)
+    held = 4.0 * size.share + work.width * (
+        1.0 - size.share
+    )  # of frozen ones what is computed with
+    states = held * size.parameters / (parallel.tp * parallel.shard)
     states *= 2 if work.train.average else 1
     states += optimizer_bytes(size, work.optimizer, parallel.tp * parallel.shard)
     kept, block = _activations(work, parallel, part)
@@ -241,18 +259,19 @@ def sharding_bytes(
     and those of two blocks are just being computed. With one micro-batch, or where each reduces its
     own, those of two blocks and of what is in no block wait for their reduction, and one block's is
     under way in fp32. Parameters that are dropped after each pass are there for two blocks and for
-    what is in no block.
+    what is in no block. Of a model with adapters only these have gradients.
     """
     width, tp = work.width, parallel.tp
-    shards = 4.0 * size.parameters / (tp * parallel.shard)
+    shards = 4.0 * size.share * size.parameters / (tp * parallel.shard)
     if data_parallel(parallel) == 1 and work.train.precision == "fp32":
         return shards, 0.0, 0.0
     is_resharded = parallel.reshard_after_forward and parallel.pp == 1
     gathered = width * (size.at_once if is_resharded else size.parameters)
     if work.micro_batches(parallel) > 1 and parallel.reduce_gradients == "once":
-        moving = 2.0 * width * size.block if width < 4 else 0.0
-        return 4.0 * size.parameters / tp, gathered / tp, moving / tp
-    return shards, gathered / tp, (width * size.at_once + 4.0 * size.block) / tp
+        moving = 2.0 * width * size.block * size.share if width < 4 else 0.0
+        return 4.0 * size.share * size.parameters / tp, gathered / tp, moving / tp
+    moving = (width * size.at_once + 4.0 * size.block) * size.share
+    return shards, gathered / tp, moving / tp
 
 
 def _sent(work: Work, parallel: ParallelConfig, parts: Sequence[Part]) -> float:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from megalite.distributed.mesh import ParallelConfig
+from megalite.engine.lora import NO_LORA
 from megalite.plan.constants import Constants
 from megalite.plan.devices import Cluster
 from megalite.plan.job import Job
@@ -76,7 +77,7 @@ def stage_memory(stage: Stage, work: Work, parallel: ParallelConfig) -> list[Pro
 
     Pretraining and SFT hold the same; packed rows, prefixes and other masks change nothing of it,
     as a mask is two integers a row. Actor and critic learn in turns, and frozen models have fp32
-    shards, gathered while they judge.
+    shards, gathered while they judge; with adapters they are those that learn, without them.
 
     Args:
         stage: which.
@@ -84,19 +85,22 @@ def stage_memory(stage: Stage, work: Work, parallel: ParallelConfig) -> list[Pro
         parallel: the layout of the models that learn.
     """
     learning = estimate(stage.work(work), parallel)
-    if stage.name == "dpo" and stage.has_reference:
+    if stage.name == "dpo" and stage.has_reference and not work.lora.rank:
         return [_beside(one, _kept_gib(one, parallel), 0.0) for one in learning]
     if stage.name != "ppo":
         return learning
     critic = estimate(critic_of(work), parallel)
     cache = _cache_gib(stage, work, parallel)
-    return [_ppo(stage, (a, c), parallel, cache) for a, c in zip(learning, critic, strict=True)]
+    copies = 0 if stage.frozen is not None or work.lora.rank else 1 + stage.has_reward
+    both = zip(learning, critic, strict=True)
+    return [_ppo(pair, copies, parallel, cache) for pair in both]
 
 
 def frozen_memory(stage: Stage, work: Work) -> list[ProcessMemory]:
     """The memory of each pipeline rank of PPO's frozen models on processes of their own."""
     if stage.frozen is None:
         return []
+    work = replace(work, lora=NO_LORA)
     models = [work, critic_of(work)][: 1 + stage.has_reward]
     found = zip(*(estimate(one, stage.frozen) for one in models), strict=True)
     return [_judging(one, stage.frozen) for one in found]
@@ -139,16 +143,19 @@ def _beside(one: ProcessMemory, states: float, growing: float) -> ProcessMemory:
 
 
 def _ppo(
-    stage: Stage,
     learning: tuple[ProcessMemory, ProcessMemory],
+    copies: int,
     parallel: ParallelConfig,
     cache: float,
 ) -> ProcessMemory:
-    """Actor and critic on one process, where it is fullest: as one learns, writes, or all judge."""
+    """Actor and critic on one process, where it is fullest: as one learns, writes, or all judge.
+
+    ``copies`` of them, the actor's first, are frozen models beside them.
+    """
     actor, critic = learning
     own = [one.tensors - one.states for one in learning]
     fuller, other = (actor, critic) if own[0] >= own[1] else (critic, actor)
-    frozen = list(learning[: 1 + stage.has_reward]) if stage.frozen is None else []
+    frozen = list(learning[:copies])
     writing = actor.gathered + cache
     judging = actor.gathered + max(critic.gathered, sum(one.gathered for one in frozen))
     growing = max(writing - max(own), judging - max(own), 0.0)

@@ -49,4 +49,4 @@ def work_of(config: Any) -> Work:
     if hasattr(config, "rollout"):
         answer = config.rollout.max_new_tokens
         length = 1 + answer if is_pair else length + answer
-    return Work(config.model, config.train, length, encoder, config.optimizer)
+    return Work(config.model, config.train, length, encoder, config.optimizer, config.lora)
