@@ -6,7 +6,7 @@ command's options don't name them.
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import torch
@@ -27,8 +27,9 @@ from megalite.data.structure import Structure
 from megalite.data.tokenizers.load import load_tokenizer
 from megalite.data.tokenizers.tokenizer import Tokenizer
 from megalite.distributed.launch import Launch
-from megalite.distributed.mesh import ParallelConfig, build_mesh, start_process_group
+from megalite.distributed.mesh import Mesh, ParallelConfig, build_mesh, start_process_group
 from megalite.engine.build import build_model
+from megalite.engine.data_parallel import COMPUTE_DTYPES
 from megalite.engine.layout import Demand, check_layout
 from megalite.engine.model import Model
 from megalite.errors import ConfigError
@@ -142,7 +143,20 @@ class Speaker:
 
         Comm: as :func:`build_mesh` and the weights' reader.
         """
-        mesh = build_mesh(self.launch, self.config.parallel, self.device)
+        return self._loaded(build_mesh(self.launch, self.config.parallel, self.device))
+
+    def load_alone(self) -> Model:
+        """The model with its weights in one process, without a process group.
+
+        Its parameters have the number format of compute, where :meth:`load_model` keeps fp32 ones
+        and computes with copies.
+        """
+        model = replace(self, precision="fp32")._loaded(Mesh.single(self.device))
+        for part in model.parts:
+            part.to(COMPUTE_DTYPES[self.precision])
+        return model
+
+    def _loaded(self, mesh: Mesh) -> Model:
         parallel, precision = self.config.parallel, self.precision
         model = build_model(self.model_config, mesh, parallel, seed=0, precision=precision)
         load_start(model, self.config.model)
