@@ -7,10 +7,7 @@ from pathlib import Path
 import pytest
 
 from megalite.cli import main
-
-ROOT = Path(__file__).parents[2]
-VOCABULARY = 384
-OWN = ["--run.device", "cpu", "--run.trackers", "[]", "--run.threads", "1"]
+from tests.recipes.text import make_text, pretraining
 
 
 def losses(folder: Path) -> list[float]:
@@ -20,23 +17,13 @@ def losses(folder: Path) -> list[float]:
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory):
-    """The documents of this repository, a tokenizer of them, and their tokens."""
     folder = tmp_path_factory.mktemp("text")
-    pages = [{"text": path.read_text()} for path in sorted((ROOT / "docs").glob("*.md"))]
-    (folder / "pages.jsonl").write_text("".join(json.dumps(page) + "\n" for page in pages))
-    source = ["--source", f'["{folder}/pages.jsonl"]']
-    train = ["--vocab_size", str(VOCABULARY), "--output", f"{folder}/tokenizer"]
-    train += ["--sentinels", "32"]
-    assert main(["tokenizer", "train", *source, *train]) == 0
-    prepare = ["--tokenizer", f"{folder}/tokenizer", "--output", f"{folder}/data"]
-    assert main(["data", "prepare", *source, *prepare, "--processes", "1"]) == 0
+    make_text(folder)
     return folder
 
 
-def pretrain(name: str, scale: float, text: Path, run: Path, *more: str) -> int:
-    words = ["pretrain", f"recipe:{name}", "--scale", str(scale), "--run.folder", str(run)]
-    words += ["--data.train", f'["{text}/data"]', "--tokenizer.path", f"{text}/tokenizer"]
-    return main([*words, "--model.vocab_size", str(VOCABULARY), *OWN, *more])
+def pretrain(*arguments, **more) -> int:
+    return main(pretraining(*arguments, **more))
 
 
 @pytest.mark.slow
