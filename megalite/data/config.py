@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from megalite.config.amount import Amount
 from megalite.config.section import Section
 from megalite.data.chat.long_rows import LongRows, RowRules
 from megalite.data.chat.turns import KNOWN
@@ -74,6 +75,17 @@ class CorpusConfig(Section):
     weights: tuple[float, ...] = Field(
         (), description="share of each store in the samples; empty: in proportion to its samples"
     )
+    weights_at: dict[str, tuple[float, ...]] = Field(
+        {},
+        description="weights from later places of the run on, such as { '90%' = [1.0, 0.0, 3.0], "
+        "'1T tokens' = [1.0, 1.0, 1.0] }; 0: nothing of a store",
+    )
+    size_limit: int = Field(
+        0,
+        ge=0,
+        description="samples that a store counts as at most where weights are empty, and so by "
+        "size (T5's and Flan's mixtures); 0: all that it has",
+    )
     heldout: tuple[str, ...] = Field((), description="token stores for evaluation")
     validation: dict[str, tuple[str, ...]] = Field(
         {},
@@ -124,6 +136,21 @@ class CorpusConfig(Section):
         check_heldout(self.heldout, self.validation, self.split)
         if any(weight <= 0 for weight in self.weights):
             raise ConfigError(f"--data.weights {list(self.weights)}: must be positive")
+        for place, weights in self.weights_at.items():
+            try:
+                Amount.read(place)
+            except ValueError as error:
+                raise ConfigError(f"--data.weights_at: {error}") from None
+            if min(weights, default=-1.0) < 0 or not sum(weights):
+                raise ConfigError(
+                    f"--data.weights_at {place!r} {list(weights)}: must be a weight for each "
+                    "store, none negative and some positive"
+                )
+        if self.weights and self.size_limit:
+            raise ConfigError(
+                f"--data.size_limit {self.size_limit}: is for weights by size, and data.weights "
+                "says others: give one of them"
+            )
         return self
 
     @property

@@ -4,7 +4,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar, runtime_checkable
 
 from megalite.data.permutation import sample_at
 from megalite.data.ramp import Ramp
@@ -30,6 +30,14 @@ class Dataset(Protocol[Read]):
     def __getitem__(self, number: int, /) -> Read:
         """One sample."""
         ...
+
+
+@runtime_checkable
+class Placed(Protocol[Read]):
+    """Samples by their place in a run's order, which is their own."""
+
+    def at_place(self, place: int, seed: int) -> Read:
+        """The sample at a place, a pure function of it and the seed of the order."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +117,7 @@ class Loader(Generic[Sample, MicroBatch]):
 
     def __init__(
         self,
-        dataset: Dataset[Sample],
+        dataset: Dataset[Sample] | Placed[Sample],
         make: Callable[[Sequence[Sample], Sequence[int]], MicroBatch],
         share: Share,
         *,
@@ -120,7 +128,7 @@ class Loader(Generic[Sample, MicroBatch]):
         """Start after ``consumed_samples``.
 
         Args:
-            dataset: samples by number.
+            dataset: samples by number, each epoch of them permuted, or by place.
             make: makes a micro-batch from samples and their places in the run's order.
             share: which of them are this process's.
             seed: of the order.
@@ -138,6 +146,8 @@ class Loader(Generic[Sample, MicroBatch]):
         ]
 
     def _sample(self, place: int) -> Sample:
+        if isinstance(self._dataset, Placed):
+            return self._dataset.at_place(place, self._seed)
         return self._dataset[sample_at(place, len(self._dataset), self._seed)]
 
     def __iter__(self) -> Iterator[list[MicroBatch]]:

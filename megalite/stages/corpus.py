@@ -2,8 +2,10 @@
 
 from collections.abc import Callable, Sequence
 
+from megalite.config.amount import Measure, in_samples
 from megalite.data.config import CorpusConfig, TokenizerConfig
 from megalite.data.corpus.blend import Blend
+from megalite.data.corpus.changing_blend import ChangingBlend
 from megalite.data.corpus.packed_documents import PackedDocuments, Room
 from megalite.data.corpus.store import TokenStore
 from megalite.data.corpus.windows import Windows
@@ -59,19 +61,60 @@ def store_opener(
 
 
 def blend_stores(
-    open_store: OpenStore, paths: Sequence[str], weights: Sequence[float] = ()
+    open_store: OpenStore,
+    paths: Sequence[str],
+    weights: Sequence[float] = (),
+    size_limit: int = 0,
 ) -> Blend:
     """The samples of several stores, blended by their weights, or without any by their sizes.
+
+    Args:
+        open_store: opens one.
+        paths: of the stores.
+        weights: of each; empty: by size.
+        size_limit: samples that a store counts as at most then; 0: all.
 
     Raises:
         ConfigError: there are more or fewer weights than stores.
     """
+    _check_count("data.weights", weights, paths)
+    parts = [open_store(path, number) for number, path in enumerate(paths)]
+    sizes = [min(len(part), size_limit or len(part)) for part in parts]
+    return Blend(parts, weights or sizes)
+
+
+def _check_count(key: str, weights: Sequence[float], paths: Sequence[str]) -> None:
     if weights and len(weights) != len(paths):
         raise ConfigError(
-            f"--data.weights: must be one for each of the {len(paths)} stores, came {len(weights)}"
+            f"--{key}: must be one for each of the {len(paths)} stores, came {len(weights)}"
         )
-    parts = [open_store(path, number) for number, path in enumerate(paths)]
-    return Blend(parts, weights or [len(part) for part in parts])
+
+
+def settled_weights(data: CorpusConfig, measure: Measure, total: int) -> CorpusConfig:
+    """The same with the places of ``weights_at`` in samples of a run of ``total``.
+
+    Raises:
+        ConfigError: there are more or fewer weights than stores, or places are not in order.
+    """
+    places, before = {}, 0
+    for told, weights in data.weights_at.items():
+        if data.train:  # a plan has none
+            _check_count(f"data.weights_at {told!r}", weights, store_names(data.train))
+        place = in_samples(measure.settled(told, "data.weights_at"), total)
+        if place <= before:
+            raise ConfigError(
+                f"--data.weights_at {told!r}: is at sample {place:,}, and the weights before "
+                f"begin at {before:,}: give them in order"
+            )
+        before = place
+        places[f"{place} samples"] = weights
+    return data.model_copy(update={"weights_at": places})
+
+
+def learned(blend: Blend, data: CorpusConfig) -> Blend | ChangingBlend[Example]:
+    """The samples of a run, by weights that may change; their places are settled."""
+    later = [(in_samples(place, 0), weights) for place, weights in data.weights_at.items()]
+    return blend.changing(later) if later else blend
 
 
 def blend_parts(
@@ -84,7 +127,8 @@ def blend_parts(
         return whole if split.part == "all" else PartOf(whole, split, path)
 
     is_learned = split.part != "heldout" and paths == store_names(data.train)
-    return blend_stores(opened, paths, data.weights if is_learned else ())
+    weights = data.weights if is_learned else ()
+    return blend_stores(opened, paths, weights, data.size_limit if is_learned else 0)
 
 
 def check_corpus_positions(model: ModelConfig, data: CorpusConfig, section: str) -> None:

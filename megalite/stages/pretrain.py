@@ -3,6 +3,7 @@
 from functools import partial
 from typing import ClassVar
 
+from megalite.config.amount import Measure
 from megalite.data.config import ConversationConfig, CorpusConfig
 from megalite.data.corpus.blend import Blend
 from megalite.distributed.launch import Launch
@@ -12,6 +13,8 @@ from megalite.stages.conversation import open_chat
 from megalite.stages.corpus import (
     blend_parts,
     check_corpus_positions,
+    learned,
+    settled_weights,
     store_opener,
     text_batch,
 )
@@ -32,6 +35,10 @@ class PretrainConfig(LanguageConfig):
     run: RunConfig = RunConfig(folder="runs/pretrain")
     data: CorpusConfig = CorpusConfig()
     samples: SamplesConfig = SamplesConfig()
+
+    def settled_in(self, measure: Measure, total: int) -> "PretrainConfig":
+        """See :class:`StageConfig`."""
+        return self.model_copy(update={"data": settled_weights(self.data, measure, total)})
 
     def check_inputs(self) -> None:
         """See :class:`StageConfig`."""
@@ -77,7 +84,7 @@ def _train(config: PretrainConfig, stage: Stage, datasets: Datasets[Blend]) -> M
     trainer.resume()
     make = partial(text_batch, data=config.data, model=config.model)
     trainer.fit(
-        partial(stage.loader, datasets.train, make),
+        partial(stage.loader, learned(datasets.train, config.data), make),
         language_step(stage, learner, config),
         evaluations(datasets.heldout, lambda part: heldout_evaluation(stage, model, part, make)),
     )

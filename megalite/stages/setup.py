@@ -13,7 +13,7 @@ from megalite.config import dump
 from megalite.config.amount import Measure
 from megalite.config.section import Section
 from megalite.data.config import TokenizerConfig
-from megalite.data.loader import Dataset, Loader, Share
+from megalite.data.loader import Dataset, Loader, Placed, Share
 from megalite.data.tokenizers.load import load_tokenizer
 from megalite.distributed.agreement import text_of_first
 from megalite.distributed.launch import Launch
@@ -294,7 +294,11 @@ class Stage:
         return Counts(own, self.mesh.dp, self.mesh.device)
 
     def loader(
-        self, dataset: Dataset, make: MakeBatch, progress: Progress, seed: int | None = None
+        self,
+        dataset: Dataset | Placed,
+        make: MakeBatch,
+        progress: Progress,
+        seed: int | None = None,
     ) -> Loader:
         """What reads this data-parallel rank's share of each step's samples.
 

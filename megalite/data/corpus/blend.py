@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Generic, TypeVar
 
 from megalite.data import index
+from megalite.data.corpus.changing_blend import ChangingBlend
 from megalite.data.loader import Dataset
 
 Sample = TypeVar("Sample")
@@ -22,11 +23,19 @@ class Blend(Generic[Sample]):
             datasets: one or more.
             weights: a positive share for each; they need not add up to 1.
         """
-        self._datasets = list(datasets)
+        self._datasets, self._weights = list(datasets), list(weights)
         total = sum(len(dataset) for dataset in datasets)
         whole = sum(weights)
         self._counts = [max(1, round(w / whole * total)) for w in weights]
         self._index = index.Blend(self._counts)
+
+    def changing(self, later: Sequence[tuple[int, Sequence[float]]]) -> ChangingBlend[Sample]:
+        """The same datasets by these weights until the first place of ``later``, then by those.
+
+        Args:
+            later: places of the run's order, rising, and weights from there on.
+        """
+        return ChangingBlend(self._datasets, [(0, self._weights), *later])
 
     def __len__(self) -> int:
         return len(self._index)

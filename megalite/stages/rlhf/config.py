@@ -119,6 +119,11 @@ class PPOConfig(LanguageConfig):
                     f"--{key} {getattr(self, key)}: is of the pretraining text beside the answers, "
                     "and there is none: give update.pretrain_coefficient, or 0"
                 )
+        if self.pretraining.weights_at:
+            raise ConfigError(
+                "--pretraining.weights_at: text beside answers has the same weights throughout: "
+                "give pretraining.weights"
+            )
         if self.update.pretrain_coefficient and not self.pretraining.train:
             raise ConfigError(
                 "--pretraining.train: needs a store, as update.pretrain_coefficient > 0"

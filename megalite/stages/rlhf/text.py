@@ -50,7 +50,9 @@ class Text:
             said = said_by(config.checkpoint.start)
             open_store = store_opener(text, config.tokenizer, config.model, seed, said)
             opened = cls(
-                config, seed, blend_stores(open_store, store_names(text.train), text.weights)
+                config,
+                seed,
+                blend_stores(open_store, store_names(text.train), text.weights, text.size_limit),
             )
             opened.make([opened.samples[0]], [0])
         except (ConfigError, DataError) as error:
