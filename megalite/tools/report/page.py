@@ -13,8 +13,9 @@ from megalite.data.records import Record, json_records
 from megalite.distributed.launch import Launch
 from megalite.errors import DataError, naming
 from megalite.tools.report.chart import DASHES, Line, line_chart
+from megalite.tools.report.faults import fault_section
 from megalite.tools.report.style import STYLE, hiding, switches
-from megalite.training.folder.skips import read_skips
+from megalite.tools.report.table import table
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ CHARTS = {
         Chart("Operations in use", "share of the peak", ("mfu", "hfu")),
         Chart("Pipeline bubble", "share of a step", ("bubble", "bubble_theory")),
         Chart("Memory", "GiB", ("memory_gib",)),
+        Chart("A process's own time for a step", "s", ("own_s", "slowest_own_s")),
     ),
 }
 SUMMED = ("Learning", "Reinforcement learning")  # groups of which the table tells
@@ -105,7 +107,7 @@ def page(config: ReportConfig) -> str:
         *_empty(metrics),
         _summary(metrics),
         *_charts(metrics),
-        *_skips(runs),
+        *fault_section(runs, metrics),
     ]
     parts += ["<h2>Samples</h2>", _sample_table(samples)] if samples else []
     title, body = html.escape(config.title), "\n".join(parts)
@@ -199,17 +201,6 @@ def _empty(metrics: dict[str, list[Record]]) -> list[str]:
     ]
 
 
-def _skips(runs: dict[str, Path]) -> list[str]:
-    """The samples that runs left out when they went back before spikes; nothing without any."""
-    rows = [
-        (name, str(entry["step"]), f"{entry['first']}-{entry['end'] - 1}")
-        for name, folder in runs.items()
-        for entry in read_skips(folder)
-    ]
-    heads = ("run", "spike in step", "samples left out, by the run's order")
-    return ["<h2>Spikes</h2>", table(heads, rows)] if rows else []
-
-
 def _summary(metrics: dict[str, list[Record]]) -> str:
     """The first and last value of each run's main metrics."""
     rows = []
@@ -221,25 +212,6 @@ def _summary(metrics: dict[str, list[Record]]) -> str:
                 rows.append((run, key, f"{first:.4g}", f"{last:.4g}"))
     rows.sort(key=lambda row: list(metrics).index(row[0]))
     return table(("run", "metric", "first", "last"), rows) if rows else ""
-
-
-def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table of plain texts; texts of numbers stand at the right."""
-    lines = ["<tr>" + "".join(f"<th>{html.escape(head)}</th>" for head in heads) + "</tr>"]
-    for row in rows:
-        kinds = [' class="number"' if _is_number(cell) else "" for cell in row]
-        cells = zip(kinds, row, strict=True)
-        inner = "".join(f"<td{kind}>{html.escape(cell)}</td>" for kind, cell in cells)
-        lines.append(f"<tr>{inner}</tr>")
-    return "\n".join(['<div class="scroll"><table>', *lines, "</table></div>"])
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _sample_table(samples: dict[str, list[Record]]) -> str:

@@ -22,6 +22,7 @@ from megalite.errors import RankFailure, Stopped, UserError
 from megalite.training.checkpoint.files import write_synced
 from megalite.training.checkpoint.manager import newest_facts
 from megalite.training.checkpoint.manifest import Facts
+from megalite.training.folder.history import DONE, STOPPED, History
 from megalite.training.folder.skips import skipped_of
 from megalite.training.watchdog.heartbeat import Heartbeat
 
@@ -60,16 +61,23 @@ class Starts:
         """
         self._folder, self._most, self._ramp = folder, most, ramp
         self._starts: list[Start] = []
+        self._history: History | None = None  # of the first process
 
     def begin(self, launch: Launch) -> str:
         """Note a start; says why it should not be made, or nothing.
 
         A start by hand is always made: it begins a list of its own.
         """
-        if not self._most:
-            return ""
         found = newest_facts(self._folder / "checkpoints")
         facts = found[1] if found else {"step": 0, "consumed_samples": 0}
+        said = self._count(launch, facts) if self._most else ""
+        if not said:
+            self._history = History(self._folder)
+            self._history.begin(facts["step"], launch.restart)
+        return said
+
+    def _count(self, launch: Launch, facts: Facts) -> str:
+        """Add this start to the list of those that failed, unless it has too many."""
         past = [one for one in self._read() if one.step == facts["step"]]
         past = past if launch.restart or launch.is_requeued else []
         for start in past:
@@ -105,6 +113,23 @@ class Starts:
     @contextmanager
     def noted(self, heartbeat: Heartbeat) -> Iterator[None]:
         """Note how a block ends, with the step and phase that ``heartbeat`` is in."""
+        how = DONE
+        try:
+            with self._counted(heartbeat):
+                yield
+        except Stopped:
+            how = STOPPED
+            raise
+        except BaseException as error:
+            how = str(error) or type(error).__name__
+            raise
+        finally:
+            if self._history is not None:
+                self._history.end(heartbeat.step, how)
+
+    @contextmanager
+    def _counted(self, heartbeat: Heartbeat) -> Iterator[None]:
+        """Note a block's failure in the list; see :meth:`noted`."""
         try:
             yield
         except Stopped:

@@ -10,6 +10,7 @@ import pytest
 
 from megalite.cli import main
 from megalite.data.corpus.store import StoreWriter
+from megalite.tools.report.page import ReportConfig, page
 from megalite.training.watchdog.report import FaultFolder
 
 CONFIG = """
@@ -71,6 +72,11 @@ def test_the_fourth_start_that_would_fail_alike_is_refused_with_a_diagnosis(tmp_
     assert start(0, *BROKEN, "3")[0] == 1  # by hand it may always try
     assert start(1)[0] == 0
     assert not (tmp_path / "run" / "starts.json").exists()
+    text = page(ReportConfig(runs=("run",)))
+    six = '<td>run</td><td class="number">6</td><td class="number">5</td><td class="number">0</td>'
+    assert six in text
+    assert text.count("RuntimeError: a fault on purpose") + text.count(">a fault on purpose") == 5
+    assert text.count("<td>done</td>") == 1
 
 
 def test_progress_begins_anew_and_a_requeued_job_does_not(start):
