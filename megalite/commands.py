@@ -65,6 +65,13 @@ COMMANDS: tuple[Command, ...] = (
         "--run.folder runs/ppo",
     ),
     Command(
+        "grpo",
+        "megalite.stages.grpo:GRPOConfig",
+        "align a model with groups of answers: GRPO, Dr. GRPO, RLOO or REINFORCE++",
+        "--data.train '[\"prompts.jsonl\"]' --checkpoint.start runs/sft "
+        "--reward.function exact_match --run.folder runs/grpo",
+    ),
+    Command(
         "dpo",
         "megalite.stages.dpo:DPOConfig",
         "align a model with rankings: DPO, IPO, KTO, ORPO or SimPO",

@@ -73,10 +73,18 @@ class Share:
         """Of the step after ``consumed`` samples, over all ranks."""
         return self.global_batch_size if self.ramp is None else self.ramp.at(consumed)
 
-    def places(self, consumed: int, skipped: Ranges = ()) -> list[list[int]]:
-        """Places in the run's order of each micro-batch of the step after ``consumed`` samples."""
+    def places(
+        self, consumed: int, skipped: Ranges = (), begin: int | None = None
+    ) -> list[list[int]]:
+        """Places in an order of samples of each micro-batch of the step after ``consumed`` samples.
+
+        Args:
+            consumed: samples of the steps before.
+            skipped: places that are left out.
+            begin: number of the step's first sample; None: ``consumed``, as in the run's order.
+        """
         own = self.samples(consumed) // self.size
-        first = consumed + self.rank * own
+        first = (consumed if begin is None else begin) + self.rank * own
         size = self.micro_batch_size
         return [
             [place_of(number, skipped) for number in range(at, at + size)]
@@ -138,11 +146,11 @@ class Loader(Generic[Sample, MicroBatch]):
         self._dataset, self._make, self._share, self._seed = dataset, make, share, seed
         self._first, self._skipped = consumed_samples, skipped
 
-    def read(self, consumed_samples: int) -> list[MicroBatch]:
-        """The micro-batches of the step after ``consumed_samples``."""
+    def read(self, consumed_samples: int, begin: int | None = None) -> list[MicroBatch]:
+        """The micro-batches of the step after ``consumed_samples``; see :meth:`Share.places`."""
         return [
             self._make([self._sample(place) for place in places], places)
-            for places in self._share.places(consumed_samples, self._skipped)
+            for places in self._share.places(consumed_samples, self._skipped, begin)
         ]
 
     def _sample(self, place: int) -> Sample:

@@ -17,10 +17,11 @@ class BatchSizes:
 
     Attributes:
         global_batch_size: samples of a step, over all processes.
-        micro_batch_size: samples of a forward pass of a data-parallel rank.
+        micro_batch_size: sequences of a forward pass of a data-parallel rank.
         updates: optimizer steps that share a step's samples (PPO's mini-batches).
         has_text: whether each of those learns as many samples of text beside its share (PPO-ptx).
         before: samples of earlier steps, while the batch grows.
+        answers: sequences that a sample becomes (GRPO's answers to a prompt).
     """
 
     global_batch_size: int
@@ -28,6 +29,19 @@ class BatchSizes:
     updates: int = 1
     has_text: bool = False
     before: tuple[int, ...] = ()
+    answers: int = 1
+
+    @property
+    def sequences(self) -> int:
+        """Sequences that a step learns."""
+        return self.global_batch_size * self.answers
+
+    @property
+    def unit(self) -> int:
+        """What a rank's samples of a step must be a multiple of to fill whole micro-batches."""
+        if self.has_text:
+            return self.micro_batch_size
+        return self.micro_batch_size // math.gcd(self.micro_batch_size, self.answers)
 
 
 @dataclass(frozen=True)
@@ -125,7 +139,7 @@ def _ramp_faults(batch: BatchSizes, world_size: int, parallel: ParallelConfig) -
     if not unfit:
         return
     _, replicate, shard, _ = parallel.sizes(world_size)
-    unit = batch.micro_batch_size * replicate * shard
+    unit = batch.unit * replicate * shard
     fits = [size for size in range(unit, _SEARCHED * max(unfit), unit) if not fault(size)]
     offers = []
     for size in unfit:
@@ -141,32 +155,48 @@ def _ramp_faults(batch: BatchSizes, world_size: int, parallel: ParallelConfig) -
 def _batch_faults(batch: BatchSizes, world_size: int, parallel: ParallelConfig) -> Iterator[str]:
     pp, replicate, shard, _ = parallel.sizes(world_size)
     size, ranks = batch.global_batch_size, replicate * shard
-    unit = batch.micro_batch_size * ranks
+    unit = batch.unit * ranks
     if size % unit:
         low = size // unit * unit
+        of = f"micro_batch_size {batch.micro_batch_size}"
+        if batch.answers > 1:
+            of = (
+                f"{batch.unit}, whose {batch.answers} answers each fill whole micro-batches of "
+                f"{batch.micro_batch_size},"
+            )
         yield (
-            f"--train.global_batch_size {size}: must be a multiple of micro_batch_size "
-            f"{batch.micro_batch_size} x {ranks} data-parallel processes = {unit}: use "
-            f"{_or([low, low + unit] if low else [unit])}"
+            f"--train.global_batch_size {size}: must be a multiple of {of} x {ranks} "
+            f"data-parallel processes = {unit}: use {_or([low, low + unit] if low else [unit])}"
         )
         return
     if pp > 1:
-        yield from _schedule_faults(batch, unit, parallel)
+        yield from _schedule_faults(batch, ranks, parallel)
 
 
-def _schedule_faults(batch: BatchSizes, unit: int, parallel: ParallelConfig) -> Iterator[str]:
-    """What a pipeline's schedule can't do with its micro-batches of ``unit`` samples."""
+def _schedule_faults(batch: BatchSizes, ranks: int, parallel: ParallelConfig) -> Iterator[str]:
+    """What a pipeline's schedule can't do with its micro-batches on so many ranks."""
     pp, size, updates = parallel.pp, batch.global_batch_size, batch.updates
-    count = size // (unit * updates)
-    where = f"--train.global_batch_size {size}: gives {size / (unit * updates):g} micro-batches"
-    if size % (unit * updates):
+    unit = batch.micro_batch_size * ranks  # sequences
+    count = batch.sequences // (unit * updates)
+    where = (
+        f"--train.global_batch_size {size}: gives {batch.sequences / (unit * updates):g} "
+        "micro-batches"
+    )
+
+    def samples(micro_batches: int) -> int:
+        """The least number of samples that is so many micro-batches or more."""
+        least = -(-micro_batches * unit * updates // batch.answers)
+        step = batch.unit * ranks
+        return -(-least // step) * step
+
+    if batch.sequences % (unit * updates):
         yield (
             f"{where} to each of update.mini_batches {updates}; pipeline stages need a whole "
-            f"number: use {(count + 1) * unit * updates}"
+            f"number: use {samples(count + 1)}"
         )
     elif parallel.schedule == "1f1b" and count < pp:
         yield (
-            f"{where} a step; {pp} pipeline stages need {pp}: use {pp * unit * updates}, a smaller "
+            f"{where} a step; {pp} pipeline stages need {pp}: use {samples(pp)}, a smaller "
             "micro_batch_size or --parallel.schedule gpipe"
         )
     elif parallel.schedule == "interleaved":
@@ -179,14 +209,14 @@ def _interleaving_faults(batch: BatchSizes, unit: int, pp: int) -> Iterator[str]
     It needs a multiple of their number divided by that of pipeline processes, rounded down.
     """
     updates, size = batch.updates, batch.global_batch_size
-    own = size // (unit * updates)
+    own = batch.sequences // (unit * updates)
     counts = {"": own}
     if batch.has_text:
-        counts[", with text beside them,"] = own * (1 + updates)
+        counts[", with text beside them,"] = own + size // unit
     for beside, count in counts.items():
         if count % max(1, count // pp):
             low = own // pp * pp
-            fits = [n * unit * updates for n in (low, low + pp) if n]
+            fits = [-(-n * unit * updates // batch.answers) for n in (low, low + pp) if n]
             yield (
                 f"--train.global_batch_size {size}: gives {count} micro-batches{beside} a step; "
                 f"the interleaved schedule needs a multiple of {count // pp}: use {_or(fits)}"

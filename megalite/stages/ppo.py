@@ -1,6 +1,7 @@
 """PPO: the actor answers prompts, a reward model or rules score them, actor and critic learn.
 
-The trainer's loop with a rollout before each set of updates. Dropout is off throughout.
+The trainer's loop with a rollout before each set of updates. Dropout is off throughout. GRPO is the
+same with other advantages: groups of answers in place of a critic.
 
 Source: Ouyang et al. 2022, arXiv:2203.02155; Schulman et al. 2017, arXiv:1707.06347.
 """
@@ -16,16 +17,15 @@ from megalite.data.chat.datasets import Prompts
 from megalite.data.chat.long_rows import RowRules
 from megalite.distributed.launch import Launch
 from megalite.engine.layout import Demand, check_layout
-from megalite.generation.prompts import Prompt
 from megalite.stages.conversation import open_chat
 from megalite.stages.datasets import Datasets, evaluations, notes_of
 from megalite.stages.length import in_steps
-from megalite.stages.rlhf.config import PPOConfig
+from megalite.stages.rlhf.config import PolicyConfig, PPOConfig
 from megalite.stages.rlhf.models import ReferenceModels, TrainedModels
 from megalite.stages.rlhf.placement import Side, check_placement
 from megalite.stages.rlhf.remote import Bridge, remote_models, serve
 from megalite.stages.rlhf.rollout import FrozenModels, SpecialTokens, special_tokens
-from megalite.stages.rlhf.step import PPOStep, PromptItem
+from megalite.stages.rlhf.step import PolicyStep, keep_apart
 from megalite.stages.rlhf.text import Text
 from megalite.stages.rules.scores import Rules
 from megalite.stages.samples import Samples, write_samples
@@ -53,13 +53,13 @@ class Inputs:
     rules: Rules | None
 
 
-def run(config: PPOConfig, launch: Launch) -> int:
-    """Align a model."""
+def run(config: PolicyConfig, launch: Launch) -> int:
+    """Align a model with PPO, or with GRPO where the config is of it."""
     with ExitStack() as ending:
         return _run(config, launch, ending)
 
 
-def _run(config: PPOConfig, launch: Launch, ending: ExitStack) -> int:
+def _run(config: PolicyConfig, launch: Launch, ending: ExitStack) -> int:
     """See :func:`run`; ``ending`` ends the processes of reward functions."""
     config.check_sources()
     config = settled(config, launch)
@@ -98,7 +98,7 @@ def _run(config: PPOConfig, launch: Launch, ending: ExitStack) -> int:
 
 
 def _open_rules(
-    config: PPOConfig, chat: Chat, prompts: Datasets[Prompts], ending: ExitStack
+    config: PolicyConfig, chat: Chat, prompts: Datasets[Prompts], ending: ExitStack
 ) -> Rules | None:
     """The reward functions, tried on the prompts; None without any.
 
@@ -116,10 +116,10 @@ def _open_rules(
     return rules
 
 
-def _place(config: PPOConfig, launch: Launch) -> tuple[Stage, Bridge | None]:
+def _place(config: PolicyConfig, launch: Launch) -> tuple[Stage, Bridge | None]:
     """Set up the stage, and the bridge where the frozen models have processes of their own."""
     frozen = config.frozen
-    for model in (config.model, config.critic()):
+    for model in config.models():
         demand = Demand(model, launch.world_size, config.batch_sizes())
         check_placement(demand, config.parallel, frozen)
         if not frozen.processes:
@@ -133,26 +133,24 @@ def _place(config: PPOConfig, launch: Launch) -> tuple[Stage, Bridge | None]:
 
 
 def _train(
-    config: PPOConfig,
+    config: PolicyConfig,
     stage: Stage,
     models: TrainedModels,
     frozen: FrozenModels,
     inputs: Inputs,
 ) -> None:
-    trainer, learners = stage.trainer(("actor", models.actor), ("critic", models.critic))
-    if config.critic_learning_rate:
+    critic = [] if models.critic is None else [("critic", models.critic)]
+    trainer, learners = stage.trainer(("actor", models.actor), *critic)
+    if isinstance(config, PPOConfig) and config.critic_learning_rate:
         learners[1].set_learning_rate(config.critic_learning_rate)
     trainer.resume()
-    read = inputs.special_tokens, inputs.text, inputs.rules
-    step = PPOStep(config, stage, models, learners, frozen, *read)
+    prompts = inputs.prompts.train
+    read = inputs.special_tokens, inputs.text, inputs.rules, prompts
+    step = PolicyStep(config, stage, models, learners, frozen, *read)
+    size = config.batch_sizes().unit
     trainer.fit(
-        partial(stage.loader, inputs.prompts.train, _keep_apart),
+        partial(stage.loader, prompts, keep_apart, size=size),
         step,
         evaluations(inputs.prompts.heldout, lambda part: partial(step.evaluate, part)),
     )
     write_samples(stage, models.actor, inputs.samples)
-
-
-def _keep_apart(prompts: Sequence[Prompt], sample_ids: Sequence[int]) -> PromptItem:
-    """Prompts become a batch only when they are answered."""
-    return prompts, sample_ids

@@ -299,6 +299,7 @@ class Stage:
         make: MakeBatch,
         progress: Progress,
         seed: int | None = None,
+        size: int = 0,
     ) -> Loader:
         """What reads this data-parallel rank's share of each step's samples.
 
@@ -307,12 +308,14 @@ class Stage:
             make: makes a micro-batch of samples and their numbers in the run's order.
             progress: the first step that is read is the one after it.
             seed: of the order; None: the run's.
+            size: samples that ``make`` is given; 0: a micro-batch of them.
         """
         train, dp = self.config.train, self.mesh.dp
+        size = size or train.micro_batch_size
         return Loader(
             dataset,
             make,
-            Share(train.global_batch_size, train.micro_batch_size, dp.rank, dp.size, train.ramp),
+            Share(train.global_batch_size, size, dp.rank, dp.size, train.ramp),
             seed=self.config.run.seed if seed is None else seed,
             consumed_samples=progress.consumed_samples,
             skipped=progress.skipped,

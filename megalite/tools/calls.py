@@ -33,7 +33,7 @@ from megalite.generation.answer import Asked, answer
 from megalite.generation.sampling import SamplingConfig
 from megalite.models.config import ModelConfig
 from megalite.models.hub import folder_of, pinned
-from megalite.stages import dpo, ppo, pretrain, rm, sft
+from megalite.stages import dpo, grpo, ppo, pretrain, rm, sft
 from megalite.stages.samples import decode_with
 from megalite.stages.told import section_of_run, tokenizer_of
 from megalite.tools import convert as conversion
@@ -45,12 +45,13 @@ from megalite.tools.speaker import (
     open_speaker,
 )
 
-StageName = Literal["pretrain", "sft", "rm", "ppo", "dpo"]
+StageName = Literal["pretrain", "sft", "rm", "ppo", "grpo", "dpo"]
 STAGES: dict[str, tuple[ModuleType, type[Section]]] = {
     "pretrain": (pretrain, pretrain.PretrainConfig),
     "sft": (sft, sft.SFTConfig),
     "rm": (rm, rm.RMConfig),
     "ppo": (ppo, ppo.PPOConfig),
+    "grpo": (grpo, grpo.GRPOConfig),
     "dpo": (dpo, dpo.DPOConfig),
 }
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)

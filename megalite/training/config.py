@@ -205,11 +205,11 @@ class TrainConfig(Section):
         """Samples of each step; the ramp's places are told in samples."""
         return self.batch_ramp.ramp(self.global_batch_size)
 
-    def batch_sizes(self, updates: int = 1, has_text: bool = False) -> BatchSizes:
+    def batch_sizes(self, updates: int = 1, has_text: bool = False, answers: int = 1) -> BatchSizes:
         """Samples of a step and of a forward pass; see :class:`BatchSizes`."""
         size = self.global_batch_size
         before = self.batch_ramp.all_sizes(size)[:-1]
-        return BatchSizes(size, self.micro_batch_size, updates, has_text, before)
+        return BatchSizes(size, self.micro_batch_size, updates, has_text, before, answers)
 
 
 def _check_skip(first: int | str, end: int | str) -> None:

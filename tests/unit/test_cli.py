@@ -51,7 +51,7 @@ def test_every_command_has_help_and_a_commented_config(name, capsys):
         assert lines[lines.index(key) - 1].startswith("#"), f"{key} has no description"
 
 
-@pytest.mark.parametrize("name", ["pretrain", "sft", "rm", "ppo", "dpo"])
+@pytest.mark.parametrize("name", ["pretrain", "sft", "rm", "ppo", "grpo", "dpo"])
 def test_a_printed_config_is_the_config(name, tmp_path, capsys):
     overrides = ["--train.steps", "7", "--model.num_layers", "3", "--data.train", '["a b"]']
     assert main(["config", name, *overrides]) == 0

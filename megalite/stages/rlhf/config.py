@@ -1,6 +1,7 @@
-"""What a PPO run is told."""
+"""What a run is told whose model answers prompts and learns from the scores: PPO, GRPO."""
 
-from typing import ClassVar
+from abc import abstractmethod
+from typing import ClassVar, TypeVar
 
 from pydantic import Field
 
@@ -13,76 +14,102 @@ from megalite.models.config import ModelConfig
 from megalite.stages.corpus import check_corpus_positions
 from megalite.stages.language import LanguageConfig
 from megalite.stages.rlhf.experience import RewardConfig
+from megalite.stages.rlhf.groups import (
+    LOSS_MEANS,
+    AdvantageConfig,
+    GroupLearning,
+    GroupRolloutConfig,
+    GroupUpdateConfig,
+)
 from megalite.stages.rlhf.kl import KLConfig
 from megalite.stages.rlhf.placement import FrozenConfig
 from megalite.stages.rlhf.rollout import RolloutConfig
-from megalite.stages.rlhf.updates import UpdateConfig
+from megalite.stages.rlhf.updates import PolicyUpdateConfig, UpdateConfig
+from megalite.stages.rules.config import ScoreConfig
 from megalite.stages.samples import SamplesConfig
 from megalite.stages.setup import check_positions
 from megalite.stages.start import as_stored
 from megalite.training.config import RunConfig
 
+PolicyConfigT = TypeVar("PolicyConfigT", bound="PolicyConfig")
 
-class PPOConfig(LanguageConfig):
-    """A PPO run. ``checkpoint.start`` is the actor's and the reference's."""
 
-    stage: ClassVar[str] = "ppo"
+class PolicyConfig(LanguageConfig):
+    """What PPO and GRPO share. ``checkpoint.start`` is the actor's and the reference's.
+
+    Attributes:
+        has_critic: whether a critic learns beside the actor.
+    """
+
+    has_critic: ClassVar[bool] = False
     drops: ClassVar[bool] = False
-    run: RunConfig = RunConfig(folder="runs/ppo")
+
     data: ConversationConfig = ConversationConfig()
     samples: SamplesConfig = SamplesConfig()
     reward_model: str = Field(
         "",
-        description="run, checkpoint or Hugging Face folder or name of the reward model, which the "
-        "critic starts from too; empty: none, rules score the answers (reward.function)",
-    )
-    critic_learning_rate: float = Field(
-        0.0, ge=0, description="peak learning rate of the critic; 0: the actor's"
+        description="run, checkpoint or Hugging Face folder or name of the reward model, which "
+        "PPO's critic starts from too; empty: none, rules score the answers (reward.function)",
     )
     rollout: RolloutConfig = RolloutConfig()
-    reward: RewardConfig = RewardConfig()
+    reward: ScoreConfig = ScoreConfig()
     kl: KLConfig = KLConfig()
-    update: UpdateConfig = UpdateConfig()
+    update: PolicyUpdateConfig = PolicyUpdateConfig()
     pretraining: CorpusConfig = CorpusConfig()
     frozen: FrozenConfig = FrozenConfig()
 
-    def settled_in(self, measure: Measure, total: int) -> "PPOConfig":
+    def settled_in(self: PolicyConfigT, measure: Measure, total: int) -> PolicyConfigT:
         """See :class:`StageConfig`."""
         told = self.kl.coefficient
         coefficient = settled_course(told, measure, total, "kl.coefficient")
-        alone = measure.settled(self.update.critic_alone, "update.critic_alone")
-        changed = {
-            "kl": self.kl.model_copy(update={"coefficient": coefficient}),
-            "update": self.update.model_copy(update={"critic_alone": alone}),
-        }
-        return self.model_copy(update=changed)
+        kl = self.kl.model_copy(update={"coefficient": coefficient})
+        return self.model_copy(update={"kl": kl})
+
+    @property
+    def answers_each(self) -> int:
+        """Answers to each prompt of a step."""
+        return 1
+
+    @property
+    @abstractmethod
+    def kl_is_in_loss(self) -> bool:
+        """Whether the KL penalty is in the loss, not in the rewards."""
 
     def batch_sizes(self) -> BatchSizes:
         """See :class:`StageConfig`."""
         update = self.update
-        return self.train.batch_sizes(update.mini_batches, update.pretrain_coefficient > 0)
+        has_text = update.pretrain_coefficient > 0
+        return self.train.batch_sizes(update.mini_batches, has_text, self.answers_each)
+
+    def models(self) -> list[ModelConfig]:
+        """The shapes of the run's models."""
+        values = self.value_model()
+        return [self.model, *([values] if values is not None else [])]
 
     def check_inputs(self) -> None:
         """See :class:`StageConfig`."""
         prompt, answer = self.data.sequence_length, self.rollout.max_new_tokens
         rows = max(prompt, 1 + answer) if self.model.is_encoder_decoder else prompt + answer
         key = f"data.sequence_length {prompt} with rollout.max_new_tokens {answer}"
-        for model in (self.model, self.critic()):
+        for model in self.models():
             check_positions(model, rows, key)
         if self.update.pretrain_coefficient:
             check_corpus_positions(self.model, self.pretraining, "pretraining")
 
-    def critic(self) -> ModelConfig:
-        """The critic's model, and the reward model's: as its folder has it.
+    def value_model(self) -> ModelConfig | None:
+        """The reward model's shape, and the critic's: as its folder has it.
 
-        Without a reward model it is the actor's with a scalar head.
+        Without a reward model a critic is the actor's with a scalar head.
+
+        Returns:
+            None where there is neither of the two.
 
         Raises:
             CheckpointError: there is none, or a key that is set in ``[model]`` contradicts it.
             ConfigError: it can't read what the actor writes.
         """
         if not self.reward_model:
-            return self.model.model_copy(update={"head": "value"})
+            return self.model.model_copy(update={"head": "value"}) if self.has_critic else None
         stored, where = as_stored(self.model, self.reward_model, "value", needs_head=True)
         for what, own, needed in (
             ("num_encoder_layers > 0", stored.is_encoder_decoder, self.model.is_encoder_decoder),
@@ -106,7 +133,8 @@ class PPOConfig(LanguageConfig):
             raise ConfigError("--data.train: needs at least one file of prompts")
         if not self.checkpoint.start:
             raise ConfigError(
-                "--checkpoint.start: must name a checkpoint; PPO starts from a trained model"
+                f"--checkpoint.start: must name a checkpoint; {self.stage} starts from a trained "
+                "model"
             )
         if not (self.reward_model or self.reward.function):
             raise ConfigError(
@@ -128,10 +156,99 @@ class PPOConfig(LanguageConfig):
             raise ConfigError(
                 "--pretraining.train: needs a store, as update.pretrain_coefficient > 0"
             )
-        size, parts = self.train.global_batch_size, self.update.mini_batches
-        unfit = [n for n in self.train.batch_ramp.all_sizes(size) if n % parts]
+        self._check_mini_batches()
+
+    def _check_mini_batches(self) -> None:
+        size, each, parts = (
+            self.train.global_batch_size,
+            self.answers_each,
+            self.update.mini_batches,
+        )
+        unfit = [n for n in self.train.batch_ramp.all_sizes(size) if n * each % parts]
         if unfit:
             where = f"train.global_batch_size {size}"
-            if unfit != [size] and size % parts == 0:
+            if unfit != [size] and size * each % parts == 0:
                 where = f"the sizes {', '.join(map(str, unfit))} of train.batch_ramp"
-            raise ConfigError(f"--update.mini_batches {parts}: must divide {where}")
+            groups = f" x rollout.answers {each}" if each > 1 else ""
+            raise ConfigError(f"--update.mini_batches {parts}: must divide {where}{groups}")
+
+
+class PPOConfig(PolicyConfig):
+    """A PPO run. ``checkpoint.start`` is the actor's and the reference's."""
+
+    stage: ClassVar[str] = "ppo"
+    has_critic: ClassVar[bool] = True
+    run: RunConfig = RunConfig(folder="runs/ppo")
+    critic_learning_rate: float = Field(
+        0.0, ge=0, description="peak learning rate of the critic; 0: the actor's"
+    )
+    reward: RewardConfig = RewardConfig()
+    update: UpdateConfig = UpdateConfig()
+
+    def settled_in(self, measure: Measure, total: int) -> "PPOConfig":
+        """See :class:`StageConfig`."""
+        alone = measure.settled(self.update.critic_alone, "update.critic_alone")
+        update = self.update.model_copy(update={"critic_alone": alone})
+        return super().settled_in(measure, total).model_copy(update={"update": update})
+
+    @property
+    def kl_is_in_loss(self) -> bool:
+        """See :class:`PolicyConfig`."""
+        return self.kl.place == "loss"
+
+
+class GRPOConfig(PolicyConfig):
+    """A GRPO run. ``checkpoint.start`` is the actor's and the reference's."""
+
+    stage: ClassVar[str] = "grpo"
+    run: RunConfig = RunConfig(folder="runs/grpo")
+    advantage: AdvantageConfig = AdvantageConfig()
+    rollout: GroupRolloutConfig = GroupRolloutConfig()
+    update: GroupUpdateConfig = GroupUpdateConfig()
+
+    @property
+    def answers_each(self) -> int:
+        """See :class:`PolicyConfig`."""
+        return self.rollout.answers
+
+    @property
+    def kl_is_in_loss(self) -> bool:
+        """See :class:`PolicyConfig`."""
+        if self.kl.place == "own":
+            return self.advantage.kind in ("grpo", "dr_grpo")
+        return self.kl.place == "loss"
+
+    @property
+    def learning(self) -> GroupLearning:
+        """How groups are learned from."""
+        update, kind = self.update, self.advantage.kind
+        mean = LOSS_MEANS[kind] if update.loss_mean == "own" else update.loss_mean
+        return GroupLearning(
+            self.reward,
+            kind,
+            self.rollout.answers,
+            mean,
+            self.rollout.max_new_tokens,
+            update.leave_out_cut,
+            update.leave_out_equal,
+        )
+
+    def check_sources(self) -> None:
+        """See :class:`PolicyConfig`."""
+        kind, count = self.advantage.kind, self.rollout.answers
+        if count == 1 and kind != "reinforce_pp":
+            raise ConfigError(
+                f"--rollout.answers 1: advantage.kind {kind} compares answers to one prompt: give "
+                "2 or more, or advantage.kind reinforce_pp"
+            )
+        if count == 1 and (self.rollout.redraws or self.update.leave_out_equal):
+            raise ConfigError(
+                "--rollout.answers 1: a group of one answer is always equal: rollout.redraws and "
+                "update.leave_out_equal need 2 or more"
+            )
+        if self.train.spikes.policy == "skip":
+            raise ConfigError(
+                "--train.spikes.policy skip: drops the one update of a step; GRPO may have many: "
+                "use warn or rollback"
+            )
+        super().check_sources()

@@ -1,7 +1,7 @@
 """Turns what the four models say about answers into what PPO learns from."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import torch
 from pydantic import Field
@@ -14,6 +14,8 @@ from megalite.distributed.transfer import moved
 from megalite.stages.rlhf.rewards import advantages_and_returns, clip_scores, token_rewards
 from megalite.stages.rlhf.whiten import ALONE, whiten
 from megalite.stages.rules.config import ScoreConfig
+
+PARTS = "parts/"
 
 
 class RewardConfig(ScoreConfig):
@@ -41,11 +43,12 @@ class Judgement:
         mask: [B, S] bool, rows whose label is a token of the answer.
         log_probs: [B, S] fp32 under the actor that wrote them.
         reference_log_probs: [B, S] fp32 under the frozen reference.
-        values: [B, S] fp32, the critic's.
+        values: [B, S] fp32, the critic's; 0 without one.
         scores: [B] fp32, the reward model's, those by rule, or their weighted sum.
         ended: [B] bool, answers with an end token.
         drawn: [B, S] fp32, log-probabilities by which tokens were drawn; None: not known.
-        parts: [B] fp32 each, what ``scores`` is the sum of, by name, before its weight.
+        parts: [B] fp32 each, what ``scores`` is the sum of, by name, before its weight; none
+            where it is one alone.
     """
 
     mask: Tensor
@@ -58,11 +61,46 @@ class Judgement:
     parts: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
+    def kl(self) -> Tensor:
+        """What each token's log-probability is above the reference's, in nats: [B, S] fp32."""
+        return torch.where(self.mask, self.log_probs - self.reference_log_probs, 0.0)
+
+    @property
     def gap(self) -> Tensor:
         """Sum over tokens of what drawing and a pass differ by, in nats."""
         if self.drawn is None:
             return self.log_probs.new_zeros(())
         return torch.where(self.mask, (self.log_probs - self.drawn).abs(), 0.0).sum()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor by its name; those of ``parts`` behind ``parts/``."""
+        named = {part.name: getattr(self, part.name) for part in fields(self)}
+        parts = {f"{PARTS}{name}": score for name, score in named.pop("parts").items()}
+        return {name: value for name, value in named.items() if value is not None} | parts
+
+    @classmethod
+    def of_tensors(cls, named: Mapping[str, Tensor]) -> "Judgement":
+        """The judgement with these :meth:`tensors`."""
+        own = {name: value for name, value in named.items() if not name.startswith(PARTS)}
+        parts = {n.removeprefix(PARTS): x for n, x in named.items() if n.startswith(PARTS)}
+        return cls(**own, parts=parts)
+
+    def select(self, index: Tensor) -> "Judgement":
+        """What is said of some answers, [B'] int64."""
+        return Judgement.of_tensors(
+            {n: x.index_select(0, index) for n, x in self.tensors().items()}
+        )
+
+    @classmethod
+    def joined(cls, judgements: Sequence["Judgement"]) -> "Judgement":
+        """What is said of the answers of several, one after another, padded to the longest."""
+        length = max(one.mask.shape[1] for one in judgements)
+        each = [one.tensors() for one in judgements]
+
+        def longer(x: Tensor) -> Tensor:
+            return x if x.dim() == 1 else pad(x, (0, length - x.shape[1]))
+
+        return cls.of_tensors({n: torch.cat([longer(one[n]) for one in each]) for n in each[0]})
 
 
 @dataclass(frozen=True)
@@ -70,11 +108,13 @@ class Experience:
     """What the updates read, each [B, S] and 0 outside the answers.
 
     Attributes:
-        mask: bool, rows whose label is a token of the answer.
+        mask: bool, rows whose label is a token of an answer that is learned from.
         log_probs: fp32 of the answers when they were written.
-        values: fp32 of the critic at that time.
-        advantages: fp32, whitened over the global batch.
-        returns: fp32, what the critic should have said.
+        values: fp32 of the critic at that time; 0 without one.
+        advantages: fp32.
+        returns: fp32, what the critic should have said; 0 without one.
+        reference_log_probs: fp32 of the answers under the reference.
+        weights: fp32, of each token's loss.
     """
 
     mask: Tensor
@@ -82,11 +122,17 @@ class Experience:
     values: Tensor
     advantages: Tensor
     returns: Tensor
+    reference_log_probs: Tensor
+    weights: Tensor
+
+    @property
+    def num_answers(self) -> int:
+        """Answers that are learned from (reads the mask: a host sync on a GPU)."""
+        return int(self.mask.any(1).sum())
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Experience":
         """Each part changed alike."""
-        parts = (self.mask, self.log_probs, self.values, self.advantages, self.returns)
-        return Experience(*(change(part) for part in parts))
+        return Experience(*(change(getattr(self, part.name)) for part in fields(self)))
 
     def select(self, index: Tensor) -> "Experience":
         """The experience of some sequences, [B'] int64."""
@@ -105,7 +151,7 @@ class Experience:
         """The experience of all sequences of several batches, one after another."""
         length = max(part.mask.shape[1] for part in parts)
         padded = [part.map(lambda x: pad(x, (0, length - x.shape[1]))) for part in parts]
-        names = ("mask", "log_probs", "values", "advantages", "returns")
+        names = [part.name for part in fields(cls)]
         return cls(*(torch.cat([getattr(part, name) for part in padded]) for name in names))
 
 
@@ -130,13 +176,8 @@ def gather_experience(
 
     Comm: all-reduces of a few numbers over ``axis``.
     """
-    mask = judged.mask
-    kl = torch.where(mask, judged.log_probs - judged.reference_log_probs, 0.0)
-    scores = judged.scores
-    if config.score_without_end is not None:
-        scores = scores.masked_fill(~judged.ended, config.score_without_end)
-    scores = clip_scores(scores, config.score_limit)
-    learned = scores
+    mask, kl = judged.mask, judged.kl
+    scores = learned = final_scores(judged, config)
     if config.whiten_scores:
         is_answer = mask.any(1, keepdim=True)
         learned = whiten(scores[:, None], is_answer, axis)[:, 0]
@@ -152,16 +193,26 @@ def gather_experience(
         judged.values.masked_fill(~mask, 0.0),
         whiten(advantages, mask, axis),
         returns,
+        judged.reference_log_probs.masked_fill(~mask, 0.0),
+        mask.float(),
     )
-    return experience, _means(judged, scores, kl, axis)
+    return experience, means_of(judged, scores, axis)
 
 
-def _means(judged: Judgement, scores: Tensor, kl: Tensor, axis: Axis) -> dict[str, Tensor]:
-    """What a rollout shows: means over the global batch."""
+def final_scores(judged: Judgement, config: ScoreConfig) -> Tensor:
+    """Scores of answers as they are learned from, [B] fp32: those without an end, and clipped."""
+    scores = judged.scores
+    if config.score_without_end is not None:
+        scores = scores.masked_fill(~judged.ended, config.score_without_end)
+    return clip_scores(scores, config.score_limit)
+
+
+def means_of(judged: Judgement, scores: Tensor, axis: Axis) -> dict[str, Tensor]:
+    """What a rollout shows: means over the global batch; see :func:`gather_experience`."""
     mask = judged.mask
     sums = (
         scores.sum(),
-        kl.sum(),
+        judged.kl.sum(),
         mask.sum(),
         judged.ended.sum(),
         *(judged.parts[name].sum() for name in judged.parts),
@@ -172,6 +223,4 @@ def _means(judged: Judgement, scores: Tensor, kl: Tensor, axis: Axis) -> dict[st
     parts = [f"reward/{name}" for name in judged.parts]
     names = ("reward", "kl", "response_tokens", "ended", *parts)
     means = {name: total / count for name, total in zip(names, totals, strict=True)}
-    if len(parts) == 1:
-        del means[parts[0]]
     return means | {"rollout_gap": gap / totals[2]}

@@ -1,6 +1,7 @@
 """The coefficient of the KL penalty, fixed or steered towards a target."""
 
 import math
+from typing import Literal
 
 from pydantic import Field, model_validator
 
@@ -18,6 +19,11 @@ class KLConfig(Section):
         0.05,
         description="penalty per nat of a response token; with a target, its first value; perhaps "
         'changing, such as { 0 = 0.2, "to 350 steps" = 0.005 }',
+    )
+    place: Literal["own", "reward", "loss"] = Field(
+        "own",
+        description="where the penalty is: in the rewards of tokens, or in the loss; own: in the "
+        "loss for advantage.kind grpo and dr_grpo, else in the rewards",
     )
     target: float = Field(
         0.0, ge=0, description="nats per response that the coefficient aims at; 0: it stays fixed"

@@ -24,24 +24,43 @@ class PolicyTerms:
     approximate_kl: Tensor
 
 
+@dataclass(frozen=True)
+class Clip:
+    """Which changes of a probability are rewarded.
+
+    Attributes:
+        low: largest fall of the ratio.
+        high: largest rise of the ratio.
+        by_answer: whether the ratio is one an answer, its tokens' geometric mean.
+    """
+
+    low: float
+    high: float
+    by_answer: bool = False
+
+
 def policy_terms(
-    log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, mask: Tensor, clip: float
+    log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, mask: Tensor, clip: Clip
 ) -> PolicyTerms:
-    """PPO's clipped surrogate.
+    """The clipped surrogate.
 
     Args:
         log_probs: [B, S] fp32 of the response tokens under the policy that is trained.
         old_log_probs: [B, S] fp32 under the policy that wrote them.
-        advantages: [B, S] fp32, whitened.
-        mask: [B, S] bool.
-        clip: largest change of the ratio that is rewarded.
+        advantages: [B, S] fp32.
+        mask: [B, S] bool, one answer a row.
+        clip: changes of the ratio that are rewarded.
 
-    Source: Schulman et al. 2017, arXiv:1707.06347, eq. 7.
+    Source: Schulman et al. 2017, arXiv:1707.06347, eq. 7; two bounds: Yu et al. 2025,
+    arXiv:2503.14476, eq. 10; a ratio an answer: Zheng et al. 2025, arXiv:2507.18071, eq. 5 and 7.
     """
     change = torch.where(mask, log_probs - old_log_probs, 0.0)
-    ratio = change.exp()
+    moved = change
+    if clip.by_answer:
+        moved = (change.sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp(min=1)) * mask
+    ratio = moved.exp()
     plain = -advantages * ratio
-    bounded = -advantages * ratio.clamp(1 - clip, 1 + clip)
+    bounded = -advantages * ratio.clamp(1 - clip.low, 1 + clip.high)
     kept = mask.to(plain.dtype)
     return PolicyTerms(
         loss=torch.maximum(plain, bounded) * kept,
@@ -49,6 +68,21 @@ def policy_terms(
         clipped=(bounded > plain).to(plain.dtype) * kept,
         approximate_kl=0.5 * change.detach() ** 2,
     )
+
+
+def kl_terms(log_probs: Tensor, reference_log_probs: Tensor, mask: Tensor) -> Tensor:
+    """An estimate of the KL to the reference that is never negative: q/p - log(q/p) - 1, [B, S].
+
+    Args:
+        log_probs: [B, S] fp32 under the policy that is trained, p.
+        reference_log_probs: [B, S] fp32 under the reference, q.
+        mask: [B, S] bool.
+
+    Source: Shao et al. 2024, arXiv:2402.03300, eq. 4; Schulman 2020,
+    joschu.net/blog/kl-approx.html.
+    """
+    change = torch.where(mask, reference_log_probs - log_probs, 0.0)
+    return torch.expm1(change) - change
 
 
 def value_terms(

@@ -1,4 +1,4 @@
-"""The four models of PPO: two that learn, and two that stay as the others start."""
+"""The models of PPO and GRPO: those that learn, and those that stay as the others start."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,39 +10,46 @@ from megalite.engine.lora import NO_LORA, LoRAConfig
 from megalite.engine.model import Model
 from megalite.models.batch import Batch
 from megalite.models.outputs import LogProbs, Values
-from megalite.stages.rlhf.config import PPOConfig
+from megalite.stages.rlhf.config import PolicyConfig
 from megalite.stages.rlhf.rollout import LocalModels
 from megalite.stages.setup import Stage
 
 
 @dataclass(frozen=True)
 class TrainedModels:
-    """The two models that learn.
+    """The models that learn.
 
     Attributes:
         actor: writes the answers.
-        critic: says what each row's answer will be worth.
+        critic: says what each row's answer will be worth; None: answers are compared with others.
     """
 
     actor: Model
-    critic: Model
+    critic: Model | None
 
     @classmethod
-    def build(cls, stage: Stage, config: PPOConfig, lora: LoRAConfig = NO_LORA) -> "TrainedModels":
-        """Build actor and critic, without dropout; ``lora`` are the adapters of both.
+    def build(
+        cls, stage: Stage, config: PolicyConfig, lora: LoRAConfig = NO_LORA
+    ) -> "TrainedModels":
+        """Build the actor, and the critic if there is one, without dropout.
 
-        The critic starts as the reward model; without one as the actor, with a head of its own.
+        ``lora`` are the adapters of both. The critic starts as the reward model; without one as the
+        actor, with a head of its own.
         """
         actor = stage.model(config.model.without_dropout(), config.checkpoint.start, lora=lora)
-        of_critic = config.reward_model or config.checkpoint.start
-        needs_head = bool(config.reward_model)
-        critic = stage.model(config.critic().without_dropout(), of_critic, needs_head, lora)
-        return cls(actor, critic)
+        shape = config.value_model() if config.has_critic else None
+        if shape is None:
+            return cls(actor, None)
+        start, needs_head = (
+            config.reward_model or config.checkpoint.start,
+            bool(config.reward_model),
+        )
+        return cls(actor, stage.model(shape.without_dropout(), start, needs_head, lora))
 
 
 @dataclass(frozen=True)
 class ReferenceModels:
-    """The two models that don't learn.
+    """The models that don't learn.
 
     Attributes:
         reference: the actor as it started.
@@ -53,24 +60,30 @@ class ReferenceModels:
     reward: Judging | None
 
     @classmethod
-    def of(cls, stage: Stage, config: PPOConfig, trained: TrainedModels) -> "ReferenceModels":
+    def of(cls, stage: Stage, config: PolicyConfig, trained: TrainedModels) -> "ReferenceModels":
         """What actor and critic start as: with adapters themselves without them, else copies.
 
         Called before they learn, or go on from what they have learned.
         """
-        if config.lora.rank:
-            reward = Base(trained.critic) if config.reward_model else None
-            return cls(Base(trained.actor), reward)
-        return cls.build(stage, config)
+        if not config.lora.rank:
+            return cls.build(stage, config)
+        if config.reward_model and trained.critic is not None:
+            return cls(Base(trained.actor), Base(trained.critic))
+        return cls(Base(trained.actor), cls._reward(stage, config))
 
     @classmethod
-    def build(cls, stage: Stage, config: PPOConfig) -> "ReferenceModels":
+    def build(cls, stage: Stage, config: PolicyConfig) -> "ReferenceModels":
         """Build the reference, and the reward model if there is one; they are frozen."""
         reference = _frozen(stage.model(config.model.without_dropout(), config.checkpoint.start))
-        if not config.reward_model:
-            return cls(reference, None)
-        shape = config.critic().without_dropout()
-        return cls(reference, _frozen(stage.model(shape, config.reward_model, needs_head=True)))
+        return cls(reference, cls._reward(stage, config))
+
+    @staticmethod
+    def _reward(stage: Stage, config: PolicyConfig) -> Model | None:
+        """The reward model, frozen; None without one."""
+        shape = config.value_model() if config.reward_model else None
+        if shape is None:
+            return None
+        return _frozen(stage.model(shape.without_dropout(), config.reward_model, needs_head=True))
 
     def judges(self, temperature: float) -> LocalModels:
         """What judges answers that are drawn at a temperature."""

@@ -113,12 +113,12 @@ class LocalModels:
 
 @dataclass(frozen=True)
 class Judges:
-    """The four models without dropout.
+    """The models without dropout.
 
     Attributes:
         decode: the actor with a cache: logits of the last row, [B, 1, V].
         actor: log-probabilities of the labels under the actor at the rollout's temperature, [B, S].
-        critic: values, [B, S].
+        critic: values, [B, S]; None: there is no critic.
         frozen: the reference and the reward model.
         device: where the models read batches.
         scoring: by rules, beside the reward model or without one; None: by the reward model alone.
@@ -126,7 +126,7 @@ class Judges:
 
     decode: Forward
     actor: Callable[[Batch], Tensor]
-    critic: Callable[[Batch], Tensor]
+    critic: Callable[[Batch], Tensor] | None
     frozen: FrozenModels
     device: torch.device | str = "cpu"
     scoring: Scoring | None = None
@@ -215,9 +215,10 @@ def judge(
     size, drawn = config.micro_batch_size, written.log_probs
     take = judges.frozen.ask(responses, size)
 
-    def ask(batch: Batch, _: Tensor) -> tuple[Tensor, Tensor]:
-        values = judges.critic(batch)
-        return values if config.reuse_log_probs else judges.actor(batch), values
+    def ask(batch: Batch, mask: Tensor) -> tuple[Tensor, Tensor]:
+        nothing = torch.zeros(mask.shape, device=mask.device)
+        values = nothing if judges.critic is None else judges.critic(batch)
+        return nothing if config.reuse_log_probs else judges.actor(batch), values
 
     log_probs, values = in_passes(responses, size, ask)
     if config.reuse_log_probs:

@@ -38,7 +38,7 @@ class Scoring:
     def joined(
         self, of_model: Tensor, by_rule: dict[str, Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The weighted sum of all scores, [B] fp32, and the parts by name."""
+        """The weighted sum of all scores, [B] fp32, and its parts where they are several."""
         weights = dict(zip(self.rules.names, self.rules.weights, strict=True))
         parts = dict(by_rule)
         if self.model_weight is not None:
@@ -46,4 +46,4 @@ class Scoring:
         total = torch.zeros_like(of_model)
         for name, score in parts.items():
             total = total + weights[name] * score
-        return total, parts
+        return total, parts if len(parts) > 1 else {}

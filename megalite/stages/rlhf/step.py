@@ -1,4 +1,4 @@
-"""A step of PPO: a rollout, the experience that it makes, and updates of actor and critic."""
+"""A step of PPO or GRPO: a rollout, the experience that it makes, and updates of what learns."""
 
 import time
 from collections.abc import Sequence
@@ -13,14 +13,15 @@ from megalite.data.loader import passes_over
 from megalite.distributed.sums import Counts, sum_metrics
 from megalite.engine.model import Item, Task
 from megalite.generation.prompts import Prompt
-from megalite.models.outputs import LogProbs, Loss, Output, Values
+from megalite.models.outputs import LogProbs, Loss, Output, Scale, Values
 from megalite.ops.random import fold
 from megalite.stages.rlhf.answers import Answered
-from megalite.stages.rlhf.config import PPOConfig
+from megalite.stages.rlhf.config import GRPOConfig, PolicyConfig, PPOConfig
 from megalite.stages.rlhf.experience import Experience, Judgement, gather_experience
+from megalite.stages.rlhf.groups import group_experience
 from megalite.stages.rlhf.kl import adapt
 from megalite.stages.rlhf.models import TrainedModels, log_probs_of, values_of
-from megalite.stages.rlhf.responses import Responses
+from megalite.stages.rlhf.redraw import Rolled, in_groups, redraw
 from megalite.stages.rlhf.rollout import FrozenModels, Judges, SpecialTokens, rollout
 from megalite.stages.rlhf.scoring import Scoring
 from megalite.stages.rlhf.text import Text
@@ -39,26 +40,28 @@ from megalite.training.progress import Progress, StepResult
 
 FIRST_CHANGE = f"first_{LOG_PROB_CHANGE}"
 KL_COEFFICIENT = "kl_coefficient"  # its name among the metrics and in checkpoints
+TOKENS = "tokens"  # in an update's counts: what its metrics are means of
 
 PromptItem = tuple[Sequence[Prompt], Sequence[int]]  # prompts, their numbers in the run's order
 
 
 @dataclass(frozen=True)
-class PPOStep:
-    """What a step of PPO works with.
+class PolicyStep:
+    """What a step of PPO or GRPO works with.
 
     Attributes:
         config: of the run.
         stage: of this process.
         models: that learn.
-        learners: of the actor and of the critic.
+        learners: of the actor, and of the critic if there is one.
         frozen: the models that don't learn.
         special_tokens: of answers.
         text: that the actor learns beside its answers, or None.
         rules: that score answers, or None.
+        prompts: that stand in for those whose groups have equal scores, where they do.
     """
 
-    config: PPOConfig
+    config: PolicyConfig
     stage: Stage
     models: TrainedModels
     learners: Sequence[Learner]
@@ -66,28 +69,25 @@ class PPOStep:
     special_tokens: SpecialTokens
     text: Text | None = None
     rules: Rules | None = None
+    prompts: Prompts | None = None
 
     def __call__(self, items: Sequence[PromptItem], progress: Progress) -> StepResult:
         """Do one rollout and its updates."""
         started = time.perf_counter()
-        config, mesh = self.config, self.stage.mesh
+        config = self.config
         self.stage.heartbeat.enter("rollout", self.models.actor)
-        prompts = [prompt for part, _ in items for prompt in part]
-        ids = [number for _, numbers in items for number in numbers]
         coefficient = self._coefficient(progress)
-        responses, judged = self.roll(prompts, ids, fold(config.run.seed, progress.step))
-        experience, means = gather_experience(judged, config.reward, coefficient, mesh.dp)
-        metrics = {name: float(value) for name, value in means.items()}
+        (batch, judged), counted = self._rolled(items, progress)
+        experience, means = self._experience(judged, coefficient)
+        metrics = {name: float(value) for name, value in means.items()} | counted
         metrics["rollout_s"] = time.perf_counter() - started
-        updated = self._update(responses, experience, progress)
+        updated = self._update(Answered(batch, experience), progress, coefficient)
         gap = updated.pop(FIRST_CHANGE, None)
-        if (
-            config.rollout.reuse_log_probs and gap is not None
-        ):  # the first pass over the answers tells it instead
+        if config.rollout.reuse_log_probs and gap is not None:  # the first pass tells it instead
             metrics["rollout_gap"] = gap
         metrics |= updated
         metrics[KL_COEFFICIENT] = coefficient
-        size = config.train.ramp.at(progress.consumed_samples)
+        size = config.train.ramp.at(progress.consumed_samples) * config.answers_each
         metrics["tokens"] = metrics["response_tokens"] * size
         return StepResult(
             metrics,
@@ -104,26 +104,58 @@ class PPOStep:
 
     def _actor_learns(self, progress: Progress) -> bool:
         """Whether the critic does not learn alone in this step."""
+        if not isinstance(self.config, PPOConfig):
+            return True
         total = self.learners[0].total_samples
         return progress.consumed_samples >= in_samples(self.config.update.critic_alone, total)
 
-    def roll(
-        self, prompts: Sequence[Prompt], ids: Sequence[int], seed: int
-    ) -> tuple[Responses, Judgement]:
+    def _rolled(
+        self, items: Sequence[PromptItem], progress: Progress
+    ) -> tuple[Rolled, dict[str, float]]:
+        """This rank's answers of a step, and what was counted on the way."""
+        config, seed = self.config, fold(self.config.run.seed, progress.step)
+        rolled = self.roll(*_asked(items, config.answers_each), seed)
+        if not (isinstance(config, GRPOConfig) and config.rollout.redraws and self.prompts):
+            return rolled, {}
+        prompts, how = self.prompts, config.learning
+
+        def roll(places: Sequence[int], number: int) -> Rolled:
+            order = fold(config.run.seed, 4, number)
+            loader = self.stage.loader(prompts, keep_apart, progress, order, size=1)
+            others = loader.read(progress.consumed_samples)
+            asked = _asked([others[place] for place in places], how.size)
+            return self.roll(*asked, fold(seed, number))
+
+        rolled, count = redraw(rolled, roll, config.rollout.redraws, how, self.stage.mesh.dp)
+        return rolled, {"redrawn_groups": count}
+
+    def _experience(
+        self, judged: Judgement, coefficient: float
+    ) -> tuple[Experience, dict[str, torch.Tensor]]:
+        config, axis = self.config, self.stage.mesh.dp
+        of_reward = 0.0 if config.kl_is_in_loss else coefficient
+        if isinstance(config, GRPOConfig):
+            return group_experience(judged, config.learning, of_reward, axis)
+        assert isinstance(config, PPOConfig)
+        return gather_experience(judged, config.reward, of_reward, axis)
+
+    def roll(self, prompts: Sequence[Prompt], ids: Sequence[int], seed: int) -> Rolled:
         """Answer prompts and judge the answers."""
         models, config = self.models, self.config
         judges = Judges(
             decode_with(models.actor),
             log_probs_of(models.actor, config.rollout.temperature),
-            values_of(models.critic),
+            None if models.critic is None else values_of(models.critic),
             self.frozen,
             self.stage.mesh.device,
             self._scoring(),
         )
         with models.actor.gathered():
-            found = rollout(judges, prompts, ids, config.rollout, seed, self.special_tokens)
-        models.critic.reshard()
-        return found
+            tokens = self.special_tokens
+            responses, judged = rollout(judges, prompts, ids, config.rollout, seed, tokens)
+        if models.critic is not None:
+            models.critic.reshard()
+        return responses.batch, judged
 
     def _scoring(self) -> Scoring | None:
         """How rules take part in the scores; None without any."""
@@ -133,7 +165,7 @@ class PPOStep:
         return Scoring(self.rules, self.stage.mesh, weight)
 
     def _update(
-        self, responses: Responses, experience: Experience, progress: Progress
+        self, answered: Answered, progress: Progress, coefficient: float
     ) -> dict[str, float]:
         """All passes over the answers; the mean of their metrics, and the first one's change."""
         mesh, update = self.stage.mesh, self.config.update
@@ -141,56 +173,78 @@ class PPOStep:
             fold(self.config.run.seed, progress.step, 1),
             self.config.train.micro_batch_size,
         )
-        answered = Answered(responses.batch, experience)
         if update.mini_batches > 1:
             answered = answered.gathered(mesh.dp)
-        updates: list[tuple[Update, ...]] = []
+        updates: list[list[Update]] = []
         for one_pass in mini_batches(len(answered.experience.mask), update, seed):
             for chosen in one_pass:
                 items, count = answered.micro_batches(chosen, size, mesh.device)
-                counts = Counts({TARGETS: count}, mesh.dp, mesh.device)
-                both = (self._update_actor, self._update_critic)
-                learns = both if self._actor_learns(progress) else both[1:]
-                updates.append(tuple(update(items, counts, progress) for update in learns))
+                counts = Counts(self._counts(items, count), mesh.dp, mesh.device)
+                both: list[Update] = []
+                if self._actor_learns(progress):
+                    learned = [*items, *self._pretraining(progress, len(updates))]
+                    both.append(self._update_actor(learned, counts, progress, coefficient))
+                updates.append(both + self._update_critic(items, counts, progress))
         metrics = [_of_updates(each) for each in updates]
-        means = {name: sum(m[name] for m in metrics) / len(metrics) for name in metrics[0]}
+        seen = [one for one in metrics if one.get("ratio")] or metrics  # 0: of answers left out
+        means = {name: sum(m[name] for m in seen) / len(seen) for name in metrics[0]}
         if LOG_PROB_CHANGE in means:
             del means[LOG_PROB_CHANGE]
             means[FIRST_CHANGE] = metrics[0][LOG_PROB_CHANGE]
         return means
 
-    def _update_actor(self, items: Sequence[Item], counts: Counts, progress: Progress) -> Update:
-        update, temperature = self.config.update, self.config.rollout.temperature
-        loss = self.config.loss()
-        of_text: Output = LogProbs() if loss == Loss() else loss
-        return self.learners[0].begin(
-            [*items, *self._pretraining(progress)],
-            lambda scale: Task(
-                LogProbs(temperature), PolicyLoss(update.clip, scale), {Pretraining: of_text}
-            ),
-            counts,
-            progress.consumed_samples,
-        )
+    def _counts(self, items: Sequence[Item], tokens: int) -> dict[str, float]:
+        """What this rank's part of an update's loss, and of its metrics, is divided by."""
+        config = self.config
+        if not isinstance(config, GRPOConfig) or config.learning.loss_mean == "token":
+            return {TARGETS: tokens, TOKENS: tokens}
+        return {TARGETS: sum(experience.num_answers for _, experience in items), TOKENS: tokens}
 
-    def _update_critic(self, items: Sequence[Item], counts: Counts, progress: Progress) -> Update:
-        clip = self.config.update.value_clip
-        return self.learners[1].begin(
-            items,
-            lambda scale: Task(Values(), ValueLoss(clip, scale)),
-            counts,
-            progress.consumed_samples,
-        )
+    def _update_actor(
+        self, items: Sequence[Item], counts: Counts, progress: Progress, coefficient: float
+    ) -> Update:
+        config, of_loss = self.config, coefficient if self.config.kl_is_in_loss else 0.0
+        text = config.loss()
+        of_text: Output = LogProbs() if text == Loss() else text
 
-    def _pretraining(self, progress: Progress) -> list[Item]:
-        """Micro-batches of pretraining text beside the answers (PPO-ptx)."""
-        text, mesh = self.text, self.stage.mesh
+        def task(scale: Scale) -> Task:
+            token_scale = counts.share(TOKENS)
+            loss = PolicyLoss(config.update.bounds, scale, token_scale, of_loss)
+            return Task(LogProbs(config.rollout.temperature), loss, {Pretraining: of_text})
+
+        return self.learners[0].begin(items, task, counts, progress.consumed_samples)
+
+    def _update_critic(
+        self, items: Sequence[Item], counts: Counts, progress: Progress
+    ) -> list[Update]:
+        """The critic's update; none without one."""
+        if not isinstance(self.config, PPOConfig):
+            return []
+        clip, consumed = self.config.update.value_clip, progress.consumed_samples
+
+        def task(scale: Scale) -> Task:
+            return Task(Values(), ValueLoss(clip, scale))
+
+        return [self.learners[1].begin(items, task, counts, consumed)]
+
+    def _pretraining(self, progress: Progress, number: int) -> list[Item]:
+        """Micro-batches of pretraining text beside the answers (PPO-ptx) of a step's update.
+
+        Each update has text of its own: the text's order goes on by a batch an update.
+        """
+        text, mesh, config = self.text, self.stage.mesh, self.config
         if text is None:
             return []
         loader = self.stage.loader(text.samples, text.make, progress, text.seed)
-        batches = loader.read(progress.consumed_samples)
+        consumed, updates = (
+            progress.consumed_samples,
+            config.update.epochs * config.update.mini_batches,
+        )
+        begin = consumed * updates + number * config.train.ramp.at(consumed)
+        batches = loader.read(consumed, begin)
         own = {TARGETS: sum(batch.num_targets for batch in batches)}
         counts = Counts(own, mesh.dp, mesh.device)
-        scale = counts.share(TARGETS, self.config.update.pretrain_coefficient)
+        scale = counts.share(TARGETS, config.update.pretrain_coefficient)
         return [(batch, Pretraining(scale)) for batch in batches]
 
     def evaluate(self, prompts: Prompts) -> dict[str, float]:
@@ -206,7 +260,7 @@ class PPOStep:
         numbers = own + [0] * (each - len(own))
         chosen = [prompts[number] for number in numbers]
         _, judged = self.roll(chosen, numbers, fold(self.config.run.seed, 3))
-        kl = torch.where(judged.mask, judged.log_probs - judged.reference_log_probs, 0.0)
+        kl = judged.kl
         scores = judged.scores[: len(own)].double()
         sums = {
             "reward": scores.sum(),
@@ -225,10 +279,25 @@ class PPOStep:
 
 
 def _of_updates(updates: Sequence[Update]) -> dict[str, float]:
-    """The metrics of an update of actor and critic, or of the critic alone."""
-    *actor, critic = [update.metrics() for update in updates]
+    """The metrics of an update of the actor, of actor and critic, or of the critic alone."""
+    found = {update.learner.name: update.metrics() for update in updates}
+    critic = found.pop("critic", None)
+    if critic is None:
+        return next(iter(found.values()))
     shown = _of_critic(critic)
-    return {**actor[0], **shown} if actor else shown | {"learning_rate": critic["learning_rate"]}
+    rate = {"learning_rate": critic["learning_rate"]}
+    return next(iter(found.values()), rate) | shown
+
+
+def _asked(items: Sequence[PromptItem], answers: int) -> tuple[list[Prompt], list[int]]:
+    """The prompts of some items, each as often as it is answered, and a number for each answer."""
+    prompts = [prompt for part, _ in items for prompt in part]
+    return in_groups(prompts, [number for _, numbers in items for number in numbers], answers)
+
+
+def keep_apart(prompts: Sequence[Prompt], sample_ids: Sequence[int]) -> PromptItem:
+    """Prompts become a batch only when they are answered."""
+    return prompts, sample_ids
 
 
 def _of_critic(metrics: dict[str, float]) -> dict[str, float]:

@@ -15,7 +15,7 @@ from megalite.errors import ConfigError, DataError
 from megalite.models.batch import Batch
 from megalite.ops.random import fold
 from megalite.stages.corpus import blend_stores, store_opener, text_batch
-from megalite.stages.rlhf.config import PPOConfig
+from megalite.stages.rlhf.config import PolicyConfig
 from megalite.stages.start import said_by
 
 _KEY = re.compile(rf"(--|(?<![\w/.]))data(:|\.(?:{'|'.join(CorpusConfig.model_fields)})\b)")
@@ -31,12 +31,12 @@ class Text:
         samples: by number.
     """
 
-    config: PPOConfig
+    config: PolicyConfig
     seed: int
     samples: Blend[Example]
 
     @classmethod
-    def open(cls, config: PPOConfig) -> "Text | None":
+    def open(cls, config: PolicyConfig) -> "Text | None":
         """Open the stores, and try their first sample; None for a run without text.
 
         Raises:

@@ -1,6 +1,7 @@
 """The losses of the stages after pretraining, as the trainer calls them: (result, extra)."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -11,32 +12,57 @@ from megalite.config.amount import Length
 from megalite.distributed.transfer import moved
 from megalite.models.outputs import Scale
 from megalite.stages.rlhf.experience import Experience
-from megalite.stages.rlhf.losses import policy_terms, ranking_loss, ranking_pairs, value_terms
+from megalite.stages.rlhf.losses import (
+    Clip,
+    kl_terms,
+    policy_terms,
+    ranking_loss,
+    ranking_pairs,
+    value_terms,
+)
 
 Metrics = dict[str, Tensor]
 LOG_PROB_CHANGE = "log_prob_change"  # nats per token since the answers were written
 
 
-class UpdateConfig(Section):
-    """How PPO learns from a batch of answers."""
+class PolicyUpdateConfig(Section):
+    """How a policy learns from a batch of answers."""
 
     clip: float = Field(
         0.2, gt=0, description="largest relative change of a token's probability that is rewarded"
     )
-    value_clip: float = Field(
-        0.2, gt=0, description="largest change of a value that is rewarded, in units of score"
+    clip_high: float = Field(
+        0.0, ge=0, description="largest relative rise of it that is rewarded; 0: as update.clip"
+    )
+    ratio: Literal["token", "answer"] = Field(
+        "token",
+        description="whose probability is compared with that when the answers were written: each "
+        "token's, or an answer's, as the geometric mean of its tokens' (GSPO)",
     )
     epochs: int = Field(4, gt=0, description="passes over each batch of answers")
-    critic_alone: Length = Field(
-        0.0,
-        description="length at the run's beginning in which the critic learns alone: '20 steps', "
-        "samples, epochs or a share (Baichuan 2)",
-    )
     mini_batches: int = Field(1, gt=0, description="optimizer steps per pass")
     pretrain_coefficient: float = Field(
         0.0,
         ge=0,
         description="weight of the pretraining loss beside the policy's (PPO-ptx); 0: none",
+    )
+
+    @property
+    def bounds(self) -> Clip:
+        """The changes of a probability that are rewarded."""
+        return Clip(self.clip, self.clip_high or self.clip, self.ratio == "answer")
+
+
+class UpdateConfig(PolicyUpdateConfig):
+    """How PPO learns from a batch of answers."""
+
+    value_clip: float = Field(
+        0.2, gt=0, description="largest change of a value that is rewarded, in units of score"
+    )
+    critic_alone: Length = Field(
+        0.0,
+        description="length at the run's beginning in which the critic learns alone: '20 steps', "
+        "samples, epochs or a share (Baichuan 2)",
     )
 
 
@@ -53,15 +79,20 @@ class Pretraining:
 
 @dataclass(frozen=True)
 class PolicyLoss:
-    """PPO's clipped loss of the actor.
+    """The clipped loss of the actor, and its KL to the reference where that is in the loss.
 
     Attributes:
-        clip: largest rewarded change of a token's probability.
-        scale: one over the answer tokens of the global mini-batch.
+        clip: changes of a probability that are rewarded.
+        scale: one over the global mini-batch's answer tokens or answers, as the experience's
+            weights are of tokens or of answers.
+        token_scale: one over its answer tokens, of which metrics are means.
+        kl_coefficient: weight of a nat a token; 0: the KL is not in the loss.
     """
 
-    clip: float
+    clip: Clip
     scale: Scale
+    token_scale: Scale
+    kl_coefficient: float = 0.0
 
     def __call__(
         self, result: tuple[Tensor, Tensor] | Tensor, extra: Experience | Pretraining
@@ -76,16 +107,21 @@ class PolicyLoss:
             return loss, {"pretraining_loss": loss.detach()}
         log_probs, entropy = result
         terms = policy_terms(log_probs, extra.log_probs, extra.advantages, extra.mask, self.clip)
-        loss = terms.loss.sum() * self.scale
+        loss = (terms.loss * extra.weights).sum() * self.scale
         change = (log_probs.detach() - extra.log_probs).abs() * extra.mask
-        return loss, {
+        metrics = {
             "policy_loss": loss.detach(),
-            "clip_fraction": terms.clipped.sum() * self.scale,
-            "approximate_kl": terms.approximate_kl.sum() * self.scale,
-            "ratio": terms.ratio.sum() * self.scale,
-            LOG_PROB_CHANGE: change.sum() * self.scale,
-            "entropy": (entropy * extra.mask).sum() * self.scale,
+            "clip_fraction": terms.clipped.sum() * self.token_scale,
+            "approximate_kl": terms.approximate_kl.sum() * self.token_scale,
+            "ratio": terms.ratio.sum() * self.token_scale,
+            LOG_PROB_CHANGE: change.sum() * self.token_scale,
+            "entropy": (entropy * extra.mask).sum() * self.token_scale,
         }
+        if self.kl_coefficient:
+            kl = kl_terms(log_probs, extra.reference_log_probs, extra.mask) * extra.weights
+            own = self.kl_coefficient * kl.sum() * self.scale
+            loss, metrics["kl_loss"] = loss + own, own.detach()
+        return loss, metrics
 
 
 @dataclass(frozen=True)
@@ -176,7 +212,7 @@ class RankingLoss:
         return loss, {"ranking_loss": loss.detach(), **extra.counts(result.detach())}
 
 
-def mini_batches(num_rows: int, config: UpdateConfig, seed: int) -> list[list[Tensor]]:
+def mini_batches(num_rows: int, config: PolicyUpdateConfig, seed: int) -> list[list[Tensor]]:
     """Answers of each optimizer step of each pass, shuffled anew every pass.
 
     Args:

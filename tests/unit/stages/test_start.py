@@ -103,14 +103,14 @@ def test_a_reward_model_has_the_sizes_of_its_folder(stored, tmp_path: Path):
     small = STORED.model_copy(update={"head": "value", "num_layers": 1, "hidden_size": 16})
     actor, _ = as_stored(ModelConfig(), stored["folder"], "lm")
     config = PPOConfig(model=actor, reward_model=str(save(small, tmp_path / "rm")))
-    critic = config.critic()
+    critic = config.value_model()
     assert decisive(critic) == decisive(small)
     model = build_model(critic, Mesh.single(), ParallelConfig(), seed=0)
     load_start(model, config.reward_model, needs_head=True)
     other = STORED.model_copy(update={"head": "value", "vocab_size": 40})
     config = PPOConfig(model=actor, reward_model=str(save(other, tmp_path / "other")))
     with pytest.raises(ConfigError, match="--reward_model: vocab_size is 40 in .* must be 41"):
-        config.critic()
+        config.value_model()
 
 
 def test_a_manifest_of_another_version_is_named(tmp_path: Path):

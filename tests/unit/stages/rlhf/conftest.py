@@ -51,11 +51,12 @@ class Work:
 
     Attributes:
         folder: of all of it.
+        tokenizer: of the models.
         rewards: the file of reward functions.
     """
 
     def __init__(self, folder: Path, tokenizer: Path) -> None:
-        self.folder, self._tokenizer = folder, tokenizer
+        self.folder, self.tokenizer = folder, tokenizer
         (folder / "config.toml").write_text(CONFIG)
         self.rewards = folder / "rewards.py"
         self.rewards.write_text(REWARDS)
@@ -78,7 +79,7 @@ class Work:
 
     def words(self, stage: str, name: str, *more: str) -> list[str]:
         words = [stage, str(self.folder / "config.toml"), "--run.folder", str(self.folder / name)]
-        return [*words, "--tokenizer.path", str(self._tokenizer), *more]
+        return [*words, "--tokenizer.path", str(self.tokenizer), *more]
 
     def run(self, stage: str, name: str, *more: str) -> Path:
         assert main(self.words(stage, name, *more)) == 0

@@ -4,7 +4,7 @@ import math
 import torch
 from torch.nn.functional import logsigmoid
 
-from megalite.stages.rlhf.losses import policy_terms, ranking_loss, ranking_pairs, value_terms
+from megalite.stages.rlhf.losses import Clip, policy_terms, ranking_loss, ranking_pairs, value_terms
 from megalite.stages.rlhf.whiten import whiten
 
 
@@ -16,7 +16,9 @@ def _tokens(seed: int = 0):
 
 def test_the_first_update_has_ratio_one_no_kl_no_clipping_and_no_loss():
     (log_probs, _, advantages), mask = _tokens()
-    terms = policy_terms(log_probs, log_probs.clone(), whiten(advantages, mask), mask, 0.2)
+    terms = policy_terms(
+        log_probs, log_probs.clone(), whiten(advantages, mask), mask, Clip(0.2, 0.2)
+    )
     assert torch.equal(terms.ratio, mask.float())
     assert terms.approximate_kl.sum() == 0
     assert terms.clipped.sum() == 0
@@ -26,7 +28,9 @@ def test_the_first_update_has_ratio_one_no_kl_no_clipping_and_no_loss():
 def test_the_first_updates_gradient_is_the_policy_gradient():
     (log_probs, _, advantages), mask = _tokens(1)
     log_probs.requires_grad_()
-    policy_terms(log_probs, log_probs.detach(), advantages, mask, 0.2).loss.sum().backward()
+    policy_terms(
+        log_probs, log_probs.detach(), advantages, mask, Clip(0.2, 0.2)
+    ).loss.sum().backward()
     assert torch.allclose(log_probs.grad, -advantages * mask)
 
 
@@ -34,7 +38,7 @@ def test_policy_clipping_takes_the_larger_loss():
     change = torch.tensor([[math.log(1.5), math.log(0.5), math.log(1.5), math.log(0.5)]])
     advantages = torch.tensor([[1.0, 1.0, -1.0, -1.0]])
     mask = torch.ones(1, 4, dtype=torch.bool)
-    terms = policy_terms(change, torch.zeros(1, 4), advantages, mask, 0.2)
+    terms = policy_terms(change, torch.zeros(1, 4), advantages, mask, Clip(0.2, 0.2))
     assert torch.allclose(terms.loss, torch.tensor([[-1.2, -0.5, 1.5, 0.8]]))
     assert terms.clipped.tolist() == [[1, 0, 0, 1]]
 
@@ -42,7 +46,7 @@ def test_policy_clipping_takes_the_larger_loss():
 def test_approximate_kl_is_half_the_squared_change():
     mask = torch.tensor([[True, True, False]])
     change = torch.tensor([[0.2, -0.4, 5.0]])
-    terms = policy_terms(change, torch.zeros(1, 3), torch.ones(1, 3), mask, 0.2)
+    terms = policy_terms(change, torch.zeros(1, 3), torch.ones(1, 3), mask, Clip(0.2, 0.2))
     assert torch.allclose(terms.approximate_kl, torch.tensor([[0.02, 0.08, 0.0]]))
 
 
@@ -50,7 +54,7 @@ def test_infinite_log_probs_outside_the_response_leave_the_gradient_finite():
     log_probs = torch.tensor([[0.1, -math.inf]], requires_grad=True)
     mask = torch.tensor([[True, False]])
     old = torch.tensor([[0.1, -math.inf]])
-    policy_terms(log_probs, old, torch.ones(1, 2), mask, 0.2).loss.sum().backward()
+    policy_terms(log_probs, old, torch.ones(1, 2), mask, Clip(0.2, 0.2)).loss.sum().backward()
     assert torch.isfinite(log_probs.grad).all()
 
 

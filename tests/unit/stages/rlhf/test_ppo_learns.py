@@ -86,7 +86,7 @@ class Run:
             for index in epoch:
                 rows, part = batch.select(index), experience.select(index)
                 scale = 1 / int(part.mask.sum())
-                loss, seen = PolicyLoss(self.updates.clip, scale)(
+                loss, seen = PolicyLoss(self.updates.bounds, scale, scale)(
                     _log_probs(self.actor, rows), part
                 )
                 value_loss, _ = ValueLoss(self.updates.value_clip, scale)(self.values(rows), part)

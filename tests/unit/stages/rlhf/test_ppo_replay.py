@@ -22,10 +22,11 @@ from megalite.stages.rlhf.answers import Answered
 from megalite.stages.rlhf.config import PPOConfig
 from megalite.stages.rlhf.experience import Experience
 from megalite.stages.rlhf.kl import KLConfig
+from megalite.stages.rlhf.losses import Clip
 from megalite.stages.rlhf.models import ReferenceModels, TrainedModels
 from megalite.stages.rlhf.responses import respond
 from megalite.stages.rlhf.rollout import RolloutConfig, SpecialTokens
-from megalite.stages.rlhf.step import PPOStep
+from megalite.stages.rlhf.step import PolicyStep
 from megalite.stages.rlhf.updates import PolicyLoss, Pretraining, UpdateConfig, mini_batches
 from megalite.stages.setup import set_up
 from megalite.training.config import (
@@ -62,7 +63,7 @@ def config(folder, **more) -> PPOConfig:
 class Run:
     """The stage's own step, and all four models by what they are."""
 
-    step: PPOStep
+    step: PolicyStep
     models: dict[str, Model]
 
 
@@ -88,7 +89,7 @@ def run(tmp_path_factory):
             parameter.mul_(1.1)
     _, learners = stage.trainer(("actor", trained.actor), ("critic", trained.critic))
     frozen = references.judges(TEMPERATURE)
-    step = PPOStep(started, stage, trained, learners, frozen, SpecialTokens(ENDS, 22))
+    step = PolicyStep(started, stage, trained, learners, frozen, SpecialTokens(ENDS, 22))
     yield Run(step, vars(trained) | vars(references))
     dist.destroy_process_group()
 
@@ -189,10 +190,10 @@ class Reference:
         return sums
 
 
-def answers_of(step: PPOStep, number: int) -> list[list[int]]:
+def answers_of(step: PolicyStep, number: int) -> list[list[int]]:
     """The answers that step ``number`` will draw."""
-    responses, _ = step.roll(PROMPTS, range(8), fold(step.config.run.seed, number))
-    rows = zip(responses.batch.labels, responses.mask, strict=True)
+    batch, judged = step.roll(PROMPTS, range(8), fold(step.config.run.seed, number))
+    rows = zip(batch.labels, judged.mask, strict=True)
     return [labels[mask].tolist() for labels, mask in rows]
 
 
@@ -225,16 +226,16 @@ def test_two_steps_are_those_of_a_loop_over_single_answers(run):
 
 def test_a_pass_of_eight_answers_is_two_updates_of_two_micro_batches(run):
     before = run.step.learners[0].updates
-    responses, _ = run.step.roll(PROMPTS, range(8), 1)
+    batch, judged = run.step.roll(PROMPTS, range(8), 1)
     run.step([(PROMPTS, list(range(8)))], Progress(step=2))
     assert run.step.learners[0].updates - before == 2 * 2
-    sequences = torch.arange(8.0)[:, None].expand(8, responses.mask.shape[1])
-    answered = Answered(responses.batch, Experience(responses.mask, *[sequences] * 4))
+    sequences = torch.arange(8.0)[:, None].expand(8, judged.mask.shape[1])
+    answered = Answered(batch, Experience(judged.mask, *[sequences] * 6))
     order = mini_batches(8, run.step.config.update, 0)
     assert [len(epoch) for epoch in order] == [2, 2]
     for rows in order[0]:
         items, count = answered.micro_batches(rows, 2, torch.device("cpu"))
-        assert count == int(responses.mask[rows].sum())
+        assert count == int(judged.mask[rows].sum())
         assert [len(batch.decoder.tokens) for batch, _ in items] == [2, 2]
         assert [part.returns[:, 0].tolist() for _, part in items] == rows.view(2, 2).tolist()
 
@@ -292,7 +293,7 @@ def test_a_penalty_that_changes_in_two_ways_is_refused(values, says):
 
 def test_losses_of_text_are_summed_as_log_probabilities_are():
     scale, log_probs = 0.3, torch.tensor([[-1.0, -2.0]])
-    loss = PolicyLoss(0.2, 1.0)
+    loss = PolicyLoss(Clip(0.2, 0.2), 1.0, 1.0)
     plain, _ = loss((log_probs, log_probs), Pretraining(scale))
     summed, metrics = loss(-log_probs.sum(), Pretraining(scale))
     assert plain == summed == metrics["pretraining_loss"]
