@@ -125,7 +125,10 @@ class Service:
             Refused: it can't be had.
         """
         prompts, stops = self.prompts(asked), self._stops(asked.stops)
-        sampling = self._sampling(asked)
+        sampling, count = self._sampling(asked), len(prompts) * (asked.n or 1)
+        most = self.limits.queue + self.room.slots
+        if count > most:
+            raise Refused(400, f"{count} answers are more than the {most} that may wait", param="n")
         orders: list[Order] = []
         for prompt in prompts:
             limit = self._limit(prompt, asked.limit)

@@ -20,6 +20,7 @@ from megalite.ops import (
 from megalite.ops.backends import kernels
 from megalite.ops.cross_entropy import logit_gradient
 from megalite.ops.linear_cross_entropy import labelled_chunks, sum_of_products
+from megalite.ops.token_log_probs import token_judgement
 from tests.kernels.backends import (
     SIMT_NAMES,
     assert_as_good,
@@ -279,6 +280,23 @@ def test_token_log_probs_are_as_exact_as_pytorch(name: str, scale: float, cap: f
     check(
         name, lambda x, w: token_log_probs(x, w, labels.to(x.device), None, options), hidden, weight
     )
+
+
+@on_every_row_backend
+@pytest.mark.parametrize("cap", [0.0, 2.5])
+def test_a_judgement_is_the_log_prob_and_whether_the_label_is_the_likeliest(name: str, cap: float):
+    generator = torch.Generator().manual_seed(6)
+    labels, options = labels_for(57, 13), LossOptions(logit_scale=1.7, logit_cap=cap)
+    hidden = torch.randn(57, 20, generator=generator)
+    weight = torch.randn(13, 20, generator=generator) * 0.3
+    likeliest = (hidden @ weight.t()).argmax(-1)
+    labels[::5], labels[1::7] = likeliest[::5], -100
+    x, w, given = (one.to(device_of(name)) for one in (hidden, weight, labels))
+    with backend(name):
+        log_probs, is_likeliest = token_judgement(x, w, given, None, options)
+        expected = token_log_probs(x, w, given, None, options)[0]
+    assert torch.equal(log_probs, expected)
+    assert torch.equal(is_likeliest.bool().cpu(), (labels == likeliest) & (labels >= 0))
 
 
 @on_every_row_backend
