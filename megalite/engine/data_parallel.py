@@ -34,8 +34,9 @@ class DataParallel:
 def shard_model(part: Transformer, mesh: Mesh, how: DataParallel) -> None:
     """Shard the parameters of a part over dp, a group for each block and one for the rest.
 
-    A process alone in fp32 keeps plain parameters. Gradients are summed over dp, not averaged: the
-    loss is already divided by the global number of targets.
+    A process alone in fp32 keeps plain parameters, and so do all where nothing is cut over shard
+    of what is frozen: held as it is computed with, it needs no gathering. Gradients are summed over
+    dp, not averaged: the loss is already divided by the global number of targets.
 
     Comm: all-gather of each group's parameters forward (and backward), reduce-scatter of their
     fp32 gradients over shard, all-reduce over replicate.
@@ -53,6 +54,8 @@ def shard_model(part: Transformer, mesh: Mesh, how: DataParallel) -> None:
         ),
         "shard_placement_fn": _placement(mesh.shard.size),
     }
+    if mesh.shard.size == 1:
+        options["ignored_params"] = {p for p in part.parameters() if not p.requires_grad}
     for block in part.blocks():
         fully_shard(block, reshard_after_forward=how.reshard_after_forward, **options)
     fully_shard(part, reshard_after_forward=False, **options)

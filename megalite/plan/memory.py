@@ -266,7 +266,8 @@ def sharding_bytes(
     if data_parallel(parallel) == 1 and work.train.precision == "fp32":
         return shards, 0.0, 0.0
     is_resharded = parallel.reshard_after_forward and parallel.pp == 1
-    gathered = width * (size.at_once if is_resharded else size.parameters)
+    share = size.share if parallel.shard == 1 else 1.0  # of frozen ones nothing is gathered then
+    gathered = share * width * (size.at_once if is_resharded else size.parameters)
     if work.micro_batches(parallel) > 1 and parallel.reduce_gradients == "once":
         moving = 2.0 * width * size.block * size.share if width < 4 else 0.0
         return 4.0 * size.share * size.parameters / tp, gathered / tp, moving / tp

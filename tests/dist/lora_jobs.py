@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from torch.distributed.tensor import DTensor
+
 from megalite.distributed.launch import Launch
 from megalite.distributed.mesh import Mesh, ParallelConfig, build_mesh
 from megalite.engine.build import BuildOptions, build_model
@@ -23,14 +25,29 @@ def train(launch: Launch, layout: dict[str, Any], steps: int) -> dict[str, tuple
     return {family: _train(launch, family, layout, steps) for family in FAMILIES}
 
 
-def _train(launch: Launch, family: str, layout: dict[str, Any], steps: int) -> tuple:
-    parallel, lora = ParallelConfig(**layout), FAMILIES[family]
-    mesh = Mesh.single() if launch.world_size == 1 else build_mesh(launch, parallel, "cpu")
-    options = BuildOptions(lora=lora)
-    model = build_model(models.config(family), mesh, parallel, seed=1, options=options)
-    settings = TrainConfig(steps=20, global_batch_size=models.SAMPLES)
+def _learner(
+    launch: Launch, family: str, layout: dict[str, Any], lora: LoRAConfig, precision: str = "fp32"
+) -> Learner:
+    parallel, is_alone = ParallelConfig(**layout), launch.world_size == 1
+    mesh = Mesh.single() if is_alone else build_mesh(launch, parallel, "cpu")
+    more = {"precision": precision, "options": BuildOptions(lora=lora)}
+    model = build_model(models.config(family), mesh, parallel, seed=1, **more)
+    settings = TrainConfig(steps=20, global_batch_size=models.SAMPLES, precision=precision)
     rate = OptimizerConfig(learning_rate=3e-3)
-    learner = Learner(model, mesh, Learning(settings, rate, ScheduleConfig(), 1))
+    return Learner(model, mesh, Learning(settings, rate, ScheduleConfig(), 1))
+
+
+def first_losses(launch: Launch, layout: dict[str, Any], precision: str) -> tuple:
+    """Of a base and of it with adapters, before they have learned; and how weights are held."""
+    base = _learner(launch, "llama", layout, LoRAConfig(), precision)
+    adapted = _learner(launch, "llama", layout, LoRAConfig(rank=3), precision)
+    held = {(str(p.dtype), p.requires_grad) for p in adapted.model.parameters()}
+    cut = any(isinstance(p, DTensor) for p in adapted.model.parameters() if not p.requires_grad)
+    return [step(one, "llama", 0)["loss"] for one in (base, adapted)], held, cut
+
+
+def _train(launch: Launch, family: str, layout: dict[str, Any], steps: int) -> tuple:
+    learner = _learner(launch, family, layout, FAMILIES[family])
     gradients = GradientsOfFirstStep(learner)
     metrics = [step(learner, family, number) for number in range(steps)]
     return [m["loss"] for m in metrics], [m["grad_norm"] for m in metrics], gradients.kept

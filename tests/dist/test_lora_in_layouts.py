@@ -34,3 +34,13 @@ def test_losses_norms_and_gradients_are_those_of_one_process(cluster, alone, lay
 def test_only_adapters_have_gradients(alone):
     for _, _, gradients in alone.values():
         assert all(".adapter." in name for name in gradients)
+
+
+@pytest.mark.parametrize("layout", [{"replicate": 2}, {"shard": 2}], ids=["dp2", "fsdp2"])
+def test_a_frozen_base_in_half_precision_gives_the_bits_of_one_in_fp32(cluster, layout):
+    """As it is rounded for compute either way; where nothing is cut it is not gathered."""
+    job = "tests.dist.lora_jobs:first_losses"
+    for (base, adapted), held, cut in cluster.run(2, job, layout=layout, precision="bf16"):
+        assert adapted == base
+        assert held == {("torch.float32", True), ("torch.bfloat16", False)}
+        assert cut == ("shard" in layout)

@@ -42,6 +42,7 @@ def test_states_and_gradients_are_those_of_adapters_and_the_base():
     (half,) = estimate(work("bf16"), ParallelConfig())
     frozen = sum(p.nbytes for p in parameters if not p.requires_grad)
     assert (planned.states - half.states) * GIB == pytest.approx(frozen / 2)
+    assert half.gathered * GIB == pytest.approx(learned / 2)
 
 
 @pytest.mark.parametrize("stage", [Stage("dpo", has_reference=True), Stage("ppo")])
