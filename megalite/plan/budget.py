@@ -17,7 +17,7 @@ MOST_DEVICES = 16384
 
 def days_of(found: Found) -> float:
     """Days of all steps."""
-    return found.job.work.train.steps * found.seconds.total / DAY_S
+    return found.job.work.train.full_steps * found.seconds.total / DAY_S
 
 
 def answers(search: Search, start: int, days: float) -> list[str]:

@@ -76,9 +76,7 @@ def outlook(
     total = seconds.total
     devices = job.devices + terms.beside
     per_device = devices * total
-    train = job.work.train
-    full_steps = train.ramp.after(train.steps) / train.global_batch_size
-    days = full_steps * total / DAY_S
+    days = job.work.train.full_steps * total / DAY_S
     nodes = math.ceil(devices / terms.per_node)
     rate = terms.failures * nodes / 1000.0 / DAY_S  # a second
     interval = math.sqrt(2.0 * terms.save_s / rate) if rate else math.inf

@@ -205,6 +205,11 @@ class TrainConfig(Section):
         """Samples of each step; the ramp's places are told in samples."""
         return self.batch_ramp.ramp(self.global_batch_size)
 
+    @property
+    def full_steps(self) -> float:
+        """Steps of ``global_batch_size`` samples that the run's samples would take."""
+        return self.ramp.after(self.steps) / self.global_batch_size
+
     def batch_sizes(self, updates: int = 1, has_text: bool = False, answers: int = 1) -> BatchSizes:
         """Samples of a step and of a forward pass; see :class:`BatchSizes`."""
         size = self.global_batch_size

@@ -109,6 +109,7 @@ def test_a_ramps_run_has_the_steps_of_a_loop_and_its_units_are_told_in_samples()
         consumed, steps = consumed + size, steps + 1
     assert config.train.steps == steps
     assert total_samples(config.train, Progress()) == consumed
+    assert config.train.full_steps == consumed / 2048
     assert config.schedule.warmup == "183105 samples"
     assert said == [
         f"train.samples 220M: {steps:,} steps of 192 to 2,048 x 2,048 tokens",
