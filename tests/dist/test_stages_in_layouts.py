@@ -237,7 +237,10 @@ HELDOUT = {
     "sft": ["heldout_loss"],
     "rm": ["heldout_accuracy"],
     "dpo": ["heldout_loss", "heldout_sft_loss"],
-    "ppo": ["heldout_reward", "heldout_reward_deviation", "heldout_kl"],
+    "ppo": [
+        *("heldout_reward", "heldout_reward_deviation", "heldout_kl", "heldout_ended"),
+        *("heldout_response_tokens", "heldout_distinct_1", "heldout_distinct_2"),
+    ],
 }
 
 

@@ -10,6 +10,7 @@ from megalite.config.amount import in_samples
 from megalite.config.course import value_at
 from megalite.data.chat.datasets import Prompts
 from megalite.data.loader import passes_over
+from megalite.distributed.gather import gather_objects
 from megalite.distributed.sums import Counts, sum_metrics
 from megalite.engine.model import Item, Task
 from megalite.generation.prompts import Prompt
@@ -17,6 +18,7 @@ from megalite.models.outputs import LogProbs, Loss, Output, Scale, Values
 from megalite.ops.random import fold
 from megalite.stages.rlhf.answers import Answered
 from megalite.stages.rlhf.config import GRPOConfig, PolicyConfig, PPOConfig
+from megalite.stages.rlhf.diversity import distinct
 from megalite.stages.rlhf.experience import Experience, Judgement, gather_experience
 from megalite.stages.rlhf.groups import group_experience
 from megalite.stages.rlhf.kl import adapt
@@ -248,7 +250,7 @@ class PolicyStep:
         return [(batch, Pretraining(scale)) for batch in batches]
 
     def evaluate(self, prompts: Prompts) -> dict[str, float]:
-        """Mean reward and KL of answers to held-out prompts, drawn with one seed throughout.
+        """What answers to held-out prompts are like, drawn with one seed throughout.
 
         Each prompt counts once over all ranks, which answer equally many: the last answer of a rank
         may be one that doesn't count.
@@ -259,13 +261,17 @@ class PolicyStep:
         (own,) = passes_over(count, each, mesh.dp.rank, mesh.dp.size)
         numbers = own + [0] * (each - len(own))
         chosen = [prompts[number] for number in numbers]
-        _, judged = self.roll(chosen, numbers, fold(self.config.run.seed, 3))
+        batch, judged = self.roll(chosen, numbers, fold(self.config.run.seed, 3))
         kl = judged.kl
+        rows = zip(batch.labels[: len(own)], judged.mask[: len(own)], strict=True)
+        written = gather_objects([labels[mask].tolist() for labels, mask in rows], mesh.dp)
+        answers = [answer for part in written for answer in part]
         scores = judged.scores[: len(own)].double()
         sums = {
             "reward": scores.sum(),
             "square": scores.square().sum(),
             "kl": kl[: len(own)].sum(),
+            "ended": judged.ended[: len(own)].sum(),
             "count": torch.tensor(float(len(own))),
         }
         total = sum_metrics({n: v.to(mesh.device) for n, v in sums.items()}, mesh.dp)
@@ -275,6 +281,9 @@ class PolicyStep:
             "heldout_reward": mean,
             "heldout_reward_deviation": variance**0.5,
             "heldout_kl": total["kl"] / total["count"],
+            "heldout_ended": total["ended"] / total["count"],
+            "heldout_response_tokens": sum(map(len, answers)) / total["count"],
+            **{f"heldout_distinct_{n}": distinct(answers, n) for n in (1, 2, 3)},
         }
 
 

@@ -55,7 +55,15 @@ CHARTS = {
         Chart("Value loss", "squared score", ("value_loss",)),
         Chart("Clipped updates", "share of tokens", ("clip_fraction", "value_clip_fraction")),
         Chart("Entropy", "nats per token", ("entropy",)),
-        Chart("Response length", "tokens", ("response_tokens",)),
+        Chart("Response length", "tokens", ("response_tokens", "heldout_response_tokens")),
+        Chart("Answers with an end", "share", ("ended", "heldout_ended")),
+        Chart(
+            "Different runs of 1, 2 and 3 tokens, held out",
+            "share of all runs",
+            ("heldout_distinct_1", "heldout_distinct_2", "heldout_distinct_3"),
+        ),
+        Chart("Groups of equal scores", "share", ("equal_groups",)),
+        Chart("Deviation of scores in a group", "score per response", ("score_deviation",)),
     ),
     "The step": (
         Chart("Gradient norm", "norm", ("grad_norm", "critic_grad_norm")),
