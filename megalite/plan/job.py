@@ -9,7 +9,7 @@ from megalite.distributed.mesh import ParallelConfig
 from megalite.engine.recompute import recomputed_blocks
 from megalite.models.config import ModelConfig
 from megalite.models.part import Part
-from megalite.plan.memory import Work, data_parallel, largest_process, parts_in
+from megalite.plan.memory import Work, data_parallel, largest_process, parts_in, size_of
 from megalite.plan.rows import Pairs, Rows
 from megalite.training.metrics.flops import Operations
 
@@ -92,6 +92,14 @@ class Job:
     def largest(self) -> int:
         """Parameters of the pipeline process with most, over its tp."""
         return largest_process(self.model, tuple(self.parts), self.parallel.pp)
+
+    @cached_property
+    def learned(self) -> int:
+        """Parameters that learn, of the pipeline process with most, over its tp."""
+        if not self.work.lora.rank:
+            return self.largest
+        sizes = [size_of(self.model, part, self.work.lora).learned or 0 for part in self.parts]
+        return max(sum(sizes[rank :: self.parallel.pp]) for rank in range(self.parallel.pp))
 
     @property
     def rows_seen(self) -> Rows:

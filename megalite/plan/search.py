@@ -59,12 +59,14 @@ class Search:
 
     def best(self, devices: int, count: int = 10) -> list[Found]:
         """The fastest layouts of so many devices that fit, the one to take first."""
-        limit, found = HEADROOM * self.cluster.device.memory_gib, []
+        found: list[Found] = []
+        if not self.has_room(devices):
+            return found
         timed = [(self.seconds(job), job) for job in self.jobs(devices)]
         timed.sort(key=lambda one: one[0].total)
         for seconds, job in timed:
-            total = most(stage_memory(self.stage, job.work, job.parallel)).total
-            if total <= limit:
+            total = self.total(job)
+            if total <= self.limit:
                 found.append(Found(job, seconds, total))
             if len(found) == max(count, LOOKED_AT):
                 break
@@ -72,6 +74,19 @@ class Search:
             taken = to_take([one.seconds.total for one in found], [one.total for one in found])
             found.insert(0, found.pop(taken))
         return found[:count]
+
+    @property
+    def limit(self) -> float:
+        """GiB of a device that a plan may fill."""
+        return HEADROOM * self.cluster.device.memory_gib
+
+    def total(self, job: Job) -> float:
+        """GiB of the fullest process."""
+        return most(stage_memory(self.stage, job.work, job.parallel)).total
+
+    def has_room(self, devices: int) -> bool:
+        """Whether a layout fits, of those that take least in each cut of so many devices."""
+        return any(self.total(job) <= self.limit for job in self.jobs(devices, lean=True))
 
     def least_devices(self, start: int, doublings: int = 8) -> tuple[int, Found] | None:
         """The fewest devices, ``start`` doubled again and again, on which something fits."""
@@ -85,15 +100,22 @@ class Search:
         """Of a step."""
         return stage_seconds(self.stage, job, self.cluster, self.constants)
 
-    def jobs(self, devices: int) -> Iterator[Job]:
-        """All layouts of so many devices that fit model and batch."""
+    def jobs(self, devices: int, lean: bool = False) -> Iterator[Job]:
+        """All layouts of so many devices that fit model and batch.
+
+        Args:
+            devices: how many.
+            lean: of each cut only those that take least memory.
+        """
         train = self.work.train
-        for micro in MICRO_BATCHES:
+        for micro in MICRO_BATCHES[: 1 if lean else None]:
             work = dataclasses.replace(
                 self.work, train=train.model_copy(update={"micro_batch_size": micro})
             )
             demand = Demand(work.model, devices, work.train.batch_sizes())
             for parallel in self.layouts(devices):
+                if lean and not _is_lean(parallel):
+                    continue
                 if next(faults(demand, parallel), None) is None:
                     yield Job(work, parallel, seen=self.seen)
 
@@ -125,6 +147,12 @@ class Search:
                             "encoder_stages": 0,
                             "reshard_after_forward": drops,
                         }
+
+
+def _is_lean(parallel: ParallelConfig) -> bool:
+    """Whether a layout drops and splits all that it can."""
+    is_cut = parallel.sequence_parallel or parallel.tp == 1
+    return is_cut and parallel.recompute == "full" and parallel.chunks_per_rank == 1
 
 
 def to_take(seconds: Sequence[float], memory: Sequence[float]) -> int:

@@ -186,6 +186,8 @@ class _Timing:
     def _products(self, rows: int, is_decoder: bool) -> tuple[float, float]:
         shapes, kernels = self._sublayers(rows, is_decoder), self.kernels
         forward = sum(kernels.product(*shape) for shape in shapes)
+        if self.job.work.lora.rank:  # frozen matrices have no gradients of their own
+            return forward, sum(kernels.product(m, k, n) for m, n, k in shapes)
         return forward, sum(kernels.both_gradients(*shape) for shape in shapes)
 
     def _attention(self, rows: int, is_decoder: bool) -> tuple[float, float]:
@@ -260,14 +262,14 @@ class _Timing:
     def _data_parallel(self, passes: float) -> Seconds:
         """Gathers, reductions and the update, for the process with most parameters."""
         job, parallel, engine = self.job, self.job.parallel, self.job.engine
-        most = job.largest / parallel.tp
+        most, learned = job.largest / parallel.tp, job.learned / parallel.tp
         dp = data_parallel(parallel)
         shards = {"parameters": parallel.shard, "optimizer": dp, "nothing": 1}[engine.sharded]
-        update = self.kernels.moved(OPTIMIZER_BYTES * most / shards)
+        update = self.kernels.moved(OPTIMIZER_BYTES * learned / shards)
         if dp == 1:
             return Seconds(optimizer=update)
         group = Group(dp, parallel.tp)
-        reduction = engine.gradient_bytes * most
+        reduction = engine.gradient_bytes * learned
         if engine.sharded == "nothing":
             return Seconds(dp=self.links.reduce(reduction, group), optimizer=update)
         weights = self.kernels.width * most

@@ -5,12 +5,18 @@ import pytest
 from megalite.distributed.mesh import Mesh, ParallelConfig
 from megalite.engine.build import BuildOptions, build_model
 from megalite.engine.lora import LoRAConfig
+from megalite.models.config import ModelConfig
+from megalite.plan.constants import constants_of
+from megalite.plan.devices import DEVICES, NETWORKS, Cluster
+from megalite.plan.job import Job
 from megalite.plan.memory import GIB, Work, estimate
 from megalite.plan.stages import Stage, frozen_memory, stage_memory
+from megalite.plan.step import step_seconds
 from megalite.training.config import OptimizerConfig, ScheduleConfig, TrainConfig
 from megalite.training.learner import Learner, Learning
 from tests.dist import models
 
+LAYOUT = ParallelConfig(shard=8)
 LORA = LoRAConfig(rank=4, layers=("attention", "feed_forward.up"))
 
 
@@ -54,3 +60,19 @@ def test_a_reference_takes_nothing_beside_adapters(stage: Stage):
         assert (with_reference.states > without.states) == adds
     plain = frozen_memory(alone, work(lora=LoRAConfig()))
     assert frozen_memory(alone, work()) == plain
+
+
+def test_frozen_weights_have_no_gradients_to_make_or_reduce():
+    cluster, constants = Cluster(DEVICES["a100-80gb"], NETWORKS["ib-200"]), constants_of("a100")
+    train = TrainConfig(global_batch_size=16, precision="bf16")
+    whole, adapted = (
+        step_seconds(
+            Job(Work(ModelConfig(preset="llama-7b"), train, 1024, lora=lora), LAYOUT),
+            cluster,
+            constants,
+        )
+        for lora in (LoRAConfig(), LoRAConfig(rank=16))
+    )
+    assert 0.6 * whole.compute < adapted.compute < 0.85 * whole.compute
+    assert adapted.optimizer < 0.02 * whole.optimizer
+    assert adapted.dp < whole.dp

@@ -74,6 +74,26 @@ def test_more_model_parallelism_is_slower_where_a_replica_fits_a_device(axis, ba
     assert times == sorted(times)
 
 
+@pytest.mark.parametrize("batch", [32, 128])
+def test_tp_within_a_node_and_pp_beyond_is_fastest(batch):
+    """A model of 162B on 64 devices: Narayanan et al. 2021, figure 13 and what is said of it."""
+    model = ModelConfig(
+        vocab_size=51200,
+        hidden_size=20480,
+        num_layers=32,
+        num_heads=128,
+        ffn_size=81920,
+        gated=False,
+    )
+    work = Work(model, TrainConfig(global_batch_size=batch, precision="bf16"), 2048)
+    engine = Engine(fused_attention=False, sharded="nothing", cuts_sends=True, hides_tp=False)
+    times = {}
+    for tp in (2, 4, 8, 16, 32):
+        layout = ParallelConfig(tp=tp, pp=64 // tp, recompute="full")
+        times[tp] = step_seconds(Job(work, layout, engine), A100, CONSTANTS).total
+    assert min(times, key=lambda tp: times[tp]) == 8
+
+
 def test_bloom_s_memory_is_that_of_its_engine():
     for row in rows():
         if row.group.startswith("bloom"):
