@@ -217,7 +217,9 @@ def _in_parallel(
     work: Callable[[_Part], None], parts: Iterable[_Part], processes: int
 ) -> Iterator[_Part]:
     """Do the parts in any order, and yield each when it is done; few of them wait."""
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    slow = (__name__, "transformers.models.auto.tokenization_auto")
+    context.set_forkserver_preload([name for name in slow if name in sys.modules])
     with ProcessPoolExecutor(processes, context, initializer=_end_with_parent) as pool:
         waiting: dict[Future[None], _Part] = {}
         todo = iter(parts)

@@ -202,11 +202,16 @@ def test_killing_the_first_process_ends_the_others(tmp_path, tokenizer_folder):
         time.sleep(0.05)
 
 
-def children(parent: int) -> list[int]:
-    text = Path(f"/proc/{parent}/task/{parent}/children")
+def children(first: int) -> list[int]:
+    """The processes that tokenize: forked from the server that the first process starts."""
+    commands = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in forked(first)}
+    servers = [pid for pid, command in commands.items() if b"forkserver" in command]
+    return [pid for server in servers for pid in forked(server)]
+
+
+def forked(parent: int) -> list[int]:
     try:
-        pids = [int(pid) for pid in text.read_text().split()]
-        return [pid for pid in pids if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        return list(map(int, Path(f"/proc/{parent}/task/{parent}/children").read_text().split()))
     except FileNotFoundError:
         return []
 

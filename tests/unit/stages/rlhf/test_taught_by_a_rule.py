@@ -28,7 +28,7 @@ warmup = 0
 [checkpoint]
 every = 0
 [run]
-tensorboard = false
+trackers = []
 device = "cpu"
 threads = 1
 [kl]
