@@ -22,7 +22,7 @@ from megalite.plan.search import Found, Search
 from megalite.plan.stages import Stage
 from megalite.training.config import TrainConfig
 
-SIZES = ("llama-7b", "llama-13b", "falcon-40b", "llama-65b", "gpt3-175b", "bloom-176b")
+SIZES = ("llama-7b", "llama-13b", "falcon-40b", "llama-65b", "gpt3-175b")
 STAGES = {
     "pretraining, SFT": Stage(),
     "RM": Stage("rm"),
