@@ -54,11 +54,11 @@ def config(name: str) -> ModelConfig:
 def _modules(kind: str, name: str, mesh: Mesh) -> nn.ModuleDict:
     made = nn.ModuleDict()
     if kind in ("attention", "shared"):
-        made["attention"] = Attention(config(name), mesh, "decoder.layers.1.attention", 0.1)
+        made["attention"] = Attention(config(name), mesh, "decoder.layers.1.attention")
     if kind == "cross":
-        made["cross"] = CrossAttention(config(name), mesh, "decoder.layers.1.cross", 0.1)
+        made["cross"] = CrossAttention(config(name), mesh, "decoder.layers.1.cross")
     if kind in ("feed-forward", "shared"):
-        made["ffn"] = FeedForward(config(name), mesh, 0.1)
+        made["ffn"] = FeedForward(config(name), mesh)
     values = {
         key: numbers(10 + number, *parameter.shape) / 16
         for number, (key, parameter) in enumerate(made.named_parameters())
@@ -110,7 +110,7 @@ def _run(kind: str, name: str, mesh: Mesh) -> dict[str, Any]:
     elif kind == "cross":
         y = made["cross"](x, context, enter(memory, mesh, S_ENCODER))
     elif kind == "feed-forward":
-        y = made["ffn"](x, S)
+        y = made["ffn"](x, context)
     else:
         y = _from_shared_products(made, x, context, mesh)
     y.backward(stream(numbers(3, BATCH, S, WIDTH), mesh, fill=0.0))
