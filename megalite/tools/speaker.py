@@ -143,7 +143,7 @@ class Speaker:
 
         Comm: as :func:`build_mesh` and the weights' reader.
         """
-        return self._loaded(build_mesh(self.launch, self.config.parallel, self.device))
+        return self.load_into(build_mesh(self.launch, self.config.parallel, self.device))
 
     def load_alone(self) -> Model:
         """The model with its weights in one process, without a process group.
@@ -151,12 +151,13 @@ class Speaker:
         Its parameters have the number format of compute, where :meth:`load_model` keeps fp32 ones
         and computes with copies.
         """
-        model = replace(self, precision="fp32")._loaded(Mesh.single(self.device))
+        model = replace(self, precision="fp32").load_into(Mesh.single(self.device))
         for part in model.parts:
             part.to(COMPUTE_DTYPES[self.precision])
         return model
 
-    def _loaded(self, mesh: Mesh) -> Model:
+    def load_into(self, mesh: Mesh) -> Model:
+        """The model with its weights, over the processes of a mesh."""
         parallel, precision = self.config.parallel, self.precision
         model = build_model(self.model_config, mesh, parallel, seed=0, precision=precision)
         load_start(model, self.config.model)

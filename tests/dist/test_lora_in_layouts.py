@@ -7,12 +7,9 @@ from tests.dist.same_training import check_same_training
 
 STEPS = 5
 LAYOUTS = {
-    "tp2": (2, {"tp": 2}),
     "tp3 sequence, uneven heads": (3, {"tp": 3, "sequence_parallel": True, "recompute": "full"}),
-    "pp2": (2, {"pp": 2}),
     "fsdp2": (2, {"shard": 2, "reshard_after_forward": True, "recompute": "selective"}),
     "dp2": (2, {"replicate": 2}),
-    "tp2 pp2": (4, {"tp": 2, "pp": 2}),
     "tp2 fsdp2 pp2": (8, {"tp": 2, "shard": 2, "pp": 2}),
 }
 

@@ -231,8 +231,8 @@ def test_more_than_may_wait_is_refused_and_a_client_that_goes_frees_its_slots(cl
     asked = {"model": "tiny", "prompt": ["a", "b"], "max_tokens": POSITIONS // 2}
     stream = client.completions.create(n=QUEUE // 2, stream=True, **asked)
     next(iter(stream))  # a text: all four slots are taken, and the others wait
-    with pytest.raises(openai.RateLimitError, match=f"{QUEUE - 4} answers wait already"):
-        client.completions.create(n=3, **asked)
+    with pytest.raises(openai.RateLimitError, match=r"\d+ answers wait already"):
+        client.completions.create(n=QUEUE // 2, **asked)
     stream.close()
     assert ask(client, max_tokens=2).usage.completion_tokens == 2
 

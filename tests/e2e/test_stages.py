@@ -101,8 +101,8 @@ def curves(run) -> dict[str, list[float]]:
 
 @pytest.mark.parametrize(
     ("processes", "layout"),
-    [(1, []), (2, ["--parallel.tp", "2"]), (3, ["--frozen.processes", "1"])],
-    ids=["one", "tp2", "frozen models on a process of their own"],
+    [(1, []), (3, ["--frozen.processes", "1"])],
+    ids=["one", "frozen models on a process of their own"],
 )
 def test_ppo_starts_the_same_in_another_layout(work, sft, rm, ppo, processes, layout):
     """Its first rollout and update; Adam's first steps at this rate then magnify rounding."""

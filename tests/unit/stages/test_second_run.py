@@ -70,8 +70,9 @@ class Folder:
         return said.err
 
     def files(self, run: str) -> dict[str, bytes]:
+        """All but the history of starts, in which a refused one stands too."""
         paths = (path for path in (self.path / run).rglob("*") if path.is_file())
-        return {str(path): path.read_bytes() for path in paths}
+        return {str(path): path.read_bytes() for path in paths if path.name != "history.jsonl"}
 
     def rates(self, run: str) -> list[float]:
         lines = (self.path / run / "metrics.jsonl").read_text().splitlines()

@@ -86,7 +86,7 @@ def test_a_stopwatch_tells_work_sleep_and_waits_apart():
     for _ in range(3):
         watch.begin_step()
         watch.enter("data")
-        time.sleep(0.05)
+        time.sleep(0.06)
         watch.enter("forward_backward")
         until = time.thread_time() + 0.05
         while time.thread_time() < until:

@@ -174,7 +174,7 @@ def test_its_model_answers_and_becomes_a_hugging_face_folder(work, whole, tmp_pa
     report = ["report", "--runs", f'["{folder}"]', "--output", str(tmp_path / "report.html")]
     assert main(report) == 0
     page = (tmp_path / "report.html").read_text()
-    for title in ("Margin of better answers", "Rewards of better and worse answers"):
+    for title in ("Margin of better answers", "Better and worse answers"):
         assert title in page
 
 
