@@ -6,6 +6,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from megalite.distributed.mesh import leave_process_group
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test asks the real Hub, whatever it names
 
 settings.register_profile("megalite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -34,6 +36,12 @@ def pytest_xdist_make_scheduler(config, log):
             return "tests/dist" if path.startswith("tests/dist/") else path
 
     return Shared(config, log)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _in_no_group():
+    """A file begins without the process group of a run that was refused in another file."""
+    leave_process_group()
 
 
 @pytest.fixture(autouse=True)
