@@ -44,7 +44,7 @@ SPLITS = {
     "pp2 interleaved, encoder 2": (2, {**LAYOUTS["pp2 interleaved"][1], "encoder_stages": 2}),
 }
 NAMES = list(MODELS)
-FEW = 3  # processes up to which a layout is tried with every model; larger ones with three each
+FEW = 2  # processes up to which a layout is tried with every model; larger ones with three each
 CASES = [
     *(
         (model, layout)
