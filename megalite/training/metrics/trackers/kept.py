@@ -27,21 +27,23 @@ def package(name: str) -> Any:
 
 def kept_id(folder: Path, tracker: str) -> str:
     """The service's number of this run; empty for one that begins."""
-    try:
-        return str(json.loads((folder / NAME).read_text(encoding="utf-8")).get(tracker, ""))
-    except (FileNotFoundError, ValueError, AttributeError):
-        return ""
+    return str(_ids(folder).get(tracker, ""))
 
 
 def keep_id(folder: Path, tracker: str, number: str) -> None:
     """Keep the service's number of this run beside those of other trackers."""
     path = folder / NAME
-    try:
-        ids = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        ids = {}
     with naming(path):
-        path.write_text(json.dumps({**ids, tracker: number}) + "\n", encoding="utf-8")
+        path.write_text(json.dumps({**_ids(folder), tracker: number}) + "\n", encoding="utf-8")
+
+
+def _ids(folder: Path) -> dict[str, Any]:
+    """The numbers that a folder keeps, by tracker; none where there is no such file."""
+    try:
+        ids = json.loads((folder / NAME).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
+    return ids if isinstance(ids, dict) else {}
 
 
 def flat(about: Mapping[str, Any], before: str = "") -> dict[str, Any]:
