@@ -14,11 +14,12 @@ import threading
 import time
 import uuid
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from megalite.errors import ConfigError
 
 NAME = ".lock"
+WIDTH = 512  # bytes of the file, whatever it says
 BEAT_S = 5.0
 SILENT_BEATS = 3  # a holder elsewhere that doesn't change its text for so long is gone
 PATIENCE_S = 2.0  # for one that is just ending
@@ -45,7 +46,7 @@ class FolderLock:
         self.folder, self.nonce = folder, uuid.uuid4().hex
         self.is_in_use = False
         self._path, self._beat_s = folder.resolve() / NAME, beat_s
-        self._file: TextIO | None = None
+        self._file: int | None = None
         self._is_over = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -59,12 +60,12 @@ class FolderLock:
         before = self._held.get(self._path)
         if before is not None and not before.is_in_use:
             before.release()  # a run of this process that was set up and never begun
-        file = open(self._path, "a+", encoding="utf-8")  # noqa: SIM115  # open until it is released
+        file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             is_kernels = self._flock(file)
             self._wait_for_other_nodes(is_kernels)
         except BaseException:
-            file.close()
+            os.close(file)
             raise
         self._file = file
         self._held[self._path] = self
@@ -72,7 +73,7 @@ class FolderLock:
         self._thread = threading.Thread(target=self._beat, name="folder's lock", daemon=True)
         self._thread.start()
 
-    def _flock(self, file: TextIO) -> bool:
+    def _flock(self, file: int) -> bool:
         """Take the kernel's lock; whether the file system has such locks."""
         until = time.monotonic() + PATIENCE_S
         while True:
@@ -110,7 +111,7 @@ class FolderLock:
 
     def _read(self) -> str:
         try:
-            return self._path.read_text(encoding="utf-8")
+            return self._path.read_text(encoding="utf-8").strip()
         except OSError:
             return ""
 
@@ -123,10 +124,7 @@ class FolderLock:
         if self._file is None:
             return
         try:
-            self._file.seek(0)
-            self._file.truncate()
-            self._file.write(text)
-            self._file.flush()
+            write_whole(self._file, text)
         except OSError:
             return  # a full disk; the kernel's lock holds
 
@@ -143,10 +141,23 @@ class FolderLock:
             self._thread.join()
         if self._file is not None:
             self._replace("")
-            self._file.close()
+            os.close(self._file)
             self._file = None
         if self._held.get(self._path) is self:
             del self._held[self._path]
+
+
+def write_whole(file: int, text: str) -> None:
+    """Replace a lock's text by one write of the same length, so that none reads half of it.
+
+    Args:
+        file: descriptor, open to write and not to append, where every write goes to the end.
+        text: up to ``WIDTH`` bytes, padded with spaces.
+
+    Raises:
+        OSError: the file can't be written.
+    """
+    os.pwrite(file, text.encode().ljust(WIDTH), 0)
 
 
 def shows(folder: Path, nonce: str) -> bool:

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from megalite.errors import ConfigError
-from megalite.training.folder.lock import NAME, FolderLock, shows
+from megalite.training.folder.lock import NAME, FolderLock, shows, write_whole
 
 
 def hold_in_child(folder) -> int:
@@ -41,7 +41,7 @@ def test_a_second_process_is_refused_and_a_killed_one_holds_nothing(tmp_path):
     again.acquire()
     assert shows(tmp_path, again.nonce)
     again.release()
-    assert (tmp_path / NAME).read_text() == ""
+    assert (tmp_path / NAME).read_text().strip() == ""
 
 
 def test_a_run_of_this_process_is_refused_while_it_lasts_and_not_if_it_never_began(tmp_path):
@@ -79,10 +79,12 @@ def test_a_holder_on_another_node_that_beats_is_respected(tmp_path):
     is_over = threading.Event()
 
     def beat() -> None:
+        file = os.open(tmp_path / NAME, os.O_WRONLY | os.O_CREAT)
         for number in range(1000):
-            (tmp_path / NAME).write_text(of_another_node(number))
+            write_whole(file, of_another_node(number))
             if is_over.wait(0.05):
-                return
+                break
+        os.close(file)
 
     thread = threading.Thread(target=beat)
     thread.start()
@@ -93,3 +95,17 @@ def test_a_holder_on_another_node_that_beats_is_respected(tmp_path):
     finally:
         is_over.set()
         thread.join()
+
+
+def test_a_text_that_changes_is_never_read_in_part(tmp_path):
+    """A reader that met an emptied file would take a folder that another node writes into."""
+    file = os.open(tmp_path / NAME, os.O_WRONLY | os.O_CREAT)
+    write_whole(file, of_another_node(0))
+    child = os.fork()
+    if child == 0:
+        for number in range(1, 20000):
+            write_whole(file, of_another_node(number))
+        os._exit(0)
+    while os.waitpid(child, os.WNOHANG)[0] == 0:
+        assert json.loads((tmp_path / NAME).read_text())["host"] == "far"
+    os.close(file)
