@@ -14,12 +14,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from benchmarks.schedule import Shape
+from megalite.ops import RowIntervals
+
 NO_KERNEL = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "lift_fresh"}
 NO_KERNEL |= {"_unsafe_view", "detach", "alias", "lift"}
 OVERWRITES = {"copy_", "fill_", "zero_"}  # what they write to is not read
 ROWS = {"embedding", "index", "index_select", "gather"}  # of the first tensor as much as is written
 
-Pairs = Callable[[Tensor], float]  # (query, key) pairs of the mask that begins rows at these keys
+MaskOf = Callable[[Tensor], RowIntervals]  # the mask that begins rows at these keys
 
 
 @dataclass(frozen=True)
@@ -30,24 +33,26 @@ class Entry:
         name: of the operator.
         bytes_: read and written.
         flops: of products and attention; 0 of everything else.
+        backward: of attention's backward pass, its shape and mask.
     """
 
     name: str
     bytes_: float
     flops: float
+    backward: tuple[Shape, RowIntervals] | None = None
 
 
 class Ledger(TorchDispatchMode):
     """Inside this context every launch is noted in ``entries``."""
 
-    def __init__(self, pairs: Pairs) -> None:
+    def __init__(self, mask_of: MaskOf) -> None:
         """Note nothing yet.
 
         Args:
-            pairs: that the mask of an attention call allows, of its ``start``.
+            mask_of: the mask of an attention call, of its ``start``.
         """
         super().__init__()
-        self._pairs = pairs
+        self._mask_of = mask_of
         self.entries: list[Entry] = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -57,15 +62,24 @@ class Ledger(TorchDispatchMode):
         name = func._schema.name.split("::")[1]
         moved = _moved(func, args, kwargs, out)
         if name not in NO_KERNEL and moved:
-            self.entries.append(Entry(name, moved, self._flops(func, args, kwargs, out)))
+            flops, backward = self._flops(func, args, kwargs, out), self._backward(func, args)
+            self.entries.append(Entry(name, moved, flops, backward))
         return out
+
+    def _backward(self, func: Any, args: tuple) -> tuple[Shape, RowIntervals] | None:
+        if not func._schema.name.startswith("megalite::attention_backward"):
+            return None
+        (batch, queries, heads, head_dim), (keys, groups) = args[1].shape, args[2].shape[1:3]
+        padded = max(head_dim, 8)  # the kernels' least
+        return Shape("", batch, heads, groups, queries, padded, keys), self._mask_of(args[6])
 
     def _flops(self, func: Any, args: tuple, kwargs: dict, out: Any) -> float:
         name = func._schema.name
         if name.startswith("megalite::") and "attention" in name:
             is_backward = name.endswith("_backward")
             q, start = (args[1], args[6]) if is_backward else (args[0], args[3])
-            pairs = self._pairs(start) * q.shape[2]
+            mask = self._mask_of(start)
+            pairs = float((mask.end - mask.start).sum()) * q.shape[2]
             return (10.0 if is_backward else 4.0) * pairs * q.shape[3]
         space, _, plain = name.removesuffix("_").partition("::")  # addmm_ costs what addmm does
         formula = flop_registry.get(getattr(getattr(torch.ops, space), plain, None))

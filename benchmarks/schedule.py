@@ -19,6 +19,7 @@ much where two blocks share an SM, whose steps take as long for half the bytes.
 import argparse
 import heapq
 import importlib
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -30,6 +31,7 @@ from megalite.ops import RowIntervals
 from megalite.ops import mask as masks
 from megalite.ops.mask_plan import TILE
 
+HEAD_NUMBER = 37  # pairs (head, tile of rows) are numbered 37 head + tile
 SMS = {"A100": 108, "H100": 132}
 STORE_STEPS, ADD_STEPS = 0.2, 0.8
 PEER_KEYS, ROWS = 128, 64
@@ -38,7 +40,7 @@ MIB = 2**20
 
 @dataclass(frozen=True)
 class Shape:
-    """A call: B, N, G, S and H."""
+    """A call: B, N, G, S, H, and K where it isn't S."""
 
     name: str
     batch: int
@@ -46,6 +48,7 @@ class Shape:
     groups: int
     length: int
     head_dim: int
+    keys: int | None = None
 
 
 SHAPES = (
@@ -84,6 +87,8 @@ class Schedule:
     blocks_per_sm: int
     together: int
     parts: int
+    fine_tiles: int
+    levels: int
     slots: int
     partial_bytes: int
     scratch_bytes: int
@@ -93,8 +98,15 @@ class Schedule:
         """For sm_80 and later with large blocks."""
         emulator = importlib.import_module("megalite._simt")
         emulator.set_architecture(80)
-        size = shape.batch, shape.length, shape.length, shape.heads, shape.groups, shape.head_dim
+        keys = shape.length if shape.keys is None else shape.keys
+        size = shape.batch, shape.length, keys, shape.heads, shape.groups, shape.head_dim
         return cls(**emulator.attention_backward_schedule(*size))
+
+    def residue(self, part: int, levels: int) -> tuple[int, int]:
+        """Of a part's pairs (head, tile of rows): the residue of their numbers, and its modulus."""
+        level, of_level = divmod(part, self.parts)
+        first = self.parts << level if level < levels else 0
+        return of_level + first, self.parts << min(level + 1, levels)
 
 
 @dataclass(frozen=True)
@@ -118,33 +130,45 @@ def touching(mask: RowIntervals, rows: int, keys: int) -> Tensor:
     return (start < first + keys) & (first < end)
 
 
-def _steps_of_parts(row_tiles: Tensor, heads: int, parts: int) -> list[int]:
-    """Of the pairs (head, tile) of a tile of keys, a part has those of its sum, modulo parts."""
-    tiles = row_tiles.nonzero()[:, 0] % parts
-    sums = (tiles[None] + torch.arange(heads)[:, None]) % parts
-    return torch.bincount(sums.flatten(), minlength=parts).tolist()
+def _steps_by_number(row_tiles: Tensor, heads: int, modulus: int) -> list[int]:
+    """Of the pairs (head, tile of rows) that touch a tile of keys, how many have each residue."""
+    numbers = HEAD_NUMBER * torch.arange(heads)[:, None] + row_tiles.nonzero()[None, :, 0]
+    return torch.bincount((numbers % modulus).flatten(), minlength=modulus).tolist()
+
+
+def _items(s: Schedule, key_tiles: int) -> list[tuple[int, int]]:
+    """The items of a key head, in order: tile of keys, part."""
+    first_fine = key_tiles - s.fine_tiles
+    items = [(tile, part) for tile in range(key_tiles) for part in range(s.parts)]
+    for level in range(1, s.levels + 1):
+        parts = range(level * s.parts, (level + 1) * s.parts)
+        items += [(tile, part) for tile in range(first_fine, key_tiles) for part in parts]
+    return items
 
 
 def our_blocks(shape: Shape, mask: RowIntervals) -> Iterator[Block]:
-    """In the grid's order: phases, sequences, key heads, tiles of keys, parts.
+    """In the grid's order: items that are together, sequences, key heads.
 
     ``mask`` is of all sequences, or of one that all are like.
     """
     s = Schedule.of(shape)
     touched = touching(mask, s.rows, s.keys)
     ratio, key_tiles = shape.heads // shape.groups, touched.shape[1]
-    steps = [[_steps_of_parts(tile, ratio, s.parts) for tile in tiles] for tiles in touched]
+    finest = s.parts << s.levels
+    steps = [[_steps_by_number(tile, ratio, finest) for tile in tiles] for tiles in touched]
     store, add = STORE_STEPS / s.blocks_per_sm, ADD_STEPS / s.blocks_per_sm
-    for phase in range(0, key_tiles, s.together):
-        for b in range(shape.batch):
-            for group in range(shape.groups):
-                for tile in range(phase, min(phase + s.together, key_tiles)):
-                    for part, count in enumerate(steps[b % len(steps)][tile]):
-                        if s.slots == 0:
-                            yield Block(count)
-                            continue
-                        slot = b, group, tile, part % s.slots
-                        yield Block(count, slot, add if part >= s.slots else store)
+    items, together = _items(s, key_tiles), s.together * s.parts
+    for first in range(0, len(items), together):
+        for b, group in itertools.product(range(shape.batch), range(shape.groups)):
+            for tile, part in items[first : first + together]:
+                levels = s.levels if tile >= key_tiles - s.fine_tiles else 0
+                residue, modulus = s.residue(part, levels)
+                count = sum(steps[b % len(steps)][tile][residue::modulus])
+                if s.parts == 1 and levels == 0:
+                    yield Block(count)
+                    continue
+                slot = b, group, tile, part % s.slots
+                yield Block(count, slot, add if part >= s.slots else store)
 
 
 def peer_blocks(shape: Shape, mask: RowIntervals) -> Iterator[Block]:
@@ -193,13 +217,15 @@ def main() -> None:
     parser.add_argument("--mask", choices=("causal", "full", "packed"), default="causal")
     parser.add_argument("--documents", type=int, default=8, help="of a packed sequence")
     options = parser.parse_args()
-    print(f"| {options.mask} | {' | '.join(SMS)} | blocks | parts, slots | partial sums, MiB |")
+    print(f"| {options.mask} | {' | '.join(SMS)} | blocks | parts of a tile | partial sums, MiB |")
     print("|---" * 6 + "|")
     for shape in SHAPES:
         mask, s = mask_of(options.mask, shape.length, options.documents), Schedule.of(shape)
         cells = ["{:.0%} / {:.0%}".format(*uses(shape, mask, sms)) for sms in SMS.values()]
-        blocks = shape.batch * shape.groups * -(-shape.length // s.keys) * s.parts
-        cells += [str(blocks), f"{s.parts}, {s.slots}", f"{s.partial_bytes / MIB:.0f}"]
+        tiles = -(-shape.length // s.keys)
+        blocks = shape.batch * shape.groups * (tiles + s.levels * s.fine_tiles) * s.parts
+        fine = f"; down to 1/{s.parts << s.levels} in the last {s.fine_tiles}" if s.levels else ""
+        cells += [str(blocks), f"{s.parts}{fine}", f"{s.partial_bytes / MIB:.0f}"]
         print(f"| {shape.name} | {' | '.join(cells)} |")
 
 

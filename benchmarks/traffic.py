@@ -5,17 +5,21 @@
 A micro-batch's forward and backward pass runs on the meta device, so that the operators that are
 counted are those that run; FSDP2's and AdamW's passes over the parameters are counted by formula.
 A product takes its operations at the rate that cuBLAS reaches, attention its pairs at that of its
-kernel, everything else its bytes at the rate of memory, and nothing less than a launch.
+kernel, everything else its bytes at the rate of memory, and nothing less than a launch. Attention's
+backward pass has the share of an A100's SMs that its schedule fills (benchmarks/schedule.py); on a
+V100, whose grid is another, that share is assumed.
 Communication is left out, and each step is queued before the device has done the one before it.
 """
 
 import argparse
 from collections import defaultdict
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 
 from benchmarks.ledger import Entry, Ledger
+from benchmarks.schedule import SMS, Shape, uses
 from benchmarks.workload import batch_of
 from megalite.distributed.mesh import Mesh
 from megalite.engine.data_parallel import DataParallel
@@ -40,7 +44,7 @@ class Rates:
         product: of large products, as cuBLAS is measured.
         attention: of the forward kernel at H 128, half its lanes empty at 64.
         attention_backward: of the backward kernel when it fills the GPU.
-        fill: share of the GPU that the backward kernel's blocks keep busy.
+        fill: share of the GPU that the backward kernel's blocks keep busy; None: by the schedule.
         memory: bytes a second.
         launch_s: the least that a kernel takes.
     """
@@ -49,13 +53,13 @@ class Rates:
     product: float
     attention: float
     attention_backward: float
-    fill: float
+    fill: float | None
     memory: float
     launch_s: float = 3e-6
 
 
 RATES = {
-    "a100": Rates(312e12, 240e12, 130e12, 116e12, 0.77, 1.75e12),
+    "a100": Rates(312e12, 240e12, 130e12, 116e12, None, 1.75e12),
     "v100": Rates(125e12, 90e12, 45e12, 35e12, 0.77, 0.78e12),
 }
 
@@ -91,8 +95,7 @@ def entries_of(config: ModelConfig, batch: Batch, dtype: torch.dtype) -> list[En
         parameter.grad = None
     on_device = batch.to("meta")
     starts = [id(mask.start) for mask in _masks(on_device)]
-    pairs = [float((mask.end - mask.start).sum()) for mask in _masks(batch)]
-    with Ledger(lambda start: pairs[starts.index(id(start))]) as ledger:
+    with Ledger(lambda start: _masks(batch)[starts.index(id(start))]) as ledger:
         model.forward_backward([(on_device, None)], Task(Loss(1.0)))
     return ledger.entries
 
@@ -109,8 +112,15 @@ def seconds_of(entry: Entry, rates: Rates) -> float:
     if entry.name.endswith("attention"):
         rate = rates.attention
     elif entry.name.endswith("attention_backward"):
-        rate = rates.attention_backward * rates.fill
+        assert entry.backward is not None
+        rate = rates.attention_backward * (rates.fill or filled(*entry.backward))
     return max(entry.flops / rate, entry.bytes_ / rates.memory, rates.launch_s)
+
+
+@cache
+def filled(shape: Shape, mask: RowIntervals) -> float:
+    """Share of an A100's SMs that the backward kernel's blocks keep busy."""
+    return uses(shape, mask, SMS["A100"])[0]
 
 
 def parameters_of(config: ModelConfig) -> int:

@@ -29,6 +29,7 @@ py::dict attention_backward_schedule(int batch, int queries, int keys, int heads
   py::dict d;
   d["rows"] = s.rows, d["keys"] = s.keys, d["blocks_per_sm"] = s.blocks_per_sm;
   d["together"] = s.together, d["parts"] = s.parts, d["slots"] = s.slots;
+  d["fine_tiles"] = s.fine_tiles, d["levels"] = s.levels;
   d["partial_bytes"] = s.partial_bytes, d["scratch_bytes"] = s.scratch_bytes;
   return d;
 }
@@ -38,10 +39,12 @@ py::dict attention_backward_schedule(int batch, int queries, int keys, int heads
 void bind_schedule(py::module_& m);
 
 void bind_schedule(py::module_& m) {
-  m.def("attention_backward_schedule", &attention_backward_schedule, py::arg("batch"),
-        py::arg("queries"), py::arg("keys"), py::arg("heads"), py::arg("groups"),
-        py::arg("head_dim"), py::arg("has_bias") = false,
-        "How the blocks of attention's backward pass divide the work on the emulated device: rows "
-        "and keys of a tile, blocks_per_sm, the tiles of keys that are together in order, parts of "
-        "a tile, slots of partial sums, partial_bytes and scratch_bytes.");
+  m.def(
+      "attention_backward_schedule", &attention_backward_schedule, py::arg("batch"),
+      py::arg("queries"), py::arg("keys"), py::arg("heads"), py::arg("groups"), py::arg("head_dim"),
+      py::arg("has_bias") = false,
+      "How the blocks of attention's backward pass divide the work on the emulated device: rows "
+      "and keys of a tile, blocks_per_sm, the tiles of keys that are together in order, parts of "
+      "a tile, fine_tiles that are divided further and how often (levels), slots of partial sums, "
+      "partial_bytes and scratch_bytes.");
 }

@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from megalite.ops import RowIntervals
 from megalite.ops import mask as masks
-from tests.kernels.backends import SIMT_NAMES, assert_as_good, set_schedule
+from tests.kernels.backends import SIMT_NAMES, assert_as_good, emulator, set_schedule
 from tests.kernels.test_attention import STRUCTURES, Case, check, fitted, run
 
 
@@ -23,10 +24,31 @@ def test_heads_of_a_group_in_parts_are_as_exact_as_pytorch_in_any_order(name: st
     set_schedule(name, 0)
 
 
-@pytest.mark.parametrize("name", [name for name in SIMT_NAMES if name == "simt_sm80"])
-def test_parts_that_wait_for_others_give_equal_bits_in_any_order(name: str):
-    """Partial sums of dk and dv have less memory here than there are parts."""
-    case, mask = fitted(name, Case(4096, 4096, 2, 1, 8)), masks.window(1, 4096, 16)
+def diagonal(queries: int, keys: int, seeing: int) -> RowIntervals:
+    """The first and the last rows see 50 keys before the diagonal, those between none."""
+    row = torch.arange(queries)
+    end = ((row + 1) * keys // queries)[None]
+    is_idle = (row >= seeing) & (row < queries - seeing)
+    start, end = (x.clamp(0).masked_fill(is_idle, 0).int() for x in (end - 50, end))
+    return RowIntervals(start, end, keys)
+
+
+@pytest.mark.skipif("simt_sm80" not in SIMT_NAMES, reason="the emulator is not built")
+@pytest.mark.parametrize(
+    ("case", "parts", "slots", "seeing"),
+    [
+        (Case(2048, 2048, 18, 18, 8), (1, 2), 2, 70),  # the three parts of a tile share two sums
+        (Case(512, 4096, 32, 1, 8), (16, 1), 32, 10),
+    ],
+)
+def test_tiles_that_are_divided_further_give_equal_bits_in_any_order(
+    case: Case, parts: tuple[int, int], slots: int, seeing: int
+):
+    name, mask = "simt_sm80", diagonal(case.queries, case.keys, seeing)
+    work = backward_schedule(case)
+    assert (work["parts"], work["levels"], work["slots"]) == (*parts, slots)
+    assert 0 < work["fine_tiles"] < case.keys // work["keys"]
+    case = fitted(name, case)
     first = run(name, case, mask)
     set_schedule(name, 1)
     again = run(name, case, mask)
@@ -35,6 +57,13 @@ def test_parts_that_wait_for_others_give_equal_bits_in_any_order(name: str):
     for a, b, other, truth in zip(first, again, run("cpu", case, mask), exact, strict=True):
         assert torch.equal(a, b)
         assert_as_good(a, other, truth.double(), 3.0)
+
+
+def backward_schedule(case: Case) -> dict[str, int]:
+    """How sm_80's backward kernel divides a case of one sequence."""
+    emulator().set_architecture(80)
+    size = 1, case.queries, case.keys, case.heads, case.groups, case.head_dim
+    return emulator().attention_backward_schedule(*size)
 
 
 @pytest.mark.parametrize("name", SIMT_NAMES)

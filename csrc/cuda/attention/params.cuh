@@ -56,10 +56,12 @@ struct AttentionGradients {
 
 /// How the blocks of sm_80's backward kernel divide the work; sm80/backward_work.cuh says why.
 struct BackwardSchedule {
-  int rows, keys;     // of a tile
-  int blocks_per_sm;  // that run at the same time
-  int together;       // tiles of keys of a key head that are next to each other in order
-  int parts, slots;   // blocks for a tile of keys, and partial sums of its dk and dv
+  int rows, keys;          // of a tile
+  int blocks_per_sm;       // that run at the same time
+  int together;            // tiles of keys of a key head that are next to each other in order
+  int parts;               // blocks for a tile of keys
+  int fine_tiles, levels;  // tiles of a key head whose parts are divided further, and how often
+  int slots;               // partial sums of dk and dv of a divided tile
   int64_t partial_bytes, scratch_bytes;  // summed over blocks; all of the workspace
 };
 

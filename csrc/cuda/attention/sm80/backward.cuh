@@ -263,7 +263,7 @@ struct BackwardGradients {
       }
       t = next;
     }
-    if (block.w.slots > 0) return fresh().add_to_slot(dk, dv);
+    if (fresh().is_divided()) return fresh().add_to_slot(dk, dv);
     fresh().write(block.g.dk, dk, block.p.scale);
     fresh().write(block.g.dv, dv, block.p.dropout.scale);
   }
@@ -274,14 +274,20 @@ struct BackwardGradients {
   /// A thread's values of dk or, with `of_v`, of dv in a slot: vectors of 4, kThreads * 4 apart.
   MEGALITE_DEVICE Global<float> in_slot(int slot, int of_v) const {
     const int64_t key_heads = int64_t{block.p.batch} * block.p.groups;
-    const int64_t tile = (slot * key_heads + key_head()) * block.w.key_tiles + key_tile();
+    const int64_t tile = (slot * key_heads + key_head()) * divided_tiles() + divided_tile();
     return block.g.scratch.at(block.w.slots_at + (tile * 2 + of_v) * C::kKeys * C::kDim +
                               block.thread * 4);
   }
   MEGALITE_DEVICE int64_t key_head() const {
     return int64_t{block.batch()} * block.p.groups + block.group();
   }
-  MEGALITE_DEVICE int key_tile() const { return block.first_key() / C::kKeys; }
+  MEGALITE_DEVICE int divided_tiles() const {
+    return opaque(block.w.key_tiles) - opaque(block.w.first_divided);
+  }
+  MEGALITE_DEVICE int divided_tile() const {
+    return block.first_key() / C::kKeys - opaque(block.w.first_divided);
+  }
+  MEGALITE_DEVICE bool is_divided() const { return divided_tile() >= 0; }
 
   /// sum += a slot's values.
   MEGALITE_DEVICE void load_slot(Gradient& sum, int slot, int of_v) const {
@@ -309,22 +315,34 @@ struct BackwardGradients {
     }
   }
 
+  /// The part's slot, its turn there, and where the turns that were are counted.
+  struct Turn {
+    Global<int32_t> counts;
+    int64_t at;
+    int slot, number;
+  };
+  MEGALITE_DEVICE Turn turn() const {
+    const int part = block.part(), slot = part % block.w.slots;
+    const int64_t tile = key_head() * divided_tiles() + divided_tile();
+    return {block.g.scratch.at(block.w.turns_at).template as<int32_t>(),
+            tile * block.w.slots + slot, slot, part / block.w.slots};
+  }
+
   /// Add the part's dk and dv to its slot, after the parts before it. They were started before it:
   /// a block takes its item when it starts, and so waits for running blocks only.
   MEGALITE_DEVICE void add_to_slot(Gradient& dk, Gradient& dv) const {
-    const int slot = block.part() % block.w.slots, turn = block.part() / block.w.slots;
-    const auto turns = block.g.scratch.at(block.w.turns_at).template as<int32_t>();
-    const int64_t at = (key_head() * block.w.key_tiles + key_tile()) * block.w.slots + slot;
-    if (turn > 0) {
-      if (block.thread == 0) wait_until(turns, at, turn);
+    const Turn mine = turn();
+    if (mine.number > 0) {
+      if (block.thread == 0) wait_until(mine.counts, mine.at, mine.number);
       syncthreads();
-      load_slot(dk, slot, 0);
-      load_slot(dv, slot, 1);
+      load_slot(dk, mine.slot, 0);
+      load_slot(dv, mine.slot, 1);
     }
-    store_slot(dk, slot, 0);
-    store_slot(dv, slot, 1);
+    store_slot(dk, mine.slot, 0);
+    store_slot(dv, mine.slot, 1);
     syncthreads();
-    if (block.thread == 0) store_release(turns, at, turn + 1);
+    const Turn anew = fresh().turn();  // keeping it would cost registers
+    if (block.thread == 0) store_release(anew.counts, anew.at, anew.number + 1);
   }
 
   /// dk or dv of the block's tile of keys, from all slots.
@@ -358,10 +376,18 @@ MEGALITE_DEVICE int next_item(const BackwardBlock<C>& block) {
   return item;
 }
 
-/// A tile's first key and a part, as BackwardBlock has them.
+/// An item in one register: tile of keys * 2^12 + residue * 2^4 + logarithm of the modulus, which is
+/// at most kMostModulus.
 template <class C>
-MEGALITE_DEVICE int place_of(const BackwardWork& w, int item) {
-  return (item >> w.part_bits) * C::kKeys + (item & (w.parts - 1));
+MEGALITE_DEVICE int packed_item(const BackwardWork& w, int item) {
+  const int first_fine = w.key_tiles - w.fine_tiles, of_level = w.fine_tiles << w.part_bits;
+  const int in_fine = item - (first_fine << w.part_bits);
+  const int level = in_fine < of_level ? 0 : in_fine / of_level;
+  const int of_first_level = item - level * of_level, tile = of_first_level >> w.part_bits;
+  const int levels = tile < first_fine ? 0 : w.levels;
+  const int halved = level < levels ? w.parts << level : 0;
+  const int residue = (of_first_level & (w.parts - 1)) + halved;
+  return tile << 12 | residue << 4 | (w.part_bits + smaller(level + 1, levels));
 }
 
 /// Grid: items that are together of each key head, sequences, phases.
@@ -372,8 +398,8 @@ void attention_backward(AttentionParams<typename C::T> p, AttentionGradients<typ
   if constexpr (MEGALITE_IS_FOR(80, 1000)) {
     BackwardGradients<C> gradients = {{p, g, w, thread_x(), 0}};
     const int item = w.slots > 0 ? next_item(gradients.block) : item_of_grid<C>(w);
-    if (item >> w.part_bits >= w.key_tiles) return;
-    gradients.block.item = place_of<C>(w, item);
+    if (item >= w.items) return;
+    gradients.block.item = packed_item<C>(w, item);
     gradients.fresh().visit_keys();
   }
 }
@@ -384,8 +410,9 @@ MEGALITE_KERNEL(C::kThreads, 1)
 void write_key_gradient(AttentionParams<typename C::T> p, AttentionGradients<typename C::T> g,
                         BackwardWork w) {
   const int item = item_of_grid<C>(w);
-  const BackwardGradients<C> gradients = {{p, g, w, thread_x(), place_of<C>(w, item)}};
-  if (item >> w.part_bits >= w.key_tiles) return;
+  if (item >= w.items) return;
+  const BackwardGradients<C> gradients = {{p, g, w, thread_x(), packed_item<C>(w, item)}};
+  if (!gradients.is_divided()) return;
   if (gradients.block.part() == 0) gradients.write_slots(g.dk, 0, p.scale);
   if (gradients.block.part() == 1) gradients.write_slots(g.dv, 1, p.dropout.scale);
 }
@@ -402,7 +429,7 @@ void launch_attention_backward(const AttentionParams<typename C::T>& p,
   const auto grid = [](int x, int y, int z) {
     return Dim3{static_cast<uint32_t>(x), static_cast<uint32_t>(y), static_cast<uint32_t>(z)};
   };
-  const Dim3 items = grid(p.groups << w.item_bits, p.batch, divide_up(w.key_tiles, w.together));
+  const Dim3 items = grid(p.groups << w.item_bits, p.batch, divide_up(w.items, 1 << w.item_bits));
   run("attention_key_maxima_sm80", key_maxima<C>, grid(w.chunks, p.groups, p.batch), kStateThreads,
       kStateThreads / kWarpSize * 8);
   run("attention_row_states_sm80", row_states<C>,

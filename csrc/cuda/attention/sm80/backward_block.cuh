@@ -35,12 +35,17 @@ struct BackwardBlock {
   const AttentionParams<T>& p;
   const AttentionGradients<T>& g;
   const BackwardWork& w;
-  int thread, item;  // the first key, a multiple of kKeys, plus the part
+  int thread, item;  // in one register: packed_item
 
   MEGALITE_DEVICE static int batch() { return opaque(block_y()); }
   MEGALITE_DEVICE int group() const { return opaque(block_x()) >> opaque(w.item_bits); }
-  MEGALITE_DEVICE int first_key() const { return item & -C::kKeys; }
-  MEGALITE_DEVICE int part() const { return item & (C::kKeys - 1); }
+  MEGALITE_DEVICE int first_key() const { return (item >> 12) * C::kKeys; }
+  /// The part's number among those of its tile, in their order.
+  MEGALITE_DEVICE int part() const {
+    const int residue = item >> 4 & 255, halvings = (item & 15) - w.part_bits;
+    const int level = residue >> w.part_bits > 0 ? halvings - 1 : halvings;
+    return (level << w.part_bits) + (residue & (w.parts - 1));
+  }
   MEGALITE_DEVICE int lane() const { return thread % kWarpSize; }
   MEGALITE_DEVICE int key_warp() const { return thread / kWarpSize % C::kKeyWarps; }
   MEGALITE_DEVICE int query_warp() const { return thread / kWarpSize / C::kKeyWarps; }
@@ -143,20 +148,22 @@ struct BackwardBlock {
   /// The next tile of the block's part with a row that attends to one of the keys, over all heads of
   /// the group.
   MEGALITE_DEVICE RowTile tile_after(const RowTile& t) const {
-    return tile_from({t.head, t.packed + parts() * 4}, touching_tiles());
+    return tile_from({t.head, t.packed + modulus() * 4}, touching_tiles());
   }
 
-  MEGALITE_DEVICE int parts() const { return opaque(w.parts); }
+  /// Of the numbers of the part's pairs; see backward_work.cuh.
+  MEGALITE_DEVICE int modulus() const { return 1 << (item & 15); }
   /// The first tile of the block's part for a head of the group.
   MEGALITE_DEVICE int first_of_part(int head, const Range& tiles) const {
-    return tiles.first + ((part() - head - tiles.first) & (parts() - 1));
+    const int number = kHeadNumber * head + tiles.first;
+    return tiles.first + (((item >> 4) - number) & (modulus() - 1));
   }
 
   /// The tile, or the next one if no row of it attends to one of the keys; in the other buffer.
   MEGALITE_DEVICE RowTile tile_from(const RowTile& t, const Range& tiles) const {
     const int first_head = group() * opaque(w.group_heads);
     int head = t.head, tile = t.tile();
-    for (;; tile += parts()) {
+    for (;; tile += modulus()) {
       while (tile >= tiles.last) {
         if (++head >= first_head + opaque(w.group_heads)) return {-1, 0};
         tile = first_of_part(head - first_head, tiles);

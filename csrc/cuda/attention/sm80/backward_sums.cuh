@@ -65,7 +65,7 @@ void key_maxima(AttentionParams<typename C::T> p, AttentionGradients<typename C:
       g.scratch.template as<int32_t>().store(at + i, 0);
   };
   if (g.dbias) clear(w.steepest_at, p.heads);
-  clear(w.turns_at, key_heads * w.key_tiles * w.slots);
+  clear(w.turns_at, key_heads * (w.key_tiles - w.first_divided) * w.slots);
   if (w.slots > 0) clear(w.tickets_at, key_heads);
 
   float most_k = 0.0f, most_v = 0.0f;
