@@ -7,6 +7,7 @@ for each of these. Imports inside functions keep this file as cheap to import as
 
 import functools
 import gc
+import itertools
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -148,12 +149,14 @@ def wrap_waits(around: Callable[[Callable[..., bool]], Callable[..., bool]]) -> 
 
 
 def checkpoint_files(folder: Path, rank: int) -> list[Path]:
-    """The files of ``torch.distributed.checkpoint.save`` that a process wrote, in order of name.
+    """The files of ``torch.distributed.checkpoint.save`` that a process wrote, in order of number.
 
-    The files are named by the rank that wrote them, and the first process also writes the metadata;
-    the writer reports which tensor is where, not which files it made.
+    The files are named by the rank that wrote them and counted from 0, and the first process also
+    writes the metadata; the writer reports which tensor is where, not which files it made. To list
+    the folder would be to read the names of all processes' files on each of them.
     """
-    own = sorted(folder.glob(f"__{rank}_*"))
+    names = (folder / f"__{rank}_{number}.distcp" for number in itertools.count())
+    own = list(itertools.takewhile(Path.exists, names))
     return [*own, folder / ".metadata"] if rank == 0 else own
 
 

@@ -40,24 +40,28 @@ def text_of_first(launch: Launch, make: Callable[[], str]) -> str:
     return store.get("text").decode()
 
 
-def texts_of_all(launch: Launch, text: str, wait: timedelta | None = None) -> list[str]:
-    """The text of every process, by rank.
+def text_of_any(launch: Launch, text: str, wait: timedelta | None = None) -> str:
+    """A text that some process has, the first to come, given to all; empty where all have none.
 
     Args:
         launch: this process among the run's.
-        text: its own.
+        text: its own, mostly empty.
         wait: how long for the others; None: as long as the store does.
 
-    Comm: a text of each through the store.
+    Comm: a few words to and from the store, as many for each process however many there are.
     """
     if launch.world_size == 1:
-        return [text]
+        return text
     store = _store_of_call(launch.rank)
-    store.set(str(launch.rank), text)
-    ranks = [str(rank) for rank in range(launch.world_size)]
-    if wait is not None:
-        store.wait(ranks, wait)
-    return [store.get(rank).decode() for rank in ranks]
+    if text:
+        store.compare_set("text", "", text)
+    if store.add("heard", 1) == launch.world_size:
+        store.set("all", "1")
+    if wait is None:
+        store.wait(["all"])
+    else:
+        store.wait(["all"], wait)
+    return store.get("text").decode() if store.check(["text"]) else ""
 
 
 def _store_of_call(rank: int) -> dist.Store:

@@ -17,13 +17,14 @@ from megalite.distributed.launch import Launch
 from megalite.errors import RankFailure
 
 PAUSE_S = 0.02
+ASKS, HAS = "asks", "has"
 
 
 def store_of_this_start(launch: Launch, timeout: timedelta) -> dist.Store:
     """The store of torchrun under a prefix that no earlier start has used.
 
     Comm: each process writes a nonce, rank 0 replies to it with the prefix, and the process
-    acknowledges that.
+    acknowledges that: some ten requests for each, however many there are.
 
     Raises:
         RankFailure: a process did not join in time; rank 0 names it.
@@ -53,31 +54,49 @@ def connection_of_its_own(store: dist.Store, rank: int) -> dist.Store:
     return dist.PrefixStore(prefix, store)
 
 
-def _pauses(timeout: timedelta) -> Iterator[None]:
-    until = time.monotonic() + timeout.total_seconds()
-    while time.monotonic() < until:
-        yield
-        time.sleep(PAUSE_S)
+class _Entries:
+    """A list in the store that processes add to and one reads, in the order of their tickets.
 
+    A process may be killed between its ticket and its entry, so the reader waits for none.
+    """
 
-def _read(store: dist.Store, key: str) -> str:
-    return store.get(key).decode() if store.check([key]) else ""
+    def __init__(self, store: dist.Store) -> None:
+        self._store, self._seen = store, 0
+        self._missing: list[str] = []
+
+    def add(self, text: str) -> None:
+        self._store.set(f"entry {self._store.add('entries', 1)}", text)
+
+    def unread(self) -> Iterator[str]:
+        """The entries since the last call. Comm: a word, and a few for the entries that came."""
+        count = self._store.add("entries", 0)
+        keys = [f"entry {number}" for number in range(self._seen + 1, count + 1)]
+        self._seen, asked, self._missing = count, [*self._missing, *keys], []
+        if asked and self._store.check(asked):
+            yield from (text.decode() for text in self._store.multi_get(asked))
+            return
+        for key in asked:
+            if self._store.check([key]):
+                yield self._store.get(key).decode()
+            else:
+                self._missing.append(key)
 
 
 def _give_prefix(store: dist.Store, world_size: int, timeout: timedelta) -> str:
     """Rank 0: reply to each nonce, those of earlier starts too, until all have acknowledged."""
-    prefix = uuid.uuid4().hex
-    missing, replied = set(range(1, world_size)), dict.fromkeys(range(1, world_size), "")
-    for _ in _pauses(timeout):
-        for rank in sorted(missing):
-            nonce = _read(store, f"nonce/{rank}")
-            if nonce != replied[rank]:
-                store.set(f"reply/{rank}", f"{nonce} {prefix}")
-                replied[rank] = nonce
-            if nonce and _read(store, f"acknowledged/{rank}") == prefix:
-                missing.discard(rank)
-        if not missing:
-            return prefix
+    prefix, missing = uuid.uuid4().hex, set(range(1, world_size))
+    entries, until = _Entries(store), time.monotonic() + timeout.total_seconds()
+    while missing and time.monotonic() < until:
+        for entry in entries.unread():
+            said, rank, told = entry.split()
+            if said == ASKS:
+                store.set(f"reply {told}", prefix)
+            elif told == prefix:
+                missing.discard(int(rank))
+        if missing:
+            time.sleep(PAUSE_S)
+    if not missing:
+        return prefix
     ranks = ", ".join(map(str, sorted(missing)))
     raise RankFailure(
         f"rank {ranks} did not join within {timeout.total_seconds():.0f} s, --parallel.timeout_s: "
@@ -87,14 +106,16 @@ def _give_prefix(store: dist.Store, world_size: int, timeout: timedelta) -> str:
 
 def _take_prefix(store: dist.Store, rank: int, timeout: timedelta) -> str:
     """Any other rank: ask with a nonce, so that no reply of an earlier start is taken for ours."""
-    nonce = uuid.uuid4().hex
-    store.set(f"nonce/{rank}", nonce)
-    for _ in _pauses(timeout):
-        asked, _, prefix = _read(store, f"reply/{rank}").partition(" ")
-        if asked == nonce:
-            store.set(f"acknowledged/{rank}", prefix)
-            return prefix
-    raise RankFailure(
-        f"rank {rank}: rank 0 did not answer within {timeout.total_seconds():.0f} s, "
-        "--parallel.timeout_s: look at its output, and at the network between the nodes"
-    )
+    nonce, entries = uuid.uuid4().hex, _Entries(store)
+    entries.add(f"{ASKS} {rank} {nonce}")
+    try:
+        store.wait([f"reply {nonce}"], timeout)
+    except RuntimeError as error:  # the store's
+        raise RankFailure(
+            f"rank {rank}: rank 0 did not answer within {timeout.total_seconds():.0f} s, "
+            "--parallel.timeout_s: look at its output, and at the network between the nodes "
+            f"({str(error).strip().splitlines()[0]})"
+        ) from None
+    prefix = store.get(f"reply {nonce}").decode()
+    entries.add(f"{HAS} {rank} {prefix}")
+    return prefix

@@ -14,7 +14,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from megalite.distributed.agreement import text_of_first, texts_of_all
+from megalite.distributed.agreement import text_of_any, text_of_first
 from megalite.distributed.launch import Launch
 from megalite.errors import CheckpointError
 from megalite.models.hugging_face import TOKENIZER_FILES, has_tokenizer
@@ -129,7 +129,7 @@ def pinned(launch: Launch, key: str, text: str, wanted: Wanted) -> tuple[str, st
             said = _fetch(key, named, wanted, is_sure=name == text) or said
         except CheckpointError as error:
             refused = str(error)
-    found = next(filter(None, texts_of_all(launch, refused, LONGEST_FETCH)), "")
+    found = text_of_any(launch, refused, LONGEST_FETCH)
     if found:
         raise CheckpointError(found)
     return name, said

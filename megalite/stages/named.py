@@ -11,7 +11,7 @@ from megalite.distributed.launch import Launch
 from megalite.models.hub import HubName, Wanted, folder_of, pinned
 from megalite.models.hugging_face import has_chat_template, is_hugging_face
 from megalite.stages.told import WRITING, section_of_run, tokenizer_of
-from megalite.training.checkpoint.manager import newest_facts
+from megalite.training.checkpoint.search import newest_facts
 from megalite.training.folder.record import flat
 
 SectionT = TypeVar("SectionT", bound=Section)

@@ -5,7 +5,7 @@ import socket
 from collections.abc import Mapping
 from typing import Any
 
-from megalite.distributed.agreement import text_of_first, texts_of_all
+from megalite.distributed.agreement import text_of_any, text_of_first
 from megalite.distributed.launch import Launch
 from megalite.errors import ConfigError
 from megalite.training.folder.fingerprint import data_source, tokenizer_source, weights_source
@@ -65,8 +65,8 @@ def check_same_run(launch: Launch, record: RunRecord) -> None:
             theirs = json.dumps(first.get(key))
             said = f"--{key} {json.dumps(value)}: {who} was told so, rank 0 {theirs}: {SAME}"
         break
-    found = next((text for text in texts_of_all(launch, said) if text), None)
-    if found is not None:
+    found = text_of_any(launch, said)
+    if found:
         raise ConfigError(found)
 
 

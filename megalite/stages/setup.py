@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -35,7 +35,9 @@ from megalite.stages.named import TOKENIZER, Meaning
 from megalite.stages.overview import overview
 from megalite.stages.same_run import check_same_run, sources_of
 from megalite.stages.start import Head, load_start, origin_of, settled_model
-from megalite.training.checkpoint.manager import CheckpointManager, Saving, newest_facts
+from megalite.training.checkpoint.checking import Checkers
+from megalite.training.checkpoint.manager import CheckpointManager, Saving
+from megalite.training.checkpoint.search import newest_facts
 from megalite.training.config import (
     CheckpointConfig,
     OptimizerConfig,
@@ -198,6 +200,7 @@ class Stage:
         speed: measures steps.
         heartbeat: is told what this process is doing.
         watchdog: watches over the processes while the run lasts.
+        checkers: who check the files of what models start from.
     """
 
     config: StageConfig
@@ -210,6 +213,7 @@ class Stage:
     speed: Speed
     heartbeat: Heartbeat
     watchdog: Watchdog
+    checkers: Checkers = field(default_factory=Checkers)
 
     def say(self, *notes: Sequence[str]) -> None:
         """Say what was found in the data, on the console and in log.txt."""
@@ -259,7 +263,8 @@ class Stage:
             options=BuildOptions(settings.train.compile, lora),
         )
         if start:
-            load_start(model, start, needs_head, settings.checkpoint.grow_vocabulary)
+            grows = settings.checkpoint.grow_vocabulary
+            load_start(model, start, needs_head, grows, self.checkers)
         return model
 
     def trainer(self, *models: tuple[str, Model]) -> tuple[Trainer, list[Learner]]:
@@ -449,7 +454,19 @@ def _stage_in(
     timeouts = Timeouts(STALL_SHARE * config.parallel.timeout_s)
     faults = log.folder / "faults" / f"restart-{launch.restart}"
     watchdog = Watchdog(launch, heartbeat, timeouts, faults)
-    return Stage(config, launch, mesh, folder, starts, record, log, speed, heartbeat, watchdog)
+    return Stage(
+        config,
+        launch,
+        mesh,
+        folder,
+        starts,
+        record,
+        log,
+        speed,
+        heartbeat,
+        watchdog,
+        Checkers.of_node(launch, mesh),
+    )
 
 
 def _with_precision(config: StageConfig, precision: Precision) -> StageConfig:

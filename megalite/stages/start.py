@@ -32,12 +32,14 @@ from megalite.models.hugging_face import (
 from megalite.models.tensor_files import dtypes_of
 from megalite.stages.adapters import adapters_of, name_of
 from megalite.stages.special_tokens import SpecialTokens
+from megalite.training.checkpoint.checking import Checkers, verify_together
 from megalite.training.checkpoint.load import find_checkpoint, load
-from megalite.training.checkpoint.manager import newest_facts
-from megalite.training.checkpoint.manifest import Facts, read_manifest, verify
+from megalite.training.checkpoint.manifest import Facts, read_manifest
+from megalite.training.checkpoint.search import newest_facts
 from megalite.training.folder.record import ORIGIN
 
 Head = Literal["lm", "value"]
+ALONE = Checkers()
 OWN = TRAINING | {"head"}  # the run's to choose, whatever its start says
 
 
@@ -175,7 +177,13 @@ def generation_config(folder: Path) -> dict[str, Any]:
     return {key: value for key, value in said.items() if value is not None}
 
 
-def load_start(model: Model, start: str, needs_head: bool = False, grows: bool = False) -> None:
+def load_start(
+    model: Model,
+    start: str,
+    needs_head: bool = False,
+    grows: bool = False,
+    checkers: Checkers = ALONE,
+) -> None:
     """Load weights from a checkpoint of ours or a Hugging Face folder.
 
     Args:
@@ -183,12 +191,15 @@ def load_start(model: Model, start: str, needs_head: bool = False, grows: bool =
         start: the folder, or a model's name on the Hub that is in the cache.
         needs_head: refuse a checkpoint without this model's kind of head, instead of a new one.
         grows: whether the vocabulary may get rows; see :func:`megalite.engine.weights.grown`.
+        checkers: who check the files of a checkpoint of ours, who all call this.
 
     Raises:
         CheckpointError: there is none, it is damaged, or it is of another model.
+
+    Comm: as :func:`verify_together`.
     """
     own = {n: p.detach() for n, p in model.named_parameters() if ADAPTER not in n}
-    fill_from(own, model.config, start, needs_head, grows)
+    fill_from(own, model.config, start, needs_head, grows, checkers)
     model.copy_duplicates()
 
 
@@ -198,6 +209,7 @@ def fill_from(
     start: str,
     needs_head: bool = False,
     grows: bool = False,
+    checkers: Checkers = ALONE,
 ) -> None:
     """Fill parameters from a stored model, each process what it holds of them.
 
@@ -209,9 +221,12 @@ def fill_from(
         start: as for :func:`load_start`.
         needs_head: as for :func:`load_start`.
         grows: as for :func:`load_start`.
+        checkers: as for :func:`load_start`.
 
     Raises:
         CheckpointError: as :func:`load_start`.
+
+    Comm: as :func:`load_start`.
     """
     folder = folder_of(start)
     if is_hugging_face(folder):
@@ -220,7 +235,7 @@ def fill_from(
         fill_all(parameters, wanted, folder, grows)
         return
     path = find_checkpoint(folder)
-    facts = verify(path)
+    facts = verify_together(path, checkers)
     stored = config_of(facts, path)
     _check_head(wanted.head, stored.head, str(path), needs_head)
     check_same_model(wanted, with_vocabulary(stored, wanted, grows), str(path))
@@ -228,7 +243,8 @@ def fill_from(
         parameters = {n: p for n, p in parameters.items() if not n.startswith("head.")}
     adapters = adapters_of(facts, path)
     if adapters is not None:
-        fill_from(parameters, wanted, adapters.base, grows=True)  # as the adapters' run let it
+        # the tables may grow, as the adapters' run let them
+        fill_from(parameters, wanted, adapters.base, grows=True, checkers=checkers)
         adapters.add_to(parameters)
         return
     tensors = {f"{name_of(facts)}.{n}": p for n, p in parameters.items()}

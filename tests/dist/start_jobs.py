@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from megalite.cli import find_command, load_config
 from megalite.distributed.launch import Launch
 from megalite.errors import CheckpointError, MegaliteError
 from megalite.models.hub import folder_of, pinned
+from megalite.training.checkpoint import manifest
 from megalite.training.checkpoint.manager import CheckpointManager
 from megalite.training.folder import lock
 from tests.hub import reach
@@ -69,3 +71,25 @@ def name_on_hub(launch: Launch, url: str, cache: str, repo: str) -> tuple[str, l
             return found, sorted(os.listdir(folder_of(found)))
         except MegaliteError as error:
             return str(error), []
+
+
+def read_when_loading(launch: Launch, folder: str, damage: str = "") -> tuple[list[str], str]:
+    """The files of a checkpoint that this process reads to check them, and what is found wrong."""
+    names, inner = [], manifest.checksum
+
+    def note(path: Path) -> str:
+        names.append(path.name)
+        return inner(path)
+
+    manager = CheckpointManager(folder, asynchronous=False, say=lambda _text: None)
+    manager.save(1, {f"of {launch.rank}": torch.full((9,), float(launch.rank))}, {"step": 1})
+    if damage and launch.rank == 0:
+        (Path(folder) / "step-00000001" / damage).write_bytes(b"")
+    dist.barrier()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(manifest, "checksum", note)
+        try:
+            manager.latest()
+        except CheckpointError as error:
+            return names, str(error)
+    return names, ""

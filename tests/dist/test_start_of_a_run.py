@@ -122,3 +122,16 @@ def test_one_process_fetches_what_a_name_on_the_hub_means_and_all_find_it(cluste
     assert sorted(fetched) == files
     assert len({text for text, _ in refused}) == 1
     assert "has no such model" in refused[0][0]
+
+
+def test_each_file_of_a_checkpoint_is_read_by_one_process(cluster, tmp_path):
+    job = "tests.dist.start_jobs:read_when_loading"
+    found = cluster.run(4, job, folder=str(tmp_path / "whole"))
+    names = [name for read, _ in found for name in read]
+    assert len(names) == len(set(names)) == 5
+    assert max(len(read) for read, _ in found) == 2
+    assert {said for _, said in found} == {""}
+    found = cluster.run(4, job, folder=str(tmp_path / "damaged"), damage="__2_0.distcp")
+    said = {said for _, said in found}
+    assert len(said) == 1
+    assert "__2_0.distcp: must have" in said.pop()

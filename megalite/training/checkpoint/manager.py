@@ -7,7 +7,6 @@ deleted, never below two complete. A load verifies; all processes agree on the s
 
 import contextlib
 import errno
-import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator
@@ -17,24 +16,26 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 
+from megalite.distributed.gather import told_by_any
+from megalite.distributed.mesh import Axis
 from megalite.distributed.transfer import Staged
 from megalite.errors import CheckpointError, SaveFailed
 from megalite.torch_private import checkpoint_files
+from megalite.training.checkpoint.checking import Checkers, fault_in
 from megalite.training.checkpoint.files import checksum, sync_folder, write_synced
 from megalite.training.checkpoint.manifest import (
     MANIFEST,
     Facts,
     Files,
-    UnreadableCheckpoint,
     read_manifest,
-    unreadable,
-    verify,
     write_manifest,
 )
+from megalite.training.checkpoint.search import Search, step_folders
 from megalite.training.checkpoint.write_errors import (
     DISK_FULL,
     FAILURES,
@@ -102,6 +103,10 @@ class CheckpointManager:
                 group_desc="checkpoints",
             )
         self._rank = dist.get_rank() if dist.is_initialized() else 0
+        self._axis = Axis("checkpoints")
+        if self._group is not None:
+            size, place = dist.get_world_size(self._group), dist.get_rank(self._group)
+            self._axis = Axis("checkpoints", size, place, self._group)
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self._left: list[str] = []  # what couldn't be deleted, to be said
@@ -194,7 +199,7 @@ class CheckpointManager:
     def _together(self) -> Iterator[None]:
         """Run a part of a save that may fail on one process, so that it fails on all of them.
 
-        Comm: all-gather of the errors.
+        Comm: as :func:`told_by_any`.
         """
         error: BaseException | None = None
         try:
@@ -206,26 +211,25 @@ class CheckpointManager:
                 raise error
             return
         told = None if error is None else (getattr(error, "errno", None), reason_of(error))
-        errors: list[tuple[int | None, str] | None] = [None] * dist.get_world_size(self._group)
-        dist.all_gather_object(errors, told, group=self._group)
-        found = sorted((e for e in errors if e is not None), key=lambda e: e[0] not in DISK_FULL)
-        if found:
-            raise OSError(*found[0])
+        errors = told_by_any(told, self._axis, torch.device("cpu"))
+        if errors:
+            raise OSError(*min(errors, key=lambda one: one[0] not in DISK_FULL))
 
     def _checksums(self, partial: Path) -> Files:
-        """Size and checksum of every file; each process reads those that it wrote.
+        """Size and checksum of every file, for the first process, which writes the manifest.
 
-        Comm: all-gather of them.
+        Each process reads the files that it wrote. Comm: a gather of their entries.
         """
         files: Files = {}
         with self._together():
             for file in checkpoint_files(partial, self._rank):
                 files[file.name] = {"bytes": file.stat().st_size, "blake2b": checksum(file)}
-        gathered = [files]
+        gathered: list[Files] | None = None
+        if self._rank == 0:
+            gathered = [files] * self._axis.size
         if self._group is not None:
-            gathered *= dist.get_world_size(self._group)
-            dist.all_gather_object(gathered, files, group=self._group)
-        return {name: entry for part in gathered for name, entry in part.items()}
+            dist.gather_object(files, gathered, group=self._group)
+        return {name: entry for part in gathered or () for name, entry in part.items()}
 
     def _publish(self, step: int, partial: Path, facts: Facts, files: Files) -> None:
         """Make a folder whose files are written the newest checkpoint, and delete old ones."""
@@ -318,7 +322,9 @@ class CheckpointManager:
     def latest(self, why_not: Callable[[Facts], str] = _fits) -> tuple[Path, Facts] | None:
         """The newest intact checkpoint and its facts, or None where there is none.
 
-        Comm: a broadcast of what the first process finds.
+        Each file is checked once, by one of the processes.
+
+        Comm: a broadcast of what the first process finds, and an all-reduce of a number.
 
         Args:
             why_not: says of a checkpoint's facts why it can't be taken; empty if it can.
@@ -326,7 +332,16 @@ class CheckpointManager:
         Raises:
             CheckpointError: there are checkpoints, but none of them is intact and can be taken.
         """
-        return self.from_first(lambda: self._newest_intact(why_not))
+        search = Search(self.folder, why_not, self._say)
+        checkers = Checkers(self._axis.rank, self._axis.size, self._axis)
+        while (found := self.from_first(search.next)) is not None:
+            path, facts, files = found
+            fault = fault_in(path, files, checkers)
+            if not fault:
+                return path, facts
+            if self._rank == 0:
+                search.pass_over(fault)
+        return None
 
     def has_one(self, fits: Callable[[Facts], bool]) -> bool:
         """Whether a checkpoint's facts fit; of its files only the manifest is read."""
@@ -337,59 +352,3 @@ class CheckpointManager:
             except CheckpointError:
                 continue  # said where the checkpoints are read
         return False
-
-    def _newest_intact(self, why_not: Callable[[Facts], str]) -> tuple[Path, Facts] | None:
-        """The newest intact checkpoint, None without any."""
-        damages, are_passed_over = [], False
-        try:
-            for path in reversed(self._folders()):
-                if not any(path.iterdir()):
-                    continue  # of a deletion that was cut off
-                try:
-                    if reason := why_not(read_manifest(path)[0]):
-                        are_passed_over = True
-                        raise CheckpointError(f"{path}: {reason}")
-                    return path, verify(path)
-                except UnreadableCheckpoint:
-                    raise
-                except CheckpointError as error:
-                    damages.append(str(error))
-                    self._say(f"{error}; falling back to the previous checkpoint")
-        except PermissionError as error:
-            raise unreadable(self.folder, error) from None
-        if damages:
-            what = "can be taken" if are_passed_over else "is intact"
-            raise CheckpointError(f"{self.folder}: no checkpoint {what}: {'; '.join(damages)}")
-        return None
-
-
-def step_folders(folder: Path) -> list[Path]:
-    """The checkpoints' folders in a run's ``checkpoints``, in order; complete or not.
-
-    Raises:
-        UnreadableCheckpoint: this user may not look into it.
-    """
-    try:
-        names = os.listdir(folder)
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    except OSError as error:
-        raise unreadable(folder, error) from None
-    found = (name for name in names if name.startswith("step-") and not name.endswith(".partial"))
-    return sorted(folder / name for name in found)
-
-
-def newest_facts(folder: Path) -> tuple[Path, Facts] | None:
-    """The newest checkpoint whose manifest is intact, and its facts; its files aren't read.
-
-    Raises:
-        UnreadableCheckpoint: this user may not read one.
-    """
-    for path in reversed(step_folders(folder)):
-        try:
-            return path, read_manifest(path)[0]
-        except UnreadableCheckpoint:
-            raise
-        except CheckpointError:
-            continue  # said where the checkpoints are read
-    return None

@@ -67,20 +67,29 @@ def verify(folder: Path) -> Facts:
         UnreadableCheckpoint: a file is there, which this user may not read.
     """
     facts, files = read_manifest(folder)
-    try:
-        _verify_files(folder, files)
-    except PermissionError as error:
-        raise unreadable(folder, error) from None
+    check_files(folder, files)
     return facts
 
 
-def _verify_files(folder: Path, files: Files) -> None:
-    for name, expected in files.items():
-        file = folder / name
-        if not file.is_file():
-            raise CheckpointError(f"{file}: is missing")
-        size = file.stat().st_size
-        if size != expected["bytes"]:
-            raise CheckpointError(f"{file}: must have {expected['bytes']} bytes, has {size}")
-        if checksum(file) != expected["blake2b"]:
-            raise CheckpointError(f"{file}: its checksum doesn't match the manifest: it is damaged")
+def check_files(folder: Path, files: Files) -> None:
+    """Check some files of a checkpoint against what its manifest lists of them.
+
+    Raises:
+        CheckpointError: a file is missing, cut short or changed.
+        UnreadableCheckpoint: a file is there, which this user may not read.
+    """
+    try:
+        for name, expected in files.items():
+            _check_file(folder / name, expected)
+    except PermissionError as error:
+        raise unreadable(folder, error) from None
+
+
+def _check_file(file: Path, expected: dict[str, Any]) -> None:
+    if not file.is_file():
+        raise CheckpointError(f"{file}: is missing")
+    size = file.stat().st_size
+    if size != expected["bytes"]:
+        raise CheckpointError(f"{file}: must have {expected['bytes']} bytes, has {size}")
+    if checksum(file) != expected["blake2b"]:
+        raise CheckpointError(f"{file}: its checksum doesn't match the manifest: it is damaged")

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from megalite.distributed.agreement import text_of_first, texts_of_all
+from megalite.distributed.agreement import text_of_any, text_of_first
 from megalite.distributed.launch import Launch
 from megalite.errors import ConfigError, DataError
 from megalite.training.folder.lock import FolderLock, shows
@@ -75,8 +75,8 @@ class RunFolder:
                     self._try_writing()
             except DataError as error:
                 said = f"rank {self.launch.rank} ({socket.gethostname()}): {error}"
-        found = next((text for text in texts_of_all(self.launch, said) if text), None)
-        if found is not None:
+        found = text_of_any(self.launch, said)
+        if found:
             raise ConfigError(found)
 
     @contextmanager

@@ -20,8 +20,8 @@ from megalite.data.skipping import in_words, place_of
 from megalite.distributed.launch import Launch
 from megalite.errors import RankFailure, Stopped, UserError
 from megalite.training.checkpoint.files import write_synced
-from megalite.training.checkpoint.manager import newest_facts
 from megalite.training.checkpoint.manifest import Facts
+from megalite.training.checkpoint.search import newest_facts
 from megalite.training.folder.history import DONE, STOPPED, History
 from megalite.training.folder.skips import skipped_of
 from megalite.training.watchdog.heartbeat import Heartbeat

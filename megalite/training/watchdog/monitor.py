@@ -16,6 +16,8 @@ from megalite.training.watchdog.status import OwnStatus, ProcessStatus
 from megalite.training.watchdog.store import FirstFault, StatusStore
 from megalite.training.watchdog.timeouts import Timeouts
 
+PAUSE_S_PER_PROCESS = 1e-3  # so the store answers a thousand times a second at the most
+
 
 class Monitor:
     """Watches the processes of a run in a thread; the main thread may ask it too.
@@ -49,7 +51,9 @@ class Monitor:
         self.own, self.folder, self.timeouts = own, folder, timeouts
         self.statuses = StatusStore(store, launch.rank, launch.world_size)
         self.first_fault = FirstFault(store, launch.rank)
-        self.peers = Peers(own, self.statuses)
+        first = launch.rank - launch.local_rank
+        self.peers = Peers(own, self.statuses, range(first, first + launch.local_world_size))
+        self._looks_from = 0.0
         self._error_file, self._launcher = launch.error_file, launch.launcher
         self._is_over, self._lock = threading.Event(), threading.Lock()
         self._status = self._report_status()
@@ -67,8 +71,11 @@ class Monitor:
         self.own.has_ended = True
         try:
             self.statuses.publish(self.own.now())
-            while self.statuses.running():
-                time.sleep(min(self.timeouts.interval_s, 0.1))
+            count = self.statuses.count_end()
+            pause_s = min(self.timeouts.interval_s, max(0.1, PAUSE_S_PER_PROCESS * count))
+            while count:
+                time.sleep(pause_s)
+                count = self.statuses.num_running()
         except RuntimeError:
             return  # the store ended with rank 0
 
@@ -120,9 +127,21 @@ class Monitor:
         if missing is not None:
             self._leave_for(missing)
         stalled_s = self._status.stalled_s
-        if self._status.is_running and stalled_s > self.timeouts.stall_in(self._status.phase):
+        hangs = stalled_s > self.timeouts.stall_in(self._status.phase)
+        if self._status.is_running and hangs and self.may_look():
             cause = diagnose(self.statuses.all())
             self._leave_for(f"{cause}; no progress for {stalled_s:.0f} s")
+
+    def may_look(self) -> bool:
+        """Whether this process is to look at all others: the first that asks, alone if it can.
+
+        The rest may when it has said nothing for the time after which silence is a fault.
+        """
+        now = time.monotonic()
+        if not self._looks_from:
+            claims = self.statuses.claims_look()
+            self._looks_from = now if claims else now + self.timeouts.silence_s
+        return now >= self._looks_from
 
     def _leave_for(self, text: str) -> None:
         """End because of a fault that this process found, unless another found one before."""
@@ -139,7 +158,7 @@ class Monitor:
                 if is_reporter:
                     self.report(text, on_stderr=True)
                 write_error_file(self._error_file, text)
-                self.peers.wait_for_stacks()
+                self.peers.wait_for_stacks(is_reporter)
                 self.peers.wake_stopped()
             finally:  # also where the store or the folder is gone
                 os._exit(1)

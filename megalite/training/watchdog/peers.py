@@ -3,7 +3,7 @@
 import os
 import signal
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from megalite.training.watchdog.processes import is_alive, is_stopped
 from megalite.training.watchdog.status import OwnStatus, ProcessStatus
@@ -16,9 +16,17 @@ PAUSE_S = 0.05
 class Peers:
     """The other processes, as this one knows them by their statuses and, on its machine, /proc."""
 
-    def __init__(self, own: OwnStatus, statuses: StatusStore) -> None:
-        """Know nothing of them yet."""
-        self._own, self._statuses = own, statuses
+    def __init__(
+        self, own: OwnStatus, statuses: StatusStore, near: Sequence[int] | None = None
+    ) -> None:
+        """Know nothing of them yet.
+
+        Args:
+            own: status of this process.
+            statuses: of all.
+            near: ranks that may be on this machine; None: all.
+        """
+        self._own, self._statuses, self._near = own, statuses, near
         self._seen: dict[int, tuple[int, float]] = {}  # the last beat of a rank, and when it came
 
     def missing(self, statuses: Iterable[ProcessStatus], silence_s: float) -> str | None:
@@ -42,13 +50,21 @@ class Peers:
         heartbeat = self._own.heartbeat
         return f"rank {self._own.rank} is in step {heartbeat.step}, {heartbeat.phase}"
 
-    def wait_for_stacks(self) -> None:
+    def near(self) -> list[ProcessStatus]:
+        """The last statuses of the processes that may be on this machine and have not ended."""
+        return self._statuses.running(self._near)
+
+    def wait_for_stacks(self, is_reporter: bool) -> None:
         """Count this process's stacks as written, and wait until all that can have written theirs.
 
-        torchrun ends the other processes as soon as the first has ended.
+        torchrun ends the other processes as soon as the first has ended. The one that reports the
+        fault finds out how many can, and tells the others when they have.
         """
         until = time.monotonic() + DUMP_S
         count = self._statuses.count_dump()
+        if not is_reporter:
+            self._statuses.wait_for_dumps(DUMP_S)
+            return
         able = sum(
             not self._own.is_beside(status)
             or (is_alive(status.pid, status.started) and not is_stopped(status.pid))
@@ -57,12 +73,13 @@ class Peers:
         while count < able and time.monotonic() < until:
             time.sleep(PAUSE_S)
             count = self._statuses.num_dumps()
+        self._statuses.end_dumps()
 
     def wake_stopped(self) -> None:
         """Let a stopped process of this machine write its stacks and end; kill what can't."""
         stopped = [
             status
-            for status in self._statuses.running()
+            for status in self.near()
             if self._own.is_beside(status)
             and is_alive(status.pid, status.started)
             and is_stopped(status.pid)

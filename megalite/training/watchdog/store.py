@@ -1,14 +1,20 @@
-"""What the watchdogs of all processes share: every status, and the first fault that is found."""
+"""What the watchdogs of all processes share: every status, and the first fault that is found.
+
+In a run without a fault a process asks the store for the same few words at each turn, however many
+processes there are. All statuses are read by one of them, the first that finds a reason to.
+"""
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
+from datetime import timedelta
 
 import torch.distributed as dist
 
 from megalite.training.watchdog.status import ProcessStatus
 
-FAULT, DUMPED = "fault", "dumped"
+FAULT, DUMPED, ALL_DUMPED, ENDED, LOOKS = "fault", "dumped", "all dumped", "ended", "looks"
 
 
 class StatusStore:
@@ -17,6 +23,7 @@ class StatusStore:
     def __init__(self, store: dist.Store, rank: int, world_size: int) -> None:
         """Look at it as process ``rank`` of ``world_size``."""
         self._store, self._rank, self._world_size = store, rank, world_size
+        self._watched = 1  # how many ranks after this one
 
     def publish(self, status: ProcessStatus) -> None:
         """Put this process's status there."""
@@ -26,17 +33,31 @@ class StatusStore:
         """The last status of every process."""
         return self._read(range(self._world_size))
 
-    def running(self) -> list[ProcessStatus]:
-        """The last status of every process that has not ended."""
-        return [status for status in self.all() if status.is_running]
+    def running(self, ranks: Sequence[int] | None = None) -> list[ProcessStatus]:
+        """The last status of every process, or of some ranks, that has not ended."""
+        found = self.all() if ranks is None else self._read(ranks)
+        return [status for status in found if status.is_running]
 
     def next_running(self) -> ProcessStatus | None:
         """The status of the process that this one watches: the next rank that has not ended."""
-        for other in range(self._rank + 1, self._rank + self._world_size):
-            (status,) = self._read([other % self._world_size])
+        while self._watched < self._world_size:
+            (status,) = self._read([(self._rank + self._watched) % self._world_size])
             if status.is_running:
                 return status
+            self._watched += 1  # for good
         return None
+
+    def count_end(self) -> int:
+        """Count this process among those that have ended; give how many have not."""
+        return self._world_size - self._store.add(ENDED, 1)
+
+    def num_running(self) -> int:
+        """How many processes have not ended."""
+        return self._world_size - self._store.add(ENDED, 0)
+
+    def claims_look(self) -> bool:
+        """Whether this process is the first that wants to look at all of them."""
+        return self._store.add(LOOKS, 1) == 1
 
     def _read(self, ranks: Sequence[int]) -> list[ProcessStatus]:
         keys = [str(rank) for rank in ranks]
@@ -53,6 +74,15 @@ class StatusStore:
     def num_dumps(self) -> int:
         """How many processes have written their stacks."""
         return self._store.add(DUMPED, 0)
+
+    def end_dumps(self) -> None:
+        """Say that all that can have written their stacks."""
+        self._store.set(ALL_DUMPED, "1")
+
+    def wait_for_dumps(self, seconds: float) -> None:
+        """Wait until that is said, not longer than so many seconds."""
+        with suppress(RuntimeError):  # the store's: the time is over, or the store gone
+            self._store.wait([ALL_DUMPED], timedelta(seconds=seconds))
 
 
 class FirstFault:

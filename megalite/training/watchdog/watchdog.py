@@ -20,6 +20,7 @@ from megalite.training.watchdog.diagnosis import diagnose
 from megalite.training.watchdog.heartbeat import Heartbeat
 from megalite.training.watchdog.launcher import LauncherWatch
 from megalite.training.watchdog.monitor import Monitor
+from megalite.training.watchdog.peers import DUMP_S
 from megalite.training.watchdog.report import FaultFolder
 from megalite.training.watchdog.status import OwnStatus
 from megalite.training.watchdog.timeouts import Timeouts
@@ -109,9 +110,12 @@ def _cause_of_lost_connection(monitor: Monitor) -> RankFailure:
     until = time.monotonic() + max(3 * interval_s, 3.0)
     found: str | None = None
     while found is None and time.monotonic() < until:
-        found = monitor.first_fault.read() or monitor.peers.missing(
-            monitor.statuses.all(), max(3 * interval_s, 2.0)
-        )
+        seen = monitor.statuses.all() if monitor.may_look() else monitor.peers.near()
+        found = monitor.first_fault.read() or monitor.peers.missing(seen, max(3 * interval_s, 2.0))
+        time.sleep(interval_s / 4)
+    until += DUMP_S
+    while found is None and not monitor.may_look() and time.monotonic() < until:
+        found = monitor.first_fault.read()  # of the one that looks at all
         time.sleep(interval_s / 4)
     mine = found or diagnose(monitor.statuses.all())
     first = monitor.first_fault.write(mine)
@@ -119,7 +123,7 @@ def _cause_of_lost_connection(monitor: Monitor) -> RankFailure:
     failure.speaks = first is None
     if first is None:
         monitor.report(mine, on_stderr=False)
-    monitor.peers.wait_for_stacks()
+    monitor.peers.wait_for_stacks(first is None)
     return failure
 
 
@@ -131,4 +135,4 @@ def _report_error(monitor: Monitor, error: Exception) -> None:
         error.speaks = is_first
     if is_first:
         monitor.report(text, on_stderr=not isinstance(error, MegaliteError))
-    monitor.peers.wait_for_stacks()
+    monitor.peers.wait_for_stacks(is_first)

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from megalite.cli import main
-from megalite.training.checkpoint.manager import newest_facts
 from megalite.training.checkpoint.manifest import read_manifest, write_manifest
+from megalite.training.checkpoint.search import newest_facts
 from megalite.training.config import ScheduleConfig
 from megalite.training.folder.lock import FolderLock
 from megalite.training.schedule import rate
