@@ -6,10 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
+from megalite.ops import AttentionOptions, norm, rope_tables
 from megalite.ops import mask as masks
-from megalite.ops import norm, rope_tables
 from megalite.ops.backends import kernels
+from megalite.ops.paged_attention import Places, Pools, paged_attention
 from tests.kernels.backends import backend, needs_cpu
 
 B, S, N, G, H, D = 2, 9, 4, 2, 8, 8
@@ -140,3 +143,35 @@ def test_no_launch_waits_for_the_device():
         for call in re.findall(wait, re.sub(r"//[^\n]*", "", path.read_text()))
     ]
     assert found == []
+
+
+class Launches(TorchDispatchMode):
+    """Notes the operators inside, and the shapes that they give."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.noted: list[tuple] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        shapes = [x.shape for x in tree_leaves(out) if isinstance(x, Tensor)]
+        self.noted.append((func._schema.name, shapes))
+        return out
+
+
+def test_attention_of_a_decoding_step_has_one_shape_for_128_keys_and_asks_for_no_number():
+    """On meta, which has no numbers: a graph of it may be replayed until a sequence outgrows it."""
+
+    def launches(most_keys: int) -> list[tuple]:
+        ends = torch.empty(3, dtype=torch.int32)
+        pools = Pools(*(torch.empty(40, G, 16, H, dtype=torch.bfloat16) for _ in range(2)))
+        places = Places(torch.empty(3, 20, dtype=torch.int32), ends, ends, most_keys)
+        q = torch.empty(3, N, H, dtype=torch.bfloat16)
+        with Launches() as run:
+            paged_attention(q, pools, places, None, AttentionOptions())
+        return run.noted
+
+    with torch.device("meta"):
+        first, middle, last, beyond = (launches(keys) for keys in (129, 200, 256, 257))
+    assert first == middle == last != beyond
+    assert any(name == "megalite::attention" for name, _ in first)
