@@ -111,6 +111,7 @@ def run(config: PrepareConfig, launch: Launch) -> int:
     if fetched:
         sys.stdout.write(f"{fetched}\n")
     config = config.model_copy(update={"tokenizer": named})
+    _tokenizer.cache_clear()  # a process may prepare by another one that has the same path
     tokenizer = _tokenizer(config.tokenizer, config.end_token, config.trust_code)
     if config.prepend_begin and tokenizer.begin_id is None:
         raise ConfigError(f"--prepend_begin: {tokenizer.path} has no begin token: leave it out")

@@ -1,5 +1,7 @@
 """A second start in a run's folder: it is the same run, says what is another, or is refused."""
 
+import contextlib
+import io
 import json
 import os
 import shutil
@@ -102,7 +104,9 @@ def make(path: Path) -> None:
         + ["--processes", "1"],
         Folder(path).words("pretrain", "run"),
     ):
-        assert main(words) == 0
+        with contextlib.redirect_stderr(io.StringIO()) as said:
+            code = main(words)
+        assert code == 0, said.getvalue()
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ import pyarrow.parquet
 import pytest
 
 from megalite.data.corpus.store import TokenStore
+from megalite.data.tokenizers.load import load_tokenizer
 from tests.unit.data.conftest import TEXTS, command, write_jsonl
 
 ROOT = Path(__file__).parents[4]
@@ -144,6 +145,16 @@ def test_a_dataset_without_the_column_is_named(corpus, tmp_path, tokenizer_folde
     given = words(name, tmp_path / "s", tokenizer_folder, "--text_key", "x", "--processes", 1)
     assert command(*given) == 2
     assert f"{name}:row 1: has no column 'x' but 'text'" in capsys.readouterr().err
+
+
+def test_a_tokenizer_that_is_made_anew_at_its_path_is_the_one_that_is_used(tmp_path):
+    """As a notebook does, and commands in folders of their own that are all called alike."""
+    source = write_jsonl(tmp_path / "texts.jsonl", [{"text": text} for text in TEXTS])
+    train = ["tokenizer", "train", "--source", f'["{source}"]', "--output", tmp_path / "own"]
+    for size in (290, 265):
+        assert command(*train, "--vocab_size", size) == 0
+        assert command(*words(source, tmp_path / "store", tmp_path / "own", "--processes", 1)) == 0
+        assert read(tmp_path / "store", load_tokenizer(tmp_path / "own")) == TEXTS
 
 
 @pytest.mark.slow
