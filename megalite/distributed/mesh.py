@@ -1,5 +1,6 @@
 """The processes of a run as a mesh with named axes, and the config that shapes it."""
 
+import gc
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -201,9 +202,13 @@ def start_process_group(launch: Launch, device: torch.device, timeout_s: float) 
     """Join the default process group (NCCL for GPUs, gloo else), unless already joined.
 
     A process alone makes a group of one: FSDP2 and its mixed precision need one.
+
+    What is there before is frozen (``gc.freeze``) until the group is left: none of it is of the
+    run, and neither the collector's rounds meanwhile nor the last one look through it.
     """
     if dist.is_initialized():
         return
+    gc.freeze()
     timeout = timedelta(seconds=timeout_s)
     backend = "nccl" if device.type == "cuda" else "gloo"
     store = dist.HashStore() if launch.world_size == 1 else store_of_this_start(launch, timeout)
@@ -221,6 +226,7 @@ def leave_process_group() -> None:
     if dist.is_initialized():
         dist.destroy_process_group()
         drop_process_groups()
+        gc.unfreeze()
 
 
 def build_mesh(launch: Launch, config: ParallelConfig, device: torch.device | str) -> Mesh:

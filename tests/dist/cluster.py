@@ -1,5 +1,6 @@
 """Processes that are started once for all distributed tests and run one job after another."""
 
+import gc
 import importlib
 import multiprocessing
 import pickle
@@ -41,12 +42,14 @@ def _run(rank: int, world_size: int, store: str, name: str, arguments: dict[str,
     from megalite.distributed.mesh import leave_process_group
 
     module, _, function = name.partition(":")
+    job = getattr(importlib.import_module(module), function)
+    gc.freeze()  # as a run does: leaving the group then looks through what is the job's alone
     launch = Launch(rank, world_size, rank, world_size)
     dist.init_process_group(
         "gloo", store=dist.FileStore(store, world_size), rank=rank, world_size=world_size
     )
     try:
-        answer = getattr(importlib.import_module(module), function)(launch, **arguments)
+        answer = job(launch, **arguments)
         dist.barrier()  # one that is done must not close what another still opens
         return answer
     finally:

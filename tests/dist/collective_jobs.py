@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from megalite import torch_private
 from megalite.distributed import collectives
 from megalite.distributed.broadcast import share_from_last, share_scalars_from_last
 from megalite.distributed.launch import Launch
@@ -165,6 +166,18 @@ def several_at_once(launch: Launch, layout: dict[str, int]) -> list[Tensor]:
         collectives.start_reduce_scatter(numbers(20 + axis.rank, 2, 7), axis, 1),
     ]
     return [one.wait().clone() for one in reversed(pending)]
+
+
+def counted_calls(launch: Launch) -> dict[str, int]:
+    """By how many the calls in each group were more behind three sums in one of two groups."""
+    pair = dist.new_group([0, 1], group_desc="pair")
+    for one in (0, 1):
+        dist.new_group([one], group_desc="one")
+    before = torch_private.calls_by_group()
+    for _ in range(3):
+        dist.all_reduce(torch.zeros(1), group=pair)
+    after = torch_private.calls_by_group()
+    return {name.partition(" ")[0]: after[name] - before[name] for name in after}
 
 
 def sums(launch: Launch, layout: dict[str, int]) -> dict[str, Any]:

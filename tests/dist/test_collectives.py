@@ -95,6 +95,11 @@ def test_a_started_all_reduce_is_in_place(run, layout: str):
         same(x, sum(numbers(rank, 2, 5) for rank in range(size)), layout)
 
 
+def test_calls_are_counted_in_the_groups_of_several(cluster):
+    moved = cluster.run(2, "tests.dist.collective_jobs:counted_calls")
+    assert moved == [{"default_pg": 0, "pair": 3}] * 2
+
+
 @pytest.mark.parametrize("layout", ["2", "3"])
 def test_collectives_under_way_together_do_not_mix(run, layout: str):
     size = LAYOUTS[layout][2]

@@ -1,6 +1,8 @@
 """What PyTorch does not document does what the package counts on, and is used in one file."""
 
 import ast
+import functools
+import gc
 import threading
 from collections.abc import Iterator
 from datetime import timedelta
@@ -21,6 +23,7 @@ from megalite import torch_private
 from megalite.distributed.waiting import counted, waited_s
 
 PACKAGE = Path(__file__).parents[2] / "megalite"
+OF_SEVERAL = Path(__file__).parents[1] / "dist/collective_jobs.py"  # what takes several processes
 # Undocumented, though they don't begin with an underscore or stand in a string.
 OTHER_NAMES = {
     "_AsyncWriterThread",
@@ -48,12 +51,18 @@ def third_of_four() -> Iterator[DeviceMesh]:
     dist.destroy_process_group()
 
 
-def test_dropped_process_groups_end_their_threads():
+@pytest.mark.parametrize("is_frozen", [False, True])
+def test_dropped_process_groups_end_their_threads(is_frozen, request):
+    """Also where what was there before the group is frozen, PyTorch's caches with it."""
+
     def threads() -> int:
         names = [path.read_text() for path in Path("/proc/self/task").glob("*/comm")]
         return len([name for name in names if "gloo" in name])
 
     before = threads()
+    if is_frozen:
+        gc.freeze()
+        request.addfinalizer(gc.unfreeze)
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     mesh = DeviceMesh("cpu", torch.arange(1).view(1, 1), mesh_dim_names=("shard", "tp"))
     x = distribute_tensor(torch.ones(4, 4), mesh, [Shard(0), Replicate()])
@@ -63,6 +72,23 @@ def test_dropped_process_groups_end_their_threads():
     dist.destroy_process_group()
     torch_private.drop_process_groups()
     assert threads() <= before
+
+
+def test_caches_of_distributed_are_those_of_its_modules_and_classes():
+    from torch.distributed.pipelining import schedules
+
+    class Keeps:
+        plain = functools.lru_cache(lambda self: self)
+        of_class = classmethod(functools.lru_cache(lambda cls: cls))
+
+    made = [Keeps.plain, vars(Keeps)["of_class"].__func__]
+    schedules.Keeps = Keeps
+    try:
+        found = torch_private.caches_of_distributed()
+    finally:
+        del schedules.Keeps
+    assert all(any(one is cache for cache in found) for one in made)
+    assert len(found) > len(made)
 
 
 def test_has_kernel_tells_kernels_by_device():
@@ -117,25 +143,6 @@ def test_set_timeout_reaches_the_backend_of_a_group(alone):
     group = dist.new_group([0], timeout=timedelta(minutes=5))
     torch_private.set_timeout(group, timedelta(seconds=7))
     assert group._get_backend(torch.device("cpu")).options._timeout == timedelta(seconds=7)
-
-
-def _count_calls(rank: int, store: str) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    pair = dist.new_group([0, 1], group_desc="pair")
-    for one in (0, 1):
-        dist.new_group([one], group_desc="one")
-    before = torch_private.calls_by_group()
-    for _ in range(3):
-        dist.all_reduce(torch.zeros(1), group=pair)
-    after = torch_private.calls_by_group()
-    moved = {name.partition(" ")[0]: after[name] - before[name] for name in after}
-    assert moved == {"default_pg": 0, "pair": 3}
-    dist.destroy_process_group()
-
-
-@pytest.mark.dist
-def test_calls_are_counted_in_the_groups_of_several(tmp_path):
-    torch.multiprocessing.spawn(_count_calls, (str(tmp_path / "store"),), nprocs=2)
 
 
 def test_checkpoint_files_are_all_that_a_save_writes(tmp_path):
@@ -252,7 +259,8 @@ def test_every_function_has_a_test():
     named = {n.name for n in tree.body if isinstance(n, ast.FunctionDef | ast.ClassDef)}
     used = {
         node.attr
-        for node in ast.walk(ast.parse(Path(__file__).read_text(encoding="utf-8")))
+        for path in (Path(__file__), OF_SEVERAL)
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "torch_private"
     }
     assert named == used

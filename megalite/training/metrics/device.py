@@ -4,6 +4,7 @@ import itertools
 import re
 import resource
 import time
+from functools import cache
 
 import torch
 
@@ -64,8 +65,9 @@ def _gpu_name(device: torch.device) -> str:
     return name.decode() if isinstance(name, bytes) else name
 
 
-def measured_tflops(device: torch.device, dtype: torch.dtype, seconds: float = 0.5) -> float:
-    """The best of many square matrix products, in TFLOP/s.
+@cache
+def measured_tflops(device: torch.device, dtype: torch.dtype, seconds: float = 0.25) -> float:
+    """The best of many square matrix products, in TFLOP/s; measured once in a process.
 
     Small ones among them end before the system gives the core to another process.
     """
