@@ -128,7 +128,7 @@ COMMANDS: tuple[Command, ...] = (
     Command(
         "demo",
         "megalite.tools.demo:DemoConfig",
-        "run all four stages on the standard library's source, in ten minutes",
+        "run all stages on the standard library's source, in ten minutes",
         "--folder runs/demo",
     ),
     Command(

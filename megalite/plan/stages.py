@@ -37,6 +37,7 @@ class Stage:
         passes: of PPO over a step's answers.
         slots: answers that PPO writes side by side.
         has_reference: DPO's reference is a second model, asked in every step.
+        judges: models that DPO asks about held-out answers alone.
         has_reward: PPO has a reward model; else rules alone score answers.
         frozen: the layout of PPO's frozen models on processes of their own; None: they share.
     """
@@ -46,6 +47,7 @@ class Stage:
     passes: int = 4
     slots: int = 32
     has_reference: bool = False
+    judges: int = 0
     has_reward: bool = True
     frozen: ParallelConfig | None = None
 
@@ -85,8 +87,10 @@ def stage_memory(stage: Stage, work: Work, parallel: ParallelConfig) -> list[Pro
         parallel: the layout of the models that learn.
     """
     learning = estimate(stage.work(work), parallel)
-    if stage.name == "dpo" and stage.has_reference and not work.lora.rank:
-        return [_beside(one, _kept_gib(one, parallel), 0.0) for one in learning]
+    if stage.name == "dpo":
+        kept = stage.judges + (stage.has_reference and not work.lora.rank)
+        held = [_beside(one, kept * _kept_gib(one, parallel), 0.0) for one in learning]
+        return held if kept else learning
     if stage.name != "ppo":
         return learning
     critic = estimate(critic_of(work), parallel)

@@ -18,6 +18,7 @@ from megalite.engine.model import Model
 from megalite.stages.conversation import open_chat
 from megalite.stages.datasets import Datasets, evaluations, notes_of
 from megalite.stages.length import in_steps
+from megalite.stages.preferences.answers import HeldOutAnswers
 from megalite.stages.preferences.config import DPOConfig
 from megalite.stages.preferences.objective import Comparisons
 from megalite.stages.preferences.reference import StoredReference, WithReference
@@ -27,7 +28,7 @@ from megalite.stages.setup import Stage, set_up, settled
 from megalite.stages.start import said_by
 from megalite.stages.told import notes_of_writing
 from megalite.training.progress import Progress, StepResult
-from megalite.training.trainer import DoStep
+from megalite.training.trainer import DoStep, Evaluate
 
 __all__ = ["DPOConfig", "run"]
 
@@ -46,30 +47,50 @@ def run(config: DPOConfig, launch: Launch) -> int:
     datasets = Datasets.read(data, config.run.seed, read)
     samples = Samples.read(config.samples, chat_format, config.model)
     config, length = in_steps(config, len(datasets.train))
+    answers = HeldOutAnswers.read(config, chat_format)
     stage = set_up(config, launch)
     stage.say(length, chat_format.notes, notes_of_writing(data, start), notes_of(datasets))
+    stage.say(answers.notes if answers else [])
     with stage.running():
-        model = _train(config, stage, datasets)
+        model = _train(config, stage, datasets, answers)
         write_samples(stage, model, samples)
     return 0
 
 
-def _train(config: DPOConfig, stage: Stage, datasets: Datasets[PreferredAnswers]) -> Model:
+def _train(
+    config: DPOConfig,
+    stage: Stage,
+    datasets: Datasets[PreferredAnswers],
+    answers: HeldOutAnswers | None,
+) -> Model:
     start, quiet = config.checkpoint.start, config.model.without_dropout()
     model = stage.model(quiet, start, lora=config.lora)
     train, heldout = _with_reference(config, stage, model, datasets)
     trainer, (learner,) = stage.trainer(("model", model))
     trainer.resume()
     is_asked = config.loss.needs_reference and config.reference.kind == "model"
-    reference = _reference(config, stage, model) if is_asked else None
-    learns = PreferenceLearner(config.loss, learner, reference)
+    reference = _reference(config, stage, model) if is_asked or answers else None
+    learns = PreferenceLearner(config.loss, learner, reference if is_asked else None)
     size = config.train.micro_batch_size
     trainer.fit(
         partial(stage.loader, train, Comparisons.of),
         _measured(stage, learns),
-        evaluations(heldout, lambda part: partial(learns.evaluate, part, size)),
+        _together(
+            evaluations(heldout, lambda part: partial(learns.evaluate, part, size)),
+            answers.measured(stage, model, reference) if answers and reference else None,
+        ),
     )
     return model
+
+
+def _together(*measures: Evaluate | None) -> Evaluate | None:
+    """What measures all that there is to measure; None where that is nothing."""
+    found = [measure for measure in measures if measure is not None]
+
+    def evaluate() -> dict[str, float]:
+        return {key: value for measure in found for key, value in measure().items()}
+
+    return evaluate if found else None
 
 
 def _reference(config: DPOConfig, stage: Stage, model: Model) -> Judging:

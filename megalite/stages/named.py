@@ -15,7 +15,11 @@ from megalite.training.checkpoint.search import newest_facts
 from megalite.training.folder.record import flat
 
 SectionT = TypeVar("SectionT", bound=Section)
-NAMES: dict[str, Wanted] = {"checkpoint.start": "model", "reward_model": "model"}
+NAMES: dict[str, Wanted] = {
+    "checkpoint.start": "model",
+    "reward_model": "model",
+    "answers.reward_model": "model",
+}
 TOKENIZER = "tokenizer.path"
 
 
@@ -130,8 +134,9 @@ def _is_pinned(text: str) -> bool:
 
 
 def _parts(config: Section, key: str) -> tuple[Section, str]:
+    """The section of a key, empty where the config has no such section, and its last word."""
     section, _, name = key.rpartition(".")
-    return (getattr(config, section) if section else config), name
+    return (getattr(config, section, Section()) if section else config), name
 
 
 def _value(config: Section, key: str) -> str:

@@ -26,7 +26,9 @@ def stage_of(config: Any, name: StageName) -> Stage:
         )
     if name == "dpo" and hasattr(config, "reference"):
         asks = config.loss.needs_reference and config.reference.kind == "model"
-        return Stage(name, has_reference=asks)
+        answers = config.answers
+        is_second = bool(answers.prompts) and not asks and not config.lora.rank
+        return Stage(name, has_reference=asks, judges=is_second + bool(answers.reward_model))
     return Stage(name)
 
 

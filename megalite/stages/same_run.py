@@ -15,7 +15,7 @@ OWN = ("run.folder", "run.threads")  # what each process may have its own of
 SAME = "all processes need the same command and config"
 VERSION = "version of "
 APART = ("gpu", "processes")  # nodes may have other GPUs; the number is one for all
-DATA = ("data.train", "data.heldout", "pretraining.train")
+DATA = ("data.train", "data.heldout", "pretraining.train", "answers.prompts")
 SETS = "data.validation."  # further sets of held-out data, each under its name
 
 

@@ -1,7 +1,8 @@
-"""All four stages on the Python standard library's source, each as its own command.
+"""All stages on the Python standard library's source, each as its own command.
 
 Every step is started as a user would start it; a step that fails stops the demo with its exit code.
-At the end the runs' metrics are compared with what the demo promises.
+At the end PPO's answers stand beside DPO's, and the runs' metrics are compared with what the demo
+promises.
 """
 
 import json
@@ -27,7 +28,7 @@ from megalite.tools.report.page import read_jsonl, series
 from megalite.tools.stdlib_corpus import write_corpus
 
 FOLDER = "runs/demo"  # as the configs have it
-STAGES = ("pretrain", "sft", "rm", "ppo")
+STAGES = ("pretrain", "sft", "rm", "ppo", "dpo")
 CPU_PROCESSES = 2
 PREPARATION = (  # words of a command, its config
     ("tokenizer train", "tokenizer"),
@@ -35,6 +36,12 @@ PREPARATION = (  # words of a command, its config
     ("data prepare", "heldout"),
 )
 Metrics = dict[str, list[Record]]  # of each stage
+ALIGNED = {"ppo": "after PPO", "dpo": "after DPO"}  # stages whose answers are measured
+COMPARED = {  # of their answers to the same held-out prompts, with what is shown of it
+    "heldout_reward": "reward {:.2f}",
+    "heldout_kl": "KL {:.1f} nats",
+    "heldout_distinct_2": "distinct-2 {:.3f}",
+}
 
 
 class DemoConfig(Section):
@@ -177,6 +184,16 @@ PROMISES = (
 )
 
 
+def show_aligned(metrics: Metrics) -> None:
+    """Print a row of each aligned model's answers, below one of the model that they start from."""
+    rows = {"before": {key: _values(metrics, "ppo", key)[0] for key in COMPARED}}
+    for stage, name in ALIGNED.items():
+        rows[name] = {key: _last(metrics, stage, key) for key in COMPARED}
+    for name, values in rows.items():
+        parts = (text.format(values[key]) for key, text in COMPARED.items())
+        _say(f"answers {name}: {', '.join(parts)}")
+
+
 def broken_promises(metrics: Metrics, promises: Sequence[Promise] = PROMISES) -> list[str]:
     """Print what was measured for each promise; return those that were not kept."""
     broken = []
@@ -201,7 +218,9 @@ def run(config: DemoConfig, launch: Launch) -> int:
     counts = write_corpus(folder / "corpus", config.seed, config.corpus_bytes)
     _say(f"corpus: {', '.join(f'{count} {name}' for name, count in counts.items())}")
     run_steps(steps(config))
-    broken = broken_promises({name: read_jsonl(folder / name / "metrics.jsonl") for name in STAGES})
+    metrics = {name: read_jsonl(folder / name / "metrics.jsonl") for name in STAGES}
+    show_aligned(metrics)
+    broken = broken_promises(metrics)
     _say(f"{folder}/report.html after {time.monotonic() - started:.0f} s")
     if broken:
         raise MegaliteError(f"demo: promises not kept: {'; '.join(broken)}")

@@ -7,6 +7,8 @@ from pydantic import Field, model_validator
 from megalite.config import Section
 from megalite.data.config import ConversationConfig
 from megalite.errors import ConfigError
+from megalite.generation.answer import SLOTS
+from megalite.stages.rlhf.rollout import RolloutConfig
 from megalite.stages.samples import SamplesConfig
 from megalite.stages.setup import StageConfig, check_positions
 from megalite.training.config import RunConfig
@@ -103,6 +105,41 @@ class ReferenceConfig(Section):
     )
 
 
+class AnswersConfig(Section):
+    """Answers to held-out prompts that a run measures at each evaluation, as PPO does."""
+
+    prompts: tuple[str, ...] = Field(
+        (),
+        description="files of held-out prompts, of which each evaluation answers "
+        "train.evaluate_samples; empty: no answers are measured",
+    )
+    reward_model: str = Field(
+        "",
+        description="run, checkpoint or Hugging Face folder or name of a reward model that scores "
+        "the answers and teaches nothing; empty: they have no score",
+    )
+    each: int = Field(
+        1,
+        gt=0,
+        description="answers to each prompt; of several `heldout_self_bleu` says how alike they "
+        "are",
+    )
+    max_new_tokens: int = Field(64, gt=0, description="largest number of tokens per answer")
+    temperature: float = Field(1.0, gt=0, description="divisor of the logits")
+    micro_batch_size: int = Field(32, gt=0, description="answers judged per forward pass")
+    slots: int = Field(SLOTS, gt=0, description="answers written side by side")
+
+    @property
+    def rollout(self) -> RolloutConfig:
+        """How answers are drawn."""
+        return RolloutConfig(
+            max_new_tokens=self.max_new_tokens,
+            temperature=self.temperature,
+            micro_batch_size=self.micro_batch_size,
+            slots=self.slots,
+        )
+
+
 class DPOConfig(StageConfig):
     """A run that learns from preferences. ``checkpoint.start`` is the reference's too."""
 
@@ -113,11 +150,22 @@ class DPOConfig(StageConfig):
     samples: SamplesConfig = SamplesConfig()
     loss: PreferenceLossConfig = PreferenceLossConfig()
     reference: ReferenceConfig = ReferenceConfig()
+    answers: AnswersConfig = AnswersConfig()
+
+    @property
+    def has_heldout(self) -> bool:
+        """See :class:`StageConfig`."""
+        return super().has_heldout or bool(self.answers.prompts)
 
     def check_inputs(self) -> None:
         """See :class:`StageConfig`."""
         length = self.data.sequence_length
         check_positions(self.model, length, f"data.sequence_length {length}")
+        if self.answers.prompts:
+            more = self.answers.max_new_tokens
+            rows = max(length, 1 + more) if self.model.is_encoder_decoder else length + more
+            key = f"data.sequence_length {length} with answers.max_new_tokens {more}"
+            check_positions(self.model, rows, key)
 
     def check_sources(self) -> None:
         """Refuse a run without rankings, or without the reference that it needs.
@@ -131,4 +179,14 @@ class DPOConfig(StageConfig):
             raise ConfigError(
                 f"--checkpoint.start: must name a checkpoint: it is the reference of loss.kind "
                 f"{self.loss.kind}"
+            )
+        if self.answers.prompts and not self.checkpoint.start:
+            raise ConfigError(
+                "--checkpoint.start: must name a checkpoint: answers.prompts measures how far "
+                "answers are from what it says"
+            )
+        if self.answers.reward_model and not self.answers.prompts:
+            raise ConfigError(
+                f"--answers.reward_model {self.answers.reward_model}: has nothing to score: give "
+                "answers.prompts"
             )

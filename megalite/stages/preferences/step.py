@@ -69,7 +69,7 @@ class PreferenceLearner:
         return [item.to(self.policy.mesh.device) for item in items]
 
     def _named(self, kl: float) -> dict[str, float]:
-        return {"kl": kl} if self.config.kind == "kto" else {}
+        return {"kto_kl": kl} if self.config.kind == "kto" else {}
 
     def _kl(self, items: Sequence[Comparisons], counted: Sequence[bool] = ()) -> float:
         """KTO's reference point: the mean log-ratio of answers to other prompts, at least 0.

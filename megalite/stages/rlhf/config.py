@@ -24,11 +24,11 @@ from megalite.stages.rlhf.groups import (
 from megalite.stages.rlhf.kl import KLConfig
 from megalite.stages.rlhf.placement import FrozenConfig
 from megalite.stages.rlhf.rollout import RolloutConfig
+from megalite.stages.rlhf.shapes import shape_of_reward_model
 from megalite.stages.rlhf.updates import PolicyUpdateConfig, UpdateConfig
 from megalite.stages.rules.config import ScoreConfig
 from megalite.stages.samples import SamplesConfig
 from megalite.stages.setup import check_positions
-from megalite.stages.start import as_stored
 from megalite.training.config import RunConfig
 
 PolicyConfigT = TypeVar("PolicyConfigT", bound="PolicyConfig")
@@ -105,23 +105,11 @@ class PolicyConfig(LanguageConfig):
             None where there is neither of the two.
 
         Raises:
-            CheckpointError: there is none, or a key that is set in ``[model]`` contradicts it.
-            ConfigError: it can't read what the actor writes.
+            UserError: see :func:`shape_of_reward_model`.
         """
         if not self.reward_model:
             return self.model.model_copy(update={"head": "value"}) if self.has_critic else None
-        stored, where = as_stored(self.model, self.reward_model, "value", needs_head=True)
-        for what, own, needed in (
-            ("num_encoder_layers > 0", stored.is_encoder_decoder, self.model.is_encoder_decoder),
-            ("rope_axes", stored.rope_axes, self.model.rope_axes),
-            ("vocab_size", stored.vocab_size, self.model.vocab_size),
-        ):
-            if own != needed:
-                raise ConfigError(
-                    f"--reward_model: {what} is {own} in {where}; must be {needed}, as the "
-                    "actor's: the two read the same tokens"
-                )
-        return stored.model_copy(update={"head": "value"})
+        return shape_of_reward_model(self.model, self.reward_model)
 
     def check_sources(self) -> None:
         """Refuse a run without prompts, models or text that it needs.

@@ -74,7 +74,7 @@ class ReferenceModels:
     @classmethod
     def build(cls, stage: Stage, config: PolicyConfig) -> "ReferenceModels":
         """Build the reference, and the reward model if there is one; they are frozen."""
-        reference = _frozen(stage.model(config.model.without_dropout(), config.checkpoint.start))
+        reference = frozen(stage.model(config.model.without_dropout(), config.checkpoint.start))
         return cls(reference, cls._reward(stage, config))
 
     @staticmethod
@@ -83,7 +83,7 @@ class ReferenceModels:
         shape = config.value_model() if config.reward_model else None
         if shape is None:
             return None
-        return _frozen(stage.model(shape.without_dropout(), config.reward_model, needs_head=True))
+        return frozen(stage.model(shape.without_dropout(), config.reward_model, needs_head=True))
 
     def judges(self, temperature: float) -> LocalModels:
         """What judges answers that are drawn at a temperature."""
@@ -95,7 +95,8 @@ class ReferenceModels:
             model.reshard()
 
 
-def _frozen(model: Model) -> Model:
+def frozen(model: Model) -> Model:
+    """The model, none of whose parameters learns."""
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     return model

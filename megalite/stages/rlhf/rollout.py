@@ -32,6 +32,12 @@ class RolloutConfig(Section):
         1.0, gt=0, description="divisor of the logits, in rollouts and in updates alike"
     )
     micro_batch_size: int = Field(32, gt=0, description="answers judged per forward pass")
+    heldout_answers: int = Field(
+        1,
+        gt=0,
+        description="answers to each held-out prompt of an evaluation; of several "
+        "`heldout_self_bleu` says how alike they are",
+    )
     slots: int = Field(
         SLOTS,
         gt=0,

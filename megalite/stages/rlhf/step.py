@@ -9,18 +9,16 @@ import torch
 from megalite.config.amount import in_samples
 from megalite.config.course import value_at
 from megalite.data.chat.datasets import Prompts
-from megalite.data.loader import passes_over
-from megalite.distributed.gather import gather_objects
-from megalite.distributed.sums import Counts, sum_metrics
+from megalite.distributed.sums import Counts
 from megalite.engine.model import Item, Task
 from megalite.generation.prompts import Prompt
 from megalite.models.outputs import LogProbs, Loss, Output, Scale, Values
 from megalite.ops.random import fold
 from megalite.stages.rlhf.answers import Answered
 from megalite.stages.rlhf.config import GRPOConfig, PolicyConfig, PPOConfig
-from megalite.stages.rlhf.diversity import distinct
 from megalite.stages.rlhf.experience import Experience, Judgement, gather_experience
 from megalite.stages.rlhf.groups import group_experience
+from megalite.stages.rlhf.heldout import measure_answers
 from megalite.stages.rlhf.kl import adapt
 from megalite.stages.rlhf.models import TrainedModels, log_probs_of, values_of
 from megalite.stages.rlhf.redraw import Rolled, in_groups, redraw
@@ -250,41 +248,11 @@ class PolicyStep:
         return [(batch, Pretraining(scale)) for batch in batches]
 
     def evaluate(self, prompts: Prompts) -> dict[str, float]:
-        """What answers to held-out prompts are like, drawn with one seed throughout.
-
-        Each prompt counts once over all ranks, which answer equally many: the last answer of a rank
-        may be one that doesn't count.
-        """
-        mesh, train = self.stage.mesh, self.config.train
-        count = min(train.evaluate_samples, len(prompts))
-        each = -(-count // mesh.dp.size)
-        (own,) = passes_over(count, each, mesh.dp.rank, mesh.dp.size)
-        numbers = own + [0] * (each - len(own))
-        chosen = [prompts[number] for number in numbers]
-        batch, judged = self.roll(chosen, numbers, fold(self.config.run.seed, 3))
-        kl = judged.kl
-        rows = zip(batch.labels[: len(own)], judged.mask[: len(own)], strict=True)
-        written = gather_objects([labels[mask].tolist() for labels, mask in rows], mesh.dp)
-        answers = [answer for part in written for answer in part]
-        scores = judged.scores[: len(own)].double()
-        sums = {
-            "reward": scores.sum(),
-            "square": scores.square().sum(),
-            "kl": kl[: len(own)].sum(),
-            "ended": judged.ended[: len(own)].sum(),
-            "count": torch.tensor(float(len(own))),
-        }
-        total = sum_metrics({n: v.to(mesh.device) for n, v in sums.items()}, mesh.dp)
-        mean = total["reward"] / total["count"]
-        variance = max(total["square"] / total["count"] - mean * mean, 0.0)
-        return {
-            "heldout_reward": mean,
-            "heldout_reward_deviation": variance**0.5,
-            "heldout_kl": total["kl"] / total["count"],
-            "heldout_ended": total["ended"] / total["count"],
-            "heldout_response_tokens": sum(map(len, answers)) / total["count"],
-            **{f"heldout_distinct_{n}": distinct(answers, n) for n in (1, 2, 3)},
-        }
+        """What answers to held-out prompts are like; see :func:`measure_answers`."""
+        config = self.config
+        samples, each = config.train.evaluate_samples, config.rollout.heldout_answers
+        seed, mesh = config.run.seed, self.stage.mesh
+        return measure_answers(self.roll, prompts, samples, each, seed, mesh)
 
 
 def _of_updates(updates: Sequence[Update]) -> dict[str, float]:

@@ -32,7 +32,7 @@ DECIDING = (
     "lora.rslora",
 )
 WITHOUT_ADAPTERS = {"lora.rank": 0}  # of what was saved before there were any
-PINNED_WEIGHTS = ("checkpoint.start", "reward_model")
+PINNED_WEIGHTS = ("checkpoint.start", "reward_model", "answers.reward_model")
 ORIGIN = ("published", "dtype", "dtypes")
 TOKENIZER = "tokenizer.path"
 FREE = (TOKENIZER, "tokenizer.trust_code")  # a tokenizer is known by its files, wherever they are

@@ -112,3 +112,5 @@ def test_comparing_answers_takes_two_sequences_and_a_reference_a_pass():
     assert done[2] == pytest.approx(4 / 3 * done[1])
     (alone,), (both,) = (stage_memory(one, WORK, LAYOUT) for one in (pair, asked))
     assert both.states - alone.states == pytest.approx(alone.states / 3)
+    (judged,) = stage_memory(Stage("dpo", has_reference=True, judges=1), WORK, LAYOUT)
+    assert judged.states - both.states == pytest.approx(alone.states / 3)

@@ -11,6 +11,7 @@ from megalite.tools.demo import (
     processes_for,
     run,
     run_steps,
+    show_aligned,
     steps,
 )
 
@@ -42,9 +43,9 @@ def test_a_killed_step_is_a_failure():
 def test_every_stage_runs_under_torchrun_with_its_own_config():
     commands = {step.name: list(step.command) for step in steps(DemoConfig(processes=2))}
     assert list(commands) == [
-        "tokenizer train", "data prepare", "pretrain", "sft", "rm", "ppo", "report"
+        "tokenizer train", "data prepare", "pretrain", "sft", "rm", "ppo", "dpo", "report"
     ]  # fmt: skip
-    for stage in ("pretrain", "sft", "rm", "ppo"):
+    for stage in ("pretrain", "sft", "rm", "ppo", "dpo"):
         assert "--nproc-per-node=2" in commands[stage]
         assert commands[stage][-2:] == [stage, f"configs/demo/{stage}.toml"]
 
@@ -86,6 +87,20 @@ def test_kept_promises_are_silent_and_each_broken_one_is_named():
         "nats below a KL of 15 per response",
     ]
     assert len(broken_promises(_metrics(float("nan"), 0.8, -0.4, 9.0))) == 1
+
+
+def test_what_both_alignments_did_to_the_answers_is_shown(capsys):
+    def row(step: int, reward: float, kl: float, distinct: float) -> dict:
+        values = {"heldout_reward": reward, "heldout_kl": kl, "heldout_distinct_2": distinct}
+        return {"step": step, **values}
+
+    start = row(0, 0.5, 0.0, 0.7)
+    show_aligned({"ppo": [start, row(9, 2, 6.25, 0.5)], "dpo": [start, row(9, 1, 3.5, 0.625)]})
+    assert capsys.readouterr().out.splitlines() == [
+        "answers before: reward 0.50, KL 0.0 nats, distinct-2 0.700",
+        "answers after PPO: reward 2.00, KL 6.2 nats, distinct-2 0.500",
+        "answers after DPO: reward 1.00, KL 3.5 nats, distinct-2 0.625",
+    ]
 
 
 def test_metrics_without_evaluation_are_an_error():

@@ -59,6 +59,8 @@ class Work:
                 for n in range(14)]  # fmt: skip
         for name, part in (("train", rows[:10]), ("heldout", rows[10:])):
             (folder / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in part))
+        prompts = "".join(json.dumps({"prompt": row["prompt"]}) + "\n" for row in rows[10:])
+        (folder / "prompts.jsonl").write_text(prompts)
         sft = [{"instruction": row["prompt"], "output": row["answers"][0]} for row in rows]
         (folder / "sft.jsonl").write_text("".join(json.dumps(row) + "\n" for row in sft))
         self.start = self.run("sft", "start", "--data.train", f'["{folder}/sft.jsonl"]')
@@ -158,11 +160,37 @@ def test_the_other_losses_fall_and_dont_depend_on_the_micro_batch(work, kind):
     others = work.dpo(f"{kind}-4", *more, "--train.micro_batch_size", "4")
     for row, other in zip(rows, others, strict=True):
         assert row.keys() == other.keys()
-        names = {"loss", "grad_norm", "heldout_loss", "heldout_margin", "kl", "sft_loss"}
+        names = {"loss", "grad_norm", "heldout_loss", "heldout_margin", "kto_kl", "sft_loss"}
         for name in names & row.keys():
             assert row[name] == pytest.approx(other[name], rel=2e-4, abs=1e-6), name
     assert rows[-1]["heldout_loss"] != rows[0]["heldout_loss"]
     assert (work.folder / f"{kind}-2" / "reference").exists() == (kind in ("ipo", "kto"))
+
+
+ANSWERS = ("reward", "reward_deviation", "kl", "entropy", "ended", "response_tokens")
+DISTINCT = tuple(f"distinct_{n}" for n in (1, 2, 3))
+
+
+def test_answers_to_held_out_prompts_are_measured_as_ppo_measures_its_own(work):
+    data = ["--data.train", f'["{work.folder}/train.jsonl"]', "--checkpoint.start", str(work.start)]
+    reward = work.run("rm", "rm", *data)
+    prompts = f'["{work.folder}/prompts.jsonl"]'
+    said = ["--answers.prompts", prompts, "--answers.reward_model", str(reward)]
+    said += ["--answers.each", "2", "--answers.max_new_tokens", "5", "--answers.temperature", "0.7"]
+    dpo = work.dpo("answering", *said, "--data.heldout", "[]", "--checkpoint.every", "0")
+    measured = [row for row in dpo if "heldout_kl" in row]
+    names = {f"heldout_{name}" for name in (*ANSWERS, *DISTINCT, "self_bleu")}
+    assert len(measured) == 3 and all(names <= row.keys() for row in measured)
+    assert measured[0]["heldout_kl"] == pytest.approx(0, abs=1e-5)
+    assert abs(measured[-1]["heldout_kl"]) > 1e-4
+    said = ["--reward_model", str(reward), "--rollout.max_new_tokens", "5"]
+    said += ["--rollout.heldout_answers", "2", "--rollout.temperature", "0.7"]
+    words = ["--data.train", prompts, "--data.heldout", prompts, "--checkpoint.start"]
+    ppo = work.run("ppo", "ppo", *words, str(work.start), *said, "--train.steps", "1")
+    first = lines(ppo / "metrics.jsonl")[0]
+    assert {name: measured[0][name] for name in names} == pytest.approx(
+        {name: first[name] for name in names}, rel=1e-5, abs=1e-5
+    )
 
 
 def test_its_model_answers_and_becomes_a_hugging_face_folder(work, whole, tmp_path, capsys):
@@ -186,6 +214,12 @@ def test_its_model_answers_and_becomes_a_hugging_face_folder(work, whole, tmp_pa
         (["--loss.kind", "ppo"], "--loss.kind"),
         (["--reference.folder", "{config}"], "--reference.folder: {config}: can't be a folder"),
         (["--loss.label_smoothing", "0.7"], "--loss.label_smoothing"),
+        (["--answers.reward_model", "rm"], "--answers.reward_model rm: has nothing to score"),
+        (["--answers.prompts", '["none.jsonl"]'], "none.jsonl: no such file"),
+        (
+            ["--answers.prompts", '["{config}"]', "--loss.kind", "orpo", "--checkpoint.start", ""],
+            "--checkpoint.start: must name a checkpoint: answers.prompts",
+        ),
     ],
 )
 def test_what_is_wrong_is_said_in_a_line(work, capsys, more, says):

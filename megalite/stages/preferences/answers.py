@@ -1,0 +1,111 @@
+"""Answers of a model that learns from preferences to held-out prompts, measured as PPO's are."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from megalite.data.chat.datasets import Prompts
+from megalite.data.named_files import row_files
+from megalite.data.split import Split
+from megalite.engine.base import Judging
+from megalite.engine.model import Model
+from megalite.generation.prompts import Prompt
+from megalite.stages.conversation import ChatFormat
+from megalite.stages.preferences.config import DPOConfig
+from megalite.stages.rlhf.heldout import measure_answers
+from megalite.stages.rlhf.models import frozen, log_probs_of, values_of
+from megalite.stages.rlhf.redraw import Rolled
+from megalite.stages.rlhf.rollout import (
+    Judges,
+    LocalModels,
+    SpecialTokens,
+    rollout,
+    special_tokens,
+)
+from megalite.stages.rlhf.shapes import shape_of_reward_model
+from megalite.stages.samples import decode_with
+from megalite.stages.setup import Stage
+from megalite.stages.told import check_same_writing
+from megalite.training.trainer import Evaluate
+
+REWARD_MODEL = "answers.reward_model"
+
+
+@dataclass(frozen=True)
+class HeldOutAnswers:
+    """What a run reads to measure its answers, opened before it starts.
+
+    Attributes:
+        config: of the run.
+        prompts: held out.
+        special_tokens: of the answers.
+        notes: what of the files is not read or was left out.
+    """
+
+    config: DPOConfig
+    prompts: Prompts
+    special_tokens: SpecialTokens
+    notes: Sequence[str]
+
+    @classmethod
+    def read(cls, config: DPOConfig, chat_format: ChatFormat) -> "HeldOutAnswers | None":
+        """Read the prompts; None where no answers are measured.
+
+        Raises:
+            ConfigError: the reward model learned answers that are written otherwise.
+            DataError: a file of prompts is missing or malformed.
+        """
+        if not config.answers.prompts:
+            return None
+        check_same_writing(config.data, config.answers.reward_model)
+        files, others = row_files(config.answers.prompts)
+        rules = replace(config.data.rules, split=Split())
+        prompts = Prompts(files, chat_format.chat, chat_format.structure, rules)
+        left_out = [f"{file}: left out, by its name not of rows" for file in others]
+        tokens = special_tokens(chat_format.chat)
+        return cls(config, prompts, tokens, [*prompts.notes, *left_out])
+
+    def measured(self, stage: Stage, model: Model, reference: Judging) -> Evaluate:
+        """What measures the answers of ``model``, against what it was as it started.
+
+        Builds the reward model, if there is one.
+        """
+        config, drawn = self.config, self.config.answers.rollout
+        reward = self._reward_model(stage)
+
+        def drop() -> None:
+            for judge in filter(None, (reference, reward)):
+                judge.reshard()
+
+        judges = Judges(
+            decode_with(model),
+            log_probs_of(model, drawn.temperature),
+            None,
+            LocalModels(
+                log_probs_of(reference, drawn.temperature),
+                None if reward is None else values_of(reward),
+                drop=drop,
+            ),
+            stage.mesh.device,
+        )
+
+        def roll(prompts: Sequence[Prompt], numbers: Sequence[int], seed: int) -> Rolled:
+            with model.gathered():
+                found = rollout(judges, prompts, numbers, drawn, seed, self.special_tokens)
+            responses, judged = found
+            return responses.batch, judged
+
+        def measure() -> dict[str, float]:
+            samples, each = config.train.evaluate_samples, config.answers.each
+            found = measure_answers(roll, self.prompts, samples, each, config.run.seed, stage.mesh)
+            if reward is None:
+                del found["heldout_reward"], found["heldout_reward_deviation"]
+            return found
+
+        return measure
+
+    def _reward_model(self, stage: Stage) -> Model | None:
+        name = self.config.answers.reward_model
+        if not name:
+            return None
+        shape = shape_of_reward_model(self.config.model, name, REWARD_MODEL)
+        return frozen(stage.model(shape.without_dropout(), name, needs_head=True))
