@@ -1,8 +1,9 @@
 """Reward modelling: a scalar head learns to rank answers, K of them in one forward pass."""
 
+import json
 from collections.abc import Sequence
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -20,6 +21,8 @@ from megalite.models.outputs import Values
 from megalite.stages.conversation import open_chat
 from megalite.stages.datasets import Datasets, evaluations, notes_of
 from megalite.stages.length import in_steps
+from megalite.stages.ranked import Pairs, details_of, metrics_of
+from megalite.stages.rlhf.losses import ranking_pairs
 from megalite.stages.rlhf.updates import RankingLoss, Rankings
 from megalite.stages.setup import Stage, StageConfig, check_positions, set_up, settled
 from megalite.stages.start import said_by
@@ -27,9 +30,10 @@ from megalite.stages.told import notes_of_writing
 from megalite.training.config import RunConfig
 from megalite.training.learner import Learner
 from megalite.training.progress import Progress, Seconds, StepResult
-from megalite.training.trainer import DoStep
+from megalite.training.trainer import DoStep, Evaluate
 
 RankingItem = tuple[Batch, Rankings]
+DETAILS = "rankings.json"  # of a run's folder
 COUNTS = ("correct_pairs", "pairs", "equal_pairs")  # of a batch, summed over the global one
 
 
@@ -83,12 +87,30 @@ def _train(config: RMConfig, stage: Stage, datasets: Datasets[RankedAnswers]) ->
     model = stage.model(value_model, config.checkpoint.start, lora=config.lora)
     trainer, (learner,) = stage.trainer(("model", model))
     trainer.resume()
-    size = config.train.micro_batch_size
     trainer.fit(
         partial(stage.loader, datasets.train, _make),
         _ranking_step(stage, learner),
-        evaluations(datasets.heldout, lambda part: partial(heldout_accuracy, model, part, size)),
+        evaluations(datasets.heldout, partial(_evaluation, stage, model, datasets, {})),
     )
+
+
+def _evaluation(
+    stage: Stage,
+    model: Model,
+    datasets: Datasets[RankedAnswers],
+    written: dict[str, Any],
+    part: RankedAnswers,
+) -> Evaluate:
+    """What measures the model on a held-out set and writes what a report shows of all of them."""
+    name = next(name for name, other in datasets.heldout.items() if other is part)
+
+    def evaluate() -> dict[str, float]:
+        sums = count_pairs(model, part, stage.config.train.micro_batch_size)
+        written[name or "heldout"] = details_of(sums)
+        stage.log.write(DETAILS, json.dumps(written, indent=1) + "\n")
+        return heldout_metrics(sums)
+
+    return evaluate
 
 
 def _make(rankings: Sequence[Ranked], sample_ids: Sequence[int]) -> RankingItem:
@@ -124,23 +146,44 @@ def _ranking_step(stage: Stage, learner: Learner) -> DoStep[list[RankingItem]]:
     return work
 
 
-def heldout_accuracy(model: Model, dataset: Dataset[Ranked], size: int) -> dict[str, float]:
-    """Share of all held-out pairs that are ranked right. Comm: all-reduce over dp.
+def count_pairs(model: Model, dataset: Dataset[Ranked], size: int) -> dict[str, float]:
+    """Counts of all held-out pairs: see :meth:`Rankings.counts` and :meth:`Pairs.sums`.
 
     Each ranking counts once over all ranks; each rank runs the same number of forward passes of
     ``size`` rankings, the last of them perhaps on a ranking that doesn't count.
+
+    Comm: forward passes, and an all-reduce over dp.
     """
     mesh = model.mesh
-    sums = dict.fromkeys(COUNTS, torch.zeros(()))
+    nothing = torch.zeros(0)
+    sums = dict.fromkeys(COUNTS, torch.zeros(())) | Pairs(nothing, nothing).sums()
     for places in passes_over(len(dataset), size, mesh.dp.rank, mesh.dp.size):
         part = places or [0]
         batch, rankings = _make([dataset[number] for number in part], part)
         (values,) = model.evaluate([batch.to(mesh.device)], Values())
         if places:
-            counts = rankings.counts(values.cpu())
-            sums = {name: sums[name] + counts[name] for name in COUNTS}
-    total = sum_metrics({name: x.to(mesh.device) for name, x in sums.items()}, mesh.dp)
-    return {f"heldout_{name}": value for name, value in _accuracy(total).items()}
+            counts = rankings.counts(values.cpu()) | _pairs(rankings, values.cpu()).sums()
+            sums = {name: sums[name] + counts[name] for name in sums}
+    return sum_metrics({name: x.to(mesh.device) for name, x in sums.items()}, mesh.dp)
+
+
+def _pairs(rankings: Rankings, values: torch.Tensor) -> Pairs:
+    """The pairs of answers that differ, as values [B, S] score them."""
+    told = rankings.valid, rankings.same
+    scores, kept = ranking_pairs(values[rankings.sequences, rankings.ends], *told)
+    tokens, _ = ranking_pairs(rankings.ends, *told)  # answers to one prompt: they begin alike
+    levels = rankings.levels
+    margins = None if levels is None else ranking_pairs(levels, *told)[0][kept]
+    return Pairs(scores[kept], tokens[kept], margins)
+
+
+def heldout_metrics(sums: dict[str, float]) -> dict[str, float]:
+    """``heldout_accuracy``, the share of pairs that are ranked right, and what goes with it.
+
+    See :func:`metrics_of`.
+    """
+    found = _accuracy(sums) | metrics_of(sums)
+    return {f"heldout_{name}": value for name, value in found.items()}
 
 
 def _accuracy(counts: dict[str, float]) -> dict[str, float]:

@@ -24,7 +24,7 @@ from megalite.engine.model import Model
 from megalite.errors import ConfigError
 from megalite.models.hub import folder_of
 from megalite.stages.corpus import check_corpus_positions, store_opener, text_batch
-from megalite.stages.rm import heldout_accuracy
+from megalite.stages.rm import count_pairs, heldout_metrics
 from megalite.stages.told import section_of_run
 from megalite.tools.judging import MakeBatch, Numbers, measure_text
 from megalite.tools.speaker import Speaker, StoredModelConfig, open_speaker
@@ -229,11 +229,11 @@ def data_of(config: EvalConfig, positions: int) -> CorpusConfig:
 
 
 def measure_ranking(model: Model, dataset: Dataset[Ranked], size: int) -> Numbers:
-    """Share of all pairs of answers that a reward model ranks right.
+    """Share of all pairs of answers that a reward model ranks right, and how far to believe it.
 
-    Comm: as :func:`heldout_accuracy`.
+    Comm: as :func:`count_pairs`.
     """
-    found = heldout_accuracy(model, dataset, size)
+    found = heldout_metrics(count_pairs(model, dataset, size))
     return {name.removeprefix("heldout_"): value for name, value in found.items()}
 
 

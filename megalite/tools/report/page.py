@@ -12,8 +12,10 @@ from megalite.config import Section
 from megalite.data.records import Record, json_records
 from megalite.distributed.launch import Launch
 from megalite.errors import DataError, naming
+from megalite.tools.report.alignment import alignment_section
 from megalite.tools.report.chart import DASHES, Line, line_chart
 from megalite.tools.report.faults import fault_section
+from megalite.tools.report.rankings import ranking_section
 from megalite.tools.report.style import STYLE, hiding, switches
 from megalite.tools.report.table import table
 
@@ -44,6 +46,7 @@ CHARTS = {
         Chart("Held-out loss", "nats per target", ("heldout_loss",), never=OTHER_LOSSES),
         Chart("Ranking loss", "nats per pair", ("ranking_loss",)),
         Chart("Ranking accuracy, held out", "share of pairs", ("heldout_accuracy",)),
+        Chart("Calibration error, held out", "share of pairs", ("heldout_calibration_error",)),
         Chart("Preference loss", "per pair", ("loss", "heldout_loss"), only="margin"),
         Chart("Margin of better answers", "reward", ("margin", "heldout_margin")),
         Chart("Better and worse answers", "reward", ("chosen_reward", "rejected_reward")),
@@ -54,7 +57,7 @@ CHARTS = {
         Chart("Policy loss", "per token", ("policy_loss",)),
         Chart("Value loss", "squared score", ("value_loss",)),
         Chart("Clipped updates", "share of tokens", ("clip_fraction", "value_clip_fraction")),
-        Chart("Entropy", "nats per token", ("entropy",)),
+        Chart("Entropy", "nats per token", ("entropy", "heldout_entropy")),
         Chart("Response length", "tokens", ("response_tokens", "heldout_response_tokens")),
         Chart("Answers with an end", "share", ("ended", "heldout_ended")),
         Chart(
@@ -62,6 +65,7 @@ CHARTS = {
             "share of all runs",
             ("heldout_distinct_1", "heldout_distinct_2", "heldout_distinct_3"),
         ),
+        Chart("Self-BLEU of answers to a prompt, held out", "BLEU", ("heldout_self_bleu",)),
         Chart("Groups of equal scores", "share", ("equal_groups",)),
         Chart("Deviation of scores in a group", "score per response", ("score_deviation",)),
     ),
@@ -114,6 +118,8 @@ def page(config: ReportConfig) -> str:
         switches([html.escape(name) for name in metrics]),
         *_empty(metrics),
         _summary(metrics),
+        *alignment_section(metrics),
+        *ranking_section(runs),
         *_charts(metrics),
         *fault_section(runs, metrics),
     ]

@@ -79,7 +79,9 @@ def test_sets_with_names_and_a_share_each_have_a_curve_and_one_says_which_is_bes
 def test_other_stages_hold_out_a_share_too(place, capsys):
     words = ["rm", "config.toml", "--data.train", '["rankings*.jsonl"]', "--data.split", "0.3"]
     assert main([*words, "--run.folder", "rm"]) == 0
-    assert "heldout_accuracy" in metrics("rm")
+    assert {"heldout_accuracy", "heldout_calibration_error"} <= metrics("rm").keys()
+    (details,) = json.loads(Path("rm/rankings.json").read_text()).values()
+    assert sum(row["pairs"] for row in details["by_score"]) > 0
     for name in ("a", "b"):
         writer = StoreWriter(place / "stores" / name, np.dtype(np.uint16))
         for number in range(50):

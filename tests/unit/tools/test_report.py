@@ -3,11 +3,13 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from megalite.distributed.launch import Launch
 from megalite.errors import DataError
+from megalite.stages.ranked import Pairs, details_of
 from megalite.tools.report.chart import Line, line_chart, round_ticks, smoothed, tick_text
 from megalite.tools.report.page import CHARTS, ReportConfig, lines_of, names_of, page, run
 
@@ -95,6 +97,46 @@ def test_runs_lie_over_each_other_and_a_loss_stands_under_its_right_name():
     assert drawn["Ranking loss"] == [("rm: ranking_loss", 1)]
     assert drawn["Policy loss"] == [("ppo: policy_loss", 2)]
     assert drawn["Preference loss"] == [("dpo: loss", 3)]
+
+
+def _measured(step: int, **values: float) -> dict:
+    return {"step": step, **{f"heldout_{key}": value for key, value in values.items()}}
+
+
+def test_how_answers_moved_from_the_start_is_said_of_every_aligned_run(tmp_path):
+    start = _measured(0, reward=0.5, reward_deviation=0.5, kl=0.0, ended=0.75, entropy=2.0)
+    runs = (
+        _run_folder(tmp_path / "sft", [{"step": 1, "loss": 2.0}]),
+        _run_folder(
+            tmp_path / "ppo",
+            [start, {"step": 5, "kl": 3.0}, _measured(9, reward=1.25, kl=6.5, ended=1, entropy=1)],
+        ),
+        _run_folder(tmp_path / "dpo", [_measured(0, kl=0.0), _measured(9, kl=2.0)]),
+    )
+    text = page(ReportConfig(runs=runs))
+    assert (
+        "<li>ppo: reward +0.75 (+1.5 deviations), KL 6.5 nats an answer, entropy -50%</li>" in text
+    )
+    assert "<li>dpo: KL 2 nats an answer</li>" in text
+    assert "<td>0.25 → 0</td>" in text  # answers without an end
+    assert "<li>sft" not in text
+
+
+def test_a_reward_models_page_has_accuracy_calibration_and_length(tmp_path):
+    pairs = Pairs(torch.tensor([0.1, -0.1, 3.0]), torch.tensor([2, -1, -4]))
+    details = details_of({name: float(value) for name, value in pairs.sums().items()})
+    folder = _run_folder(tmp_path / "rm", [{"step": 1, "ranking_loss": 0.5}])
+    file = tmp_path / "rm" / "rankings.json"
+    file.write_text(json.dumps({"heldout": details, "more": details}))
+    text = page(ReportConfig(runs=(folder,)))
+    number = '<td class="number">'
+    assert f"<td>0 to 2</td>{number}2</td><td>50.0%</td><td>52.5%</td>" in text
+    assert f"<td>is shorter</td>{number}2</td><td>50.0%</td>" in text
+    assert "the longer answer scores more in 66.7%, and is the better one in 33.3%" in text
+    assert "<h3>rm, more</h3>" in text
+    file.write_text("{")
+    with pytest.raises(DataError, match=r"rankings.json: can't be read"):
+        page(ReportConfig(runs=(folder,)))
 
 
 def test_a_run_without_a_step_is_said(tmp_path):
