@@ -7,7 +7,7 @@ run as many steps as there are tiles of query rows for them; SM use is the steps
 the slots' time until the last one ends. Tiles, parts, slots and order are those that the kernel's
 host code gives (csrc/cuda/attention/sm80/backward_work.cuh), the tiles that touch each other those
 of the mask's plan. FlashAttention-2 runs a block for each (tile of 128 keys, query head, sequence),
-tiles fastest, one block an SM.
+tiles fastest, one block an SM. A V100's two kernels have another grid: no tile of keys is divided.
 
 A part of a tile of keys ends with its sums: it waits for the part before it in its slot and adds
 its dk and dv to it. At H 128 a step takes 5120 clocks of an A100's tensor cores (10 * 64 * 128^2
@@ -35,6 +35,7 @@ HEAD_NUMBER = 37  # pairs (head, tile of rows) are numbered 37 head + tile
 SMS = {"A100": 108, "H100": 132}
 STORE_STEPS, ADD_STEPS = 0.2, 0.8
 PEER_KEYS, ROWS = 128, 64
+V100_SMS, V100_TOGETHER = 80, 4
 MIB = 2**20
 
 
@@ -191,6 +192,31 @@ def sm_use(blocks: Iterator[Block], slots: int) -> float:
     return total / (max(ends) * slots)
 
 
+def _sm70_blocks(steps: Tensor, batch: int, heads: int, together: int) -> Iterator[Block]:
+    """Of steps [sequences, tiles], so many tiles of a head one after another."""
+    of_sequences = steps.tolist()
+    for first in range(0, steps.shape[1], together):
+        for b, _head in itertools.product(range(batch), range(heads)):
+            tiles = of_sequences[b % len(of_sequences)]
+            yield from map(Block, tiles[first : first + together])
+
+
+def v100_use(shape: Shape, mask: RowIntervals) -> float:
+    """SM use of a V100's kernels for the gradients of queries and of keys, one after the other.
+
+    They have three and four products; a step is 32 rows or keys of a tile of the others.
+    """
+    tile, slots = 128 if shape.head_dim <= 128 else 64, V100_SMS
+    if shape.head_dim <= 64:
+        slots *= 2
+    of_rows = touching(mask, tile, TILE).sum(1).flip(1)
+    of_keys = touching(mask, TILE, tile).sum(2) * (shape.heads // shape.groups)
+    every = of_rows.shape[1]
+    queries = sm_use(_sm70_blocks(of_rows, shape.batch, shape.heads, every), slots)
+    keys = sm_use(_sm70_blocks(of_keys, shape.batch, shape.groups, V100_TOGETHER), slots)
+    return 7 / (3 / queries + 4 / keys)
+
+
 @cache
 def mask_of(name: str, length: int, documents: int = 8) -> RowIntervals:
     """Of one sequence; packed: causal documents of lengths 1, 2, 3 ... times a unit."""
@@ -212,16 +238,18 @@ def uses(shape: Shape, mask: RowIntervals, sms: int) -> tuple[float, float]:
 
 
 def main() -> None:
-    """Print a table: SM use of ours / FlashAttention-2's grid."""
+    """Print a table: SM use of ours / FlashAttention-2's grid, which is for A100 and later."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--mask", choices=("causal", "full", "packed"), default="causal")
     parser.add_argument("--documents", type=int, default=8, help="of a packed sequence")
     options = parser.parse_args()
-    print(f"| {options.mask} | {' | '.join(SMS)} | blocks | parts of a tile | partial sums, MiB |")
-    print("|---" * 6 + "|")
+    head = f"| {options.mask} | {' | '.join(SMS)} | V100"
+    print(f"{head} | blocks | parts of a tile | partial sums, MiB |")
+    print("|---" * 7 + "|")
     for shape in SHAPES:
         mask, s = mask_of(options.mask, shape.length, options.documents), Schedule.of(shape)
         cells = ["{:.0%} / {:.0%}".format(*uses(shape, mask, sms)) for sms in SMS.values()]
+        cells.append(f"{v100_use(shape, mask):.0%}")
         tiles = -(-shape.length // s.keys)
         blocks = shape.batch * shape.groups * (tiles + s.levels * s.fine_tiles) * s.parts
         fine = f"; down to 1/{s.parts << s.levels} in the last {s.fine_tiles}" if s.levels else ""

@@ -6,20 +6,20 @@ A micro-batch's forward and backward pass runs on the meta device, so that the o
 counted are those that run; FSDP2's and AdamW's passes over the parameters are counted by formula.
 A product takes its operations at the rate that cuBLAS reaches, attention its pairs at that of its
 kernel, everything else its bytes at the rate of memory, and nothing less than a launch. Attention's
-backward pass has the share of an A100's SMs that its schedule fills (benchmarks/schedule.py); on a
-V100, whose grid is another, that share is assumed.
+backward pass has the share of the SMs that its schedule fills (benchmarks/schedule.py).
 Communication is left out, and each step is queued before the device has done the one before it.
 """
 
 import argparse
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
 import torch
 
 from benchmarks.ledger import Entry, Ledger
-from benchmarks.schedule import SMS, Shape, uses
+from benchmarks.schedule import SMS, Shape, uses, v100_use
 from benchmarks.workload import batch_of
 from megalite.distributed.mesh import Mesh
 from megalite.engine.data_parallel import DataParallel
@@ -44,7 +44,7 @@ class Rates:
         product: of large products, as cuBLAS is measured.
         attention: of the forward kernel at H 128, half its lanes empty at 64.
         attention_backward: of the backward kernel when it fills the GPU.
-        fill: share of the GPU that the backward kernel's blocks keep busy; None: by the schedule.
+        fill: share of the GPU that the backward kernel's blocks keep busy.
         memory: bytes a second.
         launch_s: the least that a kernel takes.
     """
@@ -53,14 +53,20 @@ class Rates:
     product: float
     attention: float
     attention_backward: float
-    fill: float | None
+    fill: Callable[[Shape, RowIntervals], float]
     memory: float
     launch_s: float = 3e-6
 
 
+@cache
+def a100_fill(shape: Shape, mask: RowIntervals) -> float:
+    """Share of an A100's SMs that the backward kernel's blocks keep busy."""
+    return uses(shape, mask, SMS["A100"])[0]
+
+
 RATES = {
-    "a100": Rates(312e12, 240e12, 130e12, 116e12, None, 1.75e12),
-    "v100": Rates(125e12, 90e12, 45e12, 35e12, 0.77, 0.78e12),
+    "a100": Rates(312e12, 240e12, 130e12, 116e12, a100_fill, 1.75e12),
+    "v100": Rates(125e12, 90e12, 45e12, 35e12, cache(v100_use), 0.78e12),
 }
 
 
@@ -113,14 +119,8 @@ def seconds_of(entry: Entry, rates: Rates) -> float:
         rate = rates.attention
     elif entry.name.endswith("attention_backward"):
         assert entry.backward is not None
-        rate = rates.attention_backward * (rates.fill or filled(*entry.backward))
+        rate = rates.attention_backward * rates.fill(*entry.backward)
     return max(entry.flops / rate, entry.bytes_ / rates.memory, rates.launch_s)
-
-
-@cache
-def filled(shape: Shape, mask: RowIntervals) -> float:
-    """Share of an A100's SMs that the backward kernel's blocks keep busy."""
-    return uses(shape, mask, SMS["A100"])[0]
 
 
 def parameters_of(config: ModelConfig) -> int:

@@ -43,8 +43,8 @@ template <int D, bool kHasBias, bool kDrops, bool kWantsKey, bool kWantsValue>
 void launch_key_gradient(const AttentionParams<half>& p, const AttentionGradients<half>& g,
                          Stream stream) {
   using Shape = KeyGradientShape<D>;
-  const Dim3 grid{static_cast<uint32_t>(divide_up(p.keys, Shape::kRows)),
-                  static_cast<uint32_t>(p.groups), static_cast<uint32_t>(p.batch)};
+  const Dim3 grid{static_cast<uint32_t>(p.groups * kTogether), static_cast<uint32_t>(p.batch),
+                  static_cast<uint32_t>(divide_up(p.keys, Shape::kRows * kTogether))};
   launch(LaunchConfig{"attention_key_gradient_sm70",
                       grid,
                       {Shape::kThreads},

@@ -107,6 +107,13 @@ struct KeptQueries {
   }
 };
 
+/// Blocks start with the longest of a causal mask, those of the first keys, of all key heads and
+/// sequences, so that the short ones fill the gaps that the long ones leave at the end. This many
+/// tiles of a head start one after another: they read the same rows, from L2, which memory alone
+/// could not deliver at the rate of the tensor cores. Gradients of queries keep the order of heads:
+/// at head dimension 256 they have no register left for another.
+inline constexpr int kTogether = 4;
+
 /// The tile sizes of the gradients of keys and values. Shared memory holds K, V, Q and dO.
 template <int D>
 struct KeyGradientShape {
@@ -249,7 +256,9 @@ void attention_key_gradient_kernel(AttentionParams<half> p, AttentionGradients<h
   if constexpr (MEGALITE_IS_FOR(70, 80)) {
     using Shape = KeyGradientShape<D>;
     constexpr int kRows = Shape::kRows, kQueries = Shape::kQueries, kThreads = Shape::kThreads;
-    const int batch = block_z(), group = block_y(), first_key = block_x() * kRows;
+    const int batch = block_y(), group = block_x() / kTogether;
+    const int first_key = (block_z() * kTogether + block_x() % kTogether) * kRows;
+    if (first_key >= p.keys) return;
     const auto key_tile = Tile<D>::at(0, kRows);
     const auto value_tile = Tile<D>::at(Shape::kValuesAt, kRows);
     const auto query_tile = Tile<D>::at(Shape::kQueriesAt, kQueries);
