@@ -40,6 +40,7 @@ from megalite.ops import (
     rope_tables,
 )
 from megalite.ops import mask as masks
+from megalite.ops.quantised import dequantised, quantised
 
 EXTENSION = ("-DTORCH_API_INCLUDE_EXTENSION_H", "-DTORCH_EXTENSION_NAME=_kernels")
 EXTENSION += ("-DMEGALITE_SM70", "-DMEGALITE_SM80", "-DMEGALITE_SM86")
@@ -105,6 +106,8 @@ def _run_rows(dtype: torch.dtype) -> None:
         x, bias = torch.randn(2, size).to(dtype).requires_grad_(), torch.randn(size).to(dtype)
         activation("silu", x, x, bias).sum().backward()
         embedding(x, torch.arange(2)).sum().backward()
+        for form in ("nf4", "int8"):
+            dequantised(quantised(x.detach(), form), dtype)
     logits, labels = torch.randn(2, 9).to(dtype), torch.arange(2)
     statistics = torch.ops.megalite_simt.logit_statistics(logits, labels, 0)
     torch.ops.megalite_simt.logit_gradient(

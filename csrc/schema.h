@@ -42,6 +42,7 @@ inline void define_operators(torch::Library& m) {
       "Tensor? gate_bias, str kind) -> (Tensor, Tensor, Tensor, Tensor)");
   m.def("embedding(Tensor weight, Tensor ids, int offset, int vocabulary) -> Tensor");
   m.def("embedding_backward(Tensor dout, Tensor ids, int offset, int height) -> Tensor");
+  m.def("dequantised(Tensor codes, Tensor scales, int width, ScalarType dtype) -> Tensor");
 }
 
 }  // namespace megalite

@@ -66,7 +66,7 @@ def build_model(
     parts = []
     for share in parts_of(config, parallel)[mesh.pp.rank :: mesh.pp.size]:
         part = Transformer(config, mesh, share)
-        if options.lora.rank:
+        if options.lora.rank or options.lora.form:
             adapt(part, options.lora, COMPUTE_DTYPES[precision])
         recompute.apply_to(part)
         if options.compiled:

@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 
 from megalite.layers.layer import Initial, Layer
-from megalite.layers.shards import local_box, local_part
+from megalite.layers.linear import AdaptableLinear
+from megalite.layers.shards import Share, local_box, local_part
 from megalite.models.transformer import Transformer
 from megalite.ops.random import fold, hash64, initial_normal
 
@@ -25,10 +26,16 @@ def initialise(part: Transformer, seed: int) -> None:
             continue
         for name, initial in module.initial.items():
             full_name = f"{prefix}.{name}" if prefix else name
-            _fill(getattr(module, name), initial, fold(seed, hash64(full_name)))
+            key = fold(seed, hash64(full_name))
+            if name == "weight" and isinstance(module, AdaptableLinear) and module.quantised:
+                share = module.quantised.share(part.mesh.device)
+                _fill(share, initial, key)
+                module.quantised.hold(share)
+            else:
+                _fill(getattr(module, name), initial, key)
 
 
-def _fill(parameter: Tensor, initial: Initial, key: int) -> None:
+def _fill(parameter: Tensor | Share, initial: Initial, key: int) -> None:
     local = local_part(parameter)
     if local.numel() == 0:
         return

@@ -12,7 +12,7 @@ from megalite.config.explain import explain
 from megalite.distributed.mesh import Mesh
 from megalite.engine.model import Model
 from megalite.errors import CheckpointError, ConfigError
-from megalite.layers.shards import local_box, local_part
+from megalite.layers.shards import Share, local_box, local_part
 from megalite.models.config import ModelConfig
 from megalite.models.families.table import decisive
 from megalite.models.hugging_face import fitted, our_tensors, read_config
@@ -126,7 +126,7 @@ def load_weights(model: Model, path: Path, grows: bool = False) -> None:
 
 @torch.no_grad()
 def fill_all(
-    parameters: Mapping[str, Tensor], wanted: ModelConfig, path: Path, grows: bool = False
+    parameters: Mapping[str, Tensor | Share], wanted: ModelConfig, path: Path, grows: bool = False
 ) -> None:
     """Fill parameters from a Hugging Face folder, each process what it holds of them.
 
@@ -151,7 +151,7 @@ def fill_all(
 
 
 @torch.no_grad()
-def fill(parameter: Tensor, whole: Tensor) -> None:
+def fill(parameter: Tensor | Share, whole: Tensor) -> None:
     """Give a parameter what this process holds of a whole tensor of its shape."""
     shape, offset = local_box(parameter)
     box = tuple(slice(at, at + n) for at, n in zip(offset, shape, strict=True))

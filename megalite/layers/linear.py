@@ -3,15 +3,18 @@
 Source: Shoeybi et al. 2019, arXiv:1909.08053, section 3.
 """
 
+import torch
 from torch import Tensor
 
 from megalite.distributed.mesh import Mesh
 from megalite.layers.adapter import Adapter, AdapterOptions, Split
 from megalite.layers.layer import Initial, Layer
 from megalite.layers.products import Matrix
+from megalite.layers.quantised import QuantisedWeight
 from megalite.layers.region import leave
 from megalite.ops import Dropout
 from megalite.ops.linear import linear
+from megalite.ops.quantised import Format, Weight, multiply
 
 
 class AdaptableLinear(Layer):
@@ -19,6 +22,7 @@ class AdaptableLinear(Layer):
 
     Attributes:
         adapter: None where it has none.
+        quantised: the matrix, where it is held in 4 or 8 bits; None elsewhere.
     """
 
     weight: Tensor
@@ -33,6 +37,7 @@ class AdaptableLinear(Layer):
         """
         super().__init__(mesh)
         self.adapter: Adapter | None = None
+        self.quantised: QuantisedWeight | None = None
         self._outs, self._split = outs, split
 
     def adapt(self, name: str, options: AdapterOptions) -> None:
@@ -40,6 +45,29 @@ class AdaptableLinear(Layer):
         shape, outs = tuple(self.weight.shape), self._outs
         split = self._split
         self.adapter = Adapter(self.mesh, name, (shape[:outs], shape[outs:]), options, split)
+
+    def quantise(self, form: Format) -> None:
+        """Hold the matrix in 4 or 8 bits, in no parameter; it learns nothing then."""
+        self.quantised = QuantisedWeight(self.weight, self._outs, form)
+        del self._parameters["weight"]
+
+    def local_weight(self, rows: tuple[int, int] | None = None) -> tuple[Weight, torch.Size]:
+        """The matrix that this process multiplies with, [O, D], and what O stands for.
+
+        Args:
+            rows: [first, last) of the first dimension, of a matrix that each process of tp uses a
+                range of; None: all that is here.
+
+        Comm: with ``rows`` all-reduce of the weight's gradient over tp, backward only.
+        """
+        if self.quantised is not None:
+            out = self.quantised.out()
+            shape = out if rows is None else torch.Size((rows[1] - rows[0], *out[1:]))
+            return self.quantised.matrix(rows), shape
+        weight = self.local("weight", partial=rows is not None)
+        weight = weight if rows is None else weight[rows[0] : rows[1]]
+        outs = self._outs
+        return weight.flatten(outs).flatten(0, outs - 1), weight.shape[:outs]
 
 
 class ColumnParallelLinear(AdaptableLinear):
@@ -68,9 +96,9 @@ class ColumnParallelLinear(AdaptableLinear):
 
         ``random`` is the adapter's dropout in this pass.
         """
-        weight = self.local("weight")
+        weight, shape = self.local_weight()
         adapter = None if self.adapter is None else self.adapter.low_rank(random)
-        return Matrix(weight.flatten(0, -2), self.local_bias(), weight.shape[:-1], adapter)
+        return Matrix(weight, self.local_bias(), shape, adapter)
 
     def local_bias(self) -> Tensor | None:
         """This process's part of the bias, [O]; None where there is none."""
@@ -106,10 +134,10 @@ class SelectedLinear(AdaptableLinear):
         Comm: all-reduce of the weight's gradient over tp, backward only.
         """
         first, last = self.bounds
-        weight = self.local("weight", partial=True)[first:last]
+        weight, shape = self.local_weight(self.bounds)
         bias = self.local("bias", partial=True)[first:last].flatten() if self.has_bias else None
         adapter = None if self.adapter is None else self.adapter.low_rank(random, self.bounds)
-        return Matrix(weight.flatten(0, 1), bias, weight.shape[:2], adapter)
+        return Matrix(weight, bias, shape, adapter)
 
     def forward(self, x: Tensor, random: Dropout | None = None) -> Tensor:
         """Map x [B, S, D] to [B, S, count, H]."""
@@ -135,9 +163,9 @@ class RowParallelLinear(AdaptableLinear):
         ``random`` is the adapter's dropout in this pass.
         """
         x = x.flatten(2)
-        y = linear(x, self.local("weight").flatten(1))
+        weight, _ = self.local_weight()
         adapter = None if self.adapter is None else self.adapter.low_rank(random)
-        return y if adapter is None else y + adapter.times(x)
+        return multiply(x, weight) if adapter is None else adapter.beside(x, weight)
 
     def finish(self, partial: Tensor) -> Tensor:
         """Sum [B, S, D]{tp} over tp and add the bias.

@@ -16,6 +16,7 @@ from megalite.distributed.mesh import Mesh
 from megalite.layers.adapter import LowRank
 from megalite.layers.region import enter
 from megalite.ops.linear import linear
+from megalite.ops.quantised import Quantised, Weight, multiply
 
 
 class Matrix(NamedTuple):
@@ -28,10 +29,15 @@ class Matrix(NamedTuple):
         adapter: what is added to its product; None where nothing is.
     """
 
-    weight: Tensor
+    weight: Weight
     bias: Tensor | None
     shape: torch.Size
     adapter: LowRank | None = None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is a matrix that may learn, and nothing beside it."""
+        return self.adapter is None and not isinstance(self.weight, Quantised)
 
     def without_bias(self) -> "Matrix":
         """Its product alone, for an operator that adds the bias itself."""
@@ -39,8 +45,9 @@ class Matrix(NamedTuple):
 
     def times(self, x: Tensor) -> Tensor:
         """Map x [B, S, D] to [B, S, *shape]."""
-        y = linear(x, self.weight, self.bias)
-        return self.shaped(y if self.adapter is None else y + self.adapter.times(x))
+        if self.adapter is None:
+            return self.shaped(multiply(x, self.weight, self.bias))
+        return self.shaped(self.adapter.beside(x, self.weight, self.bias))
 
     def shaped(self, y: Tensor) -> Tensor:
         """[B, S, O], which nothing else uses, as [B, S, *shape]: no view for autograd."""
@@ -64,10 +71,10 @@ def column_products(x: Tensor, matrices: Sequence[Matrix], mesh: Mesh, length: i
     Comm: forward nothing; backward an all-reduce of [B, S, D] while the weights' gradients are
     computed. Under sequence parallelism forward an all-gather; backward the same again while the
     input's gradient is computed (only the local rows are kept), then a reduce-scatter of it while
-    the weights' are. Beside adapters it is :func:`enter`: frozen weights have no gradients that a
-    collective could hide behind.
+    the weights' are. Beside adapters, and of quantised matrices, it is :func:`enter`: frozen
+    weights have no gradients that a collective could hide behind.
     """
-    if any(matrix.adapter is not None for matrix in matrices):
+    if not all(matrix.is_plain for matrix in matrices):
         x = enter(x, mesh, length)
         return [matrix.times(x) for matrix in matrices]
     weights = [matrix.weight for matrix in matrices]

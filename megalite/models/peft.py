@@ -2,7 +2,8 @@
 
 Where their model has one matrix for several of ours (query, key and value), one adapter of theirs
 is beside several of ours: on the way in each gets the whole of A and its rows of B; on the way out
-the factors A stand one below the other, and B has a block for each.
+the factors A stand one below the other, and B has a block for each. DoRA's sizes are those of rows
+in their format, so they are cut and joined as rows are.
 
 Source: github.com/huggingface/peft, src/peft/tuners/lora.
 """
@@ -12,7 +13,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -25,6 +26,7 @@ from megalite.models.families.table import Entry, Family
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX, WEIGHT = "base_model.model.", ".weight"
 DOWN, UP = ".lora_A.weight", ".lora_B.weight"
+SIZES = ".lora_magnitude_vector"
 # What is read, and what says how an adapter was made or which modules have one, as the names of its
 # tensors do.
 KNOWN = (
@@ -51,11 +53,24 @@ KNOWN = (
     "revision",
     "target_modules",
     "task_type",
+    "use_dora",
     "use_rslora",
 )
 INITIAL = (True, False, "gaussian", "orthogonal", "eva")  # that leave the base as it is
 
-Factors = tuple[Tensor, Tensor]  # down [r, D], up [O, r]
+
+class Factors(NamedTuple):
+    """An adapter beside a matrix [O, D].
+
+    Attributes:
+        down: [r, D].
+        up: [O, r].
+        sizes: [O], of the rows of the sum with DoRA; None without.
+    """
+
+    down: Tensor
+    up: Tensor
+    sizes: Tensor | None = None
 
 
 def is_adapter(path: Path) -> bool:
@@ -166,9 +181,19 @@ def our_factors(
         missing = max(ranks) - down.shape[0]
         down = torch.cat((down, down.new_zeros(missing, down.shape[1])))
         up = torch.cat((up, up.new_zeros(up.shape[0], missing)), 1)
+        sizes = tensors.pop(module + SIZES, None)
+        if (sizes is not None) != bool(adapter.config.get("use_dora")):
+            has, said = ("no", "true") if sizes is None else ("a", "false")
+            raise CheckpointError(
+                f"{adapter.path / WEIGHTS}: has {has} {module}{SIZES}, and {CONFIG} says use_dora "
+                f"{said}: save the adapter again with PEFT"
+            )
+        if sizes is not None:  # cut as a column of up
+            up = torch.cat((up, sizes.reshape(-1, 1)), 1)
         pieces = entry.split(up.t() if entry.is_transposed else up, config)
         for name, piece in zip(entry.ours, pieces, strict=True):
-            found[name.removesuffix(WEIGHT)] = down, piece
+            own = (piece, None) if sizes is None else (piece[..., :-1], piece[..., -1].flatten())
+            found[name.removesuffix(WEIGHT)] = Factors(down, *own)
     if tensors or not found:
         names = ", ".join(sorted(tensors)[:5]) or "nothing"
         raise CheckpointError(
@@ -201,8 +226,10 @@ def write_adapter(
     ranks: dict[str, int] = {}
     is_transposed = False
     for entry, module, own in _theirs(config, family, factors):
-        down, up = _joined(entry, config, own)
+        down, up, sizes = _joined(entry, config, own)
         tensors[PREFIX + module + DOWN], tensors[PREFIX + module + UP] = down, up
+        if sizes is not None:
+            tensors[PREFIX + module + SIZES] = sizes
         ranks[module], is_transposed = down.shape[0], is_transposed or entry.is_transposed
     rank = min(ranks.values())
     others = {module: own for module, own in ranks.items() if own != rank}
@@ -213,6 +240,7 @@ def write_adapter(
         "rank_pattern": {re.escape(module): own for module, own in others.items()},
         "alpha_pattern": {re.escape(m): _number(scale * own) for m, own in others.items()},
         "target_modules": sorted(ranks),
+        "use_dora": any(name.endswith(SIZES) for name in tensors),
         "bias": "none",
         "fan_in_fan_out": is_transposed,
         "inference_mode": True,
@@ -228,10 +256,11 @@ def _theirs(
     """Each entry with an adapter, their module's name, and the factors of all of its layers."""
     for entry in family.entries(config):
         names = [name.removesuffix(WEIGHT) for name in entry.ours]
-        down = next((factors[name][0] for name in names if name in factors), None)
+        downs = (factors[name].down for name in names if name in factors)
+        down = next((one for one in downs if len(one)), None)
         if down is None:
             continue
-        absent = [(down[:0], down.new_zeros(size, 0)) for size in _rows(names, config)]
+        absent = [Factors(down[:0], down.new_zeros(size, 0)) for size in _rows(names, config)]
         own = [factors.get(name, none) for name, none in zip(names, absent, strict=True)]
         yield entry, entry.theirs.removesuffix(WEIGHT), own
 
@@ -251,15 +280,20 @@ def _rows(names: list[str], config: ModelConfig) -> list[int]:
 
 def _joined(entry: Entry, config: ModelConfig, own: list[Factors]) -> Factors:
     """The factors of several layers as those of one: all of A, and a block of B for each."""
-    down = torch.cat([down for down, _ in own])
+    down = torch.cat([one.down for one in own if len(one.down)])
     first, blocks = 0, []
-    for own_down, up in own:
-        block = up.new_zeros(up.shape[0], down.shape[0])
-        block[:, first : first + len(own_down)] = up
-        first += len(own_down)
+    for one in own:
+        sizes = one.up[:, :0] if one.sizes is None else one.sizes[:, None]
+        block = torch.cat((one.up.new_zeros(one.up.shape[0], down.shape[0]), sizes), 1)
+        block[:, first : first + len(one.down)] = one.up
+        first += len(one.down)
         blocks.append(block)
-    up = entry.join(blocks, config)
-    return down.contiguous(), (up.t() if entry.is_transposed else up).contiguous()
+    joined = entry.join(blocks, config)
+    up, sizes = (joined.t() if entry.is_transposed else joined).split(
+        (down.shape[0], blocks[0].shape[1] - down.shape[0]), 1
+    )
+    own_sizes = sizes.flatten().contiguous() if sizes.numel() else None
+    return Factors(down.contiguous(), up.contiguous(), own_sizes)
 
 
 def _number(value: float) -> float | int:

@@ -164,6 +164,21 @@ def _operators(name: str) -> Any:
     return ops
 
 
+def quantised_kernels(tensor: Tensor) -> Any:
+    """As :func:`kernels`, for quantised matrices.
+
+    Raises:
+        KernelUnavailable: the backend has none in this build.
+    """
+    ops = kernels(tensor)
+    if ops is not None and not hasattr(ops, "dequantised"):
+        raise KernelUnavailable(
+            f"lora.base_format: backend {chosen(tensor)!r} is of an older build, without quantised "
+            "matrices: run `make install` again"
+        )
+    return ops
+
+
 def capped_kernels(tensor: Tensor) -> Any:
     """As :func:`kernels`, for attention with capped scores, which CPUs alone have kernels of.
 

@@ -31,6 +31,8 @@ def register() -> None:
         fake("megalite::add_norm_backward", _add_norm_backward)
         fake("megalite::activation", lambda up, *_: up.new_empty(up.shape))
         fake("megalite::activation_backward", _activation_backward)
+    if hasattr(torch.ops.megalite, "dequantised"):  # older builds have none, and are refused
+        fake("megalite::dequantised", _dequantised)
 
 
 def _mask_plan(start: Tensor, _end: Tensor, num_keys: int) -> tuple[Tensor, Tensor]:
@@ -89,6 +91,10 @@ def _activation_backward(_dout: Tensor, up: Tensor, *others: object) -> tuple[Te
 
 def _embedding_backward(dout: Tensor, _ids: Tensor, _offset: int, height: int) -> Tensor:
     return dout.new_empty(height, dout.shape[-1])
+
+
+def _dequantised(_codes: Tensor, scales: Tensor, width: int, dtype: torch.dtype) -> Tensor:
+    return scales.new_empty(scales.shape[0], width, dtype=dtype)
 
 
 def _draw(logits: Tensor, *_: object) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,7 @@ import torch
 
 from megalite.distributed.mesh import Mesh, ParallelConfig
 from megalite.engine.cut import parts_of
-from megalite.engine.lora import NO_LORA, LoRAConfig, adapt
+from megalite.engine.lora import NO_LORA, LoRAConfig, adapt, quantised_of
 from megalite.models.config import ModelConfig
 from megalite.models.part import Part
 from megalite.models.transformer import Transformer
@@ -186,6 +186,9 @@ class PartSize:
         block: parameters of the largest one.
         shapes: of the parameters that learn, with the number of each.
         learned: parameters that learn, of all of it; None: all.
+        quantised: numbers of matrices in 4 or 8 bits, which are no parameters.
+        quantised_bytes: of their codes and scales.
+        quantised_largest: numbers of the largest of them.
     """
 
     parameters: int
@@ -193,6 +196,9 @@ class PartSize:
     block: int
     shapes: tuple[tuple[Shape, int], ...] = ()
     learned: int | None = None
+    quantised: int = 0
+    quantised_bytes: int = 0
+    quantised_largest: int = 0
 
     @property
     def share(self) -> float:
@@ -209,12 +215,16 @@ class PartSize:
 def size_of(model: ModelConfig, part: Part, lora: LoRAConfig = NO_LORA) -> PartSize:
     """The size of a part of a model, perhaps with adapters; nothing is allocated."""
     built = Transformer(model, Mesh.single(), part)
-    if lora.rank:
+    if lora.rank or lora.form:
         adapt(built, lora, torch.float32)
     learned = sum(p.numel() for p in built.parameters() if p.requires_grad)
     blocks = [sum(p.numel() for p in block.parameters()) for block in built.blocks()]
     count, shapes = sum(p.numel() for p in built.parameters()), shapes_of(built)
-    return PartSize(count, len(blocks), max(blocks), tuple(shapes.items()), learned)
+    held = quantised_of([built]).values()
+    numbers = [matrix.shape.numel() for matrix in held]
+    size = sum(tensor.nbytes for matrix in held for tensor in matrix.buffers())
+    kept = sum(numbers), size, max(numbers, default=0)
+    return PartSize(count, len(blocks), max(blocks), tuple(shapes.items()), learned, *kept)
 
 
 def optimizer_bytes(size: PartSize, optimizer: OptimizerConfig, shards: int) -> float:
@@ -237,17 +247,19 @@ def _part_memory(work: Work, parallel: ParallelConfig, part: Part) -> PartMemory
     )  # of frozen ones what is computed with
     states = held * size.parameters / (parallel.tp * parallel.shard)
     states *= 2 if work.train.average else 1
+    states += size.quantised_bytes / parallel.tp  # on each process of shard
     states += optimizer_bytes(size, work.optimizer, parallel.tp * parallel.shard)
     kept, block = _activations(work, parallel, part)
     gradients, gathered, moving = sharding_bytes(work, parallel, size)
-    working = block + moving
+    working = block + moving + work.width * size.quantised_largest / parallel.tp
     if part.ends:
         waiting, chunk = _head_bytes(work, parallel)
         is_late = parallel.schedule == "gpipe" and parallel.pp > 1
         kept += waiting if is_late else 0.0
         working = max(working, chunk + (0.0 if is_late else waiting))
     sizes = (states, gradients, gathered, kept, working)
-    return PartMemory(size.blocks, size.parameters, *(bytes_ / GIB for bytes_ in sizes))
+    count = size.parameters + size.quantised
+    return PartMemory(size.blocks, count, *(bytes_ / GIB for bytes_ in sizes))
 
 
 def sharding_bytes(

@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from megalite.distributed.mesh import ParallelConfig
-from megalite.engine.lora import NO_LORA
 from megalite.plan.constants import Constants
 from megalite.plan.devices import Cluster
 from megalite.plan.job import Job
@@ -104,16 +103,19 @@ def frozen_memory(stage: Stage, work: Work) -> list[ProcessMemory]:
     """The memory of each pipeline rank of PPO's frozen models on processes of their own."""
     if stage.frozen is None:
         return []
-    work = replace(work, lora=NO_LORA)
+    work = replace(work, lora=work.lora.base_alone())
     models = [work, critic_of(work)][: 1 + stage.has_reward]
-    found = zip(*(estimate(one, stage.frozen) for one in models), strict=True)
-    return [_judging(one, stage.frozen) for one in found]
+    layout, is_held = stage.frozen, work.lora.form is not None  # held ones have no fp32 parameters
+    found = []
+    for ranks in zip(*(estimate(one, layout) for one in models), strict=True):
+        states = sum(one.states if is_held else _kept_gib(one, layout) for one in ranks)
+        found.append(_judging(ranks, states))
+    return found
 
 
-def _judging(models: Sequence[ProcessMemory], parallel: ParallelConfig) -> ProcessMemory:
-    """Models that only judge: shards, what is gathered of them, and a block at work."""
+def _judging(models: Sequence[ProcessMemory], states: float) -> ProcessMemory:
+    """Models that only judge: what is kept of them, what is gathered, and a block at work."""
     working = max(one.working for one in models)
-    states = sum(_kept_gib(one, parallel) for one in models)
     gathered = sum(one.gathered for one in models)
     return replace(
         models[0],

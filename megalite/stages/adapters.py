@@ -11,8 +11,16 @@ from torch import Tensor
 
 from megalite.config.explain import explain
 from megalite.distributed.sums import sum_count
-from megalite.engine.lora import ADAPTER, LoRAConfig, add_product, check_lora, learns
+from megalite.engine.lora import (
+    ADAPTER,
+    LoRAConfig,
+    add_product,
+    check_lora,
+    learns,
+    quantised_of,
+)
 from megalite.errors import CheckpointError, ConfigError
+from megalite.layers.shards import Share
 from megalite.training.checkpoint.load import load
 from megalite.training.checkpoint.manifest import Facts
 from megalite.training.checkpoint.reader import CheckpointReader
@@ -78,7 +86,7 @@ class StoredAdapters:
         load(self.path, {prefix + factor: tensor for factor, tensor in factors.items()})
         return factors
 
-    def add_to(self, parameters: Mapping[str, Tensor]) -> None:
+    def add_to(self, parameters: Mapping[str, Tensor | Share]) -> None:
         """Make a base's parameters those of the adapted model, in place.
 
         Args:
@@ -88,7 +96,8 @@ class StoredAdapters:
             if f"{layer}.weight" in parameters:
                 factors = self.factors(layer, shapes)
                 add_product(parameters[f"{layer}.weight"], factors, self.lora.scale)
-        whole = {f"{self.name}.{n}": p for n, p in parameters.items() if learns(n)}
+        others = {n: p for n, p in parameters.items() if not isinstance(p, Share)}
+        whole = {f"{self.name}.{n}": p for n, p in others.items() if learns(n)}
         load(self.path, whole)
 
 
@@ -120,11 +129,14 @@ def learned_of(learner: Learner) -> str:
     model, mesh = learner.model, learner.mesh
     owned = model.owned_names()
     sizes = [(p.numel(), p.requires_grad) for n, p in model.named_parameters() if n in owned]
+    held = quantised_of(model.parts)
+    sizes += [(matrix.shape.numel(), False) for matrix in held.values()]
     learned, whole = (
         int(sum_count(sum(n for n, learns in sizes if learns in kept), mesh.pp, mesh.device))
         for kept in ([True], [True, False])
     )
-    return f"{learner.name}: {learned:,} of {whole:,} parameters learn: adapters of its base"
+    form = f", whose matrices are held as {model.lora.base_format}" if held else ""
+    return f"{learner.name}: {learned:,} of {whole:,} parameters learn: adapters of its base{form}"
 
 
 def check_adapters(config: Any) -> None:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from megalite.engine.lora import ADAPTER
+from megalite.engine.lora import ADAPTER, is_linear, quantised_of, round_base
 from megalite.engine.model import Model
 from megalite.engine.weights import (
     VOCABULARY,
@@ -20,6 +20,7 @@ from megalite.engine.weights import (
     with_vocabulary,
 )
 from megalite.errors import CheckpointError
+from megalite.layers.shards import Share, local_box, local_part
 from megalite.models.config import ModelConfig
 from megalite.models.families.table import TRAINING
 from megalite.models.hub import folder_of
@@ -30,7 +31,7 @@ from megalite.models.hugging_face import (
     unread_keys,
 )
 from megalite.models.tensor_files import dtypes_of
-from megalite.stages.adapters import adapters_of, name_of
+from megalite.stages.adapters import StoredAdapters, adapters_of, name_of
 from megalite.stages.special_tokens import SpecialTokens
 from megalite.training.checkpoint.checking import Checkers, verify_together
 from megalite.training.checkpoint.load import find_checkpoint, load
@@ -198,13 +199,17 @@ def load_start(
 
     Comm: as :func:`verify_together`.
     """
+    matrices = quantised_of(model.parts)
+    shares = {name: matrix.share() for name, matrix in matrices.items()}
     own = {n: p.detach() for n, p in model.named_parameters() if ADAPTER not in n}
-    fill_from(own, model.config, start, needs_head, grows, checkers)
+    fill_from({**own, **shares}, model.config, start, needs_head, grows, checkers)
+    for name, matrix in matrices.items():
+        matrix.hold(shares.pop(name))
     model.copy_duplicates()
 
 
 def fill_from(
-    parameters: Mapping[str, Tensor],
+    parameters: Mapping[str, Tensor | Share],
     wanted: ModelConfig,
     start: str,
     needs_head: bool = False,
@@ -243,15 +248,53 @@ def fill_from(
         parameters = {n: p for n, p in parameters.items() if not n.startswith("head.")}
     adapters = adapters_of(facts, path)
     if adapters is not None:
-        # the tables may grow, as the adapters' run let them
-        fill_from(parameters, wanted, adapters.base, grows=True, checkers=checkers)
-        adapters.add_to(parameters)
+        _fill_adapted(parameters, wanted, adapters, checkers)
         return
-    tensors = {f"{name_of(facts)}.{n}": p for n, p in parameters.items()}
+    shares = {n: p for n, p in parameters.items() if isinstance(p, Share)}
+    for name, share in shares.items():
+        whole = torch.empty(share.shape)
+        load(path, {f"{name_of(facts)}.{name}": whole})
+        fill(share, whole)
+    parts = ((n, p) for n, p in parameters.items() if not isinstance(p, Share))
+    tensors = {f"{name_of(facts)}.{n}": p for n, p in parts}
     if wanted.vocab_size > stored.vocab_size:
         tables = {f"{name_of(facts)}.{table}" for table in VOCABULARY} & tensors.keys()
         _load_grown(path, {table: tensors.pop(table) for table in tables}, stored.vocab_size)
     load(path, tensors)
+
+
+def _fill_adapted(
+    parameters: Mapping[str, Tensor | Share],
+    wanted: ModelConfig,
+    adapters: StoredAdapters,
+    checkers: Checkers,
+) -> None:
+    """Fill parameters from the base of adapters, as they were trained beside it, and add these.
+
+    Of a quantised base, or with DoRA, each process reads whole matrices into its memory, in fp32: a
+    block or a row of them may lie in several processes' parts.
+    """
+    form, wholes = adapters.lora.form, dict[str, Tensor | Share]()
+    if form is not None or adapters.lora.dora:
+        linear = (n for n in parameters if is_linear(n))
+        wholes = {name: _whole(parameters[name]) for name in linear}
+    own = {**parameters, **wholes}
+    # as the adapters' run let the vocabulary grow
+    fill_from(own, wanted, adapters.base, grows=True, checkers=checkers)
+    if form is not None:
+        round_base(wholes, form)
+    adapters.add_to(own)
+    for name, whole in wholes.items():
+        if whole is not parameters[name]:
+            fill(parameters[name], local_part(whole))
+
+
+def _whole(parameter: Tensor | Share) -> Tensor | Share:
+    """A parameter that is whole here, in fp32; or memory for it."""
+    is_here = local_box(parameter)[0] == tuple(parameter.shape)
+    local = local_part(parameter)
+    is_fit = is_here and local.dtype == torch.float32 and local.device.type == "cpu"
+    return parameter if is_fit else Share.whole(parameter.shape)
 
 
 def _load_grown(path: Path, tables: dict[str, Tensor], rows: int) -> None:

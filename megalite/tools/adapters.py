@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from megalite.distributed.launch import Launch
-from megalite.engine.lora import ADAPTER, LoRAConfig, adaptable
+from megalite.engine.lora import ADAPTER, LoRAConfig, adaptable, is_linear, round_base
 from megalite.engine.weights import config_of, parameter_shapes
 from megalite.errors import CheckpointError, ConfigError
 from megalite.models.config import ModelConfig
@@ -16,7 +16,9 @@ from megalite.models.hub import folder_of, pinned
 from megalite.models.hugging_face import family_of, is_hugging_face, read_config, read_their_config
 from megalite.models.peft import Factors, PeftAdapter, our_factors, write_adapter
 from megalite.models.tensor_files import dtypes_of
+from megalite.ops.quantised import Format
 from megalite.stages.adapters import StoredAdapters, adapters_of
+from megalite.stages.start import fill_from
 from megalite.training.adapted import named_base
 from megalite.training.checkpoint.load import find_checkpoint, load
 from megalite.training.checkpoint.manager import CheckpointManager
@@ -52,10 +54,15 @@ def export_adapter(source: Path, target: Path, family: str) -> str:
     head = _head(adapters, model)
     if head:
         said |= {"tensors": head, "modules_to_save": ["score"]}
-    write_adapter(target, (model, kind), _factors(adapters), adapters.lora.scale, said)
+    factors = _factors(adapters)
+    if adapters.lora.dora:
+        factors = _with_sizes(adapters, model, factors)
+    write_adapter(target, (model, kind), factors, adapters.lora.scale, said)
+    form = adapters.lora.base_format
+    held = f"its base's matrices were held as {form} while it learned" if form != "compute" else ""
     if is_theirs:
-        return ""
-    return (
+        return held
+    return (f"{held}; " if held else "") + (
         f"its base {adapters.base} is a checkpoint of ours, and stays unnamed in "
         "adapter_config.json: convert it too, and load the adapter onto it"
     )
@@ -71,8 +78,45 @@ def _factors(adapters: StoredAdapters) -> dict[str, Factors]:
     """The factors of all layers, each a matrix."""
     found = {}
     for layer, shapes in adapters.layers().items():
-        factors = adapters.factors(layer, shapes)
-        found[layer] = factors["down"].flatten(1), factors["up"].flatten(0, -2)
+        factors, change = adapters.factors(layer, shapes), None
+        if "change" in factors:
+            change = factors["change"].flatten()
+        found[layer] = Factors(factors["down"].flatten(1), factors["up"].flatten(0, -2), change)
+    return found
+
+
+def _with_sizes(
+    adapters: StoredAdapters, model: ModelConfig, factors: dict[str, Factors]
+) -> dict[str, Factors]:
+    """DoRA's factors with the sizes of rows in place of their relative changes.
+
+    A layer without an adapter has one of rank 0: beside others it may be in one matrix of theirs.
+    """
+    found = {}
+    form = adapters.lora.form
+    for layer, size in _base_sizes(adapters.base, model, form).items():
+        one = factors.get(layer)
+        if one is None:
+            found[layer] = Factors(torch.zeros(0, 0), size.new_zeros(len(size), 0), size)
+        else:
+            assert one.sizes is not None
+            found[layer] = one._replace(sizes=(1 + one.sizes) * size)
+    return found
+
+
+def _base_sizes(base: str, model: ModelConfig, form: Format | None) -> dict[str, Tensor]:
+    """The sizes of the rows of the matrices of a base's linear layers, by the layers' names."""
+    shapes = {n: s for n, s in parameter_shapes(model).items() if is_linear(n)}
+    matrices = {name: torch.empty(shape) for name, shape in shapes.items()}
+    fill_from(matrices, model, base, grows=True)
+    if form is not None:
+        round_base(matrices, form)
+    found = {}
+    for name in shapes:
+        matrix = matrices.pop(name)
+        outs = 1 if name.endswith(".output.weight") else matrix.dim() - 1
+        rows = matrix.flatten(outs).flatten(0, outs - 1)
+        found[name.removesuffix(".weight")] = rows.norm(dim=1)
     return found
 
 
@@ -119,7 +163,10 @@ def import_adapter(source: Path, target: Path, base: str) -> tuple[str, str]:
     if head:
         model = model.model_copy(update={"head": "value", "head_bias": False})
     rank = next(iter(factors.values()))[0].shape[0]
-    lora = LoRAConfig(rank=rank, layers=_chosen(factors))
+    is_dora = any(one.sizes is not None for one in factors.values())
+    if is_dora:
+        factors = _with_changes(factors, _base_sizes(named, model, None))
+    lora = LoRAConfig(rank=rank, layers=_chosen(factors), dora=is_dora)
     facts = {
         "step": 0,
         "consumed_samples": 0,
@@ -136,25 +183,42 @@ def import_adapter(source: Path, target: Path, base: str) -> tuple[str, str]:
     return named, fetched
 
 
+def _with_changes(factors: dict[str, Factors], base: dict[str, Tensor]) -> dict[str, Factors]:
+    """DoRA's factors with relative changes of the base's sizes in place of sizes."""
+    found = {}
+    for layer, one in factors.items():
+        own = base[layer]
+        sizes = own if one.sizes is None else one.sizes
+        if sizes.shape == own.shape:  # others are refused with the other factors
+            sizes = torch.where(own > 0, sizes / own - 1, 0.0)  # zeros have no direction
+        found[layer] = one._replace(sizes=sizes)
+    return found
+
+
 def _chosen(factors: dict[str, Factors]) -> tuple[Any, ...]:
     return tuple(sorted({name for name in map(adaptable, factors) if name is not None}))
 
 
 def _tensors(factors: dict[str, Factors], model: ModelConfig) -> dict[str, Tensor]:
     """Factors in the shapes of our parameters; those that a layer alone of its kind lacks are 0."""
-    rank, chosen = next(iter(factors.values()))[0].shape[0], _chosen(factors)
+    one, chosen = next(iter(factors.values())), _chosen(factors)
+    rank, is_dora = one.down.shape[0], one.sizes is not None
     found = {}
     for name, shape in parameter_shapes(model).items():
         layer = name.removesuffix(".weight")
         if adaptable(layer) not in chosen or layer == name:
             continue
         outs = 1 if layer.endswith(".output") else len(shape) - 1
-        for factor, own in (("down", (rank, *shape[outs:])), ("up", (*shape[:outs], rank))):
-            given = factors[layer][factor == "up"] if layer in factors else torch.zeros(own)
+        sizes = {"down": (rank, *shape[outs:]), "up": (*shape[:outs], rank)}
+        if is_dora:
+            sizes["sizes"] = shape[:outs]
+        for factor, own in sizes.items():
+            given = getattr(factors[layer], factor) if layer in factors else torch.zeros(own)
             if given.numel() != torch.Size(own).numel():
                 raise CheckpointError(
                     f"the adapter of {layer} is {list(given.shape)}, and its base's matrix is "
                     f"{list(shape)}: it belongs to another model"
                 )
-            found[f"model.{layer}{ADAPTER}{factor}"] = given.reshape(own).contiguous()
+            ours = "change" if factor == "sizes" else factor
+            found[f"model.{layer}{ADAPTER}{ours}"] = given.reshape(own).contiguous()
     return found

@@ -15,23 +15,44 @@ from tests.dist.jobs import GradientsOfFirstStep, step
 
 FAMILIES = {
     "llama": LoRAConfig(rank=3, alpha=6.0, dropout=0.1),
-    "t5": LoRAConfig(rank=3, dropout=0.1, layers=("cross", "attention.query", "feed_forward")),
-    "chatglm2-tiny": LoRAConfig(rank=5, rslora=True),
+    "t5": LoRAConfig(
+        rank=3, dropout=0.1, dora=True, layers=("cross", "attention.query", "feed_forward")
+    ),
+    "chatglm2-tiny": LoRAConfig(rank=5, rslora=True, dora=True),
 }
+
+
+# Of sizes whose halves are whole blocks of a quantised matrix.
+WIDE = {"hidden_size": 128, "num_heads": 2, "head_size": 64, "ffn_size": 256}
+QUANTISED = {
+    "llama": LoRAConfig(rank=3, base_format="nf4", layers=("attention",)),
+    "t5": LoRAConfig(rank=3, base_format="int8", dora=True, dropout=0.1),
+}
+
+
+def train_quantised(launch: Launch, layout: dict[str, Any], steps: int) -> dict[str, tuple]:
+    """The same as :func:`train` on bases that are held in 4 or 8 bits."""
+    return {f: _train(launch, f, layout, steps, lora, WIDE) for f, lora in QUANTISED.items()}
 
 
 def train(launch: Launch, layout: dict[str, Any], steps: int) -> dict[str, tuple]:
     """Of each family losses and gradient norms of the steps, and the first step's gradients."""
-    return {family: _train(launch, family, layout, steps) for family in FAMILIES}
+    return {f: _train(launch, f, layout, steps, lora, {}) for f, lora in FAMILIES.items()}
 
 
 def _learner(
-    launch: Launch, family: str, layout: dict[str, Any], lora: LoRAConfig, precision: str = "fp32"
+    launch: Launch,
+    family: str,
+    layout: dict[str, Any],
+    lora: LoRAConfig,
+    precision: str = "fp32",
+    sizes: dict[str, int] | None = None,
 ) -> Learner:
     parallel, is_alone = ParallelConfig(**layout), launch.world_size == 1
     mesh = Mesh.single() if is_alone else build_mesh(launch, parallel, "cpu")
     more = {"precision": precision, "options": BuildOptions(lora=lora)}
-    model = build_model(models.config(family), mesh, parallel, seed=1, **more)
+    config = models.config(family).model_copy(update=sizes or {})
+    model = build_model(config, mesh, parallel, seed=1, **more)
     settings = TrainConfig(steps=20, global_batch_size=models.SAMPLES, precision=precision)
     rate = OptimizerConfig(learning_rate=3e-3)
     return Learner(model, mesh, Learning(settings, rate, ScheduleConfig(), 1))
@@ -46,8 +67,15 @@ def first_losses(launch: Launch, layout: dict[str, Any], precision: str) -> tupl
     return [step(one, "llama", 0)["loss"] for one in (base, adapted)], held, cut
 
 
-def _train(launch: Launch, family: str, layout: dict[str, Any], steps: int) -> tuple:
-    learner = _learner(launch, family, layout, FAMILIES[family])
+def _train(
+    launch: Launch,
+    family: str,
+    layout: dict[str, Any],
+    steps: int,
+    lora: LoRAConfig,
+    sizes: dict[str, int],
+) -> tuple:
+    learner = _learner(launch, family, layout, lora, "fp32", sizes)
     gradients = GradientsOfFirstStep(learner)
     metrics = [step(learner, family, number) for number in range(steps)]
     return [m["loss"] for m in metrics], [m["grad_norm"] for m in metrics], gradients.kept

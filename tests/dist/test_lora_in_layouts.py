@@ -41,3 +41,23 @@ def test_a_frozen_base_in_half_precision_gives_the_bits_of_one_in_fp32(cluster, 
         assert adapted == base
         assert held == {("torch.float32", True), ("torch.bfloat16", False)}
         assert cut == ("shard" in layout)
+
+
+@pytest.fixture(scope="module")
+def quantised_alone():
+    return lora_jobs.train_quantised(jobs.ALONE, {}, 3)
+
+
+@pytest.mark.parametrize("layout", ["tp2 sequence", "fsdp2", "tp2 fsdp2 pp2"])
+def test_a_quantised_base_gives_the_losses_and_gradients_of_one_process(
+    cluster, quantised_alone, layout: str
+):
+    """Also where processes have part of a key head's outputs, or of a matrix's inputs."""
+    processes, sizes = {"tp2 sequence": (2, {"tp": 2, "sequence_parallel": True}), **LAYOUTS}[
+        layout
+    ]
+    job = "tests.dist.lora_jobs:train_quantised"
+    results = cluster.run(processes, job, layout=sizes, steps=3)
+    for family, wanted in quantised_alone.items():
+        found = [result[family] for result in results]
+        check_same_training(found, wanted, of_norms=1e-5, floor=1e-9)

@@ -82,6 +82,26 @@ def test_merged_weights_are_those_that_another_run_starts_from(work, base, sft, 
     assert rows[0]["loss"] == pytest.approx(wanted[0]["loss"], rel=1e-5)
 
 
+QUANTISED = ("--lora.base_format", "nf4", "--lora.dora", "true")
+
+
+def test_a_quantised_base_is_the_same_wherever_it_is_read(work, base, tmp_path):
+    """By a run in another layout, by one that starts from its adapters, and in merged weights."""
+    words = (*LORA, *QUANTISED, "--checkpoint.start", str(base), "--train.steps", "2")
+    run = work.run("sft", "1", *words)
+    _, rows, _ = work.run("sft", "fsdp2", *words)
+    assert_same_metrics(rows, run[1], 1e-5, NAMES)
+    assert "held as nf4" in (run[0] / "log.txt").read_text()
+    saved = CheckpointReader(newest(run[0])).read_metadata().state_dict_metadata
+    assert all(".adapter." in name for name in saved)
+    convert(ConvertConfig(source=str(run[0]), target=str(tmp_path / "merged")), Launch())
+    (found, wanted) = (
+        work.run("sft", layout, "--train.steps", "1", "--checkpoint.start", str(start))[1]
+        for layout, start in (("fsdp2", run[0]), ("1", tmp_path / "merged"))
+    )
+    assert found[0]["loss"] == pytest.approx(wanted[0]["loss"], rel=1e-5)
+
+
 @pytest.fixture(scope="module")
 def dpo(work, sft):
     rankings = [{"prompt": a, "answers": b} for a, b in rows_of(work)]
@@ -123,8 +143,8 @@ def ppo(work, base, sft):
         "model.head.value.weight"
     }
 
-    def run(layout: str):
-        more = ["--checkpoint.start", str(sft[0]), "--reward_model", str(rm)]
+    def run(layout: str, *words: str):
+        more = [*words, "--checkpoint.start", str(sft[0]), "--reward_model", str(rm)]
         more += [
             "--rollout.max_new_tokens",
             "8",
@@ -145,3 +165,8 @@ def test_reference_and_reward_of_ppo_are_actor_and_critic_as_they_started(ppo):
     assert abs(copies[1][-1]["kl"]) > 1e-5
     for layout in ("1", "tp2 pp2", "fsdp2"):
         assert_same(ppo(layout), copies, 1e-4, names)
+
+
+def test_frozen_copies_of_a_quantised_base_are_quantised(ppo):
+    names = ("loss", "grad_norm", "critic_grad_norm", "value_loss", "reward", "kl")
+    assert_same(ppo("1", *QUANTISED), ppo("1 + 1", *QUANTISED), 1e-4, names)

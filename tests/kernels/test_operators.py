@@ -13,6 +13,7 @@ from megalite.ops import AttentionOptions, norm, rope_tables
 from megalite.ops import mask as masks
 from megalite.ops.backends import kernels
 from megalite.ops.paged_attention import Places, Pools, paged_attention
+from megalite.ops.quantised import quantised
 from tests.kernels.backends import backend, needs_cpu
 
 B, S, N, G, H, D = 2, 9, 4, 2, 8, 8
@@ -91,6 +92,9 @@ def of_rows(q: Tensor, ids: Tensor) -> dict[str, list[tuple]]:
         "activation_backward": [(x, *each) for each in activations],
         "embedding": [(torch.randn(5, D), tokens, 1, 7)],
         "embedding_backward": [(x, tokens, 1, 5)],
+        "dequantised": [
+            (*quantised(torch.randn(3, 70), form), torch.bfloat16) for form in ("nf4", "int8")
+        ],
     }
 
 

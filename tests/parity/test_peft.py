@@ -123,11 +123,13 @@ def assert_near(found: torch.Tensor, wanted: torch.Tensor) -> None:
     assert (found - wanted).norm() <= 3e-6 * wanted.norm()
 
 
+@pytest.mark.parametrize("dora", [False, True])
 @pytest.mark.parametrize("name", FORMATS)
-def test_peft_loads_what_is_written_here(root, tmp_path, name):
+def test_peft_loads_what_is_written_here(root, tmp_path, name, dora):
     peft = pytest.importorskip("peft", reason="PEFT is a development requirement")
     peer, path = peer_of(name, root)
-    run_folder = trained(path, FORMATS[name], tmp_path / "run", rslora=name == "gpt2")
+    more = {"rslora": name == "gpt2", "dora": dora}
+    run_folder = trained(path, FORMATS[name], tmp_path / "run", **more)
     folder = convert(run_folder, tmp_path / "peft", adapter=True)
     base = their_logits(peer, name)
     found = their_logits(peft.PeftModel.from_pretrained(peer, folder).eval(), name)
@@ -136,8 +138,9 @@ def test_peft_loads_what_is_written_here(root, tmp_path, name):
     assert_near(our_logits(convert(folder, tmp_path / "again"), name), found)
 
 
+@pytest.mark.parametrize("dora", [False, True])
 @pytest.mark.parametrize("name", FORMATS)
-def test_what_peft_writes_is_read_here(root, tmp_path, name):
+def test_what_peft_writes_is_read_here(root, tmp_path, name, dora):
     """With another rank and factor for some modules, and for one layer alone."""
     peft = pytest.importorskip("peft", reason="PEFT is a development requirement")
     peer, path = peer_of(name, root)
@@ -154,11 +157,15 @@ def test_what_peft_writes_is_read_here(root, tmp_path, name):
         rank_pattern={modules[0]: 6},
         alpha_pattern={modules[1]: 9},
         use_rslora=name == "bloom",
+        use_dora=dora,
         fan_in_fan_out=name == "gpt2",
         layers_to_transform=[1] if name == "llama gqa" else None,
         init_lora_weights=False,
     )
     theirs = peft.get_peft_model(peer, options).eval()
+    for parameter_name, parameter in theirs.named_parameters():
+        if "magnitude" in parameter_name:
+            parameter.data *= torch.linspace(0.7, 1.3, len(parameter))
     theirs.save_pretrained(tmp_path / "peft")
     found = convert(tmp_path / "peft", tmp_path / "ours", base=str(path))
     assert_near(our_logits(found, name), their_logits(theirs, name))
@@ -191,7 +198,8 @@ def folder_of(path: Path) -> tuple[dict, dict]:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"use_dora": True}, "use_dora true: an adapter here has nothing of the kind"),
+        ({"use_dora": True}, "q_proj.lora_magnitude_vector, and adapter_config.json says use_dora"),
+        ({"lora_bias": True}, "lora_bias true: an adapter here has nothing of the kind"),
         ({"bias": "all"}, 'bias "all": must be "none"'),
         ({"peft_type": "IA3"}, 'peft_type "IA3": must be "LORA"'),
         ({"init_lora_weights": "pissa"}, 'init_lora_weights "pissa": changes the base'),

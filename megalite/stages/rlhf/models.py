@@ -74,16 +74,18 @@ class ReferenceModels:
     @classmethod
     def build(cls, stage: Stage, config: PolicyConfig) -> "ReferenceModels":
         """Build the reference, and the reward model if there is one; they are frozen."""
-        reference = frozen(stage.model(config.model.without_dropout(), config.checkpoint.start))
-        return cls(reference, cls._reward(stage, config))
+        shape, lora = config.model.without_dropout(), config.lora.base_alone()
+        reference = frozen(stage.model(shape, config.checkpoint.start, lora=lora))
+        return cls(reference, cls._reward(stage, config, lora))
 
     @staticmethod
-    def _reward(stage: Stage, config: PolicyConfig) -> Model | None:
-        """The reward model, frozen; None without one."""
+    def _reward(stage: Stage, config: PolicyConfig, lora: LoRAConfig = NO_LORA) -> Model | None:
+        """The reward model, frozen; None without one. ``lora`` says how its matrices are held."""
         shape = config.value_model() if config.reward_model else None
         if shape is None:
             return None
-        return frozen(stage.model(shape.without_dropout(), config.reward_model, needs_head=True))
+        start = config.reward_model
+        return frozen(stage.model(shape.without_dropout(), start, needs_head=True, lora=lora))
 
     def judges(self, temperature: float) -> LocalModels:
         """What judges answers that are drawn at a temperature."""

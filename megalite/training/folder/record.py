@@ -30,8 +30,11 @@ DECIDING = (
     "lora.alpha",
     "lora.layers",
     "lora.rslora",
+    "lora.dora",
+    "lora.base_format",
 )
-WITHOUT_ADAPTERS = {"lora.rank": 0}  # of what was saved before there were any
+# Of what was saved before there were any.
+WITHOUT_ADAPTERS = {"lora.rank": 0, "lora.dora": False, "lora.base_format": "compute"}
 PINNED_WEIGHTS = ("checkpoint.start", "reward_model", "answers.reward_model")
 ORIGIN = ("published", "dtype", "dtypes")
 TOKENIZER = "tokenizer.path"

@@ -56,8 +56,8 @@ def weights_in(part: Transformer) -> Iterator[Weight]:
     declared: dict[int, int] = {}
     for module in part.modules():
         if isinstance(module, Layer):
-            for name in module.initial:
-                declared[id(getattr(module, name))] = module.rows[name]
+            for name, parameter in module.named_parameters(recurse=False):
+                declared[id(parameter)] = module.rows[name]
     for name, parameter in part.named_parameters():
         if parameter.requires_grad:
             rows = declared.get(id(parameter), None if parameter.dim() > 1 else 0)

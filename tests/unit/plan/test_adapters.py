@@ -76,3 +76,31 @@ def test_frozen_weights_have_no_gradients_to_make_or_reduce():
     assert 0.6 * whole.compute < adapted.compute < 0.85 * whole.compute
     assert adapted.optimizer < 0.02 * whole.optimizer
     assert adapted.dp < whole.dp
+
+
+@pytest.mark.parametrize("form", ["nf4", "int8"])
+def test_a_quantised_base_takes_what_its_codes_and_scales_take(form: str):
+    lora = LORA.model_copy(update={"base_format": form})
+    options = BuildOptions(lora=lora)
+    model = build_model(
+        models.config("llama"), Mesh.single(), ParallelConfig(), seed=1, options=options
+    )
+    (part,) = model.parts
+    (plain,), (planned,) = (estimate(work(lora=one), ParallelConfig()) for one in (LORA, lora))
+    learned = sum(p.numel() for p in part.parameters() if p.requires_grad)
+    held = sum(t.nbytes for t in (*part.parameters(), *part.buffers()))
+    assert planned.states * GIB == pytest.approx(held + 8 * learned, rel=1e-3)
+    assert planned.parameters == plain.parameters
+    stage = Stage("ppo", has_reward=True, frozen=ParallelConfig())
+    (frozen,) = frozen_memory(stage, work(lora=lora))
+    assert frozen.states < 0.5 * frozen_memory(stage, work())[0].states
+
+
+def test_llama_7b_in_nf4_is_planned_at_less_than_a_third_of_bf16():
+    train = TrainConfig(global_batch_size=1, precision="bf16")
+    model, whole = ModelConfig(preset="llama-7b"), ParallelConfig(recompute="full")
+    (half,), (four,) = (
+        estimate(Work(model, train, 1024, lora=LoRAConfig(rank=16, base_format=form)), whole)
+        for form in ("compute", "nf4")
+    )
+    assert four.states < half.states / 3
