@@ -23,8 +23,10 @@ if TYPE_CHECKING:
 EXIT_USER = 2
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a write failed; the system names no file
 EXIT_INTERRUPTED = 130
+LAUNCHED = "MEGALITE_LAUNCH"  # set for the processes of `megalite launch`
 USAGE = "usage: megalite COMMAND [CONFIG.toml or recipe:NAME] [--section.key VALUE ...]"
 HELP_END = """
+  launch ... COMMAND   start a command on several processes, by torchrun
   config [COMMAND]     print the commented config of a command, with a file and overrides applied
 
 options:
@@ -33,7 +35,7 @@ options:
   --traceback          show where an error was raised
 
 Any value of a config file is overridden as --section.key VALUE. On several processes or nodes:
-  torchrun --nproc-per-node 2 -m megalite COMMAND ...
+  megalite launch --nproc-per-node 2 COMMAND ...
 exit codes: 0 done, 1 failure, 2 wrong input, 3 stopped on request with the state saved"""
 
 
@@ -42,11 +44,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # huge pages for PyTorch's CPU memory
     words = list(sys.argv[1:] if arguments is None else arguments)
     show_traceback = "--traceback" in words
-    words = [word for word in words if word != "--traceback"]
+    if words[:1] != ["launch"]:  # whose processes show it
+        words = [word for word in words if word != "--traceback"]
     try:
         return _dispatch(words)
     except MegaliteError as error:
-        _report(str(error), show_traceback, error.speaks)
+        is_mistake = error.exit_code == EXIT_USER
+        _report(str(error), show_traceback, _says(error.speaks, is_mistake))
         return error.exit_code
     except KeyboardInterrupt:
         _report("interrupted", show_traceback)
@@ -57,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.filename is None and error.errno not in DISK:
             raise
-        _report(f"{error.filename or 'a file'}: {error.strerror}", show_traceback)
+        _report(f"{error.filename or 'a file'}: {error.strerror}", show_traceback, _says())
         return EXIT_USER
     except Exception:
         write_error_file(os.environ.get("TORCHELASTIC_ERROR_FILE", ""), traceback.format_exc())
@@ -75,6 +79,8 @@ def _dispatch(words: list[str]) -> int:
         return 0
     if words[0] == "config":
         return _print_config(words[1:])
+    if words[0] == "launch":
+        return _launch(words[1:])
     command, rest = find_command(words)
     if "--help" in rest or "-h" in rest:
         _print(_command_help(command))
@@ -154,6 +160,16 @@ def _scale(words: Sequence[str], path: str | None) -> tuple[str, list[str]]:
     return "", rest
 
 
+def _launch(words: list[str]) -> int:
+    from megalite.tools.launch import USAGE, launch
+
+    if not words or words[0] in ("--help", "-h"):
+        _print(USAGE)
+        return 0 if words else EXIT_USER
+    os.environ[LAUNCHED] = "1"
+    return launch(words, os.environ)
+
+
 def _print_config(words: list[str]) -> int:
     if "--help" in words or "-h" in words:
         _print("usage: megalite config [COMMAND] [CONFIG.toml] [--section.key VALUE ...]")
@@ -187,6 +203,12 @@ def _command_help(command: Command) -> str:
         f"{command.summary}\n\nexample:\n  megalite {command.words} {command.example}\n\n"
         f"All keys with their meaning: megalite config {command.words}"
     )
+
+
+def _says(speaks: bool | None = None, is_mistake: bool = True) -> bool | None:
+    """Whether this process says an error; a mistake is told once by ``megalite launch``."""
+    is_launched = "TORCHELASTIC_ERROR_FILE" in os.environ and LAUNCHED in os.environ
+    return False if is_launched and is_mistake else speaks
 
 
 def _report(message: str, show_traceback: bool, speaks: bool | None = None) -> None:

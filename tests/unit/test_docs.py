@@ -13,6 +13,7 @@ import yaml
 from megalite.cli import find_command, load_config
 from megalite.commands import COMMANDS
 from megalite.errors import ConfigError
+from megalite.tools.launch import options_of
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -67,6 +68,7 @@ def megalite_complaint(words: list[str]) -> str | None:
     if not words or words[0] in ("--help", "--version"):
         return None
     try:
+        words = options_of(words[1:]).training_script_args if words[0] == "launch" else words
         command, rest = find_command(words)
         if "--help" not in rest:
             load_config(command, rest)
@@ -77,6 +79,8 @@ def megalite_complaint(words: list[str]) -> str | None:
 
 def command_complaint(words: list[str]) -> str | None:
     """Whether there is such a command, whatever its arguments."""
+    if words[0] == "launch":
+        return None
     try:
         find_command(words[1:] if words[0] == "config" and words[1:] else words)
     except ConfigError as error:
