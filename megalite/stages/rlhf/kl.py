@@ -35,6 +35,13 @@ class KLConfig(Section):
         "by a fifth at most)",
     )
 
+    least: float = Field(
+        0.0,
+        ge=0,
+        description="with a target, what the coefficient doesn't fall below while the policy is "
+        "still near its start, where it would lose its hold",
+    )
+
     @model_validator(mode="after")
     def _check(self) -> "KLConfig":
         if min(values_of(self.coefficient)) < 0:
@@ -49,6 +56,11 @@ class KLConfig(Section):
                 f"--kl.coefficient 0: must be above 0 with kl.target {self.target:g}, as it adapts "
                 "by factors: set its first value"
             )
+        if self.least and not (self.target and self.least <= max(values_of(self.coefficient))):
+            raise ConfigError(
+                f"--kl.least {self.least:g}: bounds a coefficient that adapts from kl.coefficient "
+                f"{self.coefficient}: needs kl.target, and must not be above it"
+            )
         return self
 
 
@@ -56,11 +68,14 @@ def adapt(config: KLConfig, coefficient: float, kl: float, num_responses: int) -
     """The coefficient after ``num_responses`` more responses with a mean of ``kl`` nats each.
 
     It is multiplied by at least 1 - ``ERROR_LIMIT`` and at most 1 + ``ERROR_LIMIT``, however many
-    responses there are, so a penalty never becomes a reward; a ``kl`` of NaN leaves it.
+    responses there are, so a penalty never becomes a reward; a ``kl`` of NaN leaves it. It stays
+    at ``config.least`` or above: a policy that has not moved yet would wind it down to nothing,
+    and then be far beyond the target before it is back.
 
     Source: Ziegler et al. 2019, arXiv:1909.08593, section 2.2.
     """
     if config.target == 0 or math.isnan(kl):
         return coefficient
     error = min(max(kl / config.target - 1, -ERROR_LIMIT), ERROR_LIMIT)
-    return coefficient * (1 + error * min(num_responses / config.horizon, 1.0))
+    adapted = coefficient * (1 + error * min(num_responses / config.horizon, 1.0))
+    return max(adapted, config.least)

@@ -40,3 +40,20 @@ def test_a_kl_that_is_no_number_leaves_the_coefficient():
 def test_a_coefficient_of_nothing_cannot_adapt():
     with pytest.raises(ConfigError, match=r"--kl.coefficient 0: must be above 0 with kl.target 6"):
         KLConfig(coefficient=0, target=6)
+
+
+def test_a_policy_that_has_not_moved_yet_does_not_wind_the_coefficient_down():
+    config = KLConfig(coefficient=0.08, target=7.0, horizon=64, least=0.08)
+    coefficient = 0.08
+    for kl in (0.0, 0.5, 2.0, 6.0):
+        coefficient = adapt(config, coefficient, kl, 64)
+        assert coefficient == 0.08
+    coefficient = adapt(config, coefficient, 9.0, 64)
+    assert coefficient == pytest.approx(0.08 * 1.2)
+    assert adapt(config, coefficient, 0.0, 64) == 0.08
+
+
+@pytest.mark.parametrize("told", [{}, {"target": 6.0, "coefficient": 0.01}])
+def test_a_least_coefficient_needs_a_target_and_a_start_that_is_not_below_it(told):
+    with pytest.raises(ConfigError, match=r"--kl.least 0.02: bounds a coefficient that adapts"):
+        KLConfig(least=0.02, **told)
