@@ -97,11 +97,16 @@ class Watchdog:
             raise failure from error
 
 
-def _is_lost_connection(error: Exception) -> bool:
-    if isinstance(error, MegaliteError):
+def _is_lost_connection(error: BaseException | None) -> bool:
+    """Whether an error, or one that PyTorch has wrapped, is that another process is out of reach.
+
+    A pipeline's pass raises an error of its own from what the collectives in it raised.
+    """
+    if error is None or isinstance(error, MegaliteError):
         return False
     text = f"{type(error).__name__} {error}".lower()
-    return isinstance(error, RuntimeError) and any(word in text for word in LOST_CONNECTION)
+    is_one = isinstance(error, RuntimeError) and any(word in text for word in LOST_CONNECTION)
+    return is_one or _is_lost_connection(error.__cause__)
 
 
 def _cause_of_lost_connection(monitor: Monitor) -> RankFailure:
@@ -129,7 +134,7 @@ def _cause_of_lost_connection(monitor: Monitor) -> RankFailure:
 
 def _report_error(monitor: Monitor, error: Exception) -> None:
     """Report an error of this process; on stderr too, unless the command line does that."""
-    text = f"{monitor.own.now().name()}: {type(error).__name__}: {error}"
+    text = f"{monitor.own.now().name()}: {type(error).__name__}: {str(error).strip()}"
     is_first = monitor.first_fault.write(text) is None
     if isinstance(error, MegaliteError):
         error.speaks = is_first
