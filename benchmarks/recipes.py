@@ -1,89 +1,76 @@
-"""Every recipe of pretraining at a scale of its own, 30 steps of it on the documents here.
+"""Every recipe at a scale of its own, 30 steps of it on the documents here, and a resume in it.
 
     python -m benchmarks.recipes [--name llama] [--steps 30] [--json]
 
-Each is a run of ``megalite pretrain recipe:NAME --scale ...`` on a CPU, one after another. The
-figures are the first and the last loss, and the seconds of the run.
+Each is a run of its stage's command on a CPU, one after another; then another one goes on from a
+checkpoint in its middle, which for a recipe with a ramp is in the ramp, and must give the same
+losses bit for bit. The figures are the steps, the first and the last loss, and whether it did.
+Layouts of 4 processes are those of ``pytest tests/dist/test_recipes_in_layouts.py --recipes all``.
 """
 
 import argparse
+import contextlib
+import io
 import json
-import subprocess
-import sys
+import shutil
 import tempfile
-import time
 from pathlib import Path
 
+from benchmarks.recipe_runs import done, losses, make_text, scale_to, words_of
 from megalite.config.bases import recipe_names
-from megalite.config.load import read_based
-
-ROOT = Path(__file__).parents[1]
-VOCABULARY = 512
-
-
-def megalite(*words: str) -> None:
-    """Run a command; a failure ends the benchmark."""
-    done = subprocess.run(
-        [sys.executable, "-m", "megalite", *words], capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        raise SystemExit(done.stderr)
-
-
-def make_text(folder: Path) -> None:
-    """A tokenizer and a token store of the documents."""
-    pages = [{"text": path.read_text()} for path in sorted((ROOT / "docs").glob("*.md"))]
-    (folder / "pages.jsonl").write_text("".join(json.dumps(page) + "\n" for page in pages))
-    source = ["--source", f'["{folder}/pages.jsonl"]']
-    sizes = ["--vocab_size", str(VOCABULARY), "--sentinels", "100"]
-    megalite("tokenizer", "train", *source, *sizes, "--output", f"{folder}/tokenizer")
-    words = ["--tokenizer", f"{folder}/tokenizer", "--output", f"{folder}/data"]
-    megalite("data", "prepare", *source, *words, "--processes", "1")
-
-
-def steps_of(name: str) -> int:
-    """Steps of the whole run."""
-    from megalite.cli import find_command, load_config
-    from megalite.stages.length import in_steps
-
-    config = load_config(*find_command(["pretrain", f"recipe:{name}"]))[0]
-    return in_steps(config, 0, config.data.sequence_length)[0].train.steps
 
 
 def run(name: str, steps: int, text: Path) -> dict:
-    """Run a recipe for about so many steps."""
-    folder, started = text / name, time.perf_counter()
-    words = ["--scale", str(steps / steps_of(name)), "--run.folder", str(folder)]
-    words += ["--data.train", f'["{text}/data"]', "--tokenizer.path", f"{text}/tokenizer"]
-    words += ["--model.vocab_size", str(VOCABULARY), "--run.device", "cpu"]
-    megalite("pretrain", f"recipe:{name}", *words)
-    rows = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-    losses = [row["loss"] for row in rows if "loss" in row]
+    """Run a recipe for about so many steps, and again from its middle."""
+    folder, scale = text / name, scale_to(name, steps)
+    every = ["--checkpoint.every", str(steps // 3), "--checkpoint.keep", "99"]
+    done(*words_of(name, scale, text, folder, *every))
+    found = losses(folder)
+    again = text / f"{name}-again"
+    shutil.copytree(folder, again)
+    cut(again, steps // 3)
+    done(*words_of(name, scale, text, again, *every))
+    same = losses(again) == found
+    for one in (folder, again):
+        shutil.rmtree(one)
     return {
         "recipe": name,
-        "steps": len(losses),
-        "first_loss": losses[0],
-        "last_loss": losses[-1],
-        "run_s": time.perf_counter() - started,
+        "steps": len(found),
+        "first_loss": found[0],
+        "last_loss": found[-1],
+        "resumes": same,
     }
 
 
+def cut(folder: Path, step: int) -> None:
+    """Leave a run as it was after its first checkpoint."""
+    saved, first = folder / "checkpoints", f"step-{step:08}"
+    for one in saved.glob("step-*"):
+        if one.name > first:
+            shutil.rmtree(one)
+    (saved / "latest").write_text(first)
+
+
 def main() -> None:
-    """Run the benchmark."""
+    """Run the benchmark; it ends with 1 where a resumed run differs."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--name", default="", help="part of the recipes' names")
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--json", action="store_true", help="one object a line")
     options = parser.parse_args()
+    differ = 0
     with tempfile.TemporaryDirectory() as folder:
-        make_text(Path(folder))
+        with contextlib.redirect_stdout(io.StringIO()):
+            make_text(Path(folder))
         for name in recipe_names():
-            table = read_based(f"recipe:{name}").recipe
-            if options.name not in name or table["stage"] != "pretrain":
+            if options.name not in name:
                 continue
-            row = run(name, options.steps, Path(folder))
+            with contextlib.redirect_stdout(io.StringIO()):
+                row = run(name, options.steps, Path(folder))
+            differ += not row["resumes"]
             shown = json.dumps(row) if options.json else "  ".join(map(str, row.values()))
             print(shown, flush=True)
+    raise SystemExit(1 if differ else 0)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,12 @@ def pytest_addoption(parser):
         metavar="N",
         help="start only so many for tests/dist; layouts that need more are skipped",
     )
+    parser.addoption(
+        "--recipes",
+        default="",
+        metavar="PART",
+        help="recipes whose names have this, or all, that run 30 steps in each layout",
+    )
 
 
 @pytest.hookimpl(optionalhook=True)

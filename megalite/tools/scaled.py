@@ -11,11 +11,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from megalite.config.bases import Based
+from megalite.config.course import TO
 from megalite.errors import ConfigError
 from megalite.models.config import ModelConfig
 
 WIDTH, HEADS, LAYERS = 64, 4, 2
 LONGEST = 64  # tokens of a sequence of text
+ROWS, ANSWER = 512, 16  # tokens of a conversation or a prompt, and of a PPO's answer, at most
 LARGEST = 16  # samples of a step
 MICRO = 4  # samples of a forward pass, where a step always has as many
 AMOUNT = re.compile(r"([\d_.]+[KMBT]?)\s*(steps?|samples?|tokens?)", re.IGNORECASE)
@@ -42,12 +44,15 @@ def change_to(scale: str) -> Callable[[Based], dict[str, Any]]:
 
 def scaled(based: Based, scale: float) -> dict[str, Any]:
     """A recipe's values for a laptop; see this module."""
-    values = based.values
+    values, stage = based.values, based.recipe.get("stage")
     result = {key: value for key, value in values.items() if key != "parallel"}
-    result["model"] = tiny(values.get("model", {}))
     fewer_rows, train = 1.0, dict(values.get("train", {}))
-    if based.recipe.get("stage") == "pretrain":
-        result["data"], fewer_rows = _short(values.get("data", {}))
+    if stage == "pretrain":
+        result["data"], fewer_rows = _short(values.get("data", {}), LONGEST)
+    else:
+        result["data"], _ = _short(values.get("data", {}), ROWS)
+    if stage != "ppo":  # whose models are those of its checkpoints
+        result["model"] = tiny(values.get("model", {}))
     divisor = max(train.get("global_batch_size", 8) / LARGEST, 1.0)
     factors = {
         "step": scale,
@@ -55,8 +60,15 @@ def scaled(based: Based, scale: float) -> dict[str, Any]:
         "token": scale / divisor * fewer_rows,
     }
     result["train"] = _train(train, divisor, factors)
-    if "schedule" in values:
-        result["schedule"] = _shrunk(values["schedule"], factors)
+    if stage == "ppo":  # an update has a part of a step's samples
+        result["train"]["micro_batch_size"] = 1
+    for section in ("schedule", "kl", "update"):
+        if section in values:
+            result[section] = _shrunk(values[section], factors)
+    if "rollout" in values:
+        result["rollout"] = {**values["rollout"], "max_new_tokens": ANSWER}
+    if "pretraining" in values:
+        result["pretraining"], _ = _short(values["pretraining"], LONGEST)
     return result
 
 
@@ -81,15 +93,15 @@ def tiny(model: Mapping[str, Any]) -> dict[str, Any]:
     return {**model, **sizes}
 
 
-def _short(data: Mapping[str, Any]) -> tuple[dict[str, Any], float]:
-    """Shorter sequences of text, and the tokens of one beside those of the whole."""
-    length = data.get("sequence_length", LONGEST)
-    if length <= LONGEST:
+def _short(data: Mapping[str, Any], most: int) -> tuple[dict[str, Any], float]:
+    """Sequences of at most so many tokens, and the tokens of one beside those of the whole."""
+    length = data.get("sequence_length", most)
+    if length <= most:
         return dict(data), 1.0
-    short = {**data, "sequence_length": LONGEST}
+    short = {**data, "sequence_length": most}
     if data.get("encoder_length"):
-        short["encoder_length"] = max(LONGEST * data["encoder_length"] // length, 8)
-    return short, LONGEST / length
+        short["encoder_length"] = max(most * data["encoder_length"] // length, 8)
+    return short, most / length
 
 
 def _train(
@@ -106,9 +118,17 @@ def _train(
         result["batch_ramp"] = _ramp(train["batch_ramp"], divisor, factors)
     has_ramp, size = "batch_ramp" in train, result.get("global_batch_size", 8)
     result["micro_batch_size"] = 1 if has_ramp or size % MICRO else MICRO
+    for key in ("max_grad_norm", "embedding_gradient", "dropout_until"):
+        if key in train:
+            result[key] = _shrunk(train[key], factors)
     if "skip" in train:
-        result["skip"] = [[_at(at, factors["sample"]) for at in ends] for ends in train["skip"]]
+        result["skip"] = [[_place(at, factors) for at in ends] for ends in train["skip"]]
     return result
+
+
+def _place(told: int | str, factors: Mapping[str, float]) -> int | str:
+    """A place of the run: a number of samples, or an amount."""
+    return _amount(told, factors) if isinstance(told, str) else _at(told, factors["sample"])
 
 
 def _ramp(ramp: Mapping[str, Any], divisor: float, factors: Mapping[str, float]) -> dict[str, Any]:
@@ -130,10 +150,16 @@ def _even(number: float) -> int:
 def _shrunk(table: Any, factors: Mapping[str, float]) -> Any:
     """A table, or a list of them, whose amounts in steps, samples and tokens are smaller."""
     if isinstance(table, Mapping):
-        return {key: _shrunk(value, factors) for key, value in table.items()}
+        return {_key(key, factors): _shrunk(value, factors) for key, value in table.items()}
     if isinstance(table, list):
         return [_shrunk(value, factors) for value in table]
     return _amount(table, factors) if isinstance(table, str) else table
+
+
+def _key(key: str, factors: Mapping[str, float]) -> str:
+    """A key, which is a place in a table of values that change: ``to 350 steps``."""
+    is_line = key.startswith(TO)
+    return f"{TO if is_line else ''}{_amount(key.removeprefix(TO), factors)}"
 
 
 def _amount(text: str, factors: Mapping[str, float]) -> str:

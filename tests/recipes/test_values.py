@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,10 @@ import tomllib
 
 from megalite.cli import find_command, load_config
 from megalite.config.amount import in_samples
-from megalite.config.bases import FOLDER, recipe_names
+from megalite.config.bases import FOLDER, Based, recipe_names
 from megalite.config.load import read_based
 from megalite.stages.length import in_steps
+from megalite.tools.scaled import scaled
 from megalite.training.folder.record import flat
 from megalite.training.schedule import Clock
 from tests.recipes.published import Published, table
@@ -23,6 +25,7 @@ PRETRAINED = [name for name in NAMES if STAGES[name] == "pretrain"]
 POINTS = 20
 
 
+@cache
 def config_of(name: str, *more: str):
     return load_config(*find_command([STAGES[name], f"recipe:{name}", *more]))[0]
 
@@ -59,7 +62,8 @@ def test_every_value_is_that_of_the_table(name):
 def test_every_number_of_a_file_has_its_source(name):
     values = tomllib.loads((FOLDER / f"{name}.toml").read_text())
     told = {key for key, _ in flat({k: v for k, v in values.items() if k != "recipe"})}
-    told = {re.sub(r"(train\.batch_ramp\.sizes).*", r"\1", key) for key in told} - {"base"}
+    tables = r"(train\.batch_ramp\.sizes|kl\.coefficient).*"
+    told = {re.sub(tables, r"\1", key) for key in told} - {"base"}
     assert told == set(TABLE[name])
 
 
@@ -116,6 +120,20 @@ def test_a_scaled_recipe_is_at_the_same_places_of_its_curves(name):
     assert small.parallel == type(small.parallel)()
     for key in ("norm", "position", "activation", "gated", "parallel_block"):
         assert getattr(small.model, key) == getattr(large.model, key)
+
+
+def test_a_scaled_ppo_changes_at_the_same_shares_of_fewer_steps():
+    small = config_of("baichuan2-chat-ppo", "--scale", "0.1")
+    assert small.train.steps == 35
+    assert small.update.critic_alone == "2 steps"
+    assert small.kl.coefficient == {"0": 0.2, "to 35 steps": 0.005}
+    assert small.train.global_batch_size == 16 and small.rollout.max_new_tokens == 16
+
+
+def test_a_scaled_skip_is_at_the_same_steps():
+    told = {"train": {"skip": [["400 steps", "500 steps"], [1000, 2000]], "global_batch_size": 16}}
+    made = scaled(Based(told, {"stage": "pretrain"}), 0.01)
+    assert made["train"]["skip"] == [["4 steps", "5 steps"], [10, 20]]
 
 
 BAD = {

@@ -200,8 +200,8 @@ def gather_experience(
 
 
 def final_scores(judged: Judgement, config: ScoreConfig) -> Tensor:
-    """Scores of answers as they are learned from, [B] fp32: those without an end, and clipped."""
-    scores = judged.scores
+    """Scores of answers as they are learned from, [B] fp32: moved, cut ones, clipped."""
+    scores = judged.scores + config.bias
     if config.score_without_end is not None:
         scores = scores.masked_fill(~judged.ended, config.score_without_end)
     return clip_scores(scores, config.score_limit)

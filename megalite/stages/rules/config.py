@@ -61,6 +61,11 @@ class ScoreConfig(Section):
         1, gt=0, description="processes that call reward functions, for each data-parallel rank"
     )
     rules: ReadyRulesConfig = ReadyRulesConfig()
+    bias: float = Field(
+        0.0,
+        description="number added to each score, such as minus the mean score of demonstrations "
+        "(InstructGPT)",
+    )
     score_limit: float = Field(
         0.0, ge=0, description="largest size of a score, clipped to beyond it; 0: no clipping"
     )

@@ -141,6 +141,8 @@ def test_scores_of_answers_without_an_end_are_replaced_and_clipped():
     config = RewardConfig(score_limit=5.0, score_without_end=-1.0, discount=1.0, decay=1.0)
     experience, metrics = gather_experience(judged, config, 0.1)
     assert experience.returns.tolist() == [[5, 5], [-1, 0]]
+    moved, _ = gather_experience(judged, config.model_copy(update={"bias": -6.0}), 0.1)
+    assert moved.returns.tolist() == [[3, 3], [-1, 0]]
     assert float(metrics["reward"]) == 2
     assert float(metrics["ended"]) == 0.5
 
