@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from megalite.data.tokenizers.byte_pairs import Batches
 from megalite.data.tokenizers.segments import (
     Owned,
     Segment,
@@ -15,7 +16,6 @@ from megalite.data.tokenizers.segments import (
     spans_by_cuts,
 )
 from megalite.data.tokenizers.tokenizer import Tokenizer, decode_known, no_template, size_of
-from megalite.data.tokenizers.tokenizer_json import ids_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -37,21 +37,22 @@ class HuggingFaceTokenizer(Tokenizer):
         self.pad_id = inner.pad_token_id or 0
         self.before, self.after = around(self.encode(TEXT), inner.encode(TEXT))
         self.chat_template = inner.chat_template
-        self._rust = self._rust_alone()
+        self._batches = self._rust_alone()
 
-    def _rust_alone(self) -> Any:
+    def _rust_alone(self) -> Batches | None:
         """The tokenizer of the ``tokenizers`` library inside, if its ids are all there is to it."""
         if not self._inner.is_fast:
             return None
         rust = self._inner.backend_tokenizer
         rust.no_truncation()
         rust.no_padding()
+        batches = Batches(rust)
         spelled = "".join(map(str, self._inner.all_special_tokens))
         probes = [TEXT, f"  {TEXT}\n\n é字 {TEXT} ", f"{spelled}{TEXT} {spelled}"]
         for special in (True, False):
-            if ids_of(rust, probes, special) != self._by_transformers(probes, special):
+            if batches.ids(probes, special) != self._by_transformers(probes, special):
                 return None
-        return rust
+        return batches
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, without special tokens around it."""
@@ -61,8 +62,8 @@ class HuggingFaceTokenizer(Tokenizer):
         """Token ids of several texts."""
         if not texts:
             return []
-        if self._rust is not None:
-            return ids_of(self._rust, texts, special)
+        if self._batches is not None:
+            return self._batches.ids(texts, special)
         return self._by_transformers(texts, special)
 
     def _by_transformers(self, texts: Sequence[str], special: bool) -> list[list[int]]:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import tokenizers
 
+from megalite.data.tokenizers.byte_pairs import Batches
 from megalite.data.tokenizers.segments import Owned, Segment, Span, around, at_once, by_stretches
 from megalite.data.tokenizers.tokenizer import Tokenizer, decode_known, no_template, size_of
 
@@ -24,6 +25,7 @@ class JSONTokenizer(Tokenizer):
         """Open a ``tokenizer.json``; truncation and padding that it asks for are switched off."""
         self.path = str(path)
         self._inner = tokenizers.Tokenizer.from_file(str(path))
+        self._batches = Batches(self._inner)
         self._special = self._special_tokens()
         self._inner.no_truncation()
         self._inner.no_padding()
@@ -56,7 +58,7 @@ class JSONTokenizer(Tokenizer):
 
     def encode_batch(self, texts: Sequence[str], special: bool = True) -> list[list[int]]:
         """Token ids of several texts."""
-        return ids_of(self._inner, texts, special)
+        return self._batches.ids(texts, special)
 
     def encode_segments(self, segments: Sequence[Segment]) -> Owned:
         """Tokens of texts with special tokens between them, which a text gives too if it can."""
@@ -106,22 +108,3 @@ class JSONTokenizer(Tokenizer):
         PreTrainedTokenizerFast(tokenizer_file=self.path, **self._special).save_pretrained(
             str(folder)
         )
-
-
-def ids_of(
-    tokenizer: "tokenizers.Tokenizer", texts: Sequence[str], special: bool
-) -> list[list[int]]:
-    """Token ids of several texts, without the places of tokens, which take longer than the ids.
-
-    Args:
-        tokenizer: whose ids.
-        texts: each is encoded alone.
-        special: as :meth:`Tokenizer.encode_batch` has it.
-    """
-    tokenizer.encode_special_tokens = not special
-    try:
-        return [
-            one.ids for one in tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-        ]
-    finally:
-        tokenizer.encode_special_tokens = False
