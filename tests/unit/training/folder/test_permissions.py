@@ -8,7 +8,8 @@ import torch
 
 from megalite.distributed.launch import Launch
 from megalite.errors import CheckpointError, DataError
-from megalite.training.checkpoint.manager import CheckpointManager, newest_facts
+from megalite.training.checkpoint.manager import CheckpointManager
+from megalite.training.checkpoint.search import newest_facts
 from megalite.training.folder.opening import RunFolder
 
 NOBODY = 65534
