@@ -4,7 +4,7 @@ Source: Kwon et al. 2023, arXiv:2309.06180.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -62,12 +62,12 @@ class Blocks:
         for pool in (pool for pools in self._pools.values() for pool in pools):
             pool[target] = pool[source]
 
-    def write(self, layer: str, rows: Tensor, keys: Tensor, values: Tensor) -> Pools:
+    def write(self, layer: str, rows: "Rows", keys: Tensor, values: Tensor) -> Pools:
         """Write new keys and values of a layer; give its pools.
 
         Args:
             layer: its name.
-            rows: int64 [T], place of each in the pool: block times ``BLOCK_ROWS`` plus row.
+            rows: the place of each.
             keys: [T, G, H].
             values: [T, G, H].
         """
@@ -79,9 +79,10 @@ class Blocks:
                 keys.new_empty(shape, dtype=dtype), values.new_empty(shape, dtype=dtype)
             )
         pools = self._pools[layer]
-        block, row = rows // BLOCK_ROWS, rows % BLOCK_ROWS
+        _, groups, width = keys.shape
+        lines = rows.of_heads(groups)
         for pool, new in zip(pools, (keys, values), strict=True):
-            pool[block, :, row] = new.to(pool.dtype)
+            pool.view(-1, width).index_copy_(0, lines, new.reshape(-1, width).to(pool.dtype))
         return pools
 
     def __getitem__(self, layer: str) -> Pools:
@@ -99,11 +100,40 @@ def _is_widened(x: Tensor) -> bool:
     return chosen(x) == "cpu" and x.dtype in (torch.bfloat16, torch.float16)
 
 
-def rows_in(blocks: Sequence[int], count: int, device: torch.device | str) -> Tensor:
-    """The places of the first ``count`` keys of a sequence in its blocks: int64 [count]."""
-    row = torch.arange(count)
-    places = torch.tensor(list(blocks))[row // BLOCK_ROWS] * BLOCK_ROWS + row % BLOCK_ROWS
-    return places.to(device)
+@dataclass(frozen=True)
+class Rows:
+    """Where new keys stand in the pools of all layers.
+
+    Attributes:
+        blocks: int64 [T], the block of each.
+        rows: int64 [T], its row in there.
+    """
+
+    blocks: Tensor
+    rows: Tensor
+    _of_heads: dict[int, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def first(cls, blocks: Sequence[int], count: int, device: torch.device | str) -> "Rows":
+        """Of the first ``count`` keys of a sequence in its blocks."""
+        row = torch.arange(count)
+        places = torch.tensor(list(blocks))[row // BLOCK_ROWS]
+        return cls(places.to(device), (row % BLOCK_ROWS).to(device))
+
+    @classmethod
+    def last(cls, tables: Tensor, lengths: Tensor) -> "Rows":
+        """Of the last key of each sequence: int32 [B, T] blocks, int32 [B] keys."""
+        last = lengths.long() - 1
+        block = tables.gather(1, (last // BLOCK_ROWS)[:, None])[:, 0]
+        return cls(block.long(), last % BLOCK_ROWS)
+
+    def of_heads(self, groups: int) -> Tensor:
+        """Lines of a pool as [blocks * G * R, H], all heads of a key together: int64 [T * G]."""
+        if groups not in self._of_heads:
+            head = torch.arange(groups, device=self.rows.device)
+            lines = (self.blocks[:, None] * groups + head) * BLOCK_ROWS + self.rows[:, None]
+            self._of_heads[groups] = lines.flatten()
+        return self._of_heads[groups]
 
 
 @dataclass(frozen=True)
@@ -118,9 +148,9 @@ class Reading:
     """
 
     own: Blocks
-    rows: Tensor
+    rows: Rows
     cross: Blocks
-    cross_rows: Tensor
+    cross_rows: Rows
 
     def attend(
         self,
@@ -157,6 +187,7 @@ class Stepping:
         own: blocks of the decoder's keys.
         tables: int32 [B, T] of them.
         lengths: int32 [B], keys of each sequence, the new one among them.
+        rows: places of the new keys.
         cross: blocks of the encoder's keys.
         cross_tables: int32 [B, Te] of them.
     """
@@ -164,8 +195,10 @@ class Stepping:
     own: Blocks
     tables: Tensor
     lengths: Tensor
+    rows: Rows
     cross: Blocks
     cross_tables: Tensor
+    _places: dict[int, tuple[RowIntervals, Places]] = field(default_factory=dict)
 
     def attend(
         self,
@@ -177,11 +210,8 @@ class Stepping:
     ) -> Tensor:
         """As the protocol; each sequence's last key stands at the last one of the mask."""
         q, k, v = (x[:, 0] for x in qkv)
-        last = self.lengths.long() - 1
-        block = self.tables.long().gather(1, (last // BLOCK_ROWS)[:, None])[:, 0]
-        pools = self.own.write(layer, block * BLOCK_ROWS + last % BLOCK_ROWS, k, v)
-        start = mask.start[:, 0] + (self.lengths - mask.num_keys)
-        places = Places(self.tables, start, self.lengths, mask.num_keys)
+        pools = self.own.write(layer, self.rows, k, v)
+        places = self._once(mask, self._own_places)
         return paged_attention(q, pools, places, bias, options)[:, None]
 
     def attend_to(
@@ -193,6 +223,20 @@ class Stepping:
         options: AttentionOptions,
     ) -> Tensor:
         """See :class:`megalite.models.context.KeyValueCache`."""
-        start, end = mask.start[:, 0].contiguous(), mask.end[:, 0].contiguous()
-        places = Places(self.cross_tables, start, end, mask.num_keys)
+        places = self._once(mask, self._cross_places)
         return paged_attention(q[:, 0], self.cross[layer], places, None, options)[:, None]
+
+    def _once(self, mask: RowIntervals, make: Callable[[RowIntervals], Places]) -> Places:
+        """What all layers with this mask share, made by the first of them."""
+        found = self._places.get(id(mask))
+        if found is None:  # the mask is kept with them, so that no other one gets its id
+            found = self._places[id(mask)] = mask, make(mask)
+        return found[1]
+
+    def _own_places(self, mask: RowIntervals) -> Places:
+        start = mask.start[:, 0] + (self.lengths - mask.num_keys)
+        return Places(self.tables, start, self.lengths, mask.num_keys)
+
+    def _cross_places(self, mask: RowIntervals) -> Places:
+        start, end = mask.start[:, 0].contiguous(), mask.end[:, 0].contiguous()
+        return Places(self.cross_tables, start, end, mask.num_keys)

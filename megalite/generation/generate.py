@@ -10,6 +10,7 @@ from torch import Tensor
 from megalite.generation.decoder import Decoder
 from megalite.generation.sampling import (
     SamplingConfig,
+    Uniforms,
     choose,
     penalise_presence,
     penalise_repetition,
@@ -166,6 +167,21 @@ class _Rows:
         return replace(self, **{name: torch.cat(pair) for name, pair in pairs.items()})
 
 
+@dataclass(frozen=True)
+class _Group:
+    """Rows that are drawn alike.
+
+    Attributes:
+        config: how.
+        index: int64 [n], which they are; None: all.
+        uniforms: their random numbers.
+    """
+
+    config: SamplingConfig
+    index: Tensor | None
+    uniforms: Uniforms
+
+
 class Writing:
     """Answers as they grow: rows on the device, and what the host knows without asking it.
 
@@ -201,7 +217,7 @@ class Writing:
         self._texts, self._closed = _Texts(ending), set[int]()
         self._asked: dict[int, tuple[int, SamplingConfig]] = {}  # limit and config by number
         self._known: list[tuple[int, int]] = []  # of each row its answer, and tokens it has
-        self._groups: list[tuple[SamplingConfig, Tensor | None]] = []
+        self._groups: list[_Group] = []
         self.rows: _Rows | None = None
         self._logits: Tensor | None = None
 
@@ -258,15 +274,16 @@ class Writing:
         self._group(device)
 
     def _group(self, device: torch.device) -> None:
-        """Find out which rows are drawn alike; an index of None stands for all."""
+        """Find out which rows are drawn alike."""
         rows: dict[SamplingConfig, list[int]] = {}
         for row, (number, _) in enumerate(self._known):
             rows.setdefault(self._asked[number][1], []).append(row)
-        one = len(rows) == 1
-        self._groups = [
-            (config, None if one else torch.tensor(own, device=device))
-            for config, own in rows.items()
-        ]
+        self._groups = []
+        for config, own in rows.items():
+            index = None if len(rows) == 1 else torch.tensor(own, device=device)
+            chosen = self._rows if index is None else self._rows.select(index)
+            uniforms = Uniforms(config.seed, chosen.sample_ids, chosen.numbers)
+            self._groups.append(_Group(config, index, uniforms))
 
     def _choose(self, logits: Tensor) -> Tensor:
         """The next token of each row, [A] int64."""
@@ -291,12 +308,13 @@ class Writing:
     def _drawn(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens and log-probabilities of rows, each as its own config says."""
         if len(self._groups) == 1:
-            return _draw(logits, self._rows, self._groups[0][0])
+            return _draw(logits, self._rows, self._groups[0])
         tokens = torch.empty_like(self._rows.answers)
         log_probs = logits.new_empty(len(tokens))
-        for config, index in self._groups:
+        for group in self._groups:
+            index = group.index
             assert index is not None
-            own = _draw(logits.index_select(0, index), self._rows.select(index), config)
+            own = _draw(logits.index_select(0, index), self._rows.select(index), group)
             tokens[index], log_probs[index] = own
         return tokens, log_probs
 
@@ -355,13 +373,14 @@ class Writing:
         return Answers(self.tokens[:, :most], self.lengths, self.ended, self.log_probs[:, :most])
 
 
-def _draw(logits: Tensor, rows: _Rows, config: SamplingConfig) -> tuple[Tensor, Tensor]:
+def _draw(logits: Tensor, rows: _Rows, group: _Group) -> tuple[Tensor, Tensor]:
     """The next tokens of rows that are drawn alike, and their log-probabilities."""
+    config = group.config
     if config.penalises and rows.seen is not None and rows.counts is not None:
         logits = penalise_repetition(logits, rows.seen, config.repetition_penalty)
         presence, frequency = config.presence_penalty, config.frequency_penalty
         logits = penalise_presence(logits, rows.counts, presence, frequency)
-    return choose(logits, config, rows.sample_ids, rows.numbers)
+    return choose(logits, config, group.uniforms)
 
 
 class _Texts:

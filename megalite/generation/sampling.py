@@ -10,6 +10,8 @@ from megalite.config import Section
 from megalite.ops.draw import draw_tokens
 from megalite.ops.random import philox
 
+AHEAD = 16  # tokens whose random numbers are made together: a hundred operators, of few elements
+
 
 class SamplingConfig(Section):
     """How the next token is chosen."""
@@ -143,6 +145,34 @@ def _uniform(seed: int, sample_ids: Tensor, index: int | Tensor) -> Tensor:
     return unit_interval(high, low)
 
 
+class Uniforms:
+    """The random numbers of the next tokens of some rows; those of several tokens are made at once.
+
+    Each is a function of seed, sample and place alone: :func:`draw` makes the same one by one.
+    """
+
+    def __init__(self, seed: int, sample_ids: Tensor, numbers: Tensor) -> None:
+        """Begin.
+
+        Args:
+            seed: 64-bit key.
+            sample_ids: [B] int64.
+            numbers: [B] int64, tokens that each row has.
+        """
+        self._seed, self._ids, self._numbers = seed, sample_ids, numbers
+        self._used = 0
+        self._made: Tensor | None = None
+
+    def next(self) -> Tensor:
+        """Of the next token of each row, fp64 [B] in (0, 1)."""
+        place = self._used % AHEAD
+        if self._made is None or place == 0:
+            ahead = torch.arange(self._used, self._used + AHEAD, device=self._ids.device)
+            self._made = _uniform(self._seed, self._ids[None], self._numbers + ahead[:, None])
+        self._used += 1
+        return self._made[place]
+
+
 def unit_interval(high: Tensor, low: Tensor) -> Tensor:
     """Two 32-bit words as an fp64 number in (0, 1); below 1 after rounding too."""
     return (((high << 20) + (low >> 12)).double() + 0.5) * 2.0**-52
@@ -153,16 +183,13 @@ def pick(logits: Tensor, uniform: Tensor) -> Tensor:
     return draw_tokens(logits, uniform, 1.0)[0]
 
 
-def choose(
-    logits: Tensor, config: SamplingConfig, sample_ids: Tensor, index: int | Tensor
-) -> tuple[Tensor, Tensor]:
+def choose(logits: Tensor, config: SamplingConfig, uniforms: Uniforms) -> tuple[Tensor, Tensor]:
     """The next token of each sequence, all on the logits' device.
 
     Args:
         logits: [B, V] fp32 after penalties.
         config: how it is chosen.
-        sample_ids: [B] int64.
-        index: number of the token in its answer, or of each, [B] int64.
+        uniforms: of these rows; unused at temperature 0.
 
     Returns:
         [B] int64, and the log-probability by which each was drawn, [B] fp32: 0 of the likeliest
@@ -170,7 +197,7 @@ def choose(
     """
     if config.temperature == 0:
         return logits.argmax(-1), torch.zeros_like(logits[:, 0])
-    uniform = _uniform(config.seed, sample_ids, index)
+    uniform = uniforms.next()
     if config.truncates:
         return draw_tokens(truncate(logits, config), uniform, 1.0)
     return draw_tokens(logits, uniform, config.temperature)

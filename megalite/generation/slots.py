@@ -17,9 +17,9 @@ from megalite.generation.blocks import (
     SPARE,
     Blocks,
     Reading,
+    Rows,
     Stepping,
     num_blocks,
-    rows_in,
 )
 from megalite.generation.decoder import Forward
 from megalite.generation.prompts import Prompt, batch_prompts
@@ -199,8 +199,8 @@ class SlotDecoder:
         batch = batch_prompts([prompt], [0]).to(self._device)
         length, read = len(prompt.tokens), len(prompt.encoder_tokens)
         blocks, cross = self._own.take(num_blocks(length)), self._cross.take(num_blocks(read))
-        rows = rows_in(blocks, length, self._device)
-        cross_rows = rows_in(cross or [SPARE], read, self._device)
+        rows = Rows.first(blocks, length, self._device)
+        cross_rows = Rows.first(cross or [SPARE], read, self._device)
         cache = Reading(self._own, rows, self._cross, cross_rows)
         logits = self._forward(batch, cache)[:, -1].float()
         return _Prompt(key, blocks, cross, logits, batch.decoder.positions[:, -1:])
@@ -285,7 +285,8 @@ class _Step:
             torch.zeros_like(tokens[:, 0]),
             cross=self.cross,
         )
-        return batch, Stepping(own, self.tables, self.lengths, cross, self.cross_tables)
+        rows = Rows.last(self.tables, self.lengths)
+        return batch, Stepping(own, self.tables, self.lengths, rows, cross, self.cross_tables)
 
 
 def _table(blocks: Sequence[Sequence[int]], rows: int, device: torch.device) -> Tensor:

@@ -45,8 +45,12 @@ def activation(
         ShapeError: ``kind`` is unknown or shapes don't fit.
     """
     _check(kind, up, gate, (up_bias, gate_bias))
-    if kernels(up) is None:
+    ops = kernels(up)
+    if ops is None:
         return _reference(kind, up, gate, up_bias, gate_bias)
+    if not torch.is_grad_enabled():
+        found: Tensor = ops.activation(up, gate, up_bias, gate_bias, kind)
+        return found
     return _Activation.apply(up, gate, up_bias, gate_bias, kind)
 
 

@@ -37,8 +37,12 @@ def embedding(
             f"{ids.dtype}"
         )
     vocabulary = weight.shape[0] if vocabulary is None else vocabulary
-    if kernels(weight) is None:
+    ops = kernels(weight)
+    if ops is None:
         return _reference(weight, ids, offset, vocabulary)
+    if not torch.is_grad_enabled():
+        found: Tensor = ops.embedding(weight, ids, offset, vocabulary)
+        return found
     return _Embedding.apply(weight, ids, offset, vocabulary)
 
 

@@ -104,8 +104,10 @@ def add_norm(
     weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
     if kernels(x) is None:
         return _reference(x, update, weight, bias, options)
-    value, how = (update.value, update) if update else (None, None)
-    total, normal = _AddNorm.apply(x, value, weight, bias, (options, how))
+    value = update.value if update else None
+    if not torch.is_grad_enabled():
+        return _kernel(x, value, weight, bias, (options, update))[:2]
+    total, normal = _AddNorm.apply(x, value, weight, bias, (options, update))
     return total, normal
 
 
@@ -153,20 +155,36 @@ def _reference(
 _NO_DROPS = 0.0, 0, None, 0
 
 
+def _how(options: NormOptions, update: Update | None) -> tuple[Any, ...]:
+    """What the operators and their gradient take besides tensors."""
+    if update is None:
+        return options.weight_offset, 1.0, *_NO_DROPS
+    dropped = _NO_DROPS if update.drops is None else update.drops.row_arguments
+    return options.weight_offset, update.residual_scale, *dropped
+
+
+def _kernel(
+    x: Tensor,
+    value: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    options: tuple[NormOptions, Update | None],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The sum, its norm, and the statistics that the gradient needs."""
+    which, how = options[0], _how(*options)
+    total, normal, mean, inverse = kernels(x).add_norm(
+        x, value, weight, bias, which.eps, which.centred, *how
+    )
+    return x if value is None else total, normal, mean, inverse
+
+
 class _AddNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
-        x, value, weight, bias, (options, update) = inputs
+        x, value, weight, bias, options = inputs
         ctx.set_materialize_grads(False)
-        ctx.ops, scale, dropped = kernels(x), 1.0, _NO_DROPS
-        if update is not None:
-            scale, drops = update.residual_scale, update.drops
-            dropped = _NO_DROPS if drops is None else drops.row_arguments
-        ctx.how = options.weight_offset, scale, *dropped
-        total, normal, mean, inverse = ctx.ops.add_norm(
-            x, value, weight, bias, options.eps, options.centred, *ctx.how
-        )
-        total = x if value is None else total
+        ctx.ops, ctx.how = kernels(x), _how(*options)
+        total, normal, mean, inverse = _kernel(x, value, weight, bias, options)
         ctx.save_for_backward(total, weight, mean, inverse)
         ctx.has_update, ctx.has_bias = value is not None, bias is not None
         return total, normal

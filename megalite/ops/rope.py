@@ -73,7 +73,10 @@ def rope(
         )
     if in_place:
         _check_in_place(x)
-    return _Rope.apply(x, cos, sin, interleaved, in_place and not torch.compiler.is_compiling())
+    in_place = in_place and not torch.compiler.is_compiling()
+    if torch.is_grad_enabled():
+        return _Rope.apply(x, cos, sin, interleaved, in_place)
+    return _turned(kernels(x), x, (cos, sin), interleaved, in_place)
 
 
 def _check_in_place(x: Tensor) -> None:
@@ -95,19 +98,26 @@ class _Rope(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(cos, sin)
         ctx.interleaved, ctx.ops = interleaved, kernels(x)
-        if not in_place:
-            return _turn(ctx.ops, x, cos, sin, interleaved, inverse=False)
-        ctx.mark_dirty(x)
-        if ctx.ops is None:
-            return x.copy_(rope_reference(x, cos, sin, interleaved, inverse=False))
-        ctx.ops.rope_(x, cos, sin, interleaved, False)
-        return x
+        if in_place:
+            ctx.mark_dirty(x)
+        return _turned(ctx.ops, x, (cos, sin), interleaved, in_place)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         cos, sin = ctx.saved_tensors
         turned = _turn(ctx.ops, gradient, cos, sin, ctx.interleaved, inverse=True)
         return turned, None, None, None, None
+
+
+def _turned(
+    ops: Any, x: Tensor, tables: tuple[Tensor, Tensor], interleaved: bool, in_place: bool
+) -> Tensor:
+    if not in_place:
+        return _turn(ops, x, *tables, interleaved, inverse=False)
+    if ops is None:
+        return x.copy_(rope_reference(x, *tables, interleaved, inverse=False))
+    ops.rope_(x, *tables, interleaved, False)
+    return x
 
 
 def _turn(

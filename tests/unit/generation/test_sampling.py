@@ -9,6 +9,7 @@ from transformers import (
 
 from megalite.generation.sampling import (
     SamplingConfig,
+    Uniforms,
     choose,
     draw,
     keep_min_p,
@@ -24,6 +25,10 @@ from megalite.generation.sampling import (
 
 def _logits(rows: int = 5, vocabulary: int = 37) -> torch.Tensor:
     return 3 * torch.randn(rows, vocabulary, generator=torch.Generator().manual_seed(0))
+
+
+def _uniforms() -> Uniforms:
+    return Uniforms(0, torch.arange(5), torch.zeros(5, dtype=torch.int64))
 
 
 @pytest.mark.parametrize("k", [1, 5, 37, 100])
@@ -49,10 +54,11 @@ def test_presence_and_frequency_are_subtracted_by_what_the_answer_has():
 
 def test_the_log_probability_of_a_draw_is_that_of_what_it_is_drawn_from():
     ids, config = torch.arange(5), SamplingConfig(temperature=0.6, top_k=9, top_p=0.8, min_p=0.05)
-    tokens, log_probs = choose(_logits(), config, ids, ids)
+    tokens, log_probs = choose(_logits(), config, Uniforms(config.seed, ids, ids))
     expected = truncate(_logits(), config).log_softmax(-1).gather(1, tokens[:, None])[:, 0]
     assert torch.allclose(log_probs, expected, atol=1e-6)
-    one_by_one = [choose(_logits()[i : i + 1], config, ids[i : i + 1], i) for i in range(5)]
+    alone = [Uniforms(config.seed, i[None], i[None]) for i in ids]
+    one_by_one = [choose(_logits()[i : i + 1], config, alone[i]) for i in range(5)]
     assert torch.equal(tokens, torch.cat([token for token, _ in one_by_one]))
 
 
@@ -65,7 +71,7 @@ def test_repetition_penalty_equals_transformers(penalty):
 
 
 def test_zero_temperature_takes_the_likeliest():
-    tokens, log_probs = choose(_logits(), SamplingConfig(temperature=0.0), torch.arange(5), 0)
+    tokens, log_probs = choose(_logits(), SamplingConfig(temperature=0.0), _uniforms())
     assert torch.equal(tokens, _logits().argmax(-1))
     assert not log_probs.any()
 
@@ -80,6 +86,14 @@ def test_a_draw_depends_on_its_sample_and_number_but_not_on_its_row():
     assert len({tuple(column) for column in drawn.T.tolist()}) == 6
     other = torch.stack([draw(logits, 6, ids, index) for index in range(20)])
     assert not torch.equal(drawn, other)
+
+
+def test_numbers_that_are_made_together_are_those_of_one_draw_at_a_time():
+    logits, ids = _logits(1).expand(3, -1), torch.tensor([4, 2**40 + 3, 7])
+    numbers = torch.tensor([0, 5, 30])
+    uniforms = Uniforms(5, ids, numbers)
+    for more in range(40):  # beyond what is made at once
+        assert torch.equal(pick(logits, uniforms.next()), draw(logits, 5, ids, numbers + more))
 
 
 def test_draws_follow_the_distribution_and_never_take_an_impossible_token():
@@ -101,6 +115,6 @@ def test_the_ends_of_the_unit_interval_fall_on_possible_tokens():
 
 def test_top_k_one_is_greedy_at_any_temperature():
     config = SamplingConfig(temperature=9.0, top_k=1)
-    tokens, log_probs = choose(_logits(), config, torch.arange(5), 0)
+    tokens, log_probs = choose(_logits(), config, _uniforms())
     assert torch.equal(tokens, _logits().argmax(-1))
     assert not log_probs.any()
