@@ -85,6 +85,8 @@ MEGATRON = Trainer(
         "load": Ours("run.folder", "a run goes on from its own folder"),
         "save_interval": Ours("checkpoint.every"),
         "async_save": Ours("checkpoint.asynchronous"),
+        "non_persistent_local_ckpt_dir": Ours("checkpoint.local.folder"),
+        "non_persistent_save_interval": Ours("checkpoint.local.every"),
         "finetune": Ours("checkpoint.start", "weights alone; the clock starts at 0"),
         "pretrained_checkpoint": Ours("checkpoint.start"),
         "no_load_optim": Ours("checkpoint.start", "weights alone"),

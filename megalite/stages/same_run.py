@@ -11,7 +11,11 @@ from megalite.errors import ConfigError
 from megalite.training.folder.fingerprint import data_source, tokenizer_source, weights_source
 from megalite.training.folder.record import PINNED_WEIGHTS, RunRecord, flat
 
-OWN = ("run.folder", "run.threads")  # what each process may have its own of
+OWN = (
+    "run.folder",
+    "run.threads",
+    "checkpoint.local.folder",
+)  # what each process may have its own of
 SAME = "all processes need the same command and config"
 VERSION = "version of "
 APART = ("gpu", "processes")  # nodes may have other GPUs; the number is one for all

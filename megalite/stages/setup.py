@@ -31,11 +31,13 @@ from megalite.models.config import ModelConfig
 from megalite.stages import out_of_memory
 from megalite.stages.adapters import check_adapters, learned_of
 from megalite.stages.device import Precision, check_heads, choose_device, choose_precision
+from megalite.stages.local import local_saves
 from megalite.stages.named import TOKENIZER, Meaning
 from megalite.stages.overview import overview
 from megalite.stages.same_run import check_same_run, sources_of
 from megalite.stages.start import Head, load_start, origin_of, settled_model
 from megalite.training.checkpoint.checking import Checkers
+from megalite.training.checkpoint.local.checkpoints import Place
 from megalite.training.checkpoint.manager import CheckpointManager, Saving
 from megalite.training.checkpoint.search import newest_facts
 from megalite.training.config import (
@@ -279,17 +281,21 @@ class Stage:
             Learner(model, self.mesh, others if number else learning, name, self.heartbeat)
             for number, (name, model) in enumerate(models)
         ]
+        saving = Saving(self.heartbeat, SLOW_FACTOR * self.mesh.timeout, self.mesh.ranks())
         checkpoints = CheckpointManager(
             self.log.folder / "checkpoints",
             keep=config.checkpoint.keep,
             asynchronous=config.checkpoint.asynchronous,
             say=self.log.say,
-            saving=Saving(self.heartbeat, SLOW_FACTOR * self.mesh.timeout, self.mesh.ranks()),
+            saving=saving,
         )
         every, record, stop = config.checkpoint.every, self.record, self.launch.stop
         trainer = Trainer(learners, self.log, checkpoints, every, record, stop)
         trainer.introduce(overview(config, self.mesh, [(n, model.config) for n, model in models]))
         trainer.keep_best(config.checkpoint.best)
+        place = Place.of(self.launch)
+        local = config.checkpoint.local, checkpoints, saving, place, self.log, self.starts
+        trainer.save_locally(local_saves(*local))
         self.say(*([learned_of(learner)] for learner in learners if learner.model.lora.rank))
         return trainer, learners
 

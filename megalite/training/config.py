@@ -289,6 +289,17 @@ class ScheduleConfig(CurveConfig):
     )
 
 
+class LocalConfig(Section):
+    """Checkpoints on a disk of each node's own, with a copy on the next node."""
+
+    folder: str = Field(
+        "",
+        description="folder on a fast disk of each node's own, not shared, where processes save "
+        "between shared checkpoints; empty: none",
+    )
+    every: int = Field(10, ge=1, description="steps between local checkpoints, with a folder")
+
+
 class CheckpointConfig(Section):
     """When state is saved and how much of it is kept."""
 
@@ -314,3 +325,14 @@ class CheckpointConfig(Section):
         "model.vocab_size, get rows, each the mean of those that are there (Alpaca's); false: "
         "refused",
     )
+    local: LocalConfig = LocalConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> "CheckpointConfig":
+        often = self.local.every
+        if self.local.folder and 0 < self.every <= often:
+            raise ConfigError(
+                f"--checkpoint.local.every {often}: must be less than checkpoint.every, which is "
+                f"{self.every}: local checkpoints are those between the shared ones"
+            )
+        return self

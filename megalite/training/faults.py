@@ -23,9 +23,9 @@ from megalite.engine.copies import INTEGERS, axes_of_copies
 from megalite.engine.model import Model
 from megalite.errors import ConfigError
 from megalite.layers.shards import gradient_of, local_part
-from megalite.training.watchdog.heartbeat import PHASES, WRITE_POINTS
+from megalite.training.watchdog.heartbeat import LOCAL_POINTS, PHASES, WRITE_POINTS
 
-POINTS = PHASES + WRITE_POINTS
+POINTS = PHASES + WRITE_POINTS + LOCAL_POINTS
 TOO_MUCH = 1 << 50  # bytes
 
 

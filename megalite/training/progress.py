@@ -65,3 +65,22 @@ class StepResult:
     def known(self, seconds: Seconds) -> Metrics:
         """The metrics; ``seconds`` tells how long the step took so far."""
         return self.metrics(seconds) if callable(self.metrics) else self.metrics
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A step that was handed to the device.
+
+    Attributes:
+        step: its number.
+        started: when.
+        result: what its work gave.
+        samples: that it had.
+        also: metrics of its own.
+    """
+
+    step: int
+    started: float
+    result: StepResult
+    samples: int
+    also: Mapping[str, float]

@@ -19,6 +19,7 @@ class Asked(NamedTuple):
         save: and to go on.
         back: a spike wants the run to go back.
         failed: a save could not be written.
+        busy: a checkpoint is being written.
     """
 
     stop: bool = False
@@ -26,6 +27,7 @@ class Asked(NamedTuple):
     save: bool = False
     back: bool = False
     failed: bool = False
+    busy: bool = False
 
     def __or__(self, other: tuple[bool, ...]) -> "Asked":
         """What is asked by one or the other."""

@@ -3,7 +3,6 @@
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -17,7 +16,6 @@ from megalite.engine.weights import check_same_model, config_of
 from megalite.errors import ConfigError, MegaliteError, SaveFailed, Stopped
 from megalite.training.adapted import adapter_facts
 from megalite.training.best import Best
-from megalite.training.checkpoint.load import load
 from megalite.training.checkpoint.manager import CheckpointManager
 from megalite.training.checkpoint.manifest import Facts
 from megalite.training.checkpoint.retry import LAST_PAUSES_S, Retry
@@ -26,10 +24,11 @@ from megalite.training.folder.record import RunRecord
 from megalite.training.folder.skips import read_skips, skipped_of, why_not
 from megalite.training.folder.switches import Switches
 from megalite.training.learner import Learner
+from megalite.training.local_saves import LocalSaves
 from megalite.training.metrics.device import memory_gib
 from megalite.training.metrics.run_log import RunLog
 from megalite.training.pace import PaceWatch
-from megalite.training.progress import Progress, StepResult
+from megalite.training.progress import Begun, Progress, StepResult
 from megalite.training.rechecks import Rechecks
 from megalite.training.rollback import decide_rollback
 from megalite.training.spikes import SpikeDetector
@@ -38,25 +37,6 @@ from megalite.training.stop import Asked, StopSignal
 StepItem = TypeVar("StepItem")
 DoStep = Callable[[StepItem, Progress], StepResult]
 Evaluate = Callable[[], dict[str, float]]
-
-
-@dataclass(frozen=True)
-class _Begun:
-    """A step that was handed to the device.
-
-    Attributes:
-        step: its number.
-        started: when.
-        result: what its work gave.
-        samples: that it had.
-        also: metrics of its own.
-    """
-
-    step: int
-    started: float
-    result: StepResult
-    samples: int
-    also: Mapping[str, float]
 
 
 class Trainer:
@@ -111,12 +91,13 @@ class Trainer:
             )
         waits = self._mesh.device.type == "cpu" or policy in ("skip", "rollback")
         self.reads_behind = 0 if waits else 1
-        self._begun: deque[_Begun] = deque()
+        self._begun: deque[Begun] = deque()
         self._asked: deque[Callable[[], Asked]] = deque()
         self._switches = Switches(log.folder, self._train.most_minutes, log.is_writer)
         self._retry = Retry()
         self._last_read = 0.0
         self._introduction: tuple[str, ...] = ()
+        self._local = LocalSaves()
 
     def introduce(self, lines: Sequence[str]) -> None:
         """Say these lines before the first step; a run that is done doesn't."""
@@ -126,6 +107,10 @@ class Trainer:
         """Keep the checkpoint of the best evaluation by a metric; empty: of none."""
         self._best = Best(metric, self._train.patience)
 
+    def save_locally(self, local: LocalSaves) -> None:
+        """Save on the nodes' own disks, too, and go on from there."""
+        self._local = local
+
     def resume(self) -> Progress:
         """Resume from the run's newest intact checkpoint, if there is one; give where the run is.
 
@@ -133,7 +118,8 @@ class Trainer:
             CheckpointError: it is of another run.
         """
         wanted = self._wanted_skips()
-        found = self._checkpoints.latest(partial(why_not, wanted=wanted))
+        reason = partial(why_not, wanted=wanted)
+        found = self._local.find(self._checkpoints, self._tensors(), reason, self._refuse)
         if found is None:
             self.progress = Progress(skipped=wanted)
             dropped = self._log.rewind(-1)
@@ -142,7 +128,8 @@ class Trainer:
                     f"no checkpoint in {self._log.folder}: its {dropped} steps begin anew"
                 )
         else:
-            self._go_on(*found, wanted)
+            path, facts, load_from = found
+            self._go_on(path, facts, load_from, wanted)
         if self.progress.skipped:
             self._log.say(f"samples left out of the run's order: {in_words(self.progress.skipped)}")
         if not self._is_done():
@@ -158,13 +145,25 @@ class Trainer:
         decided = self._checkpoints.from_first(lambda: read_skips(self._log.folder))
         return merged([*self._train.skipped, *((e["first"], e["end"]) for e in decided)])
 
-    def _go_on(self, path: Path, facts: Facts, wanted: Ranges) -> None:
+    def _refuse(self, facts: Facts) -> None:
+        """Refuse a local checkpoint of another run; of shared ones the folder's opening does."""
+        if self._record.stage:
+            shown = self._log.folder / "checkpoints" / f"local step {facts['step']}"
+            self._record.check(facts, shown)
+
+    def _go_on(
+        self,
+        path: Path,
+        facts: Facts,
+        load_from: Callable[[dict[str, Tensor]], None],
+        wanted: Ranges,
+    ) -> None:
         """Take a checkpoint's state, and say what is another than when it was saved."""
         stored = config_of(facts, path)
         check_same_model(self._learners[0].model.config, stored, str(path))
         for learner in self._learners:
             learner.check_state(facts["learners"].get(learner.name), path)
-        load(path, self._tensors())
+        load_from(self._tensors())
         self._record = self._record.going_on(facts)
         self.progress = Progress(
             facts["step"], facts["consumed_samples"], facts["extra"], skipped_of(facts, wanted)
@@ -188,32 +187,23 @@ class Trainer:
             return
         self._log.rewind(step)
         self._log.say(f"resuming from {path}")
-        for text in (*self._record.differences(facts), *self._change_of_rate(facts)):
+        clock = self._learners[0].clock
+        for text in (*self._record.differences(facts), *self._record.change_of_rate(facts, clock)):
             self._log.say(text)
-
-    def _change_of_rate(self, facts: Facts) -> Iterator[str]:
-        """Say how the learning rate goes on where the run's length or schedule is another."""
-        before = self._record.clock_before(facts)
-        if before is None:
-            return
-        now = self._learners[0].clock
-        if now != before:
-            consumed = self.progress.consumed_samples
-            yield (
-                f"the schedule is over {now.total_samples} samples, was over "
-                f"{before.total_samples}; {consumed} are done: the learning rate of the next step "
-                f"is {now.learning_rate(consumed):.3g}, was to be "
-                f"{before.learning_rate(consumed):.3g}"
-            )
 
     def _tensors(self) -> dict[str, Tensor]:
         return {k: v for learner in self._learners for k, v in learner.tensors().items()}
 
     def save(self) -> None:
         """Save the run's state."""
-        progress = self.progress
         self._heartbeat.enter("save")
-        facts = {
+        self._local.wait(self.progress.step)
+        self._checkpoints.save(self.progress.step, self._tensors(), self._facts())
+
+    def _facts(self) -> Facts:
+        """What a checkpoint keeps beside tensors; all steps were read."""
+        progress = self.progress
+        return {
             **self._record.facts(),
             "step": progress.step,
             "consumed_samples": progress.consumed_samples,
@@ -226,7 +216,6 @@ class Trainer:
             "model": self._learners[0].model.config.model_dump(),
             **adapter_facts(self._learners, self._record),
         }
-        self._checkpoints.save(progress.step, self._tensors(), facts)
 
     def fit(
         self,
@@ -269,12 +258,21 @@ class Trainer:
             if is_saved:
                 self._read(0, evaluate)
                 self._save(is_last)
+            else:
+                self._save_on_nodes(asked.busy, evaluate)
             if is_last and not self._is_done():
                 self._leave(stop, asked.end)
         for text in filter(None, (self._best.why_over(), self._best.where(self._log.folder))):
             self._log.say(text)
         self._finish()
         self._heartbeat.enter("end")
+
+    def _save_on_nodes(self, is_busy: bool, evaluate: Evaluate | None) -> None:
+        """Begin a local checkpoint where one is due and no process still writes another."""
+        if self._local.is_due(self.progress.step, is_busy):
+            self._read(0, evaluate)
+            self._heartbeat.enter("save")
+            self._local.begin(self.progress.step, self._tensors(), self._facts())
 
     def _evaluate_start(self, evaluate: Evaluate | None) -> None:
         """Evaluate a run that begins, before its first step."""
@@ -358,7 +356,7 @@ class Trainer:
         samples = self._ramp.at(self.progress.consumed_samples)
         self.progress = self.progress.after_step(samples, result.extra)
         also = self._rechecks.said(self.progress.step, self._log.say)
-        self._begun.append(_Begun(self.progress.step, started, result, samples, also))
+        self._begun.append(Begun(self.progress.step, started, result, samples, also))
         self._heartbeat.enter("log")
         self._read(self._behind(), evaluate)
         return result.asked_to_stop
@@ -373,7 +371,8 @@ class Trainer:
         """What the run is asked, as far as that is known. Comm: two numbers over the mesh."""
         ends, saves = self._switches.look()
         back, has_failed = self._wants_back, self._checkpoints.has_failed
-        self._asked.append(stop.ask(Asked(elsewhere, ends, saves, back, has_failed)))
+        busy = self._checkpoints.is_busy or self._local.is_busy
+        self._asked.append(stop.ask(Asked(elsewhere, ends, saves, back, has_failed, busy)))
         asked = Asked()
         while len(self._asked) > self._behind():
             asked |= self._asked.popleft()()
@@ -384,7 +383,7 @@ class Trainer:
         while len(self._begun) > behind:
             self._log_step(self._begun.popleft(), evaluate)
 
-    def _log_step(self, begun: _Begun, evaluate: Evaluate | None) -> None:
+    def _log_step(self, begun: Begun, evaluate: Evaluate | None) -> None:
         """Wait for a step's numbers and log them."""
         since, dropped, step = max(begun.started, self._last_read), self._dropped(), begun.step
         known = begun.result.known(lambda: time.perf_counter() - since)
@@ -424,7 +423,7 @@ class Trainer:
             own = self._best.of(found) if mesh.world.rank == 0 else 0.0
             self._is_best = self._best.see(step, sum_count(own, mesh.world, mesh.device))
 
-    def _look_for_spikes(self, begun: _Begun, metrics: Mapping[str, float]) -> None:
+    def _look_for_spikes(self, begun: Begun, metrics: Mapping[str, float]) -> None:
         step = begun.step
         found = self._spikes.see(step, metrics, begun.samples)
         self._wants_back = bool(found) and self._train.spikes.policy == "rollback"
@@ -491,4 +490,5 @@ class Trainer:
         """Wait until everything is on the disk."""
         self._heartbeat.enter("save")
         self._checkpoints.wait()
+        self._local.end()
         self._log.close()

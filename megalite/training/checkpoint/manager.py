@@ -9,19 +9,16 @@ import contextlib
 import errno
 import shutil
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 
-from megalite.distributed.gather import told_by_any
 from megalite.distributed.mesh import Axis
 from megalite.distributed.transfer import Staged
 from megalite.errors import CheckpointError, SaveFailed
@@ -35,10 +32,9 @@ from megalite.training.checkpoint.manifest import (
     read_manifest,
     write_manifest,
 )
-from megalite.training.checkpoint.search import Search, step_folders
+from megalite.training.checkpoint.search import Search, newest_facts, step_folders
+from megalite.training.checkpoint.together import together
 from megalite.training.checkpoint.write_errors import (
-    DISK_FULL,
-    FAILURES,
     advice_on,
     error_number,
     naming_full_disk,
@@ -142,6 +138,11 @@ class CheckpointManager:
         self._raise()
 
     @property
+    def is_busy(self) -> bool:
+        """Whether a save is under way."""
+        return self._thread is not None and self._thread.is_alive()
+
+    @property
     def has_failed(self) -> bool:
         """Whether a save in the background failed, which :meth:`wait` tells."""
         return self._error is not None
@@ -172,12 +173,12 @@ class CheckpointManager:
         partial = self._step_folder(step).with_suffix(".partial")
         enter = self._saving.heartbeat.enter_write
         try:
-            with self._together():
+            with together(self._axis):
                 if self._rank == 0:
                     shutil.rmtree(partial, ignore_errors=True)
                     partial.mkdir(parents=True)
             enter("write_data", step)
-            with self._together(), naming_full_disk(partial):
+            with together(self._axis), naming_full_disk(partial):
                 dcp.save(
                     tensors,
                     storage_writer=dcp.FileSystemWriter(partial, sync_files=True),
@@ -185,7 +186,7 @@ class CheckpointManager:
                     no_dist=self._group is None,
                 )
             files = self._checksums(partial)
-            with self._together():
+            with together(self._axis):
                 if self._rank == 0:
                     self._publish(step, partial, facts, files)
         except BaseException as error:  # raised again by wait()
@@ -195,33 +196,13 @@ class CheckpointManager:
         finally:
             enter("", step)
 
-    @contextmanager
-    def _together(self) -> Iterator[None]:
-        """Run a part of a save that may fail on one process, so that it fails on all of them.
-
-        Comm: as :func:`told_by_any`.
-        """
-        error: BaseException | None = None
-        try:
-            yield
-        except FAILURES as failure:  # raised again, on all processes
-            error = failure
-        if self._group is None:
-            if error is not None:
-                raise error
-            return
-        told = None if error is None else (getattr(error, "errno", None), reason_of(error))
-        errors = told_by_any(told, self._axis, torch.device("cpu"))
-        if errors:
-            raise OSError(*min(errors, key=lambda one: one[0] not in DISK_FULL))
-
     def _checksums(self, partial: Path) -> Files:
         """Size and checksum of every file, for the first process, which writes the manifest.
 
         Each process reads the files that it wrote. Comm: a gather of their entries.
         """
         files: Files = {}
-        with self._together():
+        with together(self._axis):
             for file in checkpoint_files(partial, self._rank):
                 files[file.name] = {"bytes": file.stat().st_size, "blake2b": checksum(file)}
         gathered: list[Files] | None = None
@@ -342,6 +323,15 @@ class CheckpointManager:
             if self._rank == 0:
                 search.pass_over(fault)
         return None
+
+    def newest_step(self) -> int:
+        """The step of the newest checkpoint by the manifests; -1 without. Comm: a broadcast."""
+
+        def find() -> int:
+            found = newest_facts(self.folder)
+            return -1 if found is None else int(found[1]["step"])
+
+        return self.from_first(find)
 
     def has_one(self, fits: Callable[[Facts], bool]) -> bool:
         """Whether a checkpoint's facts fit; of its files only the manifest is read."""

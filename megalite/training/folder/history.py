@@ -49,6 +49,10 @@ class History:
         """Note that a start goes on from a step."""
         self._add({"began_s": time.time(), "step": step, "restart": restart})
 
+    def go_on_from(self, step: int) -> None:
+        """Note that it is a later step, of a local checkpoint."""
+        self._add({"step": step})
+
     def end(self, reached: int, how: str) -> None:
         """Note how the start ended, in which step."""
         self._add({"ended_s": time.time(), "reached": reached, "how": how})

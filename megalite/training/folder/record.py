@@ -159,6 +159,18 @@ class RunRecord:
             total_samples(train, Progress(facts["step"], facts["consumed_samples"])),
         )
 
+    def change_of_rate(self, facts: Facts, now: Clock) -> Iterator[str]:
+        """Say how the learning rate goes on where the run's length or schedule is another."""
+        before = self.clock_before(facts)
+        if before is not None and now != before:
+            consumed = facts["consumed_samples"]
+            yield (
+                f"the schedule is over {now.total_samples} samples, was over "
+                f"{before.total_samples}; {consumed} are done: the learning rate of the next step "
+                f"is {now.learning_rate(consumed):.3g}, was to be "
+                f"{before.learning_rate(consumed):.3g}"
+            )
+
     def _changes(self, before: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
         """Each key that both have with different values: key, value here, value there."""
         was = WITHOUT_ADAPTERS | dict(flat(before))

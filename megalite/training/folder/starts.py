@@ -40,12 +40,14 @@ class Start:
         restart: torchrun's count.
         time: when it began.
         fault: how it failed, if it could say so.
+        went_on: step that it went on from, of a local checkpoint perhaps; -1: not known.
     """
 
     step: int
     restart: int
     time: str
     fault: str = ""
+    went_on: int = -1
 
 
 class Starts:
@@ -79,6 +81,7 @@ class Starts:
     def _count(self, launch: Launch, facts: Facts) -> str:
         """Add this start to the list of those that failed, unless it has too many."""
         past = [one for one in self._read() if one.step == facts["step"]]
+        past = [one for one in past if one.went_on == past[-1].went_on]
         past = past if launch.restart or launch.is_requeued else []
         for start in past:
             start.fault = self._reported(start) or start.fault
@@ -87,6 +90,14 @@ class Starts:
         self._starts = [*past, Start(facts["step"], launch.restart, time.strftime(TIME))]
         self._write()
         return ""
+
+    def went_on_from(self, step: int) -> None:
+        """Note the step of the checkpoint that this start goes on from: a later one is progress."""
+        if self._history is not None:
+            self._history.go_on_from(step)
+        if self._starts:
+            self._starts[-1].went_on = step
+            self._keep()
 
     def end(self, fault: str = "") -> None:
         """Note how this start ended; with a fault it stays in the list."""

@@ -21,6 +21,7 @@ PHASES = (
     "end",
 )
 WRITE_POINTS = ("write_data", "write_manifest", "rename", "move_latest", "delete_old")
+LOCAL_POINTS = ("local_data", "local_manifest", "local_copy", "local_delete")
 
 OnPoint = Callable[[str, int, Model | None], None]
 
@@ -35,7 +36,8 @@ class Heartbeat:
     Attributes:
         step: under way, from 1; 0 before the first.
         phase: of the training loop, one of ``PHASES``.
-        write_point: what the checkpoint's writer is doing, one of ``WRITE_POINTS``, or empty.
+        write_point: what the checkpoint's writer is doing, one of ``WRITE_POINTS`` or
+            ``LOCAL_POINTS``, or empty.
         model: at work in this phase, if one is.
         stopwatch: how long this process takes for its own work in each phase.
     """

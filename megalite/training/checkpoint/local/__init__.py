@@ -1,0 +1,1 @@
+"""Checkpoints on the nodes' own disks, each with a copy on a neighbour node."""
