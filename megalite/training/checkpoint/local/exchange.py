@@ -127,7 +127,7 @@ class _Incoming:
 
     @property
     def _partial(self) -> Path:
-        return self.folder / f"from-{self.source}.partial"
+        return self.folder / f"from-{self.source}-to-{dist.get_rank()}.partial"
 
     def finish(self) -> None:
         """Make the part whole in the folder.
