@@ -34,4 +34,4 @@ def test_five_steps_are_those_of_one_process(cluster, alone, layout):
 
 def test_the_reference_point_of_kto_counts(alone):
     """At 0 it would hide what is compared above."""
-    assert max(row["kl"] for row in alone["chatglm2-tiny"]) > 0
+    assert max(row["kto_kl"] for row in alone["chatglm2-tiny"]) > 0

@@ -68,15 +68,19 @@ class Batches:
 class BytePairs:
     """A tokenizer's ids by ``tiktoken``."""
 
-    def __init__(self, rust: tokenizers.Tokenizer, fast: Any, ids: Sequence[int]) -> None:
+    def __init__(
+        self, rust: tokenizers.Tokenizer, fast: Any, pattern: str, ids: Sequence[int]
+    ) -> None:
         """Join what :func:`fast_byte_pairs` made.
 
         Args:
             rust: the tokenizer, which what is left out is left to.
             fast: tiktoken's encoding, whose ids are ranks.
+            pattern: that cuts a text into words.
             ids: of ranks.
         """
         self._rust, self._fast, self._ids = rust, fast, np.asarray(ids)
+        self._pattern = pattern
         content = [token.content for token in rust.get_added_tokens_decoder().values()]
         self._added = sorted(content)
         self._starts = {token[:2] for token in content}
@@ -109,7 +113,7 @@ class BytePairs:
         if not characters:
             return
         probes = [beside + one for one in characters for beside in BESIDE]
-        fast = iter(_number_of_words(self._fast._pat_str, probes))
+        fast = iter(_number_of_words(self._pattern, probes))
         for one in characters:
             own = [next(fast) for _ in BESIDE]
             is_alike = own == [len(self._words(beside + one)) for beside in BESIDE]
@@ -145,7 +149,7 @@ def fast_byte_pairs(rust: tokenizers.Tokenizer) -> BytePairs | None:
         return None
     ranks = {token: rank for rank, token in enumerate(ranked)}
     fast = tiktoken.Encoding("ids", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
-    return BytePairs(rust, fast, list(ranked.values()))
+    return BytePairs(rust, fast, pattern, list(ranked.values()))
 
 
 def _pattern(content: dict[str, Any]) -> str | None:

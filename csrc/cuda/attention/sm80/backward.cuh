@@ -345,10 +345,13 @@ struct BackwardGradients {
     if (block.thread == 0) store_release(anew.counts, anew.at, anew.number + 1);
   }
 
-  /// dk or dv of the block's tile of keys, from all slots.
+  /// dk or dv of the block's tile of keys, from all slots that a part of it has added to: a tile that
+  /// is not divided further may have fewer parts than there are slots.
   MEGALITE_DEVICE void write_slots(Global<T> out, int of_v, float factor) const {
+    const bool is_fine = block.first_key() / C::kKeys >= block.w.key_tiles - block.w.fine_tiles;
+    const int used = is_fine ? block.w.slots : smaller(block.w.slots, block.w.parts);
     Gradient sum = {};
-    for (int slot = 0; slot < block.w.slots; ++slot) load_slot(sum, slot, of_v);
+    for (int slot = 0; slot < used; ++slot) load_slot(sum, slot, of_v);
     write(out, sum, factor);
   }
 };
