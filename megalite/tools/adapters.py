@@ -100,7 +100,7 @@ def _with_sizes(
             found[layer] = Factors(torch.zeros(0, 0), size.new_zeros(len(size), 0), size)
         else:
             assert one.sizes is not None
-            found[layer] = one._replace(sizes=(1 + one.sizes) * size)
+            found[layer] = Factors(one.down, one.up, (1 + one.sizes) * size)
     return found
 
 
@@ -191,7 +191,7 @@ def _with_changes(factors: dict[str, Factors], base: dict[str, Tensor]) -> dict[
         sizes = own if one.sizes is None else one.sizes
         if sizes.shape == own.shape:  # others are refused with the other factors
             sizes = torch.where(own > 0, sizes / own - 1, 0.0)  # zeros have no direction
-        found[layer] = one._replace(sizes=sizes)
+        found[layer] = Factors(one.down, one.up, sizes)
     return found
 
 

@@ -112,9 +112,13 @@ class Monitor:
         self.statuses.publish(status)
         return status
 
+    def loss_of_launcher(self) -> str | None:
+        """Say that the torchrun that started this process is gone; None while it is there."""
+        return loss_of_launcher(self._launcher)
+
     def _look_for_launcher(self) -> None:
         """End without the torchrun that started this process: nobody would end it or start it."""
-        lost = loss_of_launcher(self._launcher)
+        lost = self.loss_of_launcher()
         if lost is not None:
             self._leave(f"{self.own.now().name()}: {lost}", is_reporter=True)
 

@@ -86,10 +86,17 @@ class Watchdog:
                 raise _cause_of_lost_connection(monitor) from error
             _report_error(monitor, error)
         except RuntimeError as lost:  # the store's error
+            own = monitor.loss_of_launcher()  # which may have held the store
+            what = (
+                f": {own}"
+                if own
+                else (
+                    " lost the others and torchrun's store: the torchrun that holds it, or its node, is "
+                    f"gone ({str(lost).splitlines()[0]})"
+                )
+            )
             failure = RankFailure(
-                f"{monitor.own.now().name()} lost the others and torchrun's store: the torchrun "
-                f"that holds it, or its node, is gone ({str(lost).splitlines()[0]}); stacks are in "
-                f"{monitor.folder.path}"
+                f"{monitor.own.now().name()}{what}; stacks are in {monitor.folder.path}"
             )
             failure.speaks = True
             if isinstance(error, MegaliteError):
