@@ -88,13 +88,10 @@ class Watchdog:
         except RuntimeError as lost:  # the store's error
             own = monitor.loss_of_launcher()  # which may have held the store
             what = (
-                f": {own}"
-                if own
-                else (
-                    " lost the others and torchrun's store: the torchrun that holds it, or its node, is "
-                    f"gone ({str(lost).splitlines()[0]})"
-                )
+                " lost the others and torchrun's store: the torchrun that holds it, or its node, "
             )
+            what += f"is gone ({str(lost).splitlines()[0]})"
+            what = f": {own}" if own else what
             failure = RankFailure(
                 f"{monitor.own.now().name()}{what}; stacks are in {monitor.folder.path}"
             )
