@@ -69,10 +69,10 @@ def start(node: int, words: list[str], restarts: int) -> subprocess.Popen:
 
 
 def test_two_nodes_give_the_losses_of_one_process_over_a_restart(work, whole, nodes):
-    """A rank is killed on its node; both torchruns meet again and the run goes on."""
+    """A rank is killed on its node, when a save is surely whole: the next one has begun after it."""
     run = work.new_run()
     words = work.pretrain_words(run, "--parallel.shard", "2", "--parallel.timeout_s", "60")
-    words += ["--faults.kind", "kill", "--faults.rank", "1", "--faults.step", "8"]
+    words += ["--faults.kind", "kill", "--faults.rank", "1", "--faults.step", "12"]
     started = [start(node, words, restarts=3) for node in range(2)]
     try:
         said = [process.communicate(timeout=250)[0] for process in started]
