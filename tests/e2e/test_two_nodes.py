@@ -69,7 +69,7 @@ def start(node: int, words: list[str], restarts: int) -> subprocess.Popen:
 
 
 def test_two_nodes_give_the_losses_of_one_process_over_a_restart(work, whole, nodes):
-    """A rank is killed on its node, when a save is surely whole: the next one has begun after it."""
+    """A rank is killed on its node, when an earlier save is whole; both torchruns go on from it."""
     run = work.new_run()
     words = work.pretrain_words(run, "--parallel.shard", "2", "--parallel.timeout_s", "60")
     words += ["--faults.kind", "kill", "--faults.rank", "1", "--faults.step", "12"]
