@@ -26,8 +26,8 @@
 //   instruction counts (benchmarks/sass.py) the five-product loop is bound by the tensor cores: 2560
 //   clocks for 64 x 128 pairs at H 64; so two more products would cost 40 %, while the sums cost 4
 //   bytes of L2 traffic per 10 * kKeys flops, and 10 bytes an element of dq once. Blocks that take
-//   turns at a floating-point sum would save these 10 bytes, but those of a head that start together
-//   would wait for each other, and under a causal mask the short ones for the long ones.
+//   turns at a floating-point sum would save these 10 bytes, but they would wait for each other, and
+//   under a causal mask the short ones for the long ones.
 // Source: Dao 2023, arXiv:2307.08691, algorithm 2.
 // Tested by: tests/kernels/test_attention.py and test_attention_parts.py, on the emulator.
 #pragma once
@@ -345,13 +345,12 @@ struct BackwardGradients {
     if (block.thread == 0) store_release(anew.counts, anew.at, anew.number + 1);
   }
 
-  /// dk or dv of the block's tile of keys, from all slots that a part of it has added to: a tile that
-  /// is not divided further may have fewer parts than there are slots.
+  /// dk or dv of the block's tile of keys, from all slots; a tile may have fewer parts than those.
   MEGALITE_DEVICE void write_slots(Global<T> out, int of_v, float factor) const {
     const bool is_fine = block.first_key() / C::kKeys >= block.w.key_tiles - block.w.fine_tiles;
-    const int used = is_fine ? block.w.slots : smaller(block.w.slots, block.w.parts);
     Gradient sum = {};
-    for (int slot = 0; slot < used; ++slot) load_slot(sum, slot, of_v);
+    for (int slot = 0; slot < block.w.slots && (is_fine || slot < block.w.parts); ++slot)
+      load_slot(sum, slot, of_v);
     write(out, sum, factor);
   }
 };
