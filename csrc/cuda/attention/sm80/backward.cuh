@@ -25,9 +25,8 @@
 //   for dQ would need no sums over blocks, but would recompute S and dP: seven products. By
 //   instruction counts (benchmarks/sass.py) the five-product loop is bound by the tensor cores: 2560
 //   clocks for 64 x 128 pairs at H 64; so two more products would cost 40 %, while the sums cost 4
-//   bytes of L2 traffic per 10 * kKeys flops, and 10 bytes an element of dq once. Blocks that take
-//   turns at a floating-point sum would save these 10 bytes, but they would wait for each other, and
-//   under a causal mask the short ones for the long ones.
+//   bytes of L2 traffic per 10 * kKeys flops, and 10 bytes an element of dq once. Taking turns at a
+//   floating-point sum would save these, but under a causal mask short blocks would wait for long.
 // Source: Dao 2023, arXiv:2307.08691, algorithm 2.
 // Tested by: tests/kernels/test_attention.py and test_attention_parts.py, on the emulator.
 #pragma once
