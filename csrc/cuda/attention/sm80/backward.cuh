@@ -14,8 +14,7 @@
 //   accumulators of P^T and dS^T are operand A of dV and dK without a shuffle. Up to H 64 a warp owns
 //   32 keys for all rows and P stays in its registers; above, warps that share keys split the head
 //   dimension of dK and dV and read each other's P^T and dS^T from shared memory. dS always goes
-//   through shared memory for dQ. Q_i and dO_i are double-buffered (single at H 256): the next tiles
-//   are copied while these are used.
+//   through shared memory for dQ. Q_i and dO_i are double-buffered (single at H 256).
 // Numerics: fp32 sums, P and dS rounded to T for their products; dbias from unrounded dS. A block
 //   sums dk and dv of its pairs in a fixed order, and parts are added in a fixed order. The sums of
 //   dq and dbias over blocks are of integers (backward_units.cuh), whose order doesn't matter: no
