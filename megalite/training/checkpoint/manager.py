@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
@@ -24,7 +24,7 @@ from megalite.distributed.transfer import Staged
 from megalite.errors import CheckpointError, SaveFailed
 from megalite.torch_private import checkpoint_files
 from megalite.training.checkpoint.checking import Checkers, fault_in
-from megalite.training.checkpoint.files import checksum, sync_folder, write_synced
+from megalite.training.checkpoint.files import checksum, sync, write_synced
 from megalite.training.checkpoint.manifest import (
     MANIFEST,
     Facts,
@@ -33,7 +33,7 @@ from megalite.training.checkpoint.manifest import (
     write_manifest,
 )
 from megalite.training.checkpoint.search import Search, newest_facts, step_folders
-from megalite.training.checkpoint.together import together
+from megalite.training.checkpoint.together import from_first, together
 from megalite.training.checkpoint.write_errors import (
     advice_on,
     error_number,
@@ -58,6 +58,22 @@ class Saving:
     heartbeat: Heartbeat = field(default_factory=Heartbeat)
     timeout: timedelta = timedelta(minutes=30)
     ranks: list[int] | None = None
+
+    def axis(self, name: str) -> Axis:
+        """The processes that save together, with a group of CPUs of their own.
+
+        Comm: they call this together; it makes the group.
+        """
+        if not dist.is_initialized():
+            return Axis(name)
+        group = dist.new_group(
+            self.ranks,
+            self.timeout,
+            "gloo",
+            use_local_synchronization=self.ranks is not None,
+            group_desc=name,
+        )
+        return Axis(name, dist.get_world_size(group), dist.get_rank(group), group)
 
 
 def _fits(_facts: Facts) -> str:
@@ -89,20 +105,9 @@ class CheckpointManager:
         """
         self.folder, self._keep, self._asynchronous = Path(folder), keep, asynchronous
         self._say, self._saving = say, saving or Saving()
-        self._group: dist.ProcessGroup | None = None
-        if dist.is_initialized():
-            self._group = dist.new_group(
-                self._saving.ranks,
-                self._saving.timeout,
-                "gloo",
-                use_local_synchronization=self._saving.ranks is not None,
-                group_desc="checkpoints",
-            )
+        self._axis = self._saving.axis("checkpoints")
+        self._group = self._axis.group
         self._rank = dist.get_rank() if dist.is_initialized() else 0
-        self._axis = Axis("checkpoints")
-        if self._group is not None:
-            size, place = dist.get_world_size(self._group), dist.get_rank(self._group)
-            self._axis = Axis("checkpoints", size, place, self._group)
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self._left: list[str] = []  # what couldn't be deleted, to be said
@@ -217,20 +222,20 @@ class CheckpointManager:
         enter, path = self._saving.heartbeat.enter_write, partial.with_suffix("")
         enter("write_manifest", step)
         write_manifest(partial, facts, files)
-        sync_folder(partial)
+        sync(partial)
         enter("rename", step)
         shutil.rmtree(path, ignore_errors=True)
         partial.rename(path)
-        sync_folder(self.folder)
+        sync(self.folder)
         enter("move_latest", step)
         write_synced(self.folder / "latest.partial", path.name)
         (self.folder / "latest.partial").rename(self.folder / "latest")
-        sync_folder(self.folder)
+        sync(self.folder)
         best = self._step_folder(facts.get("best", {}).get("step", 0))
         if best == path:
             write_synced(self.folder / "best.partial", path.name)
             (self.folder / "best.partial").rename(self.folder / "best")
-            sync_folder(self.folder)
+            sync(self.folder)
         enter("delete_old", step)
         for old in self._superseded(path):
             if old != best:
@@ -285,20 +290,7 @@ class CheckpointManager:
         Raises:
             CheckpointError: the first process raised it.
         """
-        made: list[Any] = [None, ""]
-        if self._rank == 0:
-            try:
-                made[0] = make()
-            except CheckpointError as error:
-                made[1] = str(error)
-            except OSError as error:
-                made[1] = f"{error.filename or self.folder}: {error.strerror}"
-        if self._group is not None:
-            dist.broadcast_object_list(made, group=self._group)
-        if made[1]:
-            raise CheckpointError(made[1])
-        answer: Made = made[0]
-        return answer
+        return from_first(make, self._axis, self.folder)
 
     def latest(self, why_not: Callable[[Facts], str] = _fits) -> tuple[Path, Facts] | None:
         """The newest intact checkpoint and its facts, or None where there is none.

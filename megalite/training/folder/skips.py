@@ -11,7 +11,7 @@ from pathlib import Path
 
 from megalite.data.skipping import Ranges, in_words, is_same_before, learned_to, merged
 from megalite.errors import CheckpointError
-from megalite.training.checkpoint.files import sync_folder, write_synced
+from megalite.training.checkpoint.files import sync, write_synced
 from megalite.training.checkpoint.manifest import Facts
 
 NAME = "skipped.json"
@@ -41,7 +41,7 @@ def write_skips(folder: Path, entries: list[dict[str, int]]) -> None:
     partial = folder / f"{NAME}.partial"
     write_synced(partial, json.dumps(entries, indent=1) + "\n")
     partial.rename(folder / NAME)
-    sync_folder(folder)
+    sync(folder)
 
 
 def skipped_of(facts: Facts, wanted: Ranges = ()) -> Ranges:

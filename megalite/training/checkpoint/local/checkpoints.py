@@ -11,7 +11,7 @@ import shutil
 import threading
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,6 @@ from torch import Tensor
 
 from megalite.distributed.gather import gather_objects, told_by_any
 from megalite.distributed.launch import Launch
-from megalite.distributed.mesh import Axis
 from megalite.distributed.transfer import Staged
 from megalite.errors import CheckpointError, ConfigError
 from megalite.training.checkpoint.local.choice import Choice, Chosen, Fault
@@ -30,13 +29,14 @@ from megalite.training.checkpoint.local.part import (
     Part,
     layout_of,
     load_part,
+    manifest_name,
     pieces_of,
     write_manifest,
     write_part,
 )
 from megalite.training.checkpoint.manager import Saving
 from megalite.training.checkpoint.manifest import Facts
-from megalite.training.checkpoint.together import together
+from megalite.training.checkpoint.together import from_first, together
 from megalite.training.checkpoint.write_errors import naming_full_disk, reason_of
 
 KEY = "--checkpoint.local.folder"
@@ -91,17 +91,7 @@ class LocalCheckpoints:
         Comm: all processes that save call this together; it makes a group.
         """
         self.folder, self._place, self._saving, self._say = Path(root) / run, place, saving, say
-        self._axis = Axis("local checkpoints")
-        if dist.is_initialized():
-            group = dist.new_group(
-                saving.ranks,
-                saving.timeout,
-                "gloo",
-                use_local_synchronization=saving.ranks is not None,
-                group_desc="local checkpoints",
-            )
-            size, rank = dist.get_world_size(group), dist.get_rank(group)
-            self._axis = Axis("local checkpoints", size, rank, group)
+        self._axis = saving.axis("local checkpoints")
         self._nodes: dict[int, list[int]] = {}
         for rank, node in enumerate(gather_objects(place.node, self._axis)):
             self._nodes.setdefault(node, []).append(rank)
@@ -158,9 +148,9 @@ class LocalCheckpoints:
         Comm: none that is waited for; the thread's is of a group of its own.
         """
         self.wait()
-        part = Part(step, self._axis.rank, self._axis.size, "", layout_of(tensors))
-        if self._axis.rank == 0:
-            part = Part(step, 0, self._axis.size, "", part.holds, facts=facts)
+        rank, size = self._axis.rank, self._axis.size
+        kept = facts if rank == 0 else None
+        part = Part(step, rank, size, "", layout_of(tensors), facts=kept)
         staged = Staged(pieces_of(tensors))
         self._thread = threading.Thread(target=self._save, args=(part, staged))
         self._thread.start()
@@ -189,7 +179,7 @@ class LocalCheckpoints:
             save = [uuid.uuid4().hex]
             if self._axis.group is not None:
                 dist.broadcast_object_list(save, group=self._axis.group, group_src=0)
-            part = Part(**{**vars(part), "save": save[0]})
+            part = replace(part, save=save[0])
             enter("local_data", part.step)
             with together(self._axis):
                 folder.mkdir(parents=True, exist_ok=True)
@@ -247,7 +237,7 @@ class LocalCheckpoints:
         choice = Choice(self._nodes, later_than, why_not)
         choice.hear(self._gathered(self._there() if self._place.is_first else []))
         try:
-            while (chosen := self._told(choice.next)) is not None:
+            while (chosen := from_first(choice.next, self._axis, self.folder)) is not None:
                 faults = self._take(chosen, layout_of(tensors))
                 if not faults:
                     self._chosen = chosen
@@ -270,8 +260,7 @@ class LocalCheckpoints:
         load_part(folder, self._own_part(folder), tensors)
 
     def _own_part(self, folder: Path) -> Part:
-        name = Part(0, self._axis.rank, 0, "", "").manifest_name
-        return Part.read(folder / name)
+        return Part.read(folder / manifest_name(self._axis.rank))
 
     def _there(self) -> list[tuple[int, Part]]:
         """The parts on this node by their manifests, with a process that can send them."""
@@ -290,21 +279,6 @@ class LocalCheckpoints:
         found: list[Any] | None = [None] * self._axis.size if self._axis.rank == 0 else None
         dist.gather_object(own, found, group=self._axis.group, group_dst=0)
         return [entry for entries in found or () for entry in entries]
-
-    def _told(self, make: Callable[[], Chosen | None]) -> Chosen | None:
-        """What the first process makes, given to all; what it refuses, all refuse."""
-        told: list[Any] = [None, ""]
-        if self._axis.rank == 0:
-            try:
-                told[0] = make()
-            except CheckpointError as error:
-                told[1] = str(error)
-        if self._axis.group is not None:
-            dist.broadcast_object_list(told, group=self._axis.group, group_src=0)
-        if told[1]:
-            raise CheckpointError(told[1])
-        chosen: Chosen | None = told[0]
-        return chosen
 
     def _take(self, chosen: Chosen, layout: str) -> list[Fault]:
         """Get this process's part and check it; the faults of all processes."""
@@ -338,7 +312,7 @@ class LocalCheckpoints:
     def _sendable(self, folder: Path, rank: int) -> Part | None:
         """A part that is here; None where it is gone, of which the process that wants it tells."""
         try:
-            return Part.read(folder / Part(0, rank, 0, "", "").manifest_name)
+            return Part.read(folder / manifest_name(rank))
         except CheckpointError:
             return None
 

@@ -11,7 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megalite.training.checkpoint.local.part import Part, sync_file, write_manifest
+from megalite.training.checkpoint.files import sync
+from megalite.training.checkpoint.local.part import Part, write_manifest
 
 CHUNK_BYTES = 1 << 26
 
@@ -148,7 +149,7 @@ class _Incoming:
         text.unlink()
         os.replace(self._partial, self.folder / part.name)
         part.check(self.folder)
-        sync_file(self.folder / part.name)
+        sync(self.folder / part.name)
         write_manifest(self.folder, part)
 
 

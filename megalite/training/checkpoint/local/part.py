@@ -5,9 +5,8 @@ they are; the manifest is written last, so a part without one is none.
 """
 
 import json
-import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from megalite.errors import CheckpointError
 from megalite.layers.shards import local_box, local_part
-from megalite.training.checkpoint.files import checksum, sync_folder, write_synced
+from megalite.training.checkpoint.files import checksum, sync, write_synced
 from megalite.training.checkpoint.manifest import Facts, check_files, digest_of
 
 
@@ -51,7 +50,7 @@ class Part:
     @property
     def manifest_name(self) -> str:
         """Of the manifest."""
-        return f"rank-{self.rank:05}.json"
+        return manifest_name(self.rank)
 
     def text(self) -> str:
         """The manifest, with its own checksum."""
@@ -84,6 +83,11 @@ class Part:
         check_files(folder, {self.name: {"bytes": self.bytes, "blake2b": self.blake2b}})
 
 
+def manifest_name(rank: int) -> str:
+    """Of the part of a process."""
+    return f"rank-{rank:05}.json"
+
+
 def pieces_of(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """What this process holds of each tensor, in the memory of the tensors."""
     return {name: local_part(tensor) for name, tensor in tensors.items()}
@@ -113,8 +117,8 @@ def write_part(folder: Path, part: Part, pieces: Mapping[str, Tensor]) -> Part:
 
     path = folder / part.name
     save_file({name: piece.contiguous() for name, piece in pieces.items()}, path)
-    sync_file(path)
-    return Part(**{**asdict(part), "bytes": path.stat().st_size, "blake2b": checksum(path)})
+    sync(path)
+    return replace(part, bytes=path.stat().st_size, blake2b=checksum(path))
 
 
 def write_manifest(folder: Path, part: Part) -> None:
@@ -122,7 +126,7 @@ def write_manifest(folder: Path, part: Part) -> None:
     partial = folder / f"{part.manifest_name}.partial"
     write_synced(partial, part.text())
     partial.rename(folder / part.manifest_name)
-    sync_folder(folder)
+    sync(folder)
 
 
 def load_part(folder: Path, part: Part, tensors: Mapping[str, Tensor]) -> None:
@@ -140,12 +144,3 @@ def load_part(folder: Path, part: Part, tensors: Mapping[str, Tensor]) -> None:
                 piece.copy_(file.get_tensor(name))
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: can't be read: {error}") from None
-
-
-def sync_file(path: Path) -> None:
-    """Wait until a file's content is on the disk."""
-    number = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)
