@@ -27,8 +27,8 @@ class LocalRun(Run):
         trainer, name = super().trainer(train), local_name(self.folder)
         disk, self.came = self.folder.parent / "disk", []
         self.disk = disk / name
-        local = LocalCheckpoints(disk, name, Place(), Saving(), trainer._log.say)
-        trainer.save_locally(LocalSaves(local, 4, self.came.append))
+        self.local = LocalCheckpoints(disk, name, Place(), Saving(), trainer._log.say)
+        trainer.save_locally(LocalSaves(self.local, 4, self.came.append))
         return trainer
 
     def fail_in(self, step: int) -> "LocalRun":
@@ -36,7 +36,7 @@ class LocalRun(Run):
 
         def fail(now: int, _learner) -> None:
             if now == step:
-                time.sleep(0.3)
+                self.local.wait()
                 raise RuntimeError("a fault")
 
         with pytest.raises(RuntimeError, match="a fault"):
