@@ -223,6 +223,17 @@ def quantised_of(parts: Sequence[Transformer]) -> dict[str, QuantisedWeight]:
     }
 
 
+def num_outs(name: str, dims: int) -> int:
+    """How many of a linear layer's ``dims`` dimensions are outputs, by the weight's name."""
+    return 1 if name.endswith(".output.weight") else dims - 1
+
+
+def as_matrix(name: str, weight: Tensor) -> Tensor:
+    """A linear layer's whole weight [*out, *inputs] as a matrix [O, D]."""
+    outs = num_outs(name, weight.dim())
+    return weight.flatten(outs).flatten(0, outs - 1)
+
+
 @torch.no_grad()
 def round_base(weights: Mapping[str, Tensor | Share], form: Format) -> None:
     """Give whole matrices of a base the values that they have where it is quantised, in place.
@@ -235,8 +246,7 @@ def round_base(weights: Mapping[str, Tensor | Share], form: Format) -> None:
         if not is_linear(name):
             continue
         whole = local_part(weight)
-        outs = 1 if name.endswith(".output.weight") else whole.dim() - 1
-        matrix = quantised(whole.flatten(outs).flatten(0, outs - 1), form)
+        matrix = quantised(as_matrix(name, whole), form)
         whole.copy_(dequantised(matrix, torch.float32).view(whole.shape))
 
 

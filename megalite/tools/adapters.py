@@ -7,7 +7,15 @@ import torch
 from torch import Tensor
 
 from megalite.distributed.launch import Launch
-from megalite.engine.lora import ADAPTER, LoRAConfig, adaptable, is_linear, round_base
+from megalite.engine.lora import (
+    ADAPTER,
+    LoRAConfig,
+    adaptable,
+    as_matrix,
+    is_linear,
+    num_outs,
+    round_base,
+)
 from megalite.engine.weights import config_of, parameter_shapes
 from megalite.errors import CheckpointError, ConfigError
 from megalite.models.config import ModelConfig
@@ -113,9 +121,7 @@ def _base_sizes(base: str, model: ModelConfig, form: Format | None) -> dict[str,
         round_base(matrices, form)
     found = {}
     for name in shapes:
-        matrix = matrices.pop(name)
-        outs = 1 if name.endswith(".output.weight") else matrix.dim() - 1
-        rows = matrix.flatten(outs).flatten(0, outs - 1)
+        rows = as_matrix(name, matrices.pop(name))
         found[name.removesuffix(".weight")] = rows.norm(dim=1)
     return found
 
@@ -208,7 +214,7 @@ def _tensors(factors: dict[str, Factors], model: ModelConfig) -> dict[str, Tenso
         layer = name.removesuffix(".weight")
         if adaptable(layer) not in chosen or layer == name:
             continue
-        outs = 1 if layer.endswith(".output") else len(shape) - 1
+        outs = num_outs(name, len(shape))
         sizes = {"down": (rank, *shape[outs:]), "up": (*shape[:outs], rank)}
         if is_dora:
             sizes["sizes"] = shape[:outs]
