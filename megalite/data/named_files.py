@@ -30,6 +30,11 @@ def row_files(names: Sequence[str]) -> tuple[list[str], list[str]]:
     return list(files), left_out
 
 
+def notes_of_others(left_out: Iterable[str]) -> list[str]:
+    """What is said of files that :func:`row_files` left out."""
+    return [f"{file}: left out, by its name not of rows" for file in left_out]
+
+
 def _rows_of(name: str) -> tuple[list[str], list[str]]:
     if is_hub_rows(name):
         return [name], []

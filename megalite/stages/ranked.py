@@ -34,9 +34,9 @@ class Pairs:
         right = self.scores > 0
         said = self.scores.abs().double().sigmoid()
         sums = _by_stretch("score", self.scores.abs(), right, said)
-        margins = self.margins if self.margins is not None else self.scores.new_full((0,), 0.0)
-        kept = slice(None) if self.margins is not None else slice(0, 0)
-        sums |= _by_stretch("margin", margins, right[kept], said[kept])
+        margins = self.scores[:0] if self.margins is None else self.margins
+        told = len(margins)  # all, or none
+        sums |= _by_stretch("margin", margins, right[:told], said[:told])
         sign = self.tokens.sign()
         for name, value in LENGTHS.items():
             sums[f"{name}/pairs"] = (sign == value).sum()
@@ -88,7 +88,7 @@ def details_of(sums: Sums) -> dict[str, Any]:
             name: {"pairs": sums[f"{name}/pairs"], "right": sums[f"{name}/right"]}
             for name in LENGTHS
         },
-        "longer_first": sums["longer_first"] / unequal if unequal else None,
+        "longer_first": metrics_of(sums).get("longer_first"),
         "longer_better": sums["longer/pairs"] / unequal if unequal else None,
     }
 

@@ -293,9 +293,9 @@ class Stage:
         trainer = Trainer(learners, self.log, checkpoints, every, record, stop)
         trainer.introduce(overview(config, self.mesh, [(n, model.config) for n, model in models]))
         trainer.keep_best(config.checkpoint.best)
-        place = Place.of(self.launch)
-        local = config.checkpoint.local, checkpoints, saving, place, self.log, self.starts
-        trainer.save_locally(local_saves(*local))
+        place, local = Place.of(self.launch), config.checkpoint.local
+        saves = local_saves(local, checkpoints, saving, place, self.log, self.starts)
+        trainer.save_locally(saves)
         self.say(*([learned_of(learner)] for learner in learners if learner.model.lora.rank))
         return trainer, learners
 

@@ -18,7 +18,7 @@ from megalite.data.chat.long_rows import RowRules
 from megalite.data.config import COLUMNS, CorpusConfig
 from megalite.data.example import collate
 from megalite.data.loader import Dataset
-from megalite.data.named_files import row_files, store_names
+from megalite.data.named_files import notes_of_others, row_files, store_names
 from megalite.distributed.launch import Launch
 from megalite.engine.model import Model
 from megalite.errors import ConfigError
@@ -184,8 +184,8 @@ def read_datasets(
         dataset = _rows(speaker, files, rules)
         make = None if isinstance(dataset, RankedAnswers) else _collate_by(speaker)
         found[name] = dataset, make
-        others = [f"{file}: left out, by its name not of rows" for file in left_out]
-        for note in (*dataset.notes, *others) if speaker.launch.rank == 0 else ():
+        notes = (*dataset.notes, *notes_of_others(left_out))
+        for note in notes if speaker.launch.rank == 0 else ():
             sys.stderr.write(f"megalite: {note}\n")
     return found
 

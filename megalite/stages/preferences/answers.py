@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from megalite.data.chat.datasets import Prompts
-from megalite.data.named_files import row_files
+from megalite.data.named_files import notes_of_others, row_files
 from megalite.data.split import Split
 from megalite.engine.base import Judging
 from megalite.engine.model import Model
@@ -12,11 +12,10 @@ from megalite.generation.prompts import Prompt
 from megalite.stages.conversation import ChatFormat
 from megalite.stages.preferences.config import DPOConfig
 from megalite.stages.rlhf.heldout import measure_answers
-from megalite.stages.rlhf.models import frozen, log_probs_of, values_of
+from megalite.stages.rlhf.models import ReferenceModels, frozen, log_probs_of
 from megalite.stages.rlhf.redraw import Rolled
 from megalite.stages.rlhf.rollout import (
     Judges,
-    LocalModels,
     SpecialTokens,
     rollout,
     special_tokens,
@@ -60,9 +59,8 @@ class HeldOutAnswers:
         files, others = row_files(config.answers.prompts)
         rules = replace(config.data.rules, split=Split())
         prompts = Prompts(files, chat_format.chat, chat_format.structure, rules)
-        left_out = [f"{file}: left out, by its name not of rows" for file in others]
         tokens = special_tokens(chat_format.chat)
-        return cls(config, prompts, tokens, [*prompts.notes, *left_out])
+        return cls(config, prompts, tokens, [*prompts.notes, *notes_of_others(others)])
 
     def measured(self, stage: Stage, model: Model, reference: Judging) -> Evaluate:
         """What measures the answers of ``model``, against what it was as it started.
@@ -71,20 +69,11 @@ class HeldOutAnswers:
         """
         config, drawn = self.config, self.config.answers.rollout
         reward = self._reward_model(stage)
-
-        def drop() -> None:
-            for judge in filter(None, (reference, reward)):
-                judge.reshard()
-
         judges = Judges(
             decode_with(model),
             log_probs_of(model, drawn.temperature),
             None,
-            LocalModels(
-                log_probs_of(reference, drawn.temperature),
-                None if reward is None else values_of(reward),
-                drop=drop,
-            ),
+            ReferenceModels(reference, reward).judges(drawn.temperature),
             stage.mesh.device,
         )
 
