@@ -24,7 +24,8 @@ from megalite.data.records import Record
 from megalite.distributed.launch import Launch
 from megalite.errors import ConfigError, MegaliteError
 from megalite.stages.device import usable_gpus
-from megalite.tools.report.page import read_jsonl, series
+from megalite.tools.report.page import read_jsonl
+from megalite.tools.report.series import series
 from megalite.tools.stdlib_corpus import write_corpus
 
 FOLDER = "runs/demo"  # as the configs have it

@@ -7,6 +7,7 @@ import html
 from collections.abc import Mapping, Sequence
 
 from megalite.data.records import Record
+from megalite.tools.report.series import series
 from megalite.tools.report.table import table
 
 KL = "heldout_kl"  # of runs whose answers are measured
@@ -59,11 +60,7 @@ def ends_of(records: Sequence[Record]) -> dict[str, Ends]:
     """Each measure of a run before its first step and at its last evaluation."""
     found: dict[str, Ends] = {}
     for key in (*MEASURES, DEVIATION):
-        values = [
-            (row["step"], float(row[key]))
-            for row in records
-            if "step" in row and isinstance(row.get(key), (int, float))
-        ]
+        values = series(records, key)
         if values and values[0][0] == 0:
             found[key] = values[0][1], values[-1][1]
     return found

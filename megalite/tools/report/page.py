@@ -16,6 +16,7 @@ from megalite.tools.report.alignment import alignment_section
 from megalite.tools.report.chart import DASHES, Line, line_chart
 from megalite.tools.report.faults import fault_section
 from megalite.tools.report.rankings import ranking_section
+from megalite.tools.report.series import series
 from megalite.tools.report.style import STYLE, hiding, switches
 from megalite.tools.report.table import table
 
@@ -156,15 +157,6 @@ def read_jsonl(path: Path) -> list[Record]:
     if not path.exists():
         raise DataError(f"{path}: no such file; give the folder of a run")
     return [record for _, record in json_records(path)]
-
-
-def series(records: list[Record], key: str) -> list[tuple[float, float]]:
-    """The (step, value) points of one metric."""
-    return [
-        (float(record["step"]), float(record[key]))
-        for record in records
-        if "step" in record and isinstance(record.get(key), (int, float))
-    ]
 
 
 def lines_of(chart: Chart, metrics: Mapping[str, list[Record]]) -> list[Line]:
