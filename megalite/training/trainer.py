@@ -128,8 +128,7 @@ class Trainer:
                     f"no checkpoint in {self._log.folder}: its {dropped} steps begin anew"
                 )
         else:
-            path, facts, load_from = found
-            self._go_on(path, facts, load_from, wanted)
+            self._go_on(*found, wanted)
         if self.progress.skipped:
             self._log.say(f"samples left out of the run's order: {in_words(self.progress.skipped)}")
         if not self._is_done():

@@ -50,10 +50,8 @@ class Batches:
         if self._fast is None:
             return self._by_rust(texts, special)
         found = [self._fast.encode(text) for text in texts]
-        others = self._by_rust(
-            [t for t, ids in zip(texts, found, strict=True) if ids is None], special
-        )
-        left = iter(others)
+        others = [text for text, ids in zip(texts, found, strict=True) if ids is None]
+        left = iter(self._by_rust(others, special))
         return [next(left) if ids is None else ids for ids in found]
 
     def _by_rust(self, texts: Sequence[str], special: bool) -> list[list[int]]:
@@ -116,13 +114,11 @@ class BytePairs:
         fast = iter(_number_of_words(self._pattern, probes))
         for one in characters:
             own = [next(fast) for _ in BESIDE]
-            is_alike = own == [len(self._words(beside + one)) for beside in BESIDE]
+            words = self._rust.pre_tokenizer.pre_tokenize_str
+            is_alike = own == [len(words(beside + one)) for beside in BESIDE]
             if self._rust.normalizer is not None:  # by Unicode's present rules, known to both
                 is_alike &= unicodedata.category(one) != "Cn"
             (self._alike if is_alike else self._unlike).add(one)
-
-    def _words(self, text: str) -> list[Any]:
-        return self._rust.pre_tokenizer.pre_tokenize_str(text)
 
 
 def _number_of_words(pattern: str, texts: Sequence[str]) -> list[int]:
@@ -189,9 +185,7 @@ def _ranked(content: dict[str, Any]) -> dict[bytes, int] | None:
     added = {token["content"] for token in content["added_tokens"]}
     alone = tokenizers.models.BPE(vocab=ids, merges=[_pair(m) for m in model["merges"]])
     ranked, last = list(of_characters), []
-    for token in order:
-        if len(alone.tokenize(token)) == 1:
-            ranked.append(token)
+    ranked += [token for token in order if len(alone.tokenize(token)) == 1]
     if model.get("ignore_merges"):  # a word that is a token is that token, however it is made
         for token in ids.keys() - set(ranked) - added:
             if not all(c in of_characters for c in token) or len(alone.tokenize(token)) == 2:

@@ -86,12 +86,8 @@ class Watchdog:
                 raise _cause_of_lost_connection(monitor) from error
             _report_error(monitor, error)
         except RuntimeError as lost:  # the store's error
-            own = monitor.loss_of_launcher()  # which may have held the store
-            what = (
-                " lost the others and torchrun's store: the torchrun that holds it, or its node, "
-            )
-            what += f"is gone ({str(lost).splitlines()[0]})"
-            what = f": {own}" if own else what
+            launcher = monitor.loss_of_launcher()  # which may have held the store
+            what = f": {launcher}" if launcher else _lost_store(lost)
             failure = RankFailure(
                 f"{monitor.own.now().name()}{what}; stacks are in {monitor.folder.path}"
             )
@@ -99,6 +95,13 @@ class Watchdog:
             if isinstance(error, MegaliteError):
                 return
             raise failure from error
+
+
+def _lost_store(error: RuntimeError) -> str:
+    return (
+        " lost the others and torchrun's store: the torchrun that holds it, or its node, is gone "
+        f"({str(error).splitlines()[0]})"
+    )
 
 
 def _is_lost_connection(error: BaseException | None) -> bool:
