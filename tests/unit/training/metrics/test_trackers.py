@@ -34,9 +34,13 @@ def play(folder, name, starts):
 WENT_BACK = ((1, [5.0, 4.0, 3.0, 2.0]), (3, [30.0, 20.0]))
 
 
-def test_tensorboard_reads_the_curve_of_a_run_that_went_on(tmp_path):
+@pytest.mark.parametrize("writers_before", range(8, 11))
+def test_tensorboard_reads_the_curve_of_a_run_that_went_on(tmp_path, monkeypatch, writers_before):
+    """TensorBoard reads files by their names' order, which end with the writer's number: 10 before 9."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.summary.writer import event_file_writer
 
+    monkeypatch.setattr(event_file_writer._global_uid, "_value", writers_before)
     play(tmp_path, "tensorboard", WENT_BACK)
     board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     curve = {event.step: event.value for event in board.Scalars("loss")}
