@@ -52,8 +52,9 @@ class TensorBoard:
 def _wait_for_a_later_name(folder: Path) -> None:
     """Return when a new file of ``folder`` comes after those that are there, or after two seconds.
 
-    TensorBoard reads a folder in the order of its names, which begin with the second in which a file was
-    made; of two files of one second the later could come first, and its steps would be taken for old ones.
+    TensorBoard reads a folder in the order of its names, which begin with the second in which a
+    file was made; of two files of one second the later could come first, and its steps would be
+    taken for old ones.
     """
     numbers = [file.name.removeprefix(_NAME).split(".")[0] for file in folder.glob(f"{_NAME}*")]
     newest = max((int(number) for number in numbers if number.isdecimal()), default=0)

@@ -36,7 +36,7 @@ WENT_BACK = ((1, [5.0, 4.0, 3.0, 2.0]), (3, [30.0, 20.0]))
 
 @pytest.mark.parametrize("writers_before", range(8, 11))
 def test_tensorboard_reads_the_curve_of_a_run_that_went_on(tmp_path, monkeypatch, writers_before):
-    """TensorBoard reads files by their names' order, which end with the writer's number: 10 before 9."""
+    """TensorBoard reads files in the order of their names, whose end is a number: 10 before 9."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from tensorboard.summary.writer import event_file_writer
 
