@@ -16,10 +16,14 @@ from megalite.errors import ConfigError
 from megalite.tools.launch import options_of
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+IN_CHINESE = [(ROOT / "README.md", ROOT / "README.zh.md")] + [
+    (ROOT / "docs" / page.name, page) for page in sorted((ROOT / "docs/zh").glob("*.md"))
+]
 CONFIGS = sorted((ROOT / "configs").rglob("*.toml"))
 BLOCK = re.compile(r"^```(?:bash|sh|shell|console)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 SPAN = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
+FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
 OWN_FOLDERS = ("megalite/", "csrc/", "tests/", "benchmarks/", "configs/", "docs/", "requirements/")
 
@@ -142,10 +146,14 @@ def test_no_page_holds_both_sides_of_a_merge(document):
 
 def test_every_page_stands_in_the_sites_contents():
     """mkdocs.yml names each page of docs/ once; ``make docs`` checks the links between them."""
-    contents = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["nav"]
-    groups = [next(iter(item.values())) if isinstance(item, dict) else [item] for item in contents]
+    contents = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("\nnav:")[2]
+    groups = [
+        next(iter(item.values())) if isinstance(item, dict) else [item]
+        for item in yaml.safe_load(contents)
+    ]
     named = sorted(page for group in groups for page in group)
-    assert named == sorted(path.name for path in (ROOT / "docs").glob("*.md"))
+    docs = ROOT / "docs"
+    assert named == sorted(str(path.relative_to(docs)) for path in docs.rglob("*.md"))
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=[command.words for command in COMMANDS])
@@ -174,9 +182,64 @@ def test_configs_load_as_the_config_of_a_command(path):
     pytest.fail("\n".join(said))
 
 
-def test_both_readmes_print_the_same_commands():
-    english, chinese = (list(command_lines(ROOT / f"README{end}.md")) for end in ("", ".zh"))
-    assert english == chinese
+def without_comments(block: str) -> str:
+    return re.sub(r"(^|\s)# .*", "", block)
+
+
+def english_page(path: Path) -> str:
+    """Where a page stands, or the English one that it is the Chinese one of."""
+    path = path.resolve()
+    chinese = {there.resolve(): here for here, there in IN_CHINESE}
+    return str(chinese.get(path, path).relative_to(ROOT))
+
+
+def skeleton(page: Path) -> dict[str, list[str]]:
+    """What a page and its translation have in common, each kind in the order that is its own."""
+    text = page.read_text(encoding="utf-8")
+    prose = FENCE.sub("", text)
+    links = set(LINK.findall(prose)) - {
+        re.search(r"^\[(?:中文|English)\]\((.*)\)$", prose, re.M)[1]
+    }
+    return {
+        "headings": re.findall(r"^#+(?= )", prose, re.MULTILINE),
+        "blocks of code": [without_comments(block) for block in FENCE.findall(text)],
+        "words of code": sorted(set(SPAN.findall(prose))),
+        "rows of tables": re.findall(r"^\|", prose, re.MULTILINE),
+        "links": sorted(x if "://" in x else english_page(page.parent / x) for x in links),
+        "figures": sorted(set(re.findall(r"\d+(?:[.,]\d+)*", SPAN.sub("", prose)))),
+    }
+
+
+@pytest.mark.parametrize(("english", "chinese"), IN_CHINESE, ids=[p[1].stem for p in IN_CHINESE])
+def test_a_page_and_its_chinese_one_say_the_same(english, chinese):
+    """Code, headings, tables, links and figures; a change of one of the pages is one of both."""
+    here, there = skeleton(english), skeleton(chinese)
+    wrong = []
+    for what, ours in here.items():
+        missing = [x for x in ours if ours.count(x) > there[what].count(x)]
+        more = [x for x in there[what] if there[what].count(x) > ours.count(x)]
+        if missing or (more and what != "figures"):
+            wrong.append(f"{what}: missing {missing[:5]}, more {more[:5]}")
+        elif what == "blocks of code" and ours != there[what]:
+            wrong.append(f"{what}: in another order")
+    assert not wrong, f"{chinese.relative_to(ROOT)} beside {english.name}:\n" + "\n".join(wrong)
+
+
+def test_chinese_pages_link_to_chinese_pages_and_each_page_to_its_other():
+    wrong = []
+    for english, chinese in IN_CHINESE:
+        links = LINK.findall(FENCE.sub("", chinese.read_text(encoding="utf-8")))
+        other = [link for link in links if (chinese.parent / link).resolve() == english]
+        translated = {path for path, _ in IN_CHINESE} - {english}
+        wrong += [
+            f"{chinese.name}: {x}" for x in links if (chinese.parent / x).resolve() in translated
+        ]
+        back = f"[中文]({chinese.relative_to(english.parent)})"
+        wrong += [] if len(other) == 1 else [f"{chinese.name}: no link to {english.name}"]
+        wrong += (
+            [] if back in english.read_text(encoding="utf-8") else [f"{english.name}: no {back}"]
+        )
+    assert not wrong, "\n".join(wrong)
 
 
 def test_tracked_files_are_small():
