@@ -1,13 +1,23 @@
 """Say in one line what is wrong with a config and what would be right."""
 
 import difflib
+import json
 from collections import defaultdict
+from collections.abc import Mapping
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails as Problem
 
 from megalite.config.elsewhere import ours_for
-from megalite.config.section import Section, all_keys, find_field, section_class
+from megalite.config.section import (
+    Section,
+    UsualName,
+    all_keys,
+    find_field,
+    named_at,
+    section_class,
+)
+from megalite.errors import ConfigError
 
 
 def explain(
@@ -113,3 +123,34 @@ def _suggestion(cls: type[Section], key: tuple[str, ...]) -> str:
         return f"did you mean {' or '.join(nearest)}?"
     names = ", ".join(section.model_fields)
     return f"{prefix.rstrip('.') or 'the config'} has {names}"
+
+
+def placed(message: str, cls: type[Section], values: Mapping[str, object], above: str = "") -> str:
+    """A section's refusal, in the name of where the section stands.
+
+    A section that stands elsewhere than its class says is marked with :class:`UsualName`; the one
+    that refuses is found by reading it alone.
+    """
+    for name, field in cls.model_fields.items():
+        section, told = section_class(field.annotation), values.get(name)
+        usual = next((one.name for one in field.metadata if isinstance(one, UsualName)), "")
+        if section is None or not told:
+            continue
+        if not usual and isinstance(told, Mapping):
+            message = placed(message, section, told, f"{above}{name}.")
+        items = told if isinstance(told, list) else [told]
+        for number, item in enumerate(items if usual else ()):
+            if _refuses(section, item, message):
+                where = f"{above}{name}.{number}" if isinstance(told, list) else above + name
+                return named_at(message, section, usual, where)
+    return message
+
+
+def _refuses(section: type[Section], values: object, message: str) -> bool:
+    try:
+        section.model_validate_json(json.dumps(values))
+    except ConfigError as error:
+        return str(error) == message
+    except ValidationError:
+        return False
+    return False

@@ -10,7 +10,7 @@ from typing import Any, TypeVar, cast
 from pydantic import ValidationError
 
 from megalite.config.bases import BASE, TABLE, Based, file_of, is_recipe, merged
-from megalite.config.explain import explain
+from megalite.config.explain import explain, placed
 from megalite.config.section import Section, find_field, members
 from megalite.errors import ConfigError
 
@@ -79,6 +79,8 @@ def validated(
         return cls.model_validate_json(text)
     except ValidationError as error:
         raise ConfigError(explain(error, cls, source, set(given))) from None
+    except ConfigError as error:
+        raise ConfigError(placed(str(error), cls, values)) from None
 
 
 def _check_stage(cls: type[Section], based: Based, path: str | Path | None) -> None:

@@ -1,12 +1,21 @@
 """The base of every config section, and how a dotted key finds its field."""
 
+import re
 import types
 import typing
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 from pydantic.fields import FieldInfo
+
+
+@dataclass(frozen=True)
+class UsualName:
+    """Marks a field whose section says ``name`` of itself in what its validator refuses."""
+
+    name: str
 
 
 class Section(BaseModel):
@@ -69,3 +78,9 @@ def all_keys(root: type[Section], prefix: str = "") -> Iterator[str]:
             yield prefix + name
         else:
             yield from all_keys(inner, f"{prefix}{name}.")
+
+
+def named_at(message: str, section: type[Section], own: str, place: str) -> str:
+    """A refusal of a section that its class calls ``own``, in the name of where it stands."""
+    keys = "|".join(section.model_fields)
+    return re.sub(rf"(--|(?<![\w/.])){own}(:|\.(?:{keys})\b)", rf"\1{place}\2", message)

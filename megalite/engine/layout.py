@@ -80,8 +80,8 @@ def faults(demand: Demand, parallel: ParallelConfig) -> Iterator[str]:
         return
     yield from _model_faults(demand.model, parallel)
     if demand.world_size and demand.batch is not None:
-        yield from _batch_faults(demand.batch, demand.world_size, parallel)
-        yield from _ramp_faults(demand.batch, demand.world_size, parallel)
+        judge = _ramp_faults if demand.batch.before else _batch_faults
+        yield from judge(demand.batch, demand.world_size, parallel)
 
 
 def _model_faults(model: ModelConfig, parallel: ParallelConfig) -> Iterator[str]:
@@ -135,8 +135,10 @@ def _ramp_faults(batch: BatchSizes, world_size: int, parallel: ParallelConfig) -
         one = replace(batch, global_batch_size=size, before=())
         return next(_batch_faults(one, world_size, parallel), "")
 
-    unfit = [size for size in dict.fromkeys(batch.before) if fault(size)]
-    if not unfit:
+    last = batch.global_batch_size
+    unfit = [size for size in dict.fromkeys((*batch.before, last)) if fault(size)]
+    if not unfit or unfit == [last]:
+        yield from _batch_faults(batch, world_size, parallel)
         return
     _, replicate, shard, _ = parallel.sizes(world_size)
     unit = batch.unit * replicate * shard

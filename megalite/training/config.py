@@ -1,12 +1,12 @@
 """What a training run is told, besides its model, data and layout."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from megalite.config.amount import Amount, Length, in_samples, read_number
 from megalite.config.course import Course, values_of
-from megalite.config.section import Section
+from megalite.config.section import Section, UsualName
 from megalite.data.ramp import Ramp, RampConfig
 from megalite.engine.layout import BatchSizes
 from megalite.errors import ConfigError
@@ -284,7 +284,7 @@ class OptimizerConfig(Section):
 class ScheduleConfig(CurveConfig):
     """The learning rate over samples."""
 
-    phases: tuple[PhaseConfig, ...] = Field(
+    phases: Annotated[tuple[PhaseConfig, ...], UsualName("schedule")] = Field(
         (), description="curves one after another: each begins where the one before ends"
     )
 

@@ -1,6 +1,7 @@
 """The curve of a learning rate: how it rises, falls and where it ends, as shares of its peak."""
 
 import math
+from collections.abc import Mapping
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -95,12 +96,16 @@ class CurveConfig(Section):
                     f"schedule.warmup {self.warmup} leaves of the run: lower one of them"
                 )
 
-    def check_in(self, total: int, key: str, is_last: bool = True) -> None:
+    def named(self, key: str) -> dict[str, str]:
+        """The lengths as they were told, each behind its key in section ``key``, for a message."""
+        return {one: f"{key}.{one} {getattr(self, one)}" for one in ("warmup", "decay", "end")}
+
+    def check_in(self, total: int, named: Mapping[str, str], is_last: bool = True) -> None:
         """Refuse lengths that overlap; they are settled.
 
         Args:
             total: samples of the run, or of the phase.
-            key: of the section.
+            named: the lengths as they were told; see :meth:`named`.
             is_last: whether nothing follows: the end may be beyond the run then.
 
         Raises:
@@ -111,15 +116,15 @@ class CurveConfig(Section):
         warmup, end = share_of(self.warmup, total), share_of(self.end, total)
         decay = share_of(self.decay, total) if self.kind == "wsd" else 0.0
         if warmup + decay > end + ROUNDING:
-            after = f", and {key}.decay {self.decay} must fit between" if decay else ""
+            after = f", and {named['decay']} must fit between" if decay else ""
             raise ConfigError(
-                f"--{key}.end {self.end}: is at sample {end * total:,.0f}, the warm-up of "
-                f"{key}.warmup {self.warmup} ends at {warmup * total:,.0f}{after}: give a later "
+                f"--{named['end']}: is at sample {end * total:,.0f}, the warm-up of "
+                f"{named['warmup']} ends at {warmup * total:,.0f}{after}: give a later "
                 "end or a shorter warm-up"
             )
         if end > 1.0 and not is_last:
             raise ConfigError(
-                f"--{key}.end {self.end}: is {end * total:,.0f} samples after its phase begins, "
+                f"--{named['end']}: is {end * total:,.0f} samples after its phase begins, "
                 f"and the next begins after {total:,}: phases must not overlap"
             )
 

@@ -75,7 +75,7 @@ def settled(schedule: ScheduleConfig, measure: Measure, total: int) -> ScheduleC
         for number, phase in enumerate(schedule.phases)
     )
     found = schedule.model_copy(update={**_lengths(schedule, measure, "schedule"), "phases": later})
-    _check(found, total)
+    _check(found, schedule, total)
     return found
 
 
@@ -84,18 +84,19 @@ def _lengths(curve: CurveConfig, measure: Measure, where: str) -> dict[str, floa
     return {key: measure.settled(getattr(curve, key), f"{where}.{key}") for key in keys}
 
 
-def _check(schedule: ScheduleConfig, total: int) -> None:
+def _check(schedule: ScheduleConfig, told: ScheduleConfig, total: int) -> None:
+    """Refuse curves that overlap, in the words of ``told``, whose lengths are not settled."""
     begins = [0, *(in_samples(phase.begin, total) for phase in schedule.phases)]
     for number, (before, begin) in enumerate(pairwise(begins)):
         if begin <= before:
             raise ConfigError(
-                f"--schedule.phases.{number}.begin {schedule.phases[number].begin}: is at sample "
+                f"--schedule.phases.{number}.begin {told.phases[number].begin}: is at sample "
                 f"{begin:,}, and the phase before begins at {before:,}: phases must not overlap"
             )
     found = list(phases(schedule, total))
-    for number, phase in enumerate(found):
+    for number, (phase, curve) in enumerate(zip(found, (told, *told.phases), strict=True)):
         key = f"schedule.phases.{number - 1}" if number else "schedule"
-        phase.curve.check_in(phase.total, key, phase is found[-1])
+        phase.curve.check_in(phase.total, curve.named(key), phase is found[-1])
 
 
 def total_samples(train: TrainConfig, progress: Progress) -> int:

@@ -141,6 +141,14 @@ BAD = {
     "recipe:alpaca-7b": "is of the stage sft: use megalite sft recipe:alpaca-7b",
     "recipe:gpt3-125m --scale 0": "--scale 0: must be a number above 0",
     "recipe:gpt3-125m --scale": "--scale ?: must be a number above 0",
+    "recipe:bloom-176b --train.batch_ramp.start 190": "--train.batch_ramp.start 190: with an "
+    "increment of 16 must reach train.global_batch_size 2048: use 176 or 192",
+    "recipe:bloom-176b --train.batch_ramp.over 5furlongs": "--train.batch_ramp.over: '5furlongs': "
+    "must be a share of the run such as 0.01, or a number of steps, samples",
+    "recipe:bloom-176b --schedule.warmup 2000steppes": "--schedule.warmup: '2000steppes': must be",
+    "--schedule.kind wsd --schedule.warmup 0.9 --schedule.decay 0.5": "--schedule.decay 0.5: must "
+    "be at most 0.1, what schedule.warmup 0.9 leaves of the run",
+    "--optimizer.kind sgd": "--optimizer.kind = 'sgd': must be 'adamw', ",
 }
 
 

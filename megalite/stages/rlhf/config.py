@@ -1,12 +1,13 @@
 """What a run is told whose model answers prompts and learns from the scores: PPO, GRPO."""
 
 from abc import abstractmethod
-from typing import ClassVar, TypeVar
+from typing import Annotated, ClassVar, TypeVar
 
 from pydantic import Field
 
 from megalite.config.amount import Measure
 from megalite.config.course import settled as settled_course
+from megalite.config.section import UsualName
 from megalite.data.config import ConversationConfig, CorpusConfig
 from megalite.engine.layout import BatchSizes
 from megalite.errors import ConfigError
@@ -55,7 +56,7 @@ class PolicyConfig(LanguageConfig):
     reward: ScoreConfig = ScoreConfig()
     kl: KLConfig = KLConfig()
     update: PolicyUpdateConfig = PolicyUpdateConfig()
-    pretraining: CorpusConfig = CorpusConfig()
+    pretraining: Annotated[CorpusConfig, UsualName("data")] = CorpusConfig()
     frozen: FrozenConfig = FrozenConfig()
 
     def settled_in(self: PolicyConfigT, measure: Measure, total: int) -> PolicyConfigT:

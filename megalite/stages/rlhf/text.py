@@ -3,10 +3,10 @@
 Source: Ouyang et al. 2022, arXiv:2203.02155, eq. 2.
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from megalite.config.section import named_at
 from megalite.data.config import CorpusConfig
 from megalite.data.corpus.blend import Blend
 from megalite.data.example import Example
@@ -17,8 +17,6 @@ from megalite.ops.random import fold
 from megalite.stages.corpus import blend_stores, store_opener, text_batch
 from megalite.stages.rlhf.config import PolicyConfig
 from megalite.stages.start import said_by
-
-_KEY = re.compile(rf"(--|(?<![\w/.]))data(:|\.(?:{'|'.join(CorpusConfig.model_fields)})\b)")
 
 
 @dataclass(frozen=True)
@@ -56,7 +54,8 @@ class Text:
             )
             opened.make([opened.samples[0]], [0])
         except (ConfigError, DataError) as error:
-            raise type(error)(_KEY.sub(r"\1pretraining\2", str(error))) from None
+            told = named_at(str(error), CorpusConfig, "data", "pretraining")
+            raise type(error)(told) from None
         return opened
 
     def make(self, examples: Sequence[Example], sample_ids: Sequence[int]) -> Batch:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from pydantic import Field, model_validator
 from pydantic.fields import FieldInfo
 
+from megalite.cli import main
 from megalite.commands import COMMANDS
 from megalite.config import Section, describe, dump, load
 from megalite.errors import ConfigError
@@ -174,3 +175,24 @@ def test_every_key_is_described_and_every_choice_says_what_its_values_are(comman
         if get_origin(field.annotation) is Literal:
             missing = [v for v in get_args(field.annotation) if str(v) not in text]
             assert not missing, f"{key}: {text!r} doesn't name {missing}"
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("ppo --pretraining.weights [0.0]", "--pretraining.weights [0.0]: must be positive"),
+        (
+            "ppo --pretraining.split 0.5 --pretraining.heldout ['x']",
+            "--pretraining.split 0.5: holds out samples of pretraining.train",
+        ),
+        (
+            "pretrain --schedule.phases [{begin=0.5},{begin=0.7,kind='constant',power=2.0}]",
+            "--schedule.phases.1.power 2.0: kind constant has no such thing",
+        ),
+        ("pretrain --schedule.kind constant --schedule.power 2", "--schedule.power 2.0: kind"),
+    ],
+)
+def test_a_section_that_stands_elsewhere_is_refused_in_that_name(words, says, capsys):
+    assert main(["config", *words.split()]) == 2
+    said = capsys.readouterr().err
+    assert says in said and said.count("\n") == 1

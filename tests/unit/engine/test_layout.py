@@ -1,5 +1,7 @@
 """A layout that doesn't fit is refused with the number to change and layouts that fit."""
 
+from dataclasses import replace
+
 import pytest
 
 from megalite.distributed.mesh import ParallelConfig, factorisations
@@ -87,7 +89,12 @@ def test_all_sizes_of_a_ramp_that_do_not_fit_are_listed_with_the_nearest_that_do
         "processes and pp 1; each, and in brackets the nearest that do: 4 (8), 12 (8 or 16), "
         "22 (16 or 24)"
     )
+    too_large = replace(batch, global_batch_size=42)
+    message = next(faults(Demand(MODEL, 4, too_large), ParallelConfig(shard=4)))
+    assert "4 of its sizes" in message and message.endswith("22 (16 or 24), 42 (40 or 48)")
     fits = BatchSizes(40, 2, before=(8, 16, 24, 32))
+    message = next(faults(Demand(MODEL, 4, replace(fits, global_batch_size=42)), ParallelConfig()))
+    assert message.startswith("--train.global_batch_size 42: must be a multiple of")
     assert next(faults(Demand(MODEL, 4, fits), ParallelConfig(shard=4)), None) is None
     piped = ParallelConfig(pp=4)
     message = next(faults(Demand(MODEL, 4, BatchSizes(40, 2, before=(4, 12))), piped))

@@ -1,4 +1,4 @@
-"""Alpaca's way: a tokenizer with one token more than the model has rows for."""
+"""Alpaca's recipe on a tiny LLaMA whose tokenizer has one token more than it has rows."""
 
 import json
 import math
@@ -18,7 +18,8 @@ from megalite.models.outputs import Logits
 from megalite.ops.mask import causal
 from megalite.stages.start import load_start, stored_config
 
-MORE = ["--train.steps", "1", "--train.global_batch_size", "2", "--run.threads", "1"]
+SIZES = {"hidden_size": 16, "ffn_size": 24, "num_layers": 2, "num_heads": 2, "num_kv_heads": 0}
+MORE = ["--train.epochs", "1", "--train.global_batch_size", "2", "--run.threads", "1"]
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +29,7 @@ def llama(tmp_path_factory, tokenizer):
     folder = tmp_path_factory.mktemp("llama")
     sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
     rows = load_tokenizer(tokenizer).vocab_size - 1
-    heads = {"num_attention_heads": 2, "max_position_embeddings": 64}
+    heads = {"num_attention_heads": 2, "max_position_embeddings": 512}
     LlamaForCausalLM(LlamaConfig(vocab_size=rows, **sizes, **heads)).save_pretrained(folder)
     return folder, rows
 
@@ -37,7 +38,9 @@ def sft(folder, llama, tokenizer, tmp_path, *more: str) -> int:
     data = tmp_path / "rows.jsonl"
     row = {"instruction": "the red cat", "output": "sees a dog"}
     data.write_text(json.dumps(row) + "\n" + json.dumps(row | {"output": "a cat"}) + "\n")
-    words = ["sft", "--data.train", f'["{data}"]', "--data.sequence_length", "32"]
+    words = ["sft", "recipe:alpaca-7b", "--data.train", f'["{data}"]']
+    sizes = SIZES | {"vocab_size": load_tokenizer(tokenizer).vocab_size}
+    words += [word for key, n in sizes.items() for word in (f"--model.{key}", str(n))]
     words += ["--tokenizer.path", str(tokenizer), "--checkpoint.start", str(llama)]
     words += ["--run.folder", str(folder), "--run.device", "cpu", "--run.trackers", "[]"]
     return main([*words, *MORE, *more])
@@ -53,10 +56,10 @@ def logits(model, tokens: torch.Tensor) -> torch.Tensor:
 
 def test_a_run_grows_the_tables_and_transformers_reads_them(llama, tokenizer, tmp_path, capsys):
     folder, rows = llama
-    assert sft(tmp_path / "run", folder, tokenizer, tmp_path) == 2
-    assert f"must be at least {rows + 1}" in capsys.readouterr().err
-    grow = ["--checkpoint.grow_vocabulary", "true"]
-    assert sft(tmp_path / "run", folder, tokenizer, tmp_path, *grow) == 0
+    not_grown = ["--checkpoint.grow_vocabulary", "false"]
+    assert sft(tmp_path / "run", folder, tokenizer, tmp_path, *not_grown) == 2
+    assert f"vocab_size {rows + 1} (there {rows})" in capsys.readouterr().err
+    assert sft(tmp_path / "run", folder, tokenizer, tmp_path) == 0
     assert f"grows from {rows} to {rows + 1}" in capsys.readouterr().out
     words = ["--source", str(tmp_path / "run"), "--target", str(tmp_path / "exported")]
     assert main(["convert", *words, "--tokenizer", str(tokenizer)]) == 0
@@ -69,7 +72,7 @@ def test_a_run_grows_the_tables_and_transformers_reads_them(llama, tokenizer, tm
     with torch.no_grad():
         expected = theirs(tokens).logits
     assert torch.allclose(logits(ours, tokens), expected, atol=1e-5)
-    assert sft(tmp_path / "run", folder, tokenizer, tmp_path, *grow, "--train.steps", "2") == 0
+    assert sft(tmp_path / "run", folder, tokenizer, tmp_path, "--train.epochs", "2") == 0
 
 
 def test_new_rows_are_the_mean_of_the_others(llama, tmp_path):
