@@ -96,19 +96,27 @@ def _dispatch(words: list[str]) -> int:
 def _run(command: Command, words: list[str], launch: "Launch") -> int:
     """Run a command and leave its process group, unless it failed: others may be in it still."""
     config, module = load_config(command, words)
-    from megalite.distributed.mesh import ParallelConfig, leave_process_group
-
     parallel = getattr(config, "parallel", None)
-    if isinstance(parallel, ParallelConfig):  # before anything asks for a GPU
-        for name, value in parallel.environment.items():
-            os.environ.setdefault(name, value)
+    if parallel is not None:
+        from megalite.distributed.mesh import ParallelConfig
+
+        if isinstance(parallel, ParallelConfig):  # before anything asks for a GPU
+            for name, value in parallel.environment.items():
+                os.environ.setdefault(name, value)
     try:
         exit_code = int(module.run(config, launch) or 0)
     except Stopped:
-        leave_process_group()
+        _leave_process_group()
         raise
-    leave_process_group()
+    _leave_process_group()
     return exit_code
+
+
+def _leave_process_group() -> None:
+    """Leave what the command has joined; without its module, and torch behind it, that is none."""
+    mesh = sys.modules.get("megalite.distributed.mesh")
+    if mesh is not None:
+        mesh.leave_process_group()
 
 
 def find_command(words: Sequence[str]) -> tuple[Command, list[str]]:

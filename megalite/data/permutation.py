@@ -5,7 +5,7 @@ A Feistel network permutes [0, 4^k); walking its cycle until the value is below 
 Source: Black & Rogaway 2002, "Ciphers with arbitrary finite domains", the cycle-walking cipher.
 """
 
-from megalite.ops.random import fold, splitmix64
+from megalite.seeds import fold, splitmix64
 
 ROUNDS = 6
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from megalite.data.arrays import Int64
 from megalite.data.loader import Dataset
 from megalite.errors import DataError
-from megalite.ops.random import fold
+from megalite.seeds import fold
 
 Sample = TypeVar("Sample")
 Part = Literal["all", "train", "heldout"]
@@ -46,7 +46,7 @@ class Split:
 
 
 def _mixed(value: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """SplitMix64 of each; see :func:`megalite.ops.random.splitmix64`."""
+    """SplitMix64 of each; see :func:`megalite.seeds.splitmix64`."""
     value = value + np.uint64(0x9E3779B97F4A7C15)
     value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

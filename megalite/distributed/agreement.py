@@ -5,12 +5,13 @@ The store carries text whatever the backend, and needs no device.
 
 from collections.abc import Callable
 from datetime import timedelta
-
-import torch.distributed as dist
+from typing import TYPE_CHECKING
 
 from megalite.distributed.launch import Launch
 from megalite.errors import UserError
-from megalite.torch_private import default_store
+
+if TYPE_CHECKING:
+    from torch.distributed import Store
 
 
 def text_of_first(launch: Launch, make: Callable[[], str]) -> str:
@@ -64,7 +65,11 @@ def text_of_any(launch: Launch, text: str, wait: timedelta | None = None) -> str
     return store.get("text").decode() if store.check(["text"]) else ""
 
 
-def _store_of_call(rank: int) -> dist.Store:
+def _store_of_call(rank: int) -> "Store":
     """A part of the store for one call, the same on all ranks: each counts its calls there."""
+    import torch.distributed as dist  # a process alone, such as data prepare's, needs none of it
+
+    from megalite.torch_private import default_store
+
     store = dist.PrefixStore("agreement", default_store())
     return dist.PrefixStore(str(store.add(f"calls {rank}", 1)), store)

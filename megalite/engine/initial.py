@@ -7,7 +7,8 @@ from megalite.layers.layer import Initial, Layer
 from megalite.layers.linear import AdaptableLinear
 from megalite.layers.shards import Share, local_box, local_part
 from megalite.models.transformer import Transformer
-from megalite.ops.random import fold, hash64, initial_normal
+from megalite.ops.random import initial_normal
+from megalite.seeds import fold, hash64
 
 
 @torch.no_grad()

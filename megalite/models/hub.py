@@ -17,8 +17,7 @@ from typing import Literal, TypeVar
 from megalite.distributed.agreement import text_of_any, text_of_first
 from megalite.distributed.launch import Launch
 from megalite.errors import CheckpointError
-from megalite.models.hugging_face import TOKENIZER_FILES, has_tokenizer
-from megalite.models.tensor_files import has_weights, weight_files
+from megalite.models.files import TOKENIZER_FILES, has_tokenizer, has_weights, weight_files
 
 Wanted = Literal["config", "tokenizer", "model"]  # a model is all three
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")

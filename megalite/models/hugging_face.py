@@ -20,29 +20,11 @@ from megalite.models.tensor_files import TensorFiles
 
 # What a config says of special tokens; where it doesn't, the defaults of its class stand.
 TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
-TOKENIZER_FILES = (  # beginnings of the names of a tokenizer's files
-    "tokenizer",
-    "tokenization_",
-    "special_tokens",
-    "vocab",
-    "merges",
-    "added_tokens",
-    "chat_template",
-    "spiece",
-    "sentencepiece",
-    "ice_text",
-)
 
 
 def is_hugging_face(path: Path) -> bool:
     """Whether a folder is a Hugging Face model."""
     return (path / "config.json").is_file()
-
-
-def has_tokenizer(folder: Path) -> bool:
-    """Whether a folder holds a tokenizer's files."""
-    names = (file.name for file in folder.iterdir() if file.is_file()) if folder.is_dir() else ()
-    return any(name.startswith(TOKENIZER_FILES) for name in names)
 
 
 def has_chat_template(folder: Path) -> bool:

@@ -1,10 +1,9 @@
 """The weights of a published model: which files hold them, and their tensors, one at a time."""
 
-import json
 import pickle
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,46 +12,9 @@ from safetensors import safe_open
 from torch import Tensor
 
 from megalite.errors import CheckpointError
+from megalite.models.files import WEIGHTS, first_line, indexed
 
-WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # or parts of one, and an index of them
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-def weight_files(names: Iterable[str]) -> list[str]:
-    """Which of a published model's files hold the weights, as :class:`TensorFiles` finds them."""
-    names = list(names)
-    for whole in WEIGHTS:
-        stem, _, end = whole.partition(".")
-        if f"{whole}.index.json" in names:
-            parts = [n for n in names if n.startswith(f"{stem}-") and n.endswith(f".{end}")]
-            return [f"{whole}.index.json", *parts]
-        if whole in names:
-            return [whole]
-    return []
-
-
-def has_weights(path: Path) -> bool:
-    """Whether a folder has weights, all parts of them; none of them is opened."""
-    for whole in WEIGHTS:
-        index = path / f"{whole}.index.json"
-        if index.is_file():
-            return all(file.is_file() for file in set(_indexed(index).values()))
-        if (path / whole).is_file():
-            return True
-    return False
-
-
-def _indexed(index: Path) -> dict[str, Path]:
-    """The file of each tensor, by its name.
-
-    Raises:
-        CheckpointError: the index can't be read.
-    """
-    try:
-        names = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        return {name: index.parent / file for name, file in names.items()}
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise CheckpointError(f"{index}: can't be read: {_line(error)}") from None
 
 
 class TensorFiles:
@@ -69,7 +31,7 @@ class TensorFiles:
         for kind in WEIGHTS:
             index = path / f"{kind}.index.json"
             if index.is_file():
-                self._where = _indexed(index)
+                self._where = indexed(index)
                 return
             if (path / kind).is_file():
                 self._where = dict.fromkeys(self._names(path / kind), path / kind)
@@ -87,7 +49,7 @@ class TensorFiles:
                 try:
                     self._open[path] = safe_open(str(path), framework="pt")
                 except Exception as error:  # of several libraries, all meaning a damaged file
-                    raise CheckpointError(f"{path}: can't be read: {_line(error)}") from None
+                    raise CheckpointError(f"{path}: can't be read: {first_line(error)}") from None
             else:
                 self._open[path] = load_tensors(path)
         return self._open[path]
@@ -135,7 +97,7 @@ class TensorFiles:
         try:
             return file[name] if isinstance(file, dict) else take(file)
         except Exception as error:  # of several libraries, all meaning a damaged file
-            raise CheckpointError(f"{path}: {name} can't be read: {_line(error)}") from None
+            raise CheckpointError(f"{path}: {name} can't be read: {first_line(error)}") from None
 
 
 def dtypes_of(path: Path) -> dict[str, Any]:
@@ -163,7 +125,7 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # a damaged pickle raises anything
         if isinstance(error, pickle.UnpicklingError) or "weights_only" in str(error):
             raise CheckpointError(f"{path}: {MORE_THAN_TENSORS}") from None
-        raise CheckpointError(f"{path}: can't be read: {_line(error)}") from None
+        raise CheckpointError(f"{path}: can't be read: {first_line(error)}") from None
     if not isinstance(content, dict):
         raise CheckpointError(
             f"{path}: must hold tensors by name, is of type {type(content).__name__}"
@@ -188,9 +150,3 @@ def _load_pickle(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except RuntimeError:  # of before PyTorch 1.6, or damaged: the plain reading tells
         return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def _line(error: Exception) -> str:
-    """The first line of a library's message."""
-    text = f"{error}".strip() or type(error).__name__
-    return text.splitlines()[0]

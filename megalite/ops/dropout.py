@@ -8,7 +8,8 @@ from torch import Tensor
 
 from megalite.errors import ShapeError
 from megalite.ops.backends import kernels
-from megalite.ops.random import element_keep, fold, hash64
+from megalite.ops.random import element_keep
+from megalite.seeds import fold, hash64
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ in ``csrc/philox.h``; both give the same bits.
 Source: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3".
 """
 
-import hashlib
 import math
 from collections.abc import Callable
 
@@ -18,34 +17,11 @@ _Block = Callable[  # of a key: elements first to first + count, on a device
     [int, int, int, torch.device], Tensor
 ]
 _MASK32 = 0xFFFFFFFF
-_MASK64 = 0xFFFFFFFFFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
 _BLOCK_COUNTERS = 1 << 16  # counters a pass: 512 KiB an int64 buffer, so a round stays in cache
 _DEVICE_BLOCK_COUNTERS = 1 << 22  # of a GPU, which is full then; 32 MiB a buffer
-
-
-def splitmix64(value: int) -> int:
-    """Mix a 64-bit integer (Steele, Lea & Flood 2014); a bijection of [0, 2^64)."""
-    value = (value + 0x9E3779B97F4A7C15) & _MASK64
-    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK64
-    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK64
-    return value ^ (value >> 31)
-
-
-def fold(seed: int, *values: int) -> int:
-    """Mix integers such as step, layer and site into a seed; the result is in [0, 2^63)."""
-    state = seed & _MASK64
-    for value in values:
-        state = splitmix64(state ^ splitmix64(value & _MASK64))
-    return state & (_MASK64 >> 1)
-
-
-def hash64(name: str) -> int:
-    """A 63-bit hash of a name, the same in every process and on every machine."""
-    digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") & (_MASK64 >> 1)
 
 
 def _multiply(multiplier: int, word: Tensor) -> tuple[Tensor, Tensor]:

@@ -18,7 +18,7 @@ from megalite.data.tokenizers.load import load_tokenizer
 from megalite.errors import ConfigError, DataError
 from megalite.models.batch import Batch
 from megalite.models.config import ModelConfig
-from megalite.ops.random import fold
+from megalite.seeds import fold
 from megalite.stages.conversation import check_vocabulary, structure_of
 from megalite.stages.setup import check_positions
 from megalite.stages.special_tokens import NOTHING_SAID, SpecialTokens

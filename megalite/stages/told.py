@@ -6,8 +6,8 @@ from typing import Any
 from megalite.config.load import read_toml
 from megalite.data.config import ConversationConfig
 from megalite.errors import ConfigError
+from megalite.models.files import has_tokenizer
 from megalite.models.hub import folder_of
-from megalite.models.hugging_face import has_tokenizer
 
 WRITING = ("template", "prefix", "decoder_start", "answer_mask", "answer_start")
 

@@ -11,8 +11,9 @@ from typing import Any
 from megalite.data.tokenizers.hugging_face import HuggingFaceTokenizer, open_folder
 from megalite.data.tokenizers.load import load_tokenizer
 from megalite.data.tokenizers.tokenizer import Tokenizer
+from megalite.models.files import TOKENIZER_FILES
 from megalite.models.hub import folder_of
-from megalite.models.hugging_face import TOKENIZER_FILES, TOKENS, is_hugging_face
+from megalite.models.hugging_face import TOKENS, is_hugging_face
 from megalite.stages.told import section_of_run
 
 PROBES = ("The cat sat.", "a  b   c", " a\n\tb", "x = 12345", "é e\u0301 中 🙂")

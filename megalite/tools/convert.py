@@ -22,11 +22,11 @@ from megalite.distributed.launch import Launch
 from megalite.engine.weights import config_of, parameter_shapes
 from megalite.errors import CheckpointError, ConfigError, DataError
 from megalite.models.families import FAMILIES
+from megalite.models.files import has_tokenizer
 from megalite.models.hub import folder_of, pinned
 from megalite.models.hugging_face import (
     Storage,
     fitted,
-    has_tokenizer,
     is_hugging_face,
     our_tensors,
     read_config,

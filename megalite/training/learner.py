@@ -18,7 +18,7 @@ from megalite.engine.model import Item, Model, Task
 from megalite.errors import CheckpointError
 from megalite.layers.shards import gradient_of, local_part
 from megalite.models.outputs import Scale
-from megalite.ops.random import fold
+from megalite.seeds import fold
 from megalite.training.average import Average
 from megalite.training.config import OptimizerConfig, ScheduleConfig, TrainConfig
 from megalite.training.heap import keep_freed_memory

@@ -13,7 +13,7 @@ from megalite.engine.gradients import clip_grad_norm
 from megalite.engine.model import Model
 from megalite.layers.shards import local_box, local_part
 from megalite.models.config import ModelConfig
-from megalite.ops.random import hash64
+from megalite.seeds import hash64
 from tests.dist.exact import numbers
 
 _ODD = {

@@ -30,6 +30,22 @@ def test_answers_without_a_run_import_nothing_heavy(words):
     assert code == ("2" if words == ["nonsense"] else "0")
 
 
+def test_tokenizers_and_stores_are_made_without_torch(tmp_path):
+    """Importing it takes as long as tokenizing some 10 MiB."""
+    (tmp_path / "text.txt").write_text("a text of a few words\n" * 20)
+    code = (
+        "import sys; from megalite.cli import main; "
+        "source = ['--source', '[\"text.txt\"]']; "
+        "made = main(['tokenizer', 'train', *source, '--vocab_size', '260']); "
+        "done = main(['data', 'prepare', *source, '--output', 'out', '--processes', '1']); "
+        "print(made, done, 'torch' in sys.modules)"
+    )
+    answer = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert answer.stdout.splitlines()[-1] == "0 0 False"
+
+
 def test_help_lists_every_command(capsys):
     assert main(["--help"]) == 0
     said = capsys.readouterr().out

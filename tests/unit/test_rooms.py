@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[2]
 ROOMS = (  # a room imports only from those before it
     "errors",
     "extensions",
+    "seeds",
     "torch_private",
     "config",
     "distributed",

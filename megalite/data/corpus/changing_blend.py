@@ -13,7 +13,7 @@ from typing import Generic, TypeVar
 from megalite.data import index
 from megalite.data.loader import Dataset
 from megalite.data.permutation import sample_at
-from megalite.ops.random import fold
+from megalite.seeds import fold
 
 Sample = TypeVar("Sample")
 ORDER, MIX = 0xB1E4D, 0xB1E4E  # of a dataset's own order, and of a phase's, for a seed

@@ -12,7 +12,7 @@ from megalite.data.example import Example, pack
 from megalite.data.objectives.objective import SHORTEST, Objective
 from megalite.data.packing import first_fit
 from megalite.errors import ConfigError, DataError
-from megalite.ops.random import fold, hash64
+from megalite.seeds import fold, hash64
 
 BLOCK = 1024  # pieces that are packed together: sequences 99% full, 0.2 ms to pack a block again
 DRAWS = hash64("objective")

@@ -30,7 +30,7 @@ NEWER = (
 KNOWN = {GPT2, NEWER % "", NEWER % "{1,3}"}  # GPT-2; Qwen 2 and 3; LLaMA 3 and GPT-4
 LONG_SPACE = re.compile(r"\s{4096}")  # beyond which tiktoken's engine runs out of its stack
 BESIDE = ("a", "1", "!", " ", "'")  # with which a letter, digit, sign, space or ending is a word
-MANY = 1 << 22  # characters, from which on the second's preparation is worth it
+WORTH = 8  # characters for each token, from which on the second's preparation is worth it
 
 
 class Batches:
@@ -38,7 +38,7 @@ class Batches:
 
     def __init__(self, rust: tokenizers.Tokenizer) -> None:
         """Read by ``rust``, and from so many characters on by :class:`BytePairs` where it can."""
-        self._rust, self._left = rust, MANY
+        self._rust, self._left = rust, WORTH * rust.get_vocab_size()
         self._fast: BytePairs | None = None
 
     def ids(self, texts: Sequence[str], special: bool) -> list[list[int]]:

@@ -1,7 +1,7 @@
 """A Hugging Face tokenizer folder, read by transformers."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from megalite.data.tokenizers.tokenizer import Tokenizer, decode_known, no_templ
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+GENERAL = ("TokenizersBackend", "PreTrainedTokenizerFast")  # one class, of two versions
 TEXT = "text"  # of which a tokenizer shows what it writes around one
 
 
@@ -142,18 +143,37 @@ def open_folder(path: Path, trust_code: bool = False) -> "PreTrainedTokenizerBas
 
     Nothing is downloaded, and code in the folder runs only if it is trusted.
     """
-    from transformers import AutoTokenizer, BertTokenizerFast, GPT2TokenizerFast
-
     files = {file.name for file in path.iterdir()}
     if not files & {"tokenizer.json", "tokenizer_config.json", "config.json"}:
         if "vocab.txt" in files:
+            from transformers import BertTokenizerFast
+
             is_lower = _is_lower(path / "vocab.txt")
             return BertTokenizerFast.from_pretrained(str(path), do_lower_case=is_lower)
         if {"vocab.json", "merges.txt"} <= files:
+            from transformers import GPT2TokenizerFast
+
             return GPT2TokenizerFast.from_pretrained(str(path))
+    if _is_general(path, files):
+        from transformers import PreTrainedTokenizerFast
+
+        return PreTrainedTokenizerFast.from_pretrained(str(path), local_files_only=True)
+    from transformers import AutoTokenizer
+
     return AutoTokenizer.from_pretrained(
         str(path), local_files_only=True, trust_remote_code=trust_code
     )
+
+
+def _is_general(path: Path, files: Collection[str]) -> bool:
+    """Whether a folder names the class of any ``tokenizer.json``, and nothing that overrules it.
+
+    ``AutoTokenizer`` would choose that class, too, and import torch to do so.
+    """
+    if "tokenizer.json" not in files or "config.json" in files:
+        return False
+    said = folder_config(path)
+    return said.get("tokenizer_class") in GENERAL and "auto_map" not in said
 
 
 def _is_lower(vocabulary: Path) -> bool:

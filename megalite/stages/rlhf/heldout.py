@@ -10,7 +10,7 @@ from megalite.distributed.gather import gather_objects
 from megalite.distributed.mesh import Mesh
 from megalite.distributed.sums import sum_metrics
 from megalite.generation.prompts import Prompt
-from megalite.ops.random import fold
+from megalite.seeds import fold
 from megalite.stages.rlhf.diversity import distinct, self_bleu
 from megalite.stages.rlhf.experience import Judgement
 from megalite.stages.rlhf.redraw import Rolled, in_groups

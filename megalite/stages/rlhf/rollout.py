@@ -16,7 +16,7 @@ from megalite.generation.generate import Answers, Ending
 from megalite.generation.prompts import Prompt
 from megalite.generation.sampling import SamplingConfig
 from megalite.models.batch import Batch
-from megalite.ops.random import fold, hash64
+from megalite.seeds import fold, hash64
 from megalite.stages.rlhf.experience import Judgement
 from megalite.stages.rlhf.responses import Responses, respond, scores_at_end
 from megalite.stages.rlhf.scoring import Scoring

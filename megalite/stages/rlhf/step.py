@@ -13,7 +13,7 @@ from megalite.distributed.sums import Counts
 from megalite.engine.model import Item, Task
 from megalite.generation.prompts import Prompt
 from megalite.models.outputs import LogProbs, Loss, Output, Scale, Values
-from megalite.ops.random import fold
+from megalite.seeds import fold
 from megalite.stages.rlhf.answers import Answered
 from megalite.stages.rlhf.config import GRPOConfig, PolicyConfig, PPOConfig
 from megalite.stages.rlhf.experience import Experience, Judgement, gather_experience

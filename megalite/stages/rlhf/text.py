@@ -13,7 +13,7 @@ from megalite.data.example import Example
 from megalite.data.named_files import store_names
 from megalite.errors import ConfigError, DataError
 from megalite.models.batch import Batch
-from megalite.ops.random import fold
+from megalite.seeds import fold
 from megalite.stages.corpus import blend_stores, store_opener, text_batch
 from megalite.stages.rlhf.config import PolicyConfig
 from megalite.stages.start import said_by

@@ -6,7 +6,7 @@ import pytest
 from megalite.data.records import Records
 from megalite.data.split import PartOf, Split
 from megalite.errors import DataError
-from megalite.ops.random import fold, splitmix64
+from megalite.seeds import fold, splitmix64
 
 
 class Numbers:

@@ -150,8 +150,8 @@ def test_other_makes_are_left_to_their_library(change):
 
 
 def test_batches_change_over_and_give_the_same(monkeypatch):
-    monkeypatch.setattr(byte_pairs, "MANY", 100)
     tokenizer = trained(GPT2)
+    monkeypatch.setattr(byte_pairs, "WORTH", 100 / tokenizer.get_vocab_size())
     batches = Batches(tokenizer)
     texts = [WORDS, "a<|end|>b", "", string.printable]
     first = batches.ids(texts[:1], True)

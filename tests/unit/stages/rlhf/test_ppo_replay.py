@@ -16,7 +16,7 @@ from megalite.errors import ConfigError
 from megalite.generation.prompts import Prompt
 from megalite.models.config import ModelConfig
 from megalite.models.outputs import Logits, Values
-from megalite.ops.random import fold
+from megalite.seeds import fold
 from megalite.stages.length import in_steps
 from megalite.stages.rlhf.answers import Answered
 from megalite.stages.rlhf.config import PPOConfig

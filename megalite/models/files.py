@@ -1,0 +1,70 @@
+"""Which files a published model and its tokenizer lie in, told by their names; needs no library."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from megalite.errors import CheckpointError
+
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # or parts of one, and an index of them
+TOKENIZER_FILES = (  # beginnings of the names of a tokenizer's files
+    "tokenizer",
+    "tokenization_",
+    "special_tokens",
+    "vocab",
+    "merges",
+    "added_tokens",
+    "chat_template",
+    "spiece",
+    "sentencepiece",
+    "ice_text",
+)
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a folder holds a tokenizer's files."""
+    names = (file.name for file in folder.iterdir() if file.is_file()) if folder.is_dir() else ()
+    return any(name.startswith(TOKENIZER_FILES) for name in names)
+
+
+def weight_files(names: Iterable[str]) -> list[str]:
+    """Which of a published model's files hold the weights, as ``TensorFiles`` finds them."""
+    names = list(names)
+    for whole in WEIGHTS:
+        stem, _, end = whole.partition(".")
+        if f"{whole}.index.json" in names:
+            parts = [n for n in names if n.startswith(f"{stem}-") and n.endswith(f".{end}")]
+            return [f"{whole}.index.json", *parts]
+        if whole in names:
+            return [whole]
+    return []
+
+
+def has_weights(path: Path) -> bool:
+    """Whether a folder has weights, all parts of them; none of them is opened."""
+    for whole in WEIGHTS:
+        index = path / f"{whole}.index.json"
+        if index.is_file():
+            return all(file.is_file() for file in set(indexed(index).values()))
+        if (path / whole).is_file():
+            return True
+    return False
+
+
+def indexed(index: Path) -> dict[str, Path]:
+    """The file of each tensor, by its name.
+
+    Raises:
+        CheckpointError: the index can't be read.
+    """
+    try:
+        names = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        return {name: index.parent / file for name, file in names.items()}
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise CheckpointError(f"{index}: can't be read: {first_line(error)}") from None
+
+
+def first_line(error: Exception) -> str:
+    """The first line of a library's message."""
+    text = f"{error}".strip() or type(error).__name__
+    return text.splitlines()[0]
