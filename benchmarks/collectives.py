@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from megalite.distributed.collectives import all_gather_single, reduce_scatter_single
+
 
 @dataclass(frozen=True)
 class Call:
@@ -68,9 +70,9 @@ def _again(call: Call) -> Any:
     if call.name == "allreduce_":
         return dist.all_reduce(tensors[0], group=group)
     if call.name in ("_allgather_base_", "allgather_into_tensor_coalesced_"):
-        return dist.all_gather_into_tensor(tensors[0], tensors[1], group=group)
+        return all_gather_single(tensors[0], tensors[1], group=group)
     if call.name in ("_reduce_scatter_base_", "reduce_scatter_tensor_coalesced_"):
-        return dist.reduce_scatter_tensor(tensors[0], tensors[1], group=group)
+        return reduce_scatter_single(tensors[0], tensors[1], group=group)
     if call.name == "allgather_":
         return dist.all_gather(tensors[:-1], tensors[-1], group=group)
     if call.name == "broadcast_":

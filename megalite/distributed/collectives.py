@@ -19,8 +19,8 @@ from megalite.distributed.mesh import Axis
 from megalite.distributed.sums import all_reduce_sum
 
 # Their names before PyTorch 2.13, which warns of them, are the second ones.
-_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+all_gather_single = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+reduce_scatter_single = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
 
 def shard_bounds(size: int, axis: Axis) -> tuple[int, int]:
@@ -61,7 +61,7 @@ def start_gather(x: Tensor, axis: Axis, dim: int, size: int) -> Pending:
     each = -(-size // axis.size)
     padded = _pad(x, dim, each - x.shape[dim]).movedim(dim, 0).contiguous()
     whole = padded.new_empty(axis.size * each, *padded.shape[1:])
-    work = _all_gather(whole, padded, group=axis.group, async_op=True)
+    work = all_gather_single(whole, padded, group=axis.group, async_op=True)
     return Pending(work, lambda: whole[:size].movedim(0, dim))
 
 
@@ -70,7 +70,7 @@ def start_reduce_scatter(x: Tensor, axis: Axis, dim: int) -> Pending:
     each = -(-x.shape[dim] // axis.size)
     whole = _pad(x, dim, each * axis.size - x.shape[dim]).movedim(dim, 0).contiguous()
     part = whole.new_empty(each, *whole.shape[1:])
-    work = _reduce_scatter(part, whole, group=axis.group, async_op=True)
+    work = reduce_scatter_single(part, whole, group=axis.group, async_op=True)
     return Pending(work, lambda: part.movedim(0, dim))
 
 
