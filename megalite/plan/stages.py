@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from megalite.distributed.mesh import ParallelConfig
+from megalite.models.config import ModelConfig
 from megalite.plan.constants import Constants
 from megalite.plan.devices import Cluster
 from megalite.plan.job import Job
@@ -37,7 +38,8 @@ class Stage:
         slots: answers that PPO writes side by side.
         has_reference: DPO's reference is a second model, asked in every step.
         judges: models that DPO asks about held-out answers alone.
-        has_reward: PPO has a reward model; else rules alone score answers.
+        has_reward: PPO has the reward model that its critic starts from.
+        judging: shapes of PPO's further reward models.
         frozen: the layout of PPO's frozen models on processes of their own; None: they share.
     """
 
@@ -48,6 +50,7 @@ class Stage:
     has_reference: bool = False
     judges: int = 0
     has_reward: bool = True
+    judging: tuple[ModelConfig, ...] = ()
     frozen: ParallelConfig | None = None
 
     def work(self, work: Work) -> Work:
@@ -67,10 +70,13 @@ class Stage:
 PRETRAIN = Stage()
 
 
-def critic_of(work: Work) -> Work:
-    """The same work for a model that gives a scalar a row: a reward model, a critic."""
+def critic_of(work: Work, shape: ModelConfig | None = None) -> Work:
+    """The same work for a model that gives a scalar a row: a reward model, a critic.
+
+    ``shape`` is its shape but for the head; None: the work's.
+    """
     head = {"head": "value", "head_bias": False, "tie_embeddings": False}
-    return replace(work, model=work.model.model_copy(update=head))
+    return replace(work, model=(shape or work.model).model_copy(update=head))
 
 
 def stage_memory(stage: Stage, work: Work, parallel: ParallelConfig) -> list[ProcessMemory]:
@@ -94,27 +100,41 @@ def stage_memory(stage: Stage, work: Work, parallel: ParallelConfig) -> list[Pro
         return learning
     critic = estimate(critic_of(work), parallel)
     cache = _cache_gib(stage, work, parallel)
-    copies = 0 if stage.frozen is not None or work.lora.rank else 1 + stage.has_reward
-    both = zip(learning, critic, strict=True)
-    return [_ppo(pair, copies, parallel, cache) for pair in both]
+    own = 1 + stage.has_reward if work.lora.rank else 0  # that are actor and critic themselves
+    works = [] if stage.frozen is not None else _frozen_works(stage, work)[own:]
+    ranks = zip(learning, critic, _frozen(works, parallel), strict=True)
+    return [_ppo((actor, critic), frozen, cache) for actor, critic, frozen in ranks]
 
 
 def frozen_memory(stage: Stage, work: Work) -> list[ProcessMemory]:
     """The memory of each pipeline rank of PPO's frozen models on processes of their own."""
     if stage.frozen is None:
         return []
+    models = _frozen(_frozen_works(stage, work), stage.frozen)
+    return [_judging(ranks) for ranks in models]
+
+
+def _frozen_works(stage: Stage, work: Work) -> list[Work]:
+    """PPO's frozen models: the reference, the reward model, further ones."""
     work = replace(work, lora=work.lora.base_alone())
-    models = [work, critic_of(work)][: 1 + stage.has_reward]
-    layout, is_held = stage.frozen, work.lora.form is not None  # held ones have no fp32 parameters
-    found = []
-    for ranks in zip(*(estimate(one, layout) for one in models), strict=True):
-        states = sum(one.states if is_held else _kept_gib(one, layout) for one in ranks)
-        found.append(_judging(ranks, states))
+    own = [work, critic_of(work)][: 1 + stage.has_reward]
+    return own + [critic_of(work, shape) for shape in stage.judging]
+
+
+def _frozen(works: Sequence[Work], layout: ParallelConfig) -> list[list[ProcessMemory]]:
+    """Frozen models on each pipeline rank; their states are what is kept of them."""
+    found: list[list[ProcessMemory]] = [[] for _ in range(layout.pp)]
+    for work in works:
+        is_held = work.lora.form is not None  # held ones have no fp32 parameters
+        for rank, one in zip(found, estimate(work, layout), strict=True):
+            kept = one.states if is_held else _kept_gib(one, layout)
+            rank.append(replace(one, states=kept))
     return found
 
 
-def _judging(models: Sequence[ProcessMemory], states: float) -> ProcessMemory:
+def _judging(models: Sequence[ProcessMemory]) -> ProcessMemory:
     """Models that only judge: what is kept of them, what is gathered, and a block at work."""
+    states = sum(one.states for one in models)
     working = max(one.working for one in models)
     gathered = sum(one.gathered for one in models)
     return replace(
@@ -150,22 +170,20 @@ def _beside(one: ProcessMemory, states: float, growing: float) -> ProcessMemory:
 
 def _ppo(
     learning: tuple[ProcessMemory, ProcessMemory],
-    copies: int,
-    parallel: ParallelConfig,
+    frozen: Sequence[ProcessMemory],
     cache: float,
 ) -> ProcessMemory:
     """Actor and critic on one process, where it is fullest: as one learns, writes, or all judge.
 
-    ``copies`` of them, the actor's first, are frozen models beside them.
+    ``frozen`` are the models beside them, with what is kept of each as its states.
     """
     actor, critic = learning
     own = [one.tensors - one.states for one in learning]
     fuller, other = (actor, critic) if own[0] >= own[1] else (critic, actor)
-    frozen = list(learning[:copies])
     writing = actor.gathered + cache
     judging = actor.gathered + max(critic.gathered, sum(one.gathered for one in frozen))
     growing = max(writing - max(own), judging - max(own), 0.0)
-    states = other.states + sum(_kept_gib(one, parallel) for one in frozen)
+    states = other.states + sum(one.states for one in frozen)
     parameters = sum(one.parameters for one in [*learning, *frozen])
     return replace(_beside(fuller, states, growing), parameters=parameters)
 
@@ -197,7 +215,7 @@ def stage_seconds(stage: Stage, job: Job, cluster: Cluster, constants: Constants
         return learned
     critic = step_seconds(replace(job, work=critic_of(job.work)), cluster, constants)
     judged = _forward(learned) + _forward(critic)
-    frozen = _judged(stage, (learned, critic), job, cluster, constants)
+    frozen = _judged(stage, job, cluster, constants)
     judged = judged + frozen if stage.frozen is None else max(judged, frozen)
     written = _written(stage, job, cluster, constants)
     return (learned + critic).times(stage.passes) + Seconds(compute=judged + written)
@@ -210,17 +228,16 @@ def _forward(step: Seconds) -> float:
 
 def _judged(
     stage: Stage,
-    learned: tuple[Seconds, Seconds],
     job: Job,
     cluster: Cluster,
     constants: Constants,
 ) -> float:
     """Of the frozen models' passes; on processes of their own they judge while the others do."""
-    count = 1 + stage.has_reward
-    if stage.frozen is None:
-        return sum(_forward(one) for one in learned[:count])
-    jobs = [replace(job, work=w, parallel=stage.frozen) for w in (job.work, critic_of(job.work))]
-    return sum(_forward(step_seconds(one, cluster, constants)) for one in jobs[:count])
+    layout, count = stage.frozen or job.parallel, 1 + stage.has_reward
+    works = [job.work, critic_of(job.work)][:count]
+    works += [critic_of(job.work, shape) for shape in stage.judging]
+    jobs = [replace(job, work=work, parallel=layout) for work in works]
+    return sum(_forward(step_seconds(one, cluster, constants)) for one in jobs)
 
 
 def _written(stage: Stage, job: Job, cluster: Cluster, constants: Constants) -> float:
@@ -245,7 +262,9 @@ def stage_operations(stage: Stage, job: Job) -> Operations:
     learned = Operations(
         stage.passes * (one.model + critic.model), stage.passes * (one.hardware + critic.hardware)
     )
+    others = (critic_of(job.work, shape) for shape in stage.judging)
     frozen = one.model + (critic.model if stage.has_reward else 0.0)
+    frozen += sum(replace(job, work=work).operations.model for work in others)
     judged = FORWARD * (one.model + critic.model + frozen)
     return _more(learned, judged + FORWARD * stage.answered * one.model)
 

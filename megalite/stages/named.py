@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,14 +13,10 @@ from megalite.models.hub import HubName, Wanted, folder_of, pinned
 from megalite.models.hugging_face import has_chat_template, is_hugging_face
 from megalite.stages.told import WRITING, section_of_run, tokenizer_of
 from megalite.training.checkpoint.search import newest_facts
-from megalite.training.folder.record import flat
+from megalite.training.folder.record import REWARD_MODELS, flat
 
 SectionT = TypeVar("SectionT", bound=Section)
-NAMES: dict[str, Wanted] = {
-    "checkpoint.start": "model",
-    "reward_model": "model",
-    "answers.reward_model": "model",
-}
+NAMES = ("checkpoint.start", "reward_model", "answers.reward_model")
 TOKENIZER = "tokenizer.path"
 
 
@@ -45,7 +42,8 @@ class Meaning:
 
     def names_in(self, config: Section) -> list[str]:
         """The keys of names of models, those of a tokenizer included, that may be on the Hub."""
-        keys = [key for key in (*NAMES, TOKENIZER) if _is_given(config, key)]
+        further = (f"{REWARD_MODELS}{name}" for name in _value(config, REWARD_MODELS[:-1]) or ())
+        keys = [key for key in (*NAMES, *further, TOKENIZER) if _is_given(config, key)]
         return [key for key in keys if HubName.like(_value(config, key)) is not None]
 
     def pin(self, config: SectionT, keys: list[str]) -> tuple[SectionT, list[str]]:
@@ -64,7 +62,8 @@ class Meaning:
             if self.before and not _is_pinned(was):
                 continue  # a path, and what became of it is said where the run's folder is opened
             text = _as_before(text, was)
-            name, note = pinned(self.launch, key, text, NAMES.get(key, "tokenizer"))
+            wanted: Wanted = "tokenizer" if key == TOKENIZER else "model"
+            name, note = pinned(self.launch, key, text, wanted)
             config = _with(config, key, name)
             said += [note] if note else []
         return config, said
@@ -133,31 +132,28 @@ def _is_pinned(text: str) -> bool:
     return name is not None and name.is_pinned
 
 
-def _parts(config: Section, key: str) -> tuple[Section, str]:
-    """The section of a key, empty where the config has no such section, and its last word."""
-    section, _, name = key.rpartition(".")
-    return (getattr(config, section, Section()) if section else config), name
+def _within(config: Any, word: str) -> Any:
+    """What a section, or a table of a section, has under a word; empty where there is none."""
+    return config.get(word, "") if isinstance(config, Mapping) else getattr(config, word, "")
 
 
-def _value(config: Section, key: str) -> str:
+def _value(config: Section, key: str) -> Any:
     """The value of a key; empty where the config has no such key."""
-    section, name = _parts(config, key)
-    return getattr(section, name, "")
+    return reduce(_within, key.split("."), config)
 
 
 def _is_given(config: Section, key: str) -> bool:
-    section, name = _parts(config, key)
-    return name in section.model_fields_set and bool(getattr(section, name))
+    section, _, name = key.rpartition(".")
+    inside = _value(config, section) if section else config
+    is_said = name in getattr(inside, "model_fields_set", (name,))  # tables have what is said alone
+    return is_said and bool(_value(config, key))
 
 
-def _with(config: SectionT, key: str, value: Any) -> SectionT:
+def _with(config: Any, key: str, value: Any) -> Any:
     """A config in which a key has another value."""
-    section, name = _parts(config, key)
-    changed = section.model_copy(update={name: value})
+    word, _, rest = key.partition(".")
+    value = _with(_within(config, word), rest, value) if rest else value
+    changed = {word: value}
     return (
-        changed
-        if section is config
-        else config.model_copy(  # type: ignore[return-value]
-            update={key.rpartition(".")[0]: changed}
-        )
+        {**config, **changed} if isinstance(config, Mapping) else config.model_copy(update=changed)
     )

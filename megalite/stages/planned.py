@@ -3,8 +3,11 @@
 from typing import Any
 
 from megalite.distributed.mesh import ParallelConfig
+from megalite.errors import CheckpointError
+from megalite.models.config import ModelConfig
 from megalite.plan.memory import Work
 from megalite.plan.stages import Stage, StageName
+from megalite.stages.rlhf.shapes import shape_of_reward_model
 
 
 def stage_of(config: Any, name: StageName) -> Stage:
@@ -15,13 +18,15 @@ def stage_of(config: Any, name: StageName) -> Stage:
         name: of the stage.
     """
     if name == "ppo" and hasattr(config, "rollout"):
-        answer = config.rollout.max_new_tokens
+        answer, models = config.rollout.max_new_tokens, config.reward_models()
+        models.pop("reward_model", None)
         return Stage(
             name,
             answered=answer / (config.data.sequence_length + answer),
             passes=config.update.epochs,
             slots=config.rollout.slots,
-            has_reward=bool(config.reward_model) or not config.reward.function,
+            has_reward=bool(config.reward_model) or not (config.reward.function or models),
+            judging=tuple(_shape(config, key, path) for key, path in models.items()),
             frozen=_frozen_layout(config),
         )
     if name == "dpo" and hasattr(config, "reference"):
@@ -30,6 +35,15 @@ def stage_of(config: Any, name: StageName) -> Stage:
         is_second = bool(answers.prompts) and not asks and not config.lora.rank
         return Stage(name, has_reference=asks, judges=is_second + bool(answers.reward_model))
     return Stage(name)
+
+
+def _shape(config: Any, key: str, path: str) -> ModelConfig:
+    """A reward model's shape; the run's own where there is none yet."""
+    try:
+        return shape_of_reward_model(config.model, path, key)
+    except CheckpointError:
+        model: ModelConfig = config.model
+        return model
 
 
 def _frozen_layout(config: Any) -> ParallelConfig | None:

@@ -25,13 +25,14 @@ from megalite.stages.rlhf.models import ReferenceModels, TrainedModels
 from megalite.stages.rlhf.placement import Side, check_placement
 from megalite.stages.rlhf.remote import Bridge, remote_models, serve
 from megalite.stages.rlhf.rollout import FrozenModels, SpecialTokens, special_tokens
+from megalite.stages.rlhf.scoring import check_guarded_rows
 from megalite.stages.rlhf.step import PolicyStep, keep_apart
 from megalite.stages.rlhf.text import Text
 from megalite.stages.rules.scores import Rules
 from megalite.stages.samples import Samples, write_samples
 from megalite.stages.setup import SeparateMesh, Stage, set_up, settled
 from megalite.stages.start import said_by
-from megalite.stages.told import check_same_writing, notes_of_writing
+from megalite.stages.told import check_reward_model, notes_of_writing
 
 
 @dataclass(frozen=True)
@@ -64,14 +65,17 @@ def _run(config: PolicyConfig, launch: Launch, ending: ExitStack) -> int:
     config.check_sources()
     config = settled(config, launch)
     data, temperature, start = config.data, config.rollout.temperature, config.checkpoint.start
-    check_same_writing(data, config.reward_model)
     chat_format = open_chat(config.tokenizer, data, config.model, said_by(start))
+    for key, folder in config.reward_models().items():
+        check_reward_model(config, chat_format.chat.tokenizer, key, folder)
 
     def read(paths: Sequence[str], rules: RowRules) -> Prompts:
-        keep_rows = bool(config.reward.function)
+        keep_rows = bool(config.reward.function or config.reward.guard.column)
         return Prompts(paths, chat_format.chat, chat_format.structure, rules, keep_rows)
 
     prompts = Datasets.read(data, config.run.seed, read)
+    if config.reward.guard.column:
+        check_guarded_rows(config.reward.guard.column, prompts.train, prompts.heldout.values())
     inputs = Inputs(
         prompts,
         special_tokens(chat_format.chat),

@@ -9,7 +9,7 @@ from megalite.distributed.agreement import text_of_any, text_of_first
 from megalite.distributed.launch import Launch
 from megalite.errors import ConfigError
 from megalite.training.folder.fingerprint import data_source, tokenizer_source, weights_source
-from megalite.training.folder.record import PINNED_WEIGHTS, RunRecord, flat
+from megalite.training.folder.record import RunRecord, flat, is_weights
 
 OWN = (
     "run.folder",
@@ -27,7 +27,7 @@ def sources_of(config: Mapping[str, Any]) -> dict[str, Any]:
     """What a config's run takes from elsewhere, by key: where it is, and its fingerprint."""
     found: dict[str, Any] = {}
     for key, value in flat(config):
-        if value and key in PINNED_WEIGHTS:
+        if value and is_weights(key):
             found[key] = weights_source(value)
         elif value and _is_data(key):
             found[key] = data_source(value)
@@ -78,7 +78,7 @@ def _told(record: RunRecord) -> dict[str, Any]:
     """A record's values, and of what it was read from the fingerprints, by key."""
     told: dict[str, Any] = {"stage": record.stage, **dict(flat(record.config))}
     sources = record.sources
-    keys = [k for k in told if k in (*PINNED_WEIGHTS, "tokenizer.path") or _is_data(k)]
+    keys = [k for k in told if is_weights(k) or k == "tokenizer.path" or _is_data(k)]
     prints = {f"files of {key}": sources.get(key, {}).get("fingerprint") for key in keys}
     computed = {f"{VERSION}{name}": version for name, version in record.versions.items()}
     for name in APART:

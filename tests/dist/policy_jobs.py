@@ -112,7 +112,7 @@ def _train(
             stage,
             TrainedModels(actor, None),
             [Learner(actor, mesh, learning)],
-            ReferenceModels(reference, None).judges(config.rollout.temperature),
+            ReferenceModels(reference).judges(config.rollout.temperature),
             SpecialTokens(range(3, 30), 0),
             rules=rules,
             prompts=questions,

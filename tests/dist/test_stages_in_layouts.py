@@ -174,9 +174,11 @@ def test_preferences_are_learned_as_by_one_process(preferences, layout, kind):
 
 
 @pytest.fixture(scope="module")
-def starts(sft, rm):
-    """Options of a small PPO run."""
+def starts(work, sft, rm):
+    """Options of a small PPO run, whose answers are scored by reward models of two sizes."""
+    other, *_ = work.run("rm", "1", "--train.steps", "1", "--model.hidden_size", "16")
     more = ["--checkpoint.start", str(sft[0]), "--reward_model", str(rm[0])]
+    more += ["--reward.models", f'{{ other = "{other}" }}', "--reward.model_weight", "0.7"]
     return [*more, "--rollout.max_new_tokens", "12", "--update.epochs", "1"]
 
 
@@ -206,7 +208,8 @@ def ppo_alone(ppo):
 def test_the_first_update_of_ppo_is_that_of_one_process(ppo, ppo_alone, layout):
     """Rollouts with a KV cache, whitening over the batch, and pretraining text beside answers."""
     alone = ppo_alone
-    names = ("loss", "grad_norm", "critic_grad_norm", "value_loss", "reward", "response_tokens")
+    names = ["loss", "grad_norm", "critic_grad_norm", "value_loss", "reward", "response_tokens"]
+    names += ["reward/model", "reward/other"]
     assert_same(ppo(layout), alone, 1e-4, names)
     assert alone[1][0]["response_tokens"] > 1
 

@@ -23,7 +23,7 @@ from megalite.stages.rlhf.rollout import (
 from megalite.stages.rlhf.shapes import shape_of_reward_model
 from megalite.stages.samples import decode_with
 from megalite.stages.setup import Stage
-from megalite.stages.told import check_same_writing
+from megalite.stages.told import check_reward_model
 from megalite.training.trainer import Evaluate
 
 REWARD_MODEL = "answers.reward_model"
@@ -55,7 +55,8 @@ class HeldOutAnswers:
         """
         if not config.answers.prompts:
             return None
-        check_same_writing(config.data, config.answers.reward_model)
+        name, own = config.answers.reward_model, chat_format.chat.tokenizer
+        check_reward_model(config, own, REWARD_MODEL, name)
         files, others = row_files(config.answers.prompts)
         rules = replace(config.data.rules, split=Split())
         prompts = Prompts(files, chat_format.chat, chat_format.structure, rules)
@@ -68,12 +69,12 @@ class HeldOutAnswers:
         Builds the reward model, if there is one.
         """
         config, drawn = self.config, self.config.answers.rollout
-        reward = self._reward_model(stage)
+        rewards = self._reward_models(stage)
         judges = Judges(
             decode_with(model),
             log_probs_of(model, drawn.temperature),
             None,
-            ReferenceModels(reference, reward).judges(drawn.temperature),
+            ReferenceModels(reference, rewards).judges(drawn.temperature),
             stage.mesh.device,
         )
 
@@ -86,15 +87,16 @@ class HeldOutAnswers:
         def measure() -> dict[str, float]:
             samples, each = config.train.evaluate_samples, config.answers.each
             found = measure_answers(roll, self.prompts, samples, each, config.run.seed, stage.mesh)
-            if reward is None:
+            if not rewards:
                 del found["heldout_reward"], found["heldout_reward_deviation"]
             return found
 
         return measure
 
-    def _reward_model(self, stage: Stage) -> Model | None:
+    def _reward_models(self, stage: Stage) -> list[Model]:
+        """The reward model, frozen, if there is one."""
         name = self.config.answers.reward_model
         if not name:
-            return None
+            return []
         shape = shape_of_reward_model(self.config.model, name, REWARD_MODEL)
-        return frozen(stage.model(shape.without_dropout(), name, needs_head=True))
+        return [frozen(stage.model(shape.without_dropout(), name, needs_head=True))]

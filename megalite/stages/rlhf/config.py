@@ -27,10 +27,11 @@ from megalite.stages.rlhf.placement import FrozenConfig
 from megalite.stages.rlhf.rollout import RolloutConfig
 from megalite.stages.rlhf.shapes import shape_of_reward_model
 from megalite.stages.rlhf.updates import PolicyUpdateConfig, UpdateConfig
-from megalite.stages.rules.config import ScoreConfig
+from megalite.stages.rules.config import MODEL, ScoreConfig
 from megalite.stages.samples import SamplesConfig
 from megalite.stages.setup import check_positions
 from megalite.training.config import RunConfig
+from megalite.training.folder.record import REWARD_MODELS
 
 PolicyConfigT = TypeVar("PolicyConfigT", bound="PolicyConfig")
 
@@ -84,8 +85,29 @@ class PolicyConfig(LanguageConfig):
 
     def models(self) -> list[ModelConfig]:
         """The shapes of the run's models."""
-        values = self.value_model()
-        return [self.model, *([values] if values is not None else [])]
+        values = None if self.reward_model else self.value_model()
+        own = [self.model] if values is None else [self.model, values]
+        return own + self.shapes_of_reward_models()
+
+    def reward_models(self) -> dict[str, str]:
+        """The reward models' folders by the keys that name them, ``reward_model`` first."""
+        more = {f"{REWARD_MODELS}{name}": path for name, path in self.reward.models.items()}
+        return {"reward_model": self.reward_model, **more} if self.reward_model else more
+
+    def weights_of_reward_models(self) -> dict[str, float]:
+        """The weight of each reward model's score by its name, in the order of the models."""
+        told = self.reward.model_weights
+        more = {name: told.get(name, 1.0) for name in self.reward.models}
+        return {MODEL: self.reward.model_weight, **more} if self.reward_model else more
+
+    def shapes_of_reward_models(self) -> list[ModelConfig]:
+        """Their shapes, each as its folder has it.
+
+        Raises:
+            UserError: see :func:`shape_of_reward_model`.
+        """
+        named = self.reward_models().items()
+        return [shape_of_reward_model(self.model, path, key) for key, path in named]
 
     def check_inputs(self) -> None:
         """See :class:`StageConfig`."""
@@ -125,11 +147,7 @@ class PolicyConfig(LanguageConfig):
                 f"--checkpoint.start: must name a checkpoint; {self.stage} starts from a trained "
                 "model"
             )
-        if not (self.reward_model or self.reward.function):
-            raise ConfigError(
-                "--reward_model: must name a checkpoint, or --reward.function a rule: answers are "
-                "learned from by their scores"
-            )
+        self._check_scores()
         for key in ("z_loss", "max_z_loss", "label_smoothing"):
             if getattr(self, key) and not self.update.pretrain_coefficient:
                 raise ConfigError(
@@ -146,6 +164,25 @@ class PolicyConfig(LanguageConfig):
                 "--pretraining.train: needs a store, as update.pretrain_coefficient > 0"
             )
         self._check_mini_batches()
+
+    def _check_scores(self) -> None:
+        reward = self.reward
+        if not (self.reward_models() or reward.function):
+            raise ConfigError(
+                "--reward_model: must name a checkpoint, or --reward.function a rule: answers are "
+                "learned from by their scores"
+            )
+        has_others = bool(reward.function or reward.models)
+        if reward.model_weight != 1.0 and not (self.reward_model and has_others):
+            raise ConfigError(
+                f"--reward.model_weight {reward.model_weight:g}: weighs the score of reward_model "
+                "beside others: give both, or leave it out"
+            )
+        if reward.guard.model and len(self.reward_models()) + len(reward.function) < 2:
+            raise ConfigError(
+                f"--reward.guard.model {reward.guard.model}: is the only score: give another, "
+                "which counts where this one finds nothing bad"
+            )
 
     def _check_mini_batches(self) -> None:
         size, each, parts = (

@@ -1,6 +1,6 @@
 """The models of PPO and GRPO: those that learn, and those that stay as the others start."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -53,11 +53,11 @@ class ReferenceModels:
 
     Attributes:
         reference: the actor as it started.
-        reward: scores answers; None: rules alone do.
+        rewards: the reward models, in the order of the config; none: rules alone score answers.
     """
 
     reference: Judging
-    reward: Judging | None
+    rewards: Sequence[Judging] = ()
 
     @classmethod
     def of(cls, stage: Stage, config: PolicyConfig, trained: TrainedModels) -> "ReferenceModels":
@@ -67,33 +67,35 @@ class ReferenceModels:
         """
         if not config.lora.rank:
             return cls.build(stage, config)
-        if config.reward_model and trained.critic is not None:
-            return cls(Base(trained.actor), Base(trained.critic))
-        return cls(Base(trained.actor), cls._reward(stage, config))
+        critic = trained.critic if config.reward_model else None
+        rewards = [] if critic is None else [Base(critic)]
+        return cls(Base(trained.actor), [*rewards, *cls._rewards(stage, config, len(rewards))])
 
     @classmethod
     def build(cls, stage: Stage, config: PolicyConfig) -> "ReferenceModels":
-        """Build the reference, and the reward model if there is one; they are frozen."""
+        """Build the reference and the reward models; they are frozen."""
         shape, lora = config.model.without_dropout(), config.lora.base_alone()
         reference = frozen(stage.model(shape, config.checkpoint.start, lora=lora))
-        return cls(reference, cls._reward(stage, config, lora))
+        return cls(reference, cls._rewards(stage, config))
 
     @staticmethod
-    def _reward(stage: Stage, config: PolicyConfig, lora: LoRAConfig = NO_LORA) -> Model | None:
-        """The reward model, frozen; None without one. ``lora`` says how its matrices are held."""
-        shape = config.value_model() if config.reward_model else None
-        if shape is None:
-            return None
-        start = config.reward_model
-        return frozen(stage.model(shape.without_dropout(), start, needs_head=True, lora=lora))
+    def _rewards(stage: Stage, config: PolicyConfig, first: int = 0) -> list[Model]:
+        """The reward models from number ``first`` on, frozen; held as the actor's base is."""
+        lora, shapes = config.lora.base_alone(), config.shapes_of_reward_models()
+        starts = list(config.reward_models().values())
+        pairs = list(zip(shapes, starts, strict=True))[first:]
+        return [
+            frozen(stage.model(shape.without_dropout(), start, needs_head=True, lora=lora))
+            for shape, start in pairs
+        ]
 
     def judges(self, temperature: float) -> LocalModels:
         """What judges answers that are drawn at a temperature."""
-        reward = None if self.reward is None else values_of(self.reward)
-        return LocalModels(log_probs_of(self.reference, temperature), reward, drop=self._drop)
+        rewards = [values_of(reward) for reward in self.rewards]
+        return LocalModels(log_probs_of(self.reference, temperature), rewards, drop=self._drop)
 
     def _drop(self) -> None:
-        for model in filter(None, (self.reference, self.reward)):
+        for model in (self.reference, *self.rewards):
             model.reshard()
 
 

@@ -1,7 +1,7 @@
 """A rollout: the actor answers prompts, and all four models judge the answers."""
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import torch
@@ -52,11 +52,11 @@ class RolloutConfig(Section):
 
 @dataclass(frozen=True)
 class FrozenJudgement:
-    """What the two models that don't learn say about answers.
+    """What the models that don't learn say about answers.
 
     Attributes:
         log_probs: [B, S] fp32 under the reference.
-        scores: [B] fp32, the reward model's; 0 without one.
+        scores: [B, M] fp32, a column for each reward model.
     """
 
     log_probs: Tensor
@@ -71,7 +71,7 @@ TakeJudgement = Callable[[], FrozenJudgement]  # waits until the answers are jud
 
 
 class FrozenModels(Protocol):
-    """The two models that don't learn, wherever they are."""
+    """The models that don't learn, wherever they are."""
 
     @property
     def asked_to_stop(self) -> bool:
@@ -83,18 +83,17 @@ class FrozenModels(Protocol):
 
 @dataclass(frozen=True)
 class LocalModels:
-    """The two models that don't learn on this process, each a function of a batch.
+    """The models that don't learn on this process, each a function of a batch.
 
     Attributes:
         reference: log-probabilities of the labels at the rollout's temperature, [B, S].
-        reward: the reward model's values, [B, S], of which an answer's last counts; None: there is
-            no reward model.
+        rewards: each reward model's values, [B, S], of which an answer's last counts.
         asked_to_stop: see :class:`FrozenModels`; this process's signals are known otherwise.
         drop: lets go of parameters that were gathered, once all answers are judged.
     """
 
     reference: Callable[[Batch], Tensor]
-    reward: Callable[[Batch], Tensor] | None
+    rewards: Sequence[Callable[[Batch], Tensor]] = ()
     asked_to_stop: Literal[False] = False
     drop: Callable[[], None] = lambda: None
 
@@ -102,10 +101,11 @@ class LocalModels:
         """Judge answers, ``micro_batch_size`` sequences per pass."""
 
         def ask(batch: Batch, mask: Tensor) -> tuple[Tensor, Tensor]:
-            log_probs = self.reference(batch)
-            if self.reward is None:
-                return log_probs, log_probs.new_zeros(len(mask))
-            return log_probs, scores_at_end(self.reward(batch), mask)
+            log_probs, scores = self.reference(batch), torch.zeros(len(mask), 0)
+            if self.rewards:
+                each = [scores_at_end(reward(batch), mask) for reward in self.rewards]
+                scores = torch.stack(each, 1)
+            return log_probs, scores.to(log_probs.device)
 
         judgement = FrozenJudgement(*in_passes(responses, micro_batch_size, ask))
         self.drop()
@@ -125,9 +125,9 @@ class Judges:
         decode: the actor with a cache: logits of the last row, [B, 1, V].
         actor: log-probabilities of the labels under the actor at the rollout's temperature, [B, S].
         critic: values, [B, S]; None: there is no critic.
-        frozen: the reference and the reward model.
+        frozen: the reference and the reward models.
         device: where the models read batches.
-        scoring: by rules, beside the reward model or without one; None: by the reward model alone.
+        scoring: by several of them, or by rules; None: by the one reward model, if there is one.
     """
 
     decode: Forward
@@ -145,15 +145,13 @@ class Written:
     Attributes:
         ended: [B] bool, answers with an end token.
         log_probs: [B, S] fp32, by which each token was drawn, at the rows that it is the label of.
-        by_rule: [B] fp32 each, scores by the names of reward functions.
     """
 
     ended: Tensor
     log_probs: Tensor
-    by_rule: dict[str, Tensor] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, answers: Answers, mask: Tensor, by_rule: dict[str, Tensor]) -> "Written":
+    def of(cls, answers: Answers, mask: Tensor) -> "Written":
         """Lay what was drawn out over rows; ``mask`` [B, S] is those that answers are labels of."""
         assert answers.log_probs is not None
         number = torch.arange(answers.tokens.shape[1], device=mask.device)
@@ -161,7 +159,7 @@ class Written:
         is_token = number < answers.lengths.to(mask.device)[:, None]
         rows = torch.zeros(mask.shape, device=mask.device)
         rows[mask] = drawn[is_token]
-        return cls(answers.ended.to(mask.device), rows, by_rule)
+        return cls(answers.ended.to(mask.device), rows)
 
 
 @dataclass(frozen=True)
@@ -213,11 +211,21 @@ def in_passes(
     return first, second
 
 
+Joined = tuple[Tensor, dict[str, Tensor]]  # one score of each answer, [B], and its parts
+
+
 @torch.no_grad()
 def judge(
-    judges: Judges, responses: Responses, written: Written, config: RolloutConfig
+    judges: Judges,
+    responses: Responses,
+    written: Written,
+    config: RolloutConfig,
+    join: Callable[[Tensor], Joined],
 ) -> Judgement:
-    """Ask all models about answers, ``config.micro_batch_size`` sequences per pass."""
+    """Ask all models about answers, ``config.micro_batch_size`` sequences per pass.
+
+    ``join`` makes one score of those of the reward models, [B, M].
+    """
     size, drawn = config.micro_batch_size, written.log_probs
     take = judges.frozen.ask(responses, size)
 
@@ -230,10 +238,7 @@ def judge(
     if config.reuse_log_probs:
         log_probs = drawn
     frozen, mask, ended = take(), responses.mask, written.ended
-    scores: Tensor = frozen.scores
-    parts: dict[str, Tensor] = {}
-    if judges.scoring is not None:
-        scores, parts = judges.scoring.joined(scores, written.by_rule)
+    scores, parts = join(frozen.scores)
     return Judgement(mask, log_probs, frozen.log_probs, values, scores, ended, drawn, parts)
 
 
@@ -259,6 +264,16 @@ def rollout(
     answers = write_answers(judges.decode, asked, config, seed, tokens)
     texts = [answers.answer(number) for number in range(len(prompts))]
     responses = respond(prompts, texts, sample_ids, tokens.pad_id).to(judges.device)
-    by_rule = {} if judges.scoring is None else judges.scoring.by_rule(prompts, texts)
-    written = Written.of(answers, responses.mask, by_rule)
-    return responses, judge(judges, responses, written, config)
+    join = _joining(judges.scoring, prompts, texts)
+    written = Written.of(answers, responses.mask)
+    return responses, judge(judges, responses, written, config, join)
+
+
+def _joining(
+    scoring: Scoring | None, prompts: Sequence[Prompt], answers: Sequence[Sequence[int]]
+) -> Callable[[Tensor], Joined]:
+    """What makes one score of the reward models' and, by now, of the rules'."""
+    if scoring is None:
+        return lambda of_models: (of_models.sum(1), {})  # of one, or none: 0
+    by_rule, guarded = scoring.by_rule(prompts, answers), scoring.guarded(prompts)
+    return lambda of_models: scoring.joined(of_models, by_rule, guarded)

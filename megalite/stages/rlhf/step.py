@@ -158,11 +158,12 @@ class PolicyStep:
         return responses.batch, judged
 
     def _scoring(self) -> Scoring | None:
-        """How rules take part in the scores; None without any."""
-        if self.rules is None:
+        """How several scores become one; None where the reward model's is the only one."""
+        config = self.config
+        if self.rules is None and not config.reward.models:
             return None
-        weight = self.config.reward.model_weight if self.config.reward_model else None
-        return Scoring(self.rules, self.stage.mesh, weight)
+        models, guard = config.weights_of_reward_models(), config.reward.guard
+        return Scoring(self.stage.mesh, models, self.rules, guard)
 
     def _update(
         self, answered: Answered, progress: Progress, coefficient: float

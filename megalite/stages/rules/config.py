@@ -1,6 +1,7 @@
 """What a run is told about rewards by rule."""
 
 import re
+from collections.abc import Collection
 from typing import Any
 
 from pydantic import Field, field_validator, model_validator
@@ -9,6 +10,9 @@ from megalite.config import Section
 from megalite.errors import ConfigError
 from megalite.stages.rules.python_tests import TestLimits
 from megalite.stages.rules.ready import READY, Settings
+
+MODEL = "model"  # the name of reward_model among the parts of a score
+GUARDED = "guarded"  # and of the share of answers that the guard alone scores
 
 
 class ReadyRulesConfig(Section):
@@ -42,6 +46,25 @@ class ReadyRulesConfig(Section):
         return Settings(self.column, self.tests, self.pattern, self.length, limits)
 
 
+class GuardConfig(Section):
+    """A reward model that alone scores some answers, as LLaMA 2-Chat's of safety does."""
+
+    model: str = Field(
+        "",
+        description="name in reward.models of a reward model that alone scores answers which it "
+        "finds bad, or whose prompt's row says so; of the others its score doesn't count; empty: "
+        "none",
+    )
+    below: float = Field(
+        0.15, gt=0, lt=1, description="sigmoid of its score below which it finds an answer bad"
+    )
+    column: str = Field(
+        "",
+        description="key of a row that is true where it alone scores the answers; empty: there is "
+        "no such key",
+    )
+
+
 class ScoreConfig(Section):
     """What answers are scored by, beside or instead of a reward model."""
 
@@ -53,7 +76,16 @@ class ScoreConfig(Section):
     weights: tuple[float, ...] = Field(
         (), description="weight of each of reward.function's scores; empty: 1 each"
     )
-    model_weight: float = Field(1.0, description="weight of the reward model's score beside them")
+    model_weight: float = Field(1.0, description="weight of reward_model's score beside others")
+    models: dict[str, str] = Field(
+        {},
+        description="further reward models: run, checkpoint or Hugging Face folder or name of "
+        'each, by names that metrics have ({ safety = "runs/safety" })',
+    )
+    model_weights: dict[str, float] = Field(
+        {}, description="weight of each of reward.models' scores; of those left out: 1"
+    )
+    guard: GuardConfig = GuardConfig()
     time_limit_s: float = Field(
         10.0, gt=0, description="seconds after which a call of a reward function has hung"
     )
@@ -97,8 +129,40 @@ class ScoreConfig(Section):
                 )
         if len(set(self.function)) < count:
             raise ConfigError("--reward.function: names a function twice: give it more weight")
+        self._check_models()
         self._check_ready()
         return self
+
+    def _check_models(self) -> None:
+        taken = {MODEL, GUARDED, *(name.rpartition(":")[2] for name in self.function)}
+        for name, folder in self.models.items():
+            if not re.fullmatch(r"[\w-]+", name) or not folder:
+                raise ConfigError(
+                    f"--reward.models {name!r}: must be a name of letters, digits, _ and -, with a "
+                    'folder ({ safety = "runs/safety" })'
+                )
+            if name in taken:
+                raise ConfigError(
+                    f"--reward.models {name!r}: another part of the score has this name: give it "
+                    "another"
+                )
+        for name in self.model_weights:
+            if name not in self.models:
+                raise ConfigError(
+                    f"--reward.model_weights {name!r}: must be a name in reward.models, which "
+                    f"{_has(self.models)}"
+                )
+        guard = self.guard
+        if guard.model and guard.model not in self.models:
+            raise ConfigError(
+                f"--reward.guard.model {guard.model}: must be a name in reward.models, which "
+                f"{_has(self.models)}"
+            )
+        if guard.column and not guard.model:
+            raise ConfigError(
+                f"--reward.guard.column {guard.column}: needs reward.guard.model, which scores the "
+                "answers to these rows"
+            )
 
     def _check_ready(self) -> None:
         rules = self.rules
@@ -120,3 +184,7 @@ class ScoreConfig(Section):
                 f"--reward.rules.tests_s {rules.tests_s:g}: must be less than reward.time_limit_s "
                 f"{self.time_limit_s:g}"
             )
+
+
+def _has(names: Collection[str]) -> str:
+    return f"has {', '.join(names)}" if names else "is empty"

@@ -36,6 +36,7 @@ DECIDING = (
 # Of what was saved before there were any.
 WITHOUT_ADAPTERS = {"lora.rank": 0, "lora.dora": False, "lora.base_format": "compute"}
 PINNED_WEIGHTS = ("checkpoint.start", "reward_model", "answers.reward_model")
+REWARD_MODELS = "reward.models."  # further ones, each behind it under its name
 ORIGIN = ("published", "dtype", "dtypes")
 TOKENIZER = "tokenizer.path"
 FREE = (TOKENIZER, "tokenizer.trust_code")  # a tokenizer is known by its files, wherever they are
@@ -77,7 +78,7 @@ class RunRecord:
         """This record with what a checkpoint keeps of where its weights once came from."""
         origin = {key: facts[key] for key in ORIGIN if key in facts}
         was = facts.get("run", {"sources": {}})["sources"]
-        weights = {key: was[key] for key in PINNED_WEIGHTS if key in was}
+        weights = {key: source for key, source in was.items() if is_weights(key)}
         return replace(self, origin={**origin, **self.origin}, sources={**weights, **self.sources})
 
     def check(self, facts: Facts, path: Path) -> None:
@@ -125,7 +126,7 @@ class RunRecord:
             is_same_key = was.get(key) == given
             if then is not None and (is_same_key or key == TOKENIZER):
                 raise CheckpointError(_moved(key, given, then, now, path))
-            if now is not None and key in PINNED_WEIGHTS:
+            if now is not None and is_weights(key):
                 origin = f"began from {then['path']}" if then else "began without it"
                 raise CheckpointError(
                     f"--{key} {given}: the run of {path} {origin}: leave that, or give this "
@@ -197,6 +198,11 @@ def _known(cls: type[Section], values: Any) -> Any:
     return known
 
 
+def is_weights(key: str) -> bool:
+    """Whether a key names a stored model."""
+    return key in PINNED_WEIGHTS or key.startswith(REWARD_MODELS)
+
+
 def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Each value of nested sections under its dotted key."""
     for name, value in values.items():
@@ -230,6 +236,6 @@ def _moved(
     elif now is not None:
         what = "has another content now than when the run took it"
     do = "put back what it was"
-    if key in PINNED_WEIGHTS:
+    if is_weights(key):
         do = f"give --{key} {then['path']} as it was"
     return f"--{key} {_said(given)}: {what} ({path}): {do}, or give this run a folder of its own"

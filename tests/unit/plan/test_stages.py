@@ -100,6 +100,17 @@ def test_rules_alone_need_no_reward_model():
     assert three.parameters < four.parameters
 
 
+def test_a_further_reward_model_is_held_in_its_own_size():
+    small = WORK.model.model_copy(update={"num_layers": 2})
+    for frozen in (None, ParallelConfig(shard=8)):
+        stages = Stage("ppo", frozen=frozen), Stage("ppo", judging=(small,), frozen=frozen)
+        memory = frozen_memory if frozen else lambda stage, work: stage_memory(stage, work, LAYOUT)
+        (one,), (two,) = (memory(stage, WORK) for stage in stages)
+        (own,) = estimate(critic_of(WORK, small), LAYOUT)
+        assert two.parameters - one.parameters == own.parameters
+        assert (two.states - one.states) * GIB == pytest.approx(4.0 * own.parameters / 8)
+
+
 def test_comparing_answers_takes_two_sequences_and_a_reference_a_pass():
     cluster, constants = Cluster(DEVICES["a100-80gb"], NETWORKS["ib-200"]), constants_of("a100")
     job = Job(WORK, LAYOUT)

@@ -72,7 +72,7 @@ class Run:
             self.decode,
             lambda batch: _log_probs(self.actor, batch)[0],
             self.values,
-            LocalModels(lambda batch: _log_probs(self.reference, batch)[0], _count_targets),
+            LocalModels(lambda batch: _log_probs(self.reference, batch)[0], [_count_targets]),
         )
         config = RolloutConfig(max_new_tokens=LENGTH, micro_batch_size=20)
         responses, judged = rollout(judges, prompts, ids, config, 11, SpecialTokens((), 0))
@@ -163,7 +163,7 @@ def test_a_rollout_is_the_same_however_its_prompts_are_divided_and_judged():
 
     def judged(ids, micro_batch_size, **more):
         actor = lambda batch: _log_probs(run.actor, batch)[0]  # noqa: E731
-        judges = Judges(run.decode, actor, run.values, LocalModels(actor, _count_targets))
+        judges = Judges(run.decode, actor, run.values, LocalModels(actor, [_count_targets]))
         config = RolloutConfig(max_new_tokens=LENGTH, micro_batch_size=micro_batch_size, **more)
         chosen = [prompts[number] for number in ids]
         return rollout(judges, chosen, ids, config, 3, SpecialTokens((), 0))

@@ -90,7 +90,9 @@ def run(tmp_path_factory):
     _, learners = stage.trainer(("actor", trained.actor), ("critic", trained.critic))
     frozen = references.judges(TEMPERATURE)
     step = PolicyStep(started, stage, trained, learners, frozen, SpecialTokens(ENDS, 22))
-    yield Run(step, vars(trained) | vars(references))
+    yield Run(
+        step, vars(trained) | {"reference": references.reference, "reward": references.rewards[0]}
+    )
     dist.destroy_process_group()
 
 
@@ -246,9 +248,9 @@ def test_dropout_is_off_and_the_critic_starts_as_the_reward_model(run):
     stage, started = run.step.stage, run.step.config
     trained = TrainedModels.build(stage, started)
     references = ReferenceModels.build(stage, started)
-    pairs = zip(trained.critic.parameters(), references.reward.parameters(), strict=True)
+    pairs = zip(trained.critic.parameters(), references.rewards[0].parameters(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
-    assert not any(p.requires_grad for p in references.reward.parameters())
+    assert not any(p.requires_grad for p in references.rewards[0].parameters())
     assert not any(p.requires_grad for p in references.reference.parameters())
     again = [trained.actor.evaluate([respond(PROMPTS[:1], [[1]], [0]).batch], Logits())[0]] * 2
     assert torch.equal(*again)
