@@ -28,12 +28,12 @@ from megalite.stages.setup import Stage, StageConfig, check_positions, set_up, s
 from megalite.stages.start import said_by
 from megalite.stages.told import notes_of_writing
 from megalite.training.config import RunConfig
+from megalite.training.folder.files import RANKINGS
 from megalite.training.learner import Learner
 from megalite.training.progress import Progress, Seconds, StepResult
 from megalite.training.trainer import DoStep, Evaluate
 
 RankingItem = tuple[Batch, Rankings]
-DETAILS = "rankings.json"  # of a run's folder
 COUNTS = ("correct_pairs", "pairs", "equal_pairs")  # of a batch, summed over the global one
 
 
@@ -87,27 +87,27 @@ def _train(config: RMConfig, stage: Stage, datasets: Datasets[RankedAnswers]) ->
     model = stage.model(value_model, config.checkpoint.start, lora=config.lora)
     trainer, (learner,) = stage.trainer(("model", model))
     trainer.resume()
+    named = {name: (name, part) for name, part in datasets.heldout.items()}
     trainer.fit(
         partial(stage.loader, datasets.train, _make),
         _ranking_step(stage, learner),
-        evaluations(datasets.heldout, partial(_evaluation, stage, model, datasets, {})),
+        evaluations(named, partial(_evaluation, stage, model, {})),
     )
 
 
 def _evaluation(
     stage: Stage,
     model: Model,
-    datasets: Datasets[RankedAnswers],
     written: dict[str, Any],
-    part: RankedAnswers,
+    named: tuple[str, RankedAnswers],
 ) -> Evaluate:
     """What measures the model on a held-out set and writes what a report shows of all of them."""
-    name = next(name for name, other in datasets.heldout.items() if other is part)
+    name, part = named
 
     def evaluate() -> dict[str, float]:
         sums = count_pairs(model, part, stage.config.train.micro_batch_size)
         written[name or "heldout"] = details_of(sums)
-        stage.log.write(DETAILS, json.dumps(written, indent=1) + "\n")
+        stage.log.write(RANKINGS, json.dumps(written, indent=1) + "\n")
         return heldout_metrics(sums)
 
     return evaluate

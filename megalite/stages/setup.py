@@ -291,12 +291,13 @@ class Stage:
         )
         every, record, stop = config.checkpoint.every, self.record, self.launch.stop
         trainer = Trainer(learners, self.log, checkpoints, every, record, stop)
-        trainer.introduce(overview(config, self.mesh, [(n, model.config) for n, model in models]))
+        lines = overview(config, self.mesh, [(n, model.config) for n, model in models])
+        lines += [learned_of(learner) for learner in learners if learner.model.lora.rank]
+        trainer.introduce(lines)
         trainer.keep_best(config.checkpoint.best)
         place, local = Place.of(self.launch), config.checkpoint.local
         saves = local_saves(local, checkpoints, saving, place, self.log, self.starts)
         trainer.save_locally(saves)
-        self.say(*([learned_of(learner)] for learner in learners if learner.model.lora.rank))
         return trainer, learners
 
     def counts(self, targets: int, batches: Sequence[Batch]) -> Counts:

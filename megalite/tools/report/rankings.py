@@ -12,8 +12,8 @@ from typing import Any
 from megalite.errors import DataError
 from megalite.tools.report.chart import Line, line_chart
 from megalite.tools.report.table import table
+from megalite.training.folder.files import RANKINGS
 
-FILE = "rankings.json"
 LENGTHS = {"longer": "is longer", "shorter": "is shorter", "equal": "is as long"}
 
 
@@ -26,7 +26,7 @@ def ranking_section(runs: Mapping[str, Path]) -> list[str]:
     Raises:
         DataError: a file can't be read; it is named.
     """
-    found = {name: _read(folder / FILE) for name, folder in runs.items()}
+    found = {name: _read(folder / RANKINGS) for name, folder in runs.items()}
     sets = [
         (name if part == "heldout" else f"{name}, {part}", details)
         for name, parts in found.items()
