@@ -90,7 +90,8 @@ def words_of(name: str, scale: list[str], text: Path, run: Path, *more: str) -> 
 def _data_of(name: str, text: Path) -> list[str]:
     config = load_config(*find_command([stage_of(name), f"recipe:{name}"]))[0]
     if (stage := stage_of(name)) == "pretrain":
-        return ["--data.train", json.dumps([f"{text}/data"])]
+        stores = [f"{text}/data", f"{text}/more"][: len(config.data.objectives) or 1]
+        return ["--data.train", json.dumps(stores)]
     file = {"sft": "conversations", "rm": "rankings", "ppo": "prompts"}[stage]
     words = ["--data.train", json.dumps([f"{text}/{file}.jsonl"])]
     if stage != "ppo":

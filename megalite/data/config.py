@@ -32,12 +32,13 @@ TemplateName = Literal[
     "baichuan2",
     "chatml",
     "zephyr",
+    "lima",
     "tokenizer",
 ]
 TEMPLATE = (
     "format of a conversation; raw: nothing around a text; plain: a line for each question; "
     "tokenizer: the tokenizer's own chat template; alpaca, vicuna, chatglm, chatglm2, llama2, "
-    "llama3, mistral, moss, baichuan, baichuan2, chatml, zephyr: as these models were trained"
+    "llama3, mistral, moss, baichuan, baichuan2, chatml, zephyr, lima: as these models were trained"
 )
 DECODER_START = (
     "first token of an encoder-decoder's decoder; empty: as the config says that the model comes "
@@ -48,6 +49,17 @@ COLUMNS = (
     "the files' names of keys by the names that are known here, such as "
     '{ instruction = "question", output = "answer" }'
 )
+
+
+ObjectiveName = Literal[
+    "next_token",
+    "prefix_lm",
+    "span_corruption",
+    "denoising",
+    "blank_infilling",
+    "ul2",
+    "u_palm",
+]
 
 
 class TokenizerConfig(Section):
@@ -103,20 +115,18 @@ class CorpusConfig(Section):
     separate_documents: bool = Field(
         True, description="attention of each token to its own document only"
     )
-    objective: Literal[
-        "next_token",
-        "prefix_lm",
-        "span_corruption",
-        "denoising",
-        "blank_infilling",
-        "ul2",
-        "u_palm",
-    ] = Field(
+    objective: ObjectiveName = Field(
         "next_token",
         description="what is learned of a document; next_token: each next token of the text; "
         "prefix_lm: what follows a prefix; span_corruption: spans replaced by sentinels (T5); "
         "denoising: the document from a noised one (BART); blank_infilling: masked spans in random "
         "order (GLM); ul2, u_palm: mixtures of span_corruption and prefix_lm",
+    )
+    objectives: tuple[ObjectiveName, ...] = Field(
+        (),
+        description="objective of each store of train, in their order, where they differ (GLM-130B "
+        "has blank_infilling of text, prefix_lm of prompted tasks); plans, and what is held out "
+        "from elsewhere, have objective; empty: objective for all",
     )
     encoder_length: int = Field(
         0, ge=0, description="tokens of an encoder's sequence, Se; 0: sequence_length"

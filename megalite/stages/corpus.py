@@ -33,15 +33,49 @@ def store_opener(
     seed: int,
     said: SpecialTokens = NOTHING_SAID,
 ) -> OpenStore:
-    """What opens a store, given its path and number, as samples of the configured objective.
+    """What opens a store, given its path and number, as samples of its objective.
 
     Next-token samples are windows of the text; other objectives' are documents, packed into rows.
     ``said`` is what the model's published config says.
 
     Raises:
-        ConfigError: the model's structure can't have the objective.
-        DataError: the tokenizer lacks what the objective needs.
+        ConfigError: the model's structure can't have an objective, or there are more or fewer
+            objectives than stores.
+        DataError: the tokenizer lacks what an objective needs.
     """
+    own = _own_objectives(data)
+    is_alone = own and not (data.heldout or data.validation)
+    names = dict.fromkeys((*own.values(), *(() if is_alone else (data.objective,))))
+
+    def opener(name: str) -> OpenStore:
+        told = data.model_copy(update={"objective": name})
+        return _opener(told, tokenizer, model, seed, said)
+
+    openers = {name: opener(name) for name in names}
+
+    def opened(path: str, number: int) -> Dataset[Example]:
+        return openers[own.get(path, data.objective)](path, number)
+
+    return opened
+
+
+def _own_objectives(data: CorpusConfig) -> dict[str, str]:
+    """The objective of each store of what is learned; none where all have the same."""
+    if not data.objectives:
+        return {}
+    stores = store_names(data.train)
+    _check_count("data.objectives", data.objectives, stores)
+    return dict(zip(stores, data.objectives, strict=True))
+
+
+def _opener(
+    data: CorpusConfig,
+    tokenizer: TokenizerConfig,
+    model: ModelConfig,
+    seed: int,
+    said: SpecialTokens,
+) -> OpenStore:
+    """What opens stores for ``data.objective``."""
     if data.objective == "next_token":
         if model.is_encoder_decoder:
             raise ConfigError(
@@ -83,10 +117,10 @@ def blend_stores(
     return Blend(parts, weights or sizes)
 
 
-def _check_count(key: str, weights: Sequence[float], paths: Sequence[str]) -> None:
-    if weights and len(weights) != len(paths):
+def _check_count(key: str, told: Sequence[object], paths: Sequence[str]) -> None:
+    if told and len(told) != len(paths):
         raise ConfigError(
-            f"--{key}: must be one for each of the {len(paths)} stores, came {len(weights)}"
+            f"--{key}: must be one for each of the {len(paths)} stores, came {len(told)}"
         )
 
 

@@ -122,8 +122,21 @@ def _train(
         if key in train:
             result[key] = _shrunk(train[key], factors)
     if "skip" in train:
-        result["skip"] = [[_place(at, factors) for at in ends] for ends in train["skip"]]
+        result["skip"] = [_skip(*ends, factors) for ends in train["skip"]]
     return result
+
+
+def _skip(
+    first: int | str, end: int | str, factors: Mapping[str, float]
+) -> tuple[int | str, int | str]:
+    """A range of the run's order that skips something still."""
+    begins, ends = _place(first, factors), _place(end, factors)
+    if begins != ends:
+        return begins, ends
+    if isinstance(ends, int):
+        return begins, ends + 1
+    number, unit = ends.split()
+    return begins, f"{int(number) + 1} {unit}"
 
 
 def _place(told: int | str, factors: Mapping[str, float]) -> int | str:

@@ -31,7 +31,7 @@ from megalite.models.batch import IGNORE
 
 SPECIAL = ["[gMASK]", "<sop>", "<eoh>", "<eom>", "<|im_start|>", "<|im_end|>"]
 SPECIAL += ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
-SPECIAL += [*BAICHUAN, *BAICHUAN2]
+SPECIAL += ["<EOT>", *BAICHUAN, *BAICHUAN2]
 WORDS = "A chat between user and assistant. USER: US ASSISTANT: Instruction Response Below is an "
 WORDS += "answer good day INST SYS Human MOSS Round system 问 答 是 好 the of to that is"
 TEXTS = [
@@ -214,6 +214,14 @@ def zephyr(peer: Peer, system: str, rounds):
     return spoken(peer, *with_marks(parts))
 
 
+def lima(peer: Peer, system: str, rounds):
+    """Section 3 of LIMA's paper: a token of its own behind each turn."""
+    parts = [(f"{system}<EOT>", False)] if system else []
+    for question, answer in rounds:
+        parts += [(f"{question}<EOT>", False), (f"{answer}<EOT>", True)]
+    return spoken(peer, *with_marks(parts))
+
+
 def chatml(peer: Peer, system: str, rounds):
     """The template of TRL's setup_chat_format; no BOS, as apply_chat_template writes none."""
     parts = [(f"<|im_start|>system\n{system}<|im_end|>\n", False)] if system else []
@@ -333,6 +341,7 @@ AUTHORS = {
     "baichuan2": baichuan_of(BAICHUAN2),
     "chatml": chatml,
     "zephyr": zephyr,
+    "lima": lima,
 }
 KINDS = ("sentencepiece", "fast", "bytes")
 

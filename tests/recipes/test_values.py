@@ -44,6 +44,11 @@ def parsed(text: str):
         return text
 
 
+def as_tuples(value):
+    """Lists as a config has them."""
+    return tuple(map(as_tuples, value)) if isinstance(value, list) else value
+
+
 def test_the_table_has_the_recipes():
     assert sorted(TABLE) == NAMES
 
@@ -55,7 +60,7 @@ def test_every_value_is_that_of_the_table(name):
         value = config
         for part in key.split("."):
             value = getattr(value, part)
-        assert value == parsed(text), key
+        assert value == as_tuples(parsed(text)), key
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -133,7 +138,9 @@ def test_a_scaled_ppo_changes_at_the_same_shares_of_fewer_steps():
 def test_a_scaled_skip_is_at_the_same_steps():
     told = {"train": {"skip": [["400 steps", "500 steps"], [1000, 2000]], "global_batch_size": 16}}
     made = scaled(Based(told, {"stage": "pretrain"}), 0.01)
-    assert made["train"]["skip"] == [["4 steps", "5 steps"], [10, 20]]
+    assert made["train"]["skip"] == [("4 steps", "5 steps"), (10, 20)]
+    less = scaled(Based(told, {"stage": "pretrain"}), 0.001)
+    assert less["train"]["skip"] == [("1 steps", "2 steps"), (1, 2)]
 
 
 BAD = {

@@ -329,6 +329,18 @@ def write_zephyr(page: Page, turns: Sequence[Turn]) -> None:
         page.text("\n")
 
 
+def write_lima(page: Page, turns: Sequence[Turn]) -> None:
+    """Section 3 of arXiv:2305.11206: every turn, a user's too, ends with a token of its own."""
+    page.opening()
+    for turn in turns:
+        if turn.role == "assistant":
+            page.answer(turn.text)
+        else:
+            page.text(turn.whole)
+            page.named(LIMA)
+
+
+LIMA = "<EOT>"
 BAICHUAN = ("<reserved_102>", "<reserved_103>")
 BAICHUAN2 = ("<reserved_106>", "<reserved_107>")
 LLAMA3 = ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>")
@@ -348,4 +360,5 @@ TEMPLATES = {
     "baichuan2": Template(baichuan_writer(*BAICHUAN2), needs=BAICHUAN2),
     "chatml": Template(write_chatml, end="<|im_end|>", needs=("<|im_start|>",)),
     "zephyr": Template(write_zephyr),
+    "lima": Template(write_lima, end=LIMA),
 }

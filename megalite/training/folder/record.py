@@ -21,6 +21,7 @@ UNKEPT = ("run.folder", "faults.")  # a folder may be moved; a fault on purpose 
 # A change of these makes the state mean something else; a trailing dot is a section's.
 DECIDING = (
     "data.objective",
+    "data.objectives",
     "data.prefix",
     "pretraining.objective",
     "tokenizer.",
