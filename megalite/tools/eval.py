@@ -29,8 +29,10 @@ from megalite.stages.told import section_of_run
 from megalite.tools.judging import MakeBatch, Numbers, measure_text
 from megalite.tools.speaker import Speaker, StoredModelConfig, open_speaker
 
-UNUSED = ("train", "weights", "weights_at", "size_limit", "objectives")
-UNUSED += ("heldout", "validation", "split")  # keys of data that a run has
+UNUSED = (  # keys of data that a run has
+    *("train", "weights", "weights_at", "size_limit", "objectives"),
+    *("heldout", "validation", "split"),
+)
 
 
 class EvalConfig(StoredModelConfig):

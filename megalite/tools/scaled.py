@@ -122,7 +122,7 @@ def _train(
         if key in train:
             result[key] = _shrunk(train[key], factors)
     if "skip" in train:
-        result["skip"] = [_skip(*ends, factors) for ends in train["skip"]]
+        result["skip"] = [_skip(first, end, factors) for first, end in train["skip"]]
     return result
 
 
