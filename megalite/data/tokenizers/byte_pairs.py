@@ -15,6 +15,7 @@ import json
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,10 @@ BESIDE = ("a", "1", "!", " ", "'")  # with which a letter, digit, sign, space or
 WORTH = 8  # characters for each token, from which on the second's preparation is worth it
 
 
+class NotByteLevel(Exception):
+    """Why ``tiktoken`` doesn't read a tokenizer, in words that follow its path and a colon."""
+
+
 class Batches:
     """Token ids of many texts, without the places of tokens, which take longer than the ids."""
 
@@ -41,12 +46,24 @@ class Batches:
         self._rust, self._left = rust, WORTH * rust.get_vocab_size()
         self._fast: BytePairs | None = None
 
+    def why_slow(self, num_characters: int) -> str:
+        """Why ``tiktoken`` doesn't read so many characters; empty if it does, or they are few."""
+        try:
+            if num_characters < self._left:
+                _pattern(_described(self._rust))
+            elif self._fast is None:
+                self._fast, self._left = fast_byte_pairs(self._rust), 0
+        except NotByteLevel as error:
+            return str(error)
+        return ""
+
     def ids(self, texts: Sequence[str], special: bool) -> list[list[int]]:
         """Token ids of texts; see :meth:`Tokenizer.encode_batch`."""
         if self._left > 0:
             self._left -= sum(map(len, texts))
             if self._left <= 0:
-                self._fast = fast_byte_pairs(self._rust)
+                with suppress(NotByteLevel):
+                    self._fast = fast_byte_pairs(self._rust)
         if self._fast is None:
             return self._by_rust(texts, special)
         found = [self._fast.encode(text) for text in texts]
@@ -133,28 +150,47 @@ def _number_of_words(pattern: str, texts: Sequence[str]) -> list[int]:
     return [len(fast.encode_ordinary(text)) for text in texts]
 
 
-def fast_byte_pairs(rust: tokenizers.Tokenizer) -> BytePairs | None:
-    """A tokenizer's ids by ``tiktoken``; None where it isn't there or they might be others."""
-    try:
-        import tiktoken
-    except ModuleNotFoundError:
-        return None
-    content = json.loads(rust.to_str())
+def fast_byte_pairs(rust: tokenizers.Tokenizer) -> BytePairs:
+    """A tokenizer's ids by ``tiktoken``.
+
+    Raises:
+        NotByteLevel: it isn't there, or they might be others.
+    """
+    content = _described(rust)
     pattern, ranked = _pattern(content), _ranked(content)
-    if pattern is None or ranked is None:
-        return None
+    import tiktoken
+
     ranks = {token: rank for rank, token in enumerate(ranked)}
     fast = tiktoken.Encoding("ids", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
     return BytePairs(rust, fast, pattern, list(ranked.values()))
 
 
-def _pattern(content: dict[str, Any]) -> str | None:
-    """The regular expression that cuts a text into words; None for anything else that does."""
+def _described(rust: tokenizers.Tokenizer) -> dict[str, Any]:
+    """What a ``tokenizer.json`` says, if there is something that might read it faster."""
+    try:
+        import tiktoken  # noqa: F401
+    except ModuleNotFoundError:
+        raise NotByteLevel("it isn't installed: pip install 'megalite[data]'") from None
+    content: dict[str, Any] = json.loads(rust.to_str())
+    return content
+
+
+def _pattern(content: dict[str, Any]) -> str:
+    """The regular expression that cuts a text into words."""
+    if content["model"]["type"] != "BPE":
+        raise NotByteLevel(f"the tokenizer is {content['model']['type']}, not byte-level BPE")
     if content["normalizer"] not in (None, {"type": "NFC"}):
-        return None
+        raise NotByteLevel(f"the tokenizer's normalizer is {content['normalizer']['type']}")
     steps = [content["pre_tokenizer"]]
     if steps[0] and steps[0]["type"] == "Sequence":
         steps = steps[0]["pretokenizers"]
+    pattern = _pattern_of(steps)
+    if pattern is None:
+        raise NotByteLevel("the tokenizer doesn't cut words as those of GPT-2, LLaMA 3 or Qwen do")
+    return pattern
+
+
+def _pattern_of(steps: Sequence[Any]) -> str | None:
     *before, last = steps
     if not last or last["type"] != "ByteLevel" or last["add_prefix_space"]:
         return None
@@ -168,20 +204,16 @@ def _pattern(content: dict[str, Any]) -> str | None:
     return pattern if is_plain and pattern in KNOWN else None
 
 
-def _ranked(content: dict[str, Any]) -> dict[bytes, int] | None:
-    """Ids of tokens, in the order in which BPE makes them; None where that isn't known."""
+def _ranked(content: dict[str, Any]) -> dict[bytes, int]:
+    """Ids of tokens, in the order in which BPE makes them."""
     model = content["model"]
-    if model["type"] != "BPE" or any(
-        model.get(key)
-        for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback")
-    ):
-        return None
+    for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback"):
+        if model.get(key):
+            raise NotByteLevel(f"the tokenizer's BPE has {key} {model[key]}")
     ids, of_characters = model["vocab"], _bytes_of_characters()
     if not of_characters.keys() <= ids.keys():
-        return None  # a byte without a token
+        raise NotByteLevel("the tokenizer has no token for some bytes")
     order = _order(model["merges"])
-    if order is None:
-        return None
     added = {token["content"] for token in content["added_tokens"]}
     alone = tokenizers.models.BPE(vocab=ids, merges=[_pair(m) for m in model["merges"]])
     ranked, last = list(of_characters), []
@@ -189,7 +221,7 @@ def _ranked(content: dict[str, Any]) -> dict[bytes, int] | None:
     if model.get("ignore_merges"):  # a word that is a token is that token, however it is made
         for token in ids.keys() - set(ranked) - added:
             if not all(c in of_characters for c in token) or len(alone.tokenize(token)) == 2:
-                return None
+                raise NotByteLevel(f"the tokenizer's {token!r} would be made of its parts, too")
             last.append(token)
     return {
         bytes(of_characters[c] for c in token): ids[token] for token in (*ranked, *sorted(last))
@@ -201,14 +233,14 @@ def _pair(merge: str | list[str]) -> tuple[str, str]:
     return first, second
 
 
-def _order(merges: list[Any]) -> list[str] | None:
-    """The tokens that pairs give, in their order; None where those of one don't stand together."""
+def _order(merges: list[Any]) -> list[str]:
+    """The tokens that pairs give, in their order."""
     order: dict[str, None] = {}
     before = ""
     for merge in merges:
         token = "".join(_pair(merge))
         if token != before and token in order:
-            return None
+            raise NotByteLevel(f"the tokenizer's pairs that give {token!r} don't stand together")
         order[token] = None
         before = token
     return list(order)

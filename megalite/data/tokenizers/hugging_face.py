@@ -71,6 +71,12 @@ class HuggingFaceTokenizer(Tokenizer):
         how = {"add_special_tokens": False, "split_special_tokens": not special, "verbose": False}
         return self._inner(list(texts), **how)["input_ids"]  # not verbose: any length is right here
 
+    def why_slow(self, num_characters: int) -> str:
+        """Why so many characters of text are not read by ``tiktoken``; empty if they are."""
+        if self._batches is None:
+            return "transformers does more to a text than the tokenizer's tokenizer.json says"
+        return self._batches.why_slow(num_characters)
+
     def encode_segments(self, segments: Sequence[Segment]) -> Owned:
         """Tokens of texts with special tokens between them, which a text gives too if it can."""
         texts = [one if isinstance(one, str) else self._text(one) for one in segments]

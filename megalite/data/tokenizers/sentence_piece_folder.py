@@ -42,6 +42,10 @@ class SentencePieceFolder(HuggingFaceTokenizer):
         """Token ids of a text, without special tokens around it."""
         return self._read(text, self._any)
 
+    def why_slow(self, num_characters: int) -> str:
+        """Nothing: SentencePiece is what reads its texts."""
+        return ""
+
     def encode_batch(self, texts: Sequence[str], special: bool = True) -> list[list[int]]:
         """Token ids of several texts."""
         return [self._read(text, self._any if special else self._plain) for text in texts]

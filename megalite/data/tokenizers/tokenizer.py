@@ -48,6 +48,13 @@ class Tokenizer(Protocol):
         """
         ...
 
+    def why_slow(self, num_characters: int) -> str:
+        """Why so many characters are not read by ``tiktoken``, which is faster where it can.
+
+        Empty: they are, or they are few, or SentencePiece reads them.
+        """
+        return ""
+
     def encode_segments(self, segments: Sequence[Segment]) -> Owned:
         """Tokens of texts with special tokens between them; neighbouring texts are one.
 

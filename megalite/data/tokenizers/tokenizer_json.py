@@ -60,6 +60,10 @@ class JSONTokenizer(Tokenizer):
         """Token ids of several texts."""
         return self._batches.ids(texts, special)
 
+    def why_slow(self, num_characters: int) -> str:
+        """Why so many characters of text are not read by ``tiktoken``; empty if they are."""
+        return self._batches.why_slow(num_characters)
+
     def encode_segments(self, segments: Sequence[Segment]) -> Owned:
         """Tokens of texts with special tokens between them, which a text gives too if it can."""
         texts = [one if isinstance(one, str) else self._text(one) for one in segments]

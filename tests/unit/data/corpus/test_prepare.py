@@ -14,6 +14,7 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet
 import pytest
+import tokenizers
 
 from megalite.data.corpus.store import TokenStore
 from megalite.data.tokenizers.load import load_tokenizer
@@ -105,6 +106,26 @@ def as_input(monkeypatch):
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
 
     return give
+
+
+def test_a_tokenizer_that_is_not_read_by_tiktoken_is_told(tmp_path, tokenizer_folder, capsys):
+    """Both where its kind is another, and where tiktoken isn't installed."""
+    (tmp_path / "a.txt").write_text("a text")
+    other = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "?": 1}, unk_token="?"))
+    other.save(str(tmp_path / "tokenizer.json"))
+    given = words(tmp_path / "a.txt", tmp_path / "store", tmp_path / "tokenizer.json")
+    assert command(*given, "--processes", 1) == 0
+    says = "isn't read by tiktoken, which is some ten times as fast"
+    assert f"{says}: the tokenizer is WordLevel" in capsys.readouterr().out
+    code = (
+        "import sys; sys.modules['tiktoken'] = None; "
+        "from megalite.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    given = words(tmp_path / "a.txt", tmp_path / "store", tokenizer_folder, "--processes", 1)
+    done = subprocess.run(
+        [sys.executable, "-c", code, *given], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert f"{says}: it isn't installed: pip install 'megalite[data]'" in done.stdout
 
 
 def test_lines_of_the_standard_input_make_the_store_of_their_file(

@@ -2,6 +2,7 @@
 
 import random
 import string
+import sys
 
 import pytest
 import tokenizers
@@ -10,7 +11,15 @@ from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 from megalite.data.tokenizers import byte_pairs
-from megalite.data.tokenizers.byte_pairs import GPT2, KNOWN, NEWER, Batches, fast_byte_pairs
+from megalite.data.tokenizers.byte_pairs import (
+    GPT2,
+    KNOWN,
+    NEWER,
+    Batches,
+    BytePairs,
+    NotByteLevel,
+    fast_byte_pairs,
+)
 
 WORDS = (
     "the cat's 12345 dogs\n\n  aren't\tHERE été naïve 中文字符 кот, ﬁ ½ १२ 'S don'T\r\n\xa0x\u2028 "
@@ -22,6 +31,13 @@ def byte_level(pattern: str) -> pre_tokenizers.PreTokenizer:
         return pre_tokenizers.ByteLevel(add_prefix_space=False)
     plain = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     return pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(pattern), "isolated"), plain])
+
+
+def fast_or_none(tokenizer: Tokenizer) -> BytePairs | None:
+    try:
+        return fast_byte_pairs(tokenizer)
+    except NotByteLevel:
+        return None
 
 
 def trained(pattern: str) -> Tokenizer:
@@ -43,9 +59,7 @@ def both(request):
     tokenizer = trained(request.param)
     if request.param == NEWER % "":
         tokenizer.normalizer = normalizers.NFC()
-    fast = fast_byte_pairs(tokenizer)
-    assert fast is not None
-    return tokenizer, fast
+    return tokenizer, fast_byte_pairs(tokenizer)
 
 
 pieces = st.sampled_from([*WORDS.split(" "), " ", "  ", "\n", "'", "e\u0301", "<|end|>", "\x85"])
@@ -103,7 +117,7 @@ def vocabularies(draw):
 def test_any_list_of_pairs(model, texts: list[str]):
     tokenizer = Tokenizer(model)
     tokenizer.pre_tokenizer = byte_level(GPT2)
-    fast = fast_byte_pairs(tokenizer)
+    fast = fast_or_none(tokenizer)
     if fast is not None:
         assert [fast.encode(text) for text in texts] == [tokenizer.encode(t).ids for t in texts]
 
@@ -118,7 +132,7 @@ def test_a_token_that_pairs_never_make_is_made_nowhere_but_as_a_word():
         )
         tokenizer = Tokenizer(model)
         tokenizer.pre_tokenizer = byte_level(GPT2)
-        fast = fast_byte_pairs(tokenizer)
+        fast = fast_or_none(tokenizer)
         if ignore:  # tiktoken would make abc of ab and c wherever they meet
             assert fast is None
         else:
@@ -133,20 +147,34 @@ def other(change) -> Tokenizer:
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("change", "why"),
     [
-        lambda t: setattr(t, "normalizer", normalizers.Lowercase()),
-        lambda t: setattr(t, "pre_tokenizer", pre_tokenizers.ByteLevel(add_prefix_space=True)),
-        lambda t: setattr(t, "pre_tokenizer", pre_tokenizers.Metaspace()),
-        lambda t: setattr(t, "pre_tokenizer", byte_level(r"\w+|\W+")),
-        lambda t: setattr(t, "model", models.BPE(vocab={"a": 0}, merges=[])),
-        lambda t: setattr(t, "model", models.WordLevel({"a": 0}, unk_token="a")),
-        lambda t: setattr(t.model, "dropout", 0.1),
+        (lambda t: setattr(t, "normalizer", normalizers.Lowercase()), "normalizer is Lowercase"),
+        (
+            lambda t: setattr(t, "pre_tokenizer", pre_tokenizers.ByteLevel(add_prefix_space=True)),
+            "doesn't cut words as",
+        ),
+        (lambda t: setattr(t, "pre_tokenizer", pre_tokenizers.Metaspace()), "doesn't cut words as"),
+        (lambda t: setattr(t, "pre_tokenizer", byte_level(r"\w+|\W+")), "doesn't cut words as"),
+        (lambda t: setattr(t, "model", models.BPE(vocab={"a": 0}, merges=[])), "for some bytes"),
+        (lambda t: setattr(t, "model", models.WordLevel({"a": 0}, unk_token="a")), "is WordLevel"),
+        (lambda t: setattr(t.model, "dropout", 0.1), "has dropout 0.1"),
     ],
     ids=["normalizer", "prefix", "metaspace", "pattern", "bytes", "words", "dropout"],
 )
-def test_other_makes_are_left_to_their_library(change):
-    assert fast_byte_pairs(other(change)) is None
+def test_other_makes_are_left_to_their_library_and_say_why(change, why):
+    tokenizer = other(change)
+    with pytest.raises(NotByteLevel, match=why):
+        fast_byte_pairs(tokenizer)
+    assert why in Batches(tokenizer).why_slow(sys.maxsize)
+
+
+def test_it_says_whether_it_is_read_by_tiktoken():
+    batches = Batches(trained(GPT2))
+    assert batches.why_slow(10) == ""
+    assert batches._fast is None
+    assert batches.why_slow(sys.maxsize) == ""
+    assert batches._fast is not None
 
 
 def test_batches_change_over_and_give_the_same(monkeypatch):
