@@ -2,6 +2,8 @@
 
 import json
 
+from tokenizers import Tokenizer
+
 from megalite.cli import main
 from megalite.data.tokenizers.load import load_tokenizer
 from tests.unit.data.conftest import TEXTS, command
@@ -17,6 +19,27 @@ def test_training_gives_a_folder_that_transformers_reads(tokenizer_folder, token
         assert tokenizer.encode(text) == theirs.encode(text, add_special_tokens=False)
         assert tokenizer.decode(tokenizer.encode(text)) == text
     assert tokenizer.encode_batch(TEXTS) == [tokenizer.encode(text) for text in TEXTS]
+
+
+def test_the_folder_is_what_transformers_writes(tmp_path):
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    (tmp_path / "a.txt").write_text("\n".join(TEXTS))
+    given = ["tokenizer", "train", "--source", f'["{tmp_path}/a.txt"]', "--vocab_size", 280]
+    more = ["--special_tokens", '["[MASK]"]', "--sentinels", 3, "--end_token", "é"]
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    assert command(*given, *more, "--output", ours) == 0
+    inner = Tokenizer.from_file(str(ours / "tokenizer.json"))
+    names = dict.fromkeys(("eos_token", "bos_token", "pad_token"), "é")
+    PreTrainedTokenizerFast(tokenizer_object=inner, **names).save_pretrained(theirs)
+    read = [AutoTokenizer.from_pretrained(folder) for folder in (ours, theirs)]
+    kept = [{k: v for k, v in one.init_kwargs.items() if k != "name_or_path"} for one in read]
+    default = kept[1].pop("model_max_length")
+    assert read[0].model_max_length == read[1].model_max_length == default
+    assert kept[0] == kept[1]
+    assert type(read[0]) is type(read[1])
+    assert read[0].all_special_tokens == read[1].all_special_tokens
+    assert (ours / "tokenizer.json").read_bytes() == (theirs / "tokenizer.json").read_bytes()
 
 
 def test_training_stops_reading_at_its_limit(tmp_path, capsys):
