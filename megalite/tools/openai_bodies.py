@@ -14,6 +14,27 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 MOST_STOPS = 16
 MOST_CHOICES = 128
 Finish = Literal["stop", "length"]
+NOT_HERE = {  # what OpenAI's API has and this server hasn't, but for values that ask for nothing
+    "audio",
+    "best_of",
+    "echo",
+    "function_call",
+    "functions",
+    "logit_bias",
+    "logprobs",
+    "modalities",
+    "parallel_tool_calls",
+    "prediction",
+    "reasoning_effort",
+    "response_format",
+    "store",
+    "suffix",
+    "tool_choice",
+    "tools",
+    "top_logprobs",
+    "verbosity",
+    "web_search_options",
+}
 
 
 class Refused(Exception):
@@ -121,6 +142,9 @@ class ChatBody(Asked):
     logprobs: Literal[False] | None = None
     top_logprobs: None = None
     tools: list[None] | None = Field(None, max_length=0)
+    tool_choice: Literal["auto", "none"] | None = None
+    parallel_tool_calls: bool | None = None
+    modalities: list[Literal["text"]] | None = None
     logit_bias: dict[str, None] | None = Field(None, max_length=0)
 
     @property
@@ -133,7 +157,7 @@ class CompletionBody(Asked):
     """A body of /v1/completions."""
 
     prompt: str | list[str] | list[int] | list[list[int]]
-    best_of: int | None = None
+    best_of: Literal[1] | None = None
     echo: Literal[False] | None = None
     suffix: None = None
     logprobs: None = None
@@ -159,19 +183,29 @@ def parsed(kind: type[BodyT], body: bytes) -> BodyT:
     try:
         asked = kind.model_validate_json(body)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        place = [str(part) for part in first["loc"]]
-        param = place[0] if place else None
-        if first["type"] == "extra_forbidden" and len(place) == 1:
-            message = f"Unrecognized request argument: {param}"
-        else:
-            message = f"{'.'.join(place)}: {first['msg']}" if place else first["msg"]
-        raise Refused(400, message, param=param) from None
+        raise _refused(error) from None
     if len(asked.stops) > MOST_STOPS or not all(asked.stops):
         raise Refused(400, f"stop: at most {MOST_STOPS} texts, none empty", param="stop")
     if asked.stream_options is not None and not asked.stream:
         raise Refused(400, "stream_options: only with stream true", param="stream_options")
     return asked
+
+
+def _refused(error: ValidationError) -> Refused:
+    """The first key that isn't taken, else the value that is wrong, the innermost one."""
+    found = error.errors(include_url=False, include_input=False)
+    unknown = [one for one in found if one["type"] == "extra_forbidden"]
+    chosen = (unknown or sorted(found, key=lambda one: -len(one["loc"])))[0]
+    # a value of several types has their names in its place: "str", "list[TextPart]"
+    place = [part for part in map(str, chosen["loc"]) if part != "str" and "[" not in part]
+    if not place:
+        return Refused(400, chosen["msg"])
+    param, shown = place[0], ".".join(place)
+    if param in NOT_HERE or (unknown and len(place) > 1):
+        return Refused(400, f"{shown}: is not supported by this server", param=param)
+    if unknown:
+        return Refused(400, f"Unrecognized request argument: {param}", param=param)
+    return Refused(400, f"{shown}: {chosen['msg']}", param=param)
 
 
 @dataclass

@@ -185,6 +185,10 @@ def post(server, path: str, body: bytes, key: str = KEY) -> tuple[int, dict]:
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 HELLO = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
+NOT_HERE = "is not supported by this server"
+JSON = {"type": "json_object"}
+IMAGE = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}
+CALL = {"role": "assistant", "content": None, "tool_calls": []}
 BAD = [
     (CHAT, b"{", 400, "Invalid JSON", None),
     (CHAT, b'{"model": "tiny"}', 400, "messages: Field required", "messages"),
@@ -194,8 +198,14 @@ BAD = [
     (CHAT, HELLO | {"temperature": -1}, 400, "temperature", "temperature"),
     (CHAT, HELLO | {"n": 0}, 400, "n: ", "n"),
     (CHAT, HELLO | {"max_tokens": 10**6}, 400, "at most", "max_tokens"),
-    (CHAT, HELLO | {"tools": [{"type": "function"}]}, 400, "tools", "tools"),
-    (CHAT, HELLO | {"logprobs": True}, 400, "logprobs", "logprobs"),
+    (CHAT, HELLO | {"tools": [{"type": "function"}]}, 400, f"tools: {NOT_HERE}", "tools"),
+    (CHAT, HELLO | {"tool_choice": "required"}, 400, f"tool_choice: {NOT_HERE}", "tool_choice"),
+    (CHAT, HELLO | {"functions": [{"name": "f"}]}, 400, f"functions: {NOT_HERE}", "functions"),
+    (CHAT, HELLO | {"logprobs": True}, 400, f"logprobs: {NOT_HERE}", "logprobs"),
+    (CHAT, HELLO | {"top_logprobs": 2}, 400, f"top_logprobs: {NOT_HERE}", "top_logprobs"),
+    (CHAT, HELLO | {"response_format": JSON}, 400, f".type: {NOT_HERE}", "response_format"),
+    (CHAT, HELLO | {"messages": [IMAGE]}, 400, f"content.0.image_url: {NOT_HERE}", "messages"),
+    (CHAT, HELLO | {"messages": [CALL]}, 400, f"messages.0.tool_calls: {NOT_HERE}", "messages"),
     (CHAT, HELLO | {"nonsense": 1}, 400, "Unrecognized request argument: nonsense", "nonsense"),
     (CHAT, HELLO | {"stop": [""]}, 400, "stop", "stop"),
     (CHAT, HELLO | {"stream_options": {}}, 400, "only with stream", "stream_options"),
@@ -205,7 +215,16 @@ BAD = [
     (TEXT, {"model": "tiny", "prompt": [5000]}, 400, "5000 is no token", "prompt"),
     (TEXT, {"model": "tiny", "prompt": []}, 400, "at least one", "prompt"),
     (TEXT, {"model": "tiny", "prompt": ""}, 400, "no tokens", None),
-    (TEXT, {"model": "tiny", "prompt": "a", "echo": True}, 400, "echo", "echo"),
+    (TEXT, {"model": "tiny", "prompt": [[1], ["a"]]}, 400, "prompt.1.0: ", "prompt"),
+    (TEXT, {"model": "tiny", "prompt": "a", "echo": True}, 400, f"echo: {NOT_HERE}", "echo"),
+    (TEXT, {"model": "tiny", "prompt": "a", "best_of": 3}, 400, f"best_of: {NOT_HERE}", "best_of"),
+    (
+        TEXT,
+        {"model": "tiny", "prompt": "a", "logprobs": 0},
+        400,
+        f"logprobs: {NOT_HERE}",
+        "logprobs",
+    ),
     ("/v1/nowhere", {}, 404, "Not Found", None),
 ]
 
