@@ -28,7 +28,8 @@ def explain(
     Args:
         error: what validation found.
         cls: the config's class.
-        source: where values that are not overrides came from.
+        source: where values that are not overrides came from; empty: from no file, so that all of
+            them are the command line's.
         overridden: key paths that came from the command line.
     """
     problems: dict[tuple[str, ...], list[Problem]] = defaultdict(list)
@@ -37,7 +38,7 @@ def explain(
     lines = []
     for key, found in problems.items():
         name = ".".join(key)
-        where = f"--{name}" if key in overridden else f"{source}: {name}"
+        where = f"--{name}" if key in overridden or not source else f"{source}: {name}"
         lines.append(_problem(cls, key, found, where))
     return "; ".join(lines)
 

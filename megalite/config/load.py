@@ -51,7 +51,7 @@ def load(
     for key, value in _parse_overrides(cls, overrides).items():
         _place(values, key, value)
     _clear_none(cls, values, ())
-    return validated(cls, values, "config" if path is None else str(path), set(given))
+    return validated(cls, values, "" if path is None else str(path), set(given))
 
 
 def validated(
@@ -65,7 +65,7 @@ def validated(
     Args:
         cls: the config's class.
         values: tables, lists, texts, numbers and booleans.
-        source: where they stand.
+        source: where they stand; empty: on the command line.
         given: keys of those that come from the command line.
 
     Raises:
@@ -74,7 +74,9 @@ def validated(
     try:
         text = json.dumps(values)
     except TypeError as error:
-        raise ConfigError(f"{source}: dates and times are not config values ({error})") from None
+        raise ConfigError(
+            f"{source or 'config'}: dates and times are not config values ({error})"
+        ) from None
     try:
         return cls.model_validate_json(text)
     except ValidationError as error:
@@ -125,6 +127,11 @@ def read_toml(path: Path) -> dict[str, object]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such config file; megalite config prints one") from None
+    except IsADirectoryError:
+        raise ConfigError(
+            f"{path}: is a folder, where a config file's name stands; all else is given by its "
+            f"key, such as --model {path}"
+        ) from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 text at byte {error.start}") from None
     except OSError as error:

@@ -199,7 +199,7 @@ def parse_line(where: str, line: bytes) -> Record:
     except UnicodeDecodeError:
         raise DataError(f"{where}: must be UTF-8") from None
     except json.JSONDecodeError as error:
-        raise DataError(f"{where}: not JSON: {error.msg} at column {error.colno}") from None
+        raise DataError(f"{where}: not JSON: {error.msg} at column {error.pos + 1}") from None
     except (ValueError, RecursionError) as error:  # a number of thousands of digits; deep nesting
         raise DataError(f"{where}: not JSON that can be read: {error}") from None
     return _as_object(where, record)

@@ -34,6 +34,8 @@ UNUSED = (  # keys of data that a run has
     *("heldout", "validation", "split"),
 )
 
+OF_TASKS = ("task_folder", "num_fewshot", "chat_template", "limit")
+
 
 class EvalConfig(StoredModelConfig):
     """A stored model, and what it is measured on."""
@@ -153,6 +155,9 @@ def _check(config: EvalConfig) -> None:
     for key in UNUSED:
         if key in config.data.model_fields_set:
             raise ConfigError(f"--data.{key}: is of a training run: give --stores or --rows")
+    for key in OF_TASKS:
+        if key in config.model_fields_set and not config.tasks:
+            raise ConfigError(f"--{key}: is of tasks: give --tasks, or leave it out")
     if config.task_folder and not Path(config.task_folder).is_dir():
         raise ConfigError(f"--task_folder {config.task_folder}: there is no such folder")
     if config.output and not Path(config.output).resolve().parent.is_dir():

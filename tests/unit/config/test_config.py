@@ -108,6 +108,19 @@ def test_missing_value_of_an_item_names_its_key(tmp_path: Path) -> None:
         load_text(tmp_path, "[[data.sources]]\nweight = 1.0\n")
 
 
+def test_without_a_file_a_missing_value_is_an_option_of_the_command() -> None:
+    class Named(Section):
+        model: str = Field(description="a run")
+
+    with pytest.raises(ConfigError, match="^--model must be set: a run$"):
+        load(Named)
+
+
+def test_a_folder_in_a_config_files_place_says_how_it_is_given(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=f"is a folder.* such as --model {tmp_path}"):
+        load(Config, tmp_path)
+
+
 def test_validator_of_a_combination_passes_its_own_message() -> None:
     assert message("--model.num_layers", "13", "--model.tie").endswith("use 12")
 

@@ -154,3 +154,10 @@ def test_columns_name_the_files_keys(tmp_path):
 def test_a_folder_is_not_a_file_of_records(tmp_path):
     with pytest.raises(DataError, match=f"{tmp_path}: is a folder; name the files in it"):
         read_records([tmp_path], dict)
+
+
+def test_where_a_line_breaks_off_is_counted_in_that_line(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(LINES + b'{"a": 1\n')
+    with pytest.raises(DataError, match=r"not JSON: .* at column 9$"):
+        read_records([path], dict)

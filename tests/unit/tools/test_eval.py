@@ -120,7 +120,8 @@ def test_a_reward_model_ranks_rows(causal, tmp_path, capsys):
         (["--rows", '["nowhere.jsonl"]'], "nowhere.jsonl"),
         (["--data.train", '["x"]', "--rows", '["x"]'], "--data.train: is of a training run"),
         (["--stores", '["x"]', "--output", "no/where.json"], "there is no such folder"),
-        (["--stores", '["x"]', "--task_folder", "no"], "--task_folder no: there is no such folder"),
+        (["--rows", '["x"]', "--limit", "3"], "--limit: is of tasks: give --tasks"),
+        (["--tasks", '["x"]', "--task_folder", "no"], "--task_folder no: there is no such folder"),
     ],
 )
 def test_what_measures_nothing_is_refused_in_a_line(causal, words, says, capsys):
