@@ -14,6 +14,7 @@ SPECIAL = "[NLU] [S2S] [NLG] <mask> [MASK] [gMASK] <sop> <eop> <eoh> <eom> <EOT>
 SPECIAL += "<reserved_106> <reserved_107>"  # of the objectives and templates of all recipes
 OWN = ["--run.device", "cpu", "--run.threads", "1", "--run.trackers", "[]"]
 TINY = "hidden_size=32 num_layers=2 num_heads=2 ffn_size=48 max_positions=1024"  # a PPO's start
+PARTS = 5  # files of a mixture of conversations
 RANKED = 4  # answers to each prompt
 
 
@@ -44,6 +45,8 @@ def _make_rows(folder: Path, texts: list[str]) -> None:
     halves = [(line[:40], line[40 : 40 + LONGEST]) for line in lines if len(line) > 80]
     rows = [{"prompt": prompt, "response": answer} for prompt, answer in halves]
     _write(folder / "conversations.jsonl", rows)
+    for part in range(PARTS):
+        _write(folder / f"conversations-{part}.jsonl", rows[part::PARTS])
     prompts = [{"prompt": prompt} for prompt, _ in halves]
     _write(folder / "prompts.jsonl", prompts)
     ranked = [
@@ -93,7 +96,9 @@ def _data_of(name: str, text: Path) -> list[str]:
         stores = [f"{text}/data", f"{text}/more"][: len(config.data.objectives) or 1]
         return ["--data.train", json.dumps(stores)]
     file = {"sft": "conversations", "rm": "rankings", "ppo": "prompts"}[stage]
-    words = ["--data.train", json.dumps([f"{text}/{file}.jsonl"])]
+    parts = len(config.data.weights) if stage == "sft" else 0
+    names = [f"{file}-{part}" for part in range(parts)] or [file]
+    words = ["--data.train", json.dumps([f"{text}/{name}.jsonl" for name in names])]
     if stage != "ppo":
         return words
     start = _start_of(config.data.template, text)

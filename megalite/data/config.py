@@ -229,6 +229,45 @@ class ConversationConfig(Section):
         return RowRules(self.sequence_length, self.long_rows, self.columns)
 
 
+class MixedConversationConfig(ConversationConfig):
+    """Files of conversations in shares of their own."""
+
+    weights: tuple[float, ...] = Field(
+        (),
+        description="share of each entry of train (a file, or a folder or pattern of several, "
+        "which have theirs by size) in the conversations; empty: all by size",
+    )
+    size_limits: tuple[int, ...] = Field(
+        (),
+        description="conversations that a file of each entry of train counts as at most in shares "
+        "by size (Flan: 30000, 20000, ...); 0: all that it has; empty: for every entry",
+    )
+
+    @model_validator(mode="after")
+    def _check_shares(self) -> "MixedConversationConfig":
+        if any(weight <= 0 for weight in self.weights):
+            raise ConfigError(f"--data.weights {list(self.weights)}: must be positive")
+        if any(limit < 0 for limit in self.size_limits):
+            raise ConfigError(f"--data.size_limits {list(self.size_limits)}: must not be negative")
+        for key, told in (("weights", self.weights), ("size_limits", self.size_limits)):
+            if told and self.train and len(told) != len(self.train):
+                raise ConfigError(
+                    f"--data.{key}: must be one for each of the {len(self.train)} entries of "
+                    f"data.train, came {len(told)}"
+                )
+        if self.is_mixed and self.split:
+            raise ConfigError(
+                f"--data.split {self.split:g}: counts records through all files, and a mixture "
+                "reads each by itself: give data.heldout, or no data.weights and data.size_limits"
+            )
+        return self
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether shares are others than by size."""
+        return bool(self.weights or any(self.size_limits))
+
+
 def check_heldout(
     heldout: Sequence[str], validation: Mapping[str, Sequence[str]], split: float
 ) -> None:

@@ -6,8 +6,9 @@ from typing import ClassVar
 
 from megalite.data.chat.datasets import Conversations
 from megalite.data.chat.long_rows import RowRules
-from megalite.data.config import ConversationConfig
+from megalite.data.config import MixedConversationConfig
 from megalite.data.example import collate
+from megalite.data.named_files import row_files
 from megalite.distributed.launch import Launch
 from megalite.engine.model import Model
 from megalite.errors import ConfigError
@@ -15,11 +16,14 @@ from megalite.stages.conversation import ChatFormat, open_chat
 from megalite.stages.datasets import Datasets, evaluations, notes_of
 from megalite.stages.language import LanguageConfig, heldout_evaluation, language_step
 from megalite.stages.length import in_steps
+from megalite.stages.mixture import ConversationMixture, mixture
 from megalite.stages.samples import Samples, SamplesConfig, write_samples
 from megalite.stages.setup import Stage, check_positions, set_up, settled
 from megalite.stages.start import said_by
 from megalite.stages.told import notes_of_writing
 from megalite.training.config import RunConfig
+
+Sequences = Conversations | ConversationMixture
 
 
 class SFTConfig(LanguageConfig):
@@ -27,7 +31,7 @@ class SFTConfig(LanguageConfig):
 
     stage: ClassVar[str] = "sft"
     run: RunConfig = RunConfig(folder="runs/sft")
-    data: ConversationConfig = ConversationConfig()
+    data: MixedConversationConfig = MixedConversationConfig()
     samples: SamplesConfig = SamplesConfig()
 
     def check_inputs(self) -> None:
@@ -44,9 +48,14 @@ def run(config: SFTConfig, launch: Launch) -> int:
         raise ConfigError("--data.train: needs at least one file of conversations")
     chat_format = open_chat(config.tokenizer, data, config.model, said_by(start))
 
-    def read(paths: Sequence[str], rules: RowRules) -> Conversations:
+    def read(paths: Sequence[str], rules: RowRules) -> Sequences:
         chat, structure = chat_format.chat, chat_format.structure
-        return Conversations(paths, chat, structure, rules, data.packed)
+
+        def opened(files: Sequence[str]) -> Conversations:
+            return Conversations(files, chat, structure, rules, data.packed)
+
+        is_mixed = data.is_mixed and paths == row_files(data.train)[0]
+        return mixture(data, opened) if is_mixed else opened(paths)
 
     datasets = Datasets.read(data, config.run.seed, read)
     samples = Samples.read(config.samples, chat_format, config.model)
@@ -60,7 +69,7 @@ def run(config: SFTConfig, launch: Launch) -> int:
 
 
 def _train(
-    config: SFTConfig, stage: Stage, chat_format: ChatFormat, datasets: Datasets[Conversations]
+    config: SFTConfig, stage: Stage, chat_format: ChatFormat, datasets: Datasets[Sequences]
 ) -> Model:
     model = stage.model(config.model, config.checkpoint.start, lora=config.lora)
     trainer, (learner,) = stage.trainer(("model", model))

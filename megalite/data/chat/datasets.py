@@ -113,6 +113,11 @@ class Conversations:
         self._check.parts += len(done)
         return done
 
+    @property
+    def num_examples(self) -> int:
+        """Conversations that are learned, several of which may be in a sequence."""
+        return len(self._examples)
+
     def __len__(self) -> int:
         return len(self._sequences)
 
