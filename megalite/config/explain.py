@@ -69,6 +69,8 @@ def _problem(cls: type[Section], key: tuple[str, ...], found: list[Problem], whe
     if first["type"] == "missing":
         what = field.description if field is not None else None
         return f"{where} must be set" + (f": {what}" if what else "")
+    if first["type"] == "extra_forbidden" and (reason := cls.lacking.get(".".join(key))):
+        return f"{where}: {reason}"
     if first["type"] == "extra_forbidden":
         return f"{where}: no such key; {_suggestion(cls, key)}"
     if first["type"] in ("model_type", "model_attributes_type"):

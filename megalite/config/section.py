@@ -5,7 +5,7 @@ import types
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 from pydantic.fields import FieldInfo
@@ -27,6 +27,7 @@ class Section(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    lacking: ClassVar[Mapping[str, str]] = {}  # keys of its like that it has not, with the reason
 
     @classmethod
     def chosen(cls, values: Mapping[str, Any], stage: str) -> "type[Section]":

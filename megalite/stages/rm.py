@@ -1,7 +1,7 @@
 """Reward modelling: a scalar head learns to rank answers, K of them in one forward pass."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar
 
@@ -41,6 +41,10 @@ class RMConfig(StageConfig):
     """A reward-modelling run."""
 
     stage: ClassVar[str] = "rm"
+    lacking: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        ("z_loss", "max_z_loss", "label_smoothing"),
+        "is of a softmax over the vocabulary, and a reward model has a score alone: leave it out",
+    )
     run: RunConfig = RunConfig(folder="runs/rm")
     data: ConversationConfig = ConversationConfig()
     margin: float = Field(

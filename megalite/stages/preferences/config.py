@@ -1,5 +1,6 @@
 """What a run that learns from preferences is told."""
 
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -23,6 +24,10 @@ OWN = {  # keys that only some kinds have, with the kinds
     "good_weight": ("kto",),
     "bad_weight": ("kto",),
 }
+NO_Z_LOSS = (
+    "holds the softmax of a model that learns each next token; dpo's losses are of an answer's "
+    "log-probability beside another's: leave it out"
+)
 
 
 class PreferenceLossConfig(Section):
@@ -144,6 +149,11 @@ class DPOConfig(StageConfig):
     """A run that learns from preferences. ``checkpoint.start`` is the reference's too."""
 
     stage: ClassVar[str] = "dpo"
+    lacking: ClassVar[Mapping[str, str]] = {
+        **dict.fromkeys(("z_loss", "max_z_loss"), NO_Z_LOSS),
+        "label_smoothing": "is of each next token, and dpo learns pairs: loss.label_smoothing is "
+        "the share of those that are taken to be the wrong way round",
+    }
     drops: ClassVar[bool] = False
     run: RunConfig = RunConfig(folder="runs/dpo")
     data: ConversationConfig = ConversationConfig()

@@ -209,3 +209,20 @@ def test_a_section_that_stands_elsewhere_is_refused_in_that_name(words, says, ca
     assert main(["config", *words.split()]) == 2
     said = capsys.readouterr().err
     assert says in said and said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("rm --z_loss 1e-4", "--z_loss: is of a softmax over the vocabulary"),
+        ("rm --max_z_loss 1e-4", "--max_z_loss: is of a softmax over the vocabulary"),
+        ("rm --label_smoothing 0.1", "--label_smoothing: is of a softmax over the vocabulary"),
+        ("dpo --z_loss 1e-4", "--z_loss: holds the softmax of a model that learns each next"),
+        ("dpo --max_z_loss 1e-4", "--max_z_loss: holds the softmax"),
+        ("dpo --label_smoothing 0.1", "loss.label_smoothing is the share of those"),
+    ],
+)
+def test_what_a_stage_can_not_have_is_refused_with_the_reason(words, says, capsys):
+    assert main(["config", *words.split()]) == 2
+    said = capsys.readouterr().err
+    assert says in said and said.count("\n") == 1
