@@ -45,10 +45,10 @@ def serve(make: Callable[[], tuple[Callable[[], None], dict]]) -> None:
     work()
     print(json.dumps(facts), flush=True)
     for _ in sys.stdin:
-        started = time.perf_counter()
+        started, computed = time.perf_counter(), time.process_time()
         work()
-        seconds = time.perf_counter() - started
-        print(json.dumps({"seconds": seconds}), flush=True)
+        seconds, cpu_s = time.perf_counter() - started, time.process_time() - computed
+        print(json.dumps({"seconds": seconds, "cpu_s": cpu_s}), flush=True)
     print(json.dumps({"peak_bytes": peak_bytes() - before, "held_bytes": held_bytes() - before}))
 
 

@@ -5,7 +5,8 @@
 The sides take turns on gradients that are there already; memory is what an optimizer holds beside
 parameters and gradients, in bytes a parameter. Lion is not in PyTorch; its Muon takes matrices
 alone, so AdamW stands beside it for the rest, as here. The last rows are of whole training steps:
-what Muon's orthogonalisation takes of one, in time and in floating-point operations.
+what Muon's orthogonalisation takes of one, in time, in the processors' time and in floating-point
+operations.
 """
 
 import argparse
@@ -182,6 +183,7 @@ def share_of_a_step(family: str, rounds: int) -> Result:
     more = {
         "tokens": BATCH * LENGTH,
         "share_of_time": seconds[0] / seconds[1],
+        "share_of_cpu_time": alone.best("cpu_s") / step.best("cpu_s"),
         "share_of_flop": alone.facts["flop"] / (alone.facts["flop"] + learned),
     }
     return Result("orthogonalisation", "a step with muon", *seconds, more)
