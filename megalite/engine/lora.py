@@ -157,8 +157,7 @@ def check_lora(lora: LoRAConfig, model: ModelConfig, parallel: ParallelConfig) -
                 f"--lora.layers {chosen}: this model has no such layer: use all, or "
                 f"{', '.join(own)}"
             )
-    if lora.form is not None:
-        _check_blocks(lora, model, parallel)
+    check_blocks(lora, model, parallel)
     if parallel.pp > 1 and all(chosen.startswith("cross") for chosen in lora.layers):
         raise ConfigError(
             f"--lora.layers {' '.join(lora.layers)}: no layer of the encoder is among them, and "
@@ -166,12 +165,22 @@ def check_lora(lora: LoRAConfig, model: ModelConfig, parallel: ParallelConfig) -
         )
 
 
-def _check_blocks(lora: LoRAConfig, model: ModelConfig, parallel: ParallelConfig) -> None:
+def check_blocks(
+    lora: LoRAConfig, model: ModelConfig, parallel: ParallelConfig, section: str = "parallel"
+) -> None:
     """Refuse a layout whose tp would cut a block of a quantised matrix's row.
+
+    Args:
+        lora: how the base is held.
+        model: whose base.
+        parallel: the layout.
+        section: of the config that says the layout.
 
     Raises:
         ConfigError: it names the layer and the sizes.
     """
+    if lora.form is None:
+        return
     heads = ("attention.output", model.num_heads, model.head_dim)
     for name, count, each in (heads, ("feed_forward.output", model.ffn_size, 1)):
         for rank in range(parallel.tp - 1):
@@ -179,9 +188,9 @@ def _check_blocks(lora: LoRAConfig, model: ModelConfig, parallel: ParallelConfig
             if end % BLOCK:
                 raise ConfigError(
                     f"--lora.base_format {lora.base_format}: {BLOCK} inputs of a matrix share a "
-                    f"scale, and parallel.tp {parallel.tp} cuts {name} after {end} of its "
+                    f"scale, and {section}.tp {parallel.tp} cuts {name} after {end} of its "
                     f"{count * each} inputs: each cut must be at a multiple of {BLOCK}: use "
-                    "another parallel.tp"
+                    f"another {section}.tp"
                 )
 
 

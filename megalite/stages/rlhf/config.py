@@ -10,6 +10,7 @@ from megalite.config.course import settled as settled_course
 from megalite.config.section import UsualName
 from megalite.data.config import ConversationConfig, CorpusConfig
 from megalite.engine.layout import BatchSizes
+from megalite.engine.lora import check_blocks, check_lora
 from megalite.errors import ConfigError
 from megalite.models.config import ModelConfig
 from megalite.stages.corpus import check_corpus_positions
@@ -118,6 +119,18 @@ class PolicyConfig(LanguageConfig):
             check_positions(model, rows, key)
         if self.update.pretrain_coefficient:
             check_corpus_positions(self.model, self.pretraining, "pretraining")
+        self._check_bases()
+
+    def _check_bases(self) -> None:
+        """Refuse layouts that cut quantised blocks of a critic's or a frozen model's base."""
+        critic = self.value_model() if self.has_critic else None
+        if critic is not None:
+            check_lora(self.lora, critic, self.parallel)
+        section, layout = "parallel", self.parallel
+        if self.frozen.processes:
+            section, layout = "frozen", self.frozen.layout(self.parallel)
+        for model in [self.model, *self.shapes_of_reward_models()]:
+            check_blocks(self.lora, model, layout, section)
 
     def value_model(self) -> ModelConfig | None:
         """The reward model's shape, and the critic's: as its folder has it.

@@ -6,6 +6,7 @@ from megalite.distributed.mesh import ParallelConfig
 from megalite.engine.layout import BatchSizes, Demand
 from megalite.errors import ConfigError
 from megalite.models.config import ModelConfig
+from megalite.stages.rlhf.config import PPOConfig
 from megalite.stages.rlhf.placement import FrozenConfig, Side, check_placement
 
 MODEL = ModelConfig(num_layers=4, num_heads=6, hidden_size=48)
@@ -60,6 +61,15 @@ def test_what_is_offered_fits():
     for text in offered:
         _, processes, _, tp = text.split()
         check_placement(demand, parallel, FrozenConfig(processes=int(processes), tp=int(tp)))
+
+
+def test_a_frozen_layout_that_cuts_a_quantised_block_is_refused():
+    sizes = {"num_heads": 6, "hidden_size": 384, "ffn_size": 192}
+    told = {"model": sizes, "reward": {"function": "length", "rules": {"length": 3}}}
+    told["lora"] = {"rank": 2, "base_format": "nf4"}
+    PPOConfig(**told, frozen={"processes": 3, "tp": 3}).check_inputs()
+    with pytest.raises(ConfigError, match="frozen.tp 2 cuts feed_forward.output after 96 of its"):
+        PPOConfig(**told, frozen={"processes": 2, "tp": 2}).check_inputs()
 
 
 def test_a_sides_ranks_are_those_of_a_mesh():
