@@ -23,6 +23,14 @@ IN_CHINESE = [(ROOT / "README.md", ROOT / "README.zh.md")] + [
 CONFIGS = sorted((ROOT / "configs").rglob("*.toml"))
 BLOCK = re.compile(r"^```(?:bash|sh|shell|console)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 SPAN = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
+IN_ENGLISH_ALONE = {  # for who works on the code
+    "adding-a-model.md",
+    "design.md",
+    "gpu.md",
+    "kernel-resources.md",
+    "kernels.md",
+    "simt.md",
+}
 FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
 OWN_FOLDERS = ("megalite/", "csrc/", "tests/", "benchmarks/", "configs/", "docs/", "requirements/")
@@ -138,6 +146,26 @@ def test_paths_and_links_in_documents_exist(document):
     assert not wrong, "\n".join(wrong)
 
 
+def anchors(document: Path) -> set[str]:
+    """What a link behind ``#`` may say: the headings, as GitHub and the site spell them."""
+    text = FENCE.sub("", document.read_text(encoding="utf-8"))
+    headings = re.findall(r"^#+ +(.*)$", text, re.MULTILINE)
+    bare = [re.sub(r"[^\w\s-]", "", heading).strip().lower() for heading in headings]
+    return {re.sub(r"[\s-]+", "-", heading) for heading in bare}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=names(DOCUMENTS))
+def test_links_to_headings_name_one(document):
+    text = FENCE.sub("", document.read_text(encoding="utf-8"))
+    links = re.findall(r"\]\(([^)#\s]*\.md)?#([^)\s]+)\)", text)
+    wrong = [
+        f"{page}#{anchor}"
+        for page, anchor in links
+        if anchor not in anchors(document.parent / page if page else document)
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=names(DOCUMENTS))
 def test_no_page_holds_both_sides_of_a_merge(document):
     lines = document.read_text(encoding="utf-8").splitlines()
@@ -223,6 +251,11 @@ def test_a_page_and_its_chinese_one_say_the_same(english, chinese):
         elif what == "blocks of code" and ours != there[what]:
             wrong.append(f"{what}: in another order")
     assert not wrong, f"{chinese.relative_to(ROOT)} beside {english.name}:\n" + "\n".join(wrong)
+
+
+def test_every_guide_has_a_chinese_page():
+    guides = {path.name for path in (ROOT / "docs").glob("*.md")} - IN_ENGLISH_ALONE
+    assert guides == {path.name for path in (ROOT / "docs/zh").glob("*.md")}
 
 
 def test_chinese_pages_link_to_chinese_pages_and_each_page_to_its_other():
