@@ -1,6 +1,7 @@
 """What a contributor meets is true: the workflow, the hooks and the templates."""
 
 import re
+import subprocess
 from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
+from setuptools.command.egg_info import FileList
 
 try:
     import tomllib
@@ -20,6 +22,20 @@ HOOKS = ROOT / ".pre-commit-config.yaml"
 FORMS = sorted((ROOT / ".github/ISSUE_TEMPLATE").glob("*.yml"))
 FILES = [HOOKS, WORKFLOW, *FORMS]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
+def test_a_source_archive_has_what_make_and_the_tests_read(monkeypatch):
+    """MANIFEST.in names it; pyproject.toml, setup.py and the package come by themselves."""
+    monkeypatch.chdir(ROOT)
+    manifest = FileList()
+    for line in (ROOT / "MANIFEST.in").read_text(encoding="utf-8").splitlines():
+        manifest.process_template_line(line)
+    always = {"pyproject.toml", "setup.py", "MANIFEST.in", "LICENSE"}
+    listed = subprocess.run(["git", "ls-files"], capture_output=True, text=True, check=False)
+    if listed.returncode:
+        pytest.skip("not a checkout: there is no list of its files to compare")
+    wanted = {n for n in listed.stdout.splitlines() if not n.startswith(("megalite/", ".ci/"))}
+    assert wanted - set(manifest.files) - always == set()
 
 
 def read(path: Path) -> Any:
