@@ -7,6 +7,7 @@ from pathlib import Path
 from megalite.data.files import format_of
 from megalite.data.hub_rows import is_hub_rows
 from megalite.errors import DataError
+from megalite.files.urls import local
 
 ROWS = (".jsonl", ".ndjson", ".json", ".parquet")
 STORE = (".bin", ".idx")
@@ -21,9 +22,11 @@ def row_files(names: Sequence[str]) -> tuple[list[str], list[str]]:
     files: dict[str, None] = {}
     left_out: list[str] = []
     for name in names:
-        found, others = _rows_of(name)
+        found, others = _rows_of(local(name))
         if not found:
-            what = "no file below it has rows" if Path(name).is_dir() else "no file is named so"
+            what = (
+                "no file below it has rows" if Path(local(name)).is_dir() else "no file is named so"
+            )
             raise DataError(f"{name}: {what}: rows are in {', '.join(ROWS)}, compressed or not")
         files |= dict.fromkeys(found)
         left_out += others
@@ -56,7 +59,7 @@ def store_names(names: Sequence[str]) -> list[str]:
     """
     stores: dict[str, None] = {}
     for name in names:
-        found = _stores_of(name)
+        found = _stores_of(local(name))
         if not found:
             raise DataError(
                 f"{name}: no token store (.bin and .idx) is there; `megalite data prepare` makes it"
@@ -80,7 +83,7 @@ def _stores_of(name: str) -> list[str]:
 
 def files_of(names: Iterable[str]) -> Iterator[Path]:
     """Every file that names of rows or stores mean, as far as they are there."""
-    for name in names:
+    for name in map(local, names):
         rows = [Path(file) for file in _rows_of(name)[0]]
         stores = [Path(f"{stem}{end}") for stem in _stores_of(name) for end in STORE]
         yield from dict.fromkeys(path for path in (*rows, *stores) if path.is_file())

@@ -10,19 +10,20 @@ import json
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 from megalite.distributed.agreement import text_of_any, text_of_first
 from megalite.distributed.launch import Launch
 from megalite.errors import CheckpointError
-from megalite.models.files import TOKENIZER_FILES, has_tokenizer, has_weights, weight_files
+from megalite.files.fetch import LONGEST_FETCH
+from megalite.files.urls import is_url, local
+from megalite.models.elsewhere import fetch_model
+from megalite.models.files import has_tokenizer, has_weights
+from megalite.models.published import Wanted, chosen, parts_of
 
-Wanted = Literal["config", "tokenizer", "model"]  # a model is all three
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 COMMIT = re.compile(r"[0-9a-f]{40}")
-ENDS = (".model", ".jinja", ".tiktoken", ".py")  # of a tokenizer's further files
 ENTRIES = (  # by one of which a model is found in the cache
     "config.json",
     "tokenizer_config.json",
@@ -33,7 +34,6 @@ ENTRIES = (  # by one of which a model is found in the cache
     "vocab.json",
 )
 WITHOUT_HUB = "give a folder, or fetch it where the Hub can be reached (`hf download`)"
-LONGEST_FETCH = timedelta(days=7)  # for which the other processes of a node wait
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 
 Answer = TypeVar("Answer")
@@ -88,10 +88,12 @@ class HubName:
 
 
 def folder_of(name: str | Path) -> Path:
-    """Where a model, run or tokenizer is on this machine: a path, or a name's folder in the cache.
+    """Where a model, run or tokenizer is on this machine: a path, or the copy of a name's or URL's.
 
     A name that isn't in the cache is taken for a path, which isn't there.
     """
+    if is_url(name):
+        return Path(local(str(name)))
     known = HubName.of(str(name))
     return (known.cached() if known is not None else None) or Path(name)
 
@@ -103,19 +105,22 @@ def pinned(launch: Launch, key: str, text: str, wanted: Wanted) -> tuple[str, st
 
     Args:
         launch: this process among the run's, which have joined a process group if ``text`` is
-            :meth:`HubName.like` a name and they are several.
+            :meth:`HubName.like` a name, or a URL, and they are several.
         key: that names it.
-        text: a path, which stays as it is, or a name.
+        text: a path or URL, which stays as it is, or a name.
         wanted: which of its files.
 
     Returns:
-        The path, or the name with its commit; and what the first process should say, or nothing.
+        The path or URL, or the name with its commit; and what the first process should say, or
+        nothing.
 
     Raises:
         CheckpointError: there is no such model, or it can't be fetched.
 
     Comm: some texts through the store.
     """
+    if is_url(text):
+        return text, "; ".join(fetch_model(launch, key, text, wanted))
     if HubName.like(text) is None:
         return text, ""
     name, said = json.loads(text_of_first(launch, lambda: json.dumps(_pin(key, text))))
@@ -217,18 +222,12 @@ def needed(key: str, name: HubName, files: Iterable[str], wanted: Wanted) -> lis
         CheckpointError: they lack a part that is wanted.
     """
     files = list(files)
-    config = [file for file in files if file in ("config.json", "generation_config.json")]
-    tokenizer = [f for f in files if f.startswith(TOKENIZER_FILES) or f.endswith(ENDS)]
-    tokenizer = [file for file in tokenizer if "/" not in file]
-    weights = weight_files(files)
-    parts = {"config": config, "weights": weights, "tokenizer": tokenizer}
+    parts = parts_of(files)
     asked = {"config": ("config",), "tokenizer": ("tokenizer",)}.get(wanted, ("config", "weights"))
     lacks = [part for part in asked if not parts[part]]
     if lacks:
         raise _without(key, name, lacks, files)
-    kept = config + weights + tokenizer if wanted == "model" else parts[asked[0]]
-    # A tokenizer's class may be told by the model's config.
-    return list(dict.fromkeys(kept + (config if wanted == "tokenizer" else [])))
+    return chosen(parts, wanted)
 
 
 def _without(key: str, name: HubName, lacks: list[str], files: list[str]) -> CheckpointError:

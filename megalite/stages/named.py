@@ -9,8 +9,12 @@ from typing import Any, TypeVar
 from megalite.config.section import Section
 from megalite.data.config import ConversationConfig
 from megalite.distributed.launch import Launch
-from megalite.models.hub import HubName, Wanted, folder_of, pinned
+from megalite.files.fetch import fetch_together
+from megalite.files.urls import is_url
+from megalite.models.hub import HubName, folder_of, pinned
 from megalite.models.hugging_face import has_chat_template, is_hugging_face
+from megalite.models.published import Wanted
+from megalite.stages.same_run import is_data
 from megalite.stages.told import WRITING, section_of_run, tokenizer_of
 from megalite.training.checkpoint.search import newest_facts
 from megalite.training.folder.record import REWARD_MODELS, flat
@@ -41,10 +45,22 @@ class Meaning:
         return cls(launch, dict(flat(config)))
 
     def names_in(self, config: Section) -> list[str]:
-        """The keys of names of models, those of a tokenizer included, that may be on the Hub."""
+        """The keys of models and a tokenizer that may be on the Hub, or are behind URLs."""
         further = (f"{REWARD_MODELS}{name}" for name in _value(config, REWARD_MODELS[:-1]) or ())
         keys = [key for key in (*NAMES, *further, TOKENIZER) if _is_given(config, key)]
-        return [key for key in keys if HubName.like(_value(config, key)) is not None]
+        values = {key: _value(config, key) for key in keys}
+        return [k for k, text in values.items() if is_url(text) or HubName.like(text) is not None]
+
+    def bring(self, config: SectionT, keys: list[str]) -> tuple[SectionT, list[str]]:
+        """Fetch the models of some keys, as :meth:`pin`, and the data behind URLs.
+
+        Raises:
+            UserError: one isn't there or can't be fetched.
+
+        Comm: as :meth:`pin` and :func:`fetch_together`.
+        """
+        config, said = self.pin(config, keys)
+        return config, said + fetch_together(self.launch, urls_of_data(config))
 
     def pin(self, config: SectionT, keys: list[str]) -> tuple[SectionT, list[str]]:
         """Put for each name the one with its commit, and fetch it; and what is to be said.
@@ -59,7 +75,7 @@ class Meaning:
         said = []
         for key in keys:
             text, was = _value(config, key), str(self.before.get(key, ""))
-            if self.before and not _is_pinned(was):
+            if self.before and not _is_pinned(was) and not is_url(text):
                 continue  # a path, and what became of it is said where the run's folder is opened
             text = _as_before(text, was)
             wanted: Wanted = "tokenizer" if key == TOKENIZER else "model"
@@ -112,6 +128,12 @@ class Meaning:
         told = section_of_run(folder, "data")
         is_text = "objective" in told  # of pretraining, which writes no conversations
         return {} if is_text else {key: told[key] for key in WRITING if key in told}
+
+
+def urls_of_data(config: Section) -> list[tuple[str, str]]:
+    """The keys and URLs of a config's data that lie elsewhere."""
+    values = ((k, v) for k, v in flat(config.model_dump(mode="json")) if is_data(k))
+    return [(key, name) for key, names in values for name in names or () if is_url(name)]
 
 
 def _as_before(text: str, was: str) -> str:

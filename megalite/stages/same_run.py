@@ -29,14 +29,15 @@ def sources_of(config: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in flat(config):
         if value and is_weights(key):
             found[key] = weights_source(value)
-        elif value and _is_data(key):
+        elif value and is_data(key):
             found[key] = data_source(value)
         elif key == "tokenizer.path":
             found[key] = tokenizer_source(value)
     return {key: source for key, source in found.items() if source is not None}
 
 
-def _is_data(key: str) -> bool:
+def is_data(key: str) -> bool:
+    """Whether a key of a config names files of data."""
     return key in DATA or key.startswith(SETS)
 
 
@@ -78,7 +79,7 @@ def _told(record: RunRecord) -> dict[str, Any]:
     """A record's values, and of what it was read from the fingerprints, by key."""
     told: dict[str, Any] = {"stage": record.stage, **dict(flat(record.config))}
     sources = record.sources
-    keys = [k for k in told if is_weights(k) or k == "tokenizer.path" or _is_data(k)]
+    keys = [k for k in told if is_weights(k) or k == "tokenizer.path" or is_data(k)]
     prints = {f"files of {key}": sources.get(key, {}).get("fingerprint") for key in keys}
     computed = {f"{VERSION}{name}": version for name, version in record.versions.items()}
     for name in APART:

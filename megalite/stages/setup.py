@@ -32,7 +32,7 @@ from megalite.stages import out_of_memory
 from megalite.stages.adapters import check_adapters, learned_of
 from megalite.stages.device import Precision, check_heads, choose_device, choose_precision
 from megalite.stages.local import local_saves
-from megalite.stages.named import TOKENIZER, Meaning
+from megalite.stages.named import TOKENIZER, Meaning, urls_of_data
 from megalite.stages.overview import overview
 from megalite.stages.same_run import check_same_run, sources_of
 from megalite.stages.start import Head, load_start, origin_of, settled_model
@@ -144,8 +144,8 @@ class StageConfig(Section):
 def settled(config: StageConfigT, launch: Launch, head: Head = "lm") -> StageConfigT:
     """A stage's whole config: what is left open of its model and tokenizer is as its start has it.
 
-    Names on the Hub get their commits, and what they mean is in the cache. ``head`` is that of the
-    model which the stage trains first.
+    Names on the Hub get their commits; what they and URLs mean is in this machine's caches.
+    ``head`` is that of the model which the stage trains first.
 
     Raises:
         CheckpointError: the start is no model, or a key of ``[model]`` contradicts it.
@@ -154,10 +154,9 @@ def settled(config: StageConfigT, launch: Launch, head: Head = "lm") -> StageCon
     """
     meaning = Meaning.of(launch, config.run.folder)
     names = meaning.names_in(config)
-    if names and launch.world_size > 1:
-        device = choose_device(config.run, launch)
-        start_process_group(launch, device, config.parallel.timeout_s)
-    config, fetched = meaning.pin(config, names)
+    if (names or urls_of_data(config)) and launch.world_size > 1:
+        start_process_group(launch, choose_device(config.run, launch), config.parallel.timeout_s)
+    config, fetched = meaning.bring(config, names)
     config, tokenizer = meaning.with_tokenizer(config)
     if tokenizer and config.tokenizer.path != config.checkpoint.start:
         config, more = meaning.pin(config, [TOKENIZER])

@@ -8,6 +8,7 @@ from megalite.data.config import ConversationConfig
 from megalite.data.tokenizers.load import load_tokenizer
 from megalite.data.tokenizers.tokenizer import Tokenizer
 from megalite.errors import ConfigError
+from megalite.files.urls import is_url
 from megalite.models.files import has_tokenizer
 from megalite.models.hub import folder_of
 from megalite.training.folder.fingerprint import tokenizer_source
@@ -31,7 +32,7 @@ def tokenizer_of(source: str) -> str:
     if has_tokenizer(folder):
         return source
     said = section_of_run(folder, "tokenizer").get("path", "")
-    return said if said and folder_of(said).exists() else ""
+    return said if is_url(said) or (said and folder_of(said).exists()) else ""
 
 
 def _otherwise(data: ConversationConfig, source: str) -> dict[str, Any]:

@@ -22,6 +22,8 @@ from megalite.data.named_files import notes_of_others, row_files, store_names
 from megalite.distributed.launch import Launch
 from megalite.engine.model import Model
 from megalite.errors import ConfigError
+from megalite.files.fetch import fetch_together
+from megalite.files.urls import is_url
 from megalite.models.hub import folder_of
 from megalite.stages.corpus import check_corpus_positions, store_opener, text_batch
 from megalite.stages.rm import count_pairs, heldout_metrics
@@ -184,6 +186,11 @@ def read_datasets(
         UserError: it isn't there, or doesn't fit the model.
     """
     found: dict[str, tuple[Dataset[Any], MakeBatch | None]] = {}
+    keys = {"stores": config.stores, "rows": config.rows}
+    urls = [(key, name) for key, names in keys.items() for name in names if is_url(name)]
+    said = fetch_together(speaker.launch, urls)
+    for text in said if speaker.launch.rank == 0 else ():
+        sys.stderr.write(f"megalite: {text}\n")
     if config.stores:
         found |= _stores(config, speaker)
     rules = RowRules(speaker.model_config.max_positions, config.long_rows, config.columns)

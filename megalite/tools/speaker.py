@@ -33,6 +33,7 @@ from megalite.engine.data_parallel import COMPUTE_DTYPES
 from megalite.engine.layout import Demand, check_layout
 from megalite.engine.model import Model
 from megalite.errors import ConfigError
+from megalite.files.urls import is_url
 from megalite.generation.generate import Ending
 from megalite.generation.prompts import Prompt
 from megalite.models.config import ModelConfig
@@ -196,17 +197,17 @@ def open_speaker(config: StoredModelConfig, launch: Launch, converses: bool = Fa
 
 
 def with_names(config: StoredConfigT, launch: Launch, device: torch.device) -> StoredConfigT:
-    """The config in which names on the Hub have their commits; what they mean is in the cache.
+    """The config in which names on the Hub have commits; what they and URLs mean is in caches.
 
     Raises:
         CheckpointError: there is no such model, or it can't be fetched.
 
-    Comm: as :func:`pinned`, of names on the Hub.
+    Comm: as :func:`pinned`, of names on the Hub and URLs.
     """
     names = [config.model, config.tokenizer.path]
     is_set = "path" in config.tokenizer.model_fields_set
     names = names if is_set else names[:1]
-    if launch.world_size > 1 and any(HubName.like(name) for name in names):
+    if launch.world_size > 1 and any(is_url(n) or HubName.like(n) for n in names):
         start_process_group(launch, device, config.parallel.timeout_s)
     model, said = pinned(launch, "model", config.model, "model")
     tokenizer, more = config.tokenizer, ""

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from megalite.config.amount import Amount, Length, in_samples, read_number
 from megalite.config.course import Course, values_of
@@ -10,6 +10,7 @@ from megalite.config.section import Section, UsualName
 from megalite.data.ramp import Ramp, RampConfig
 from megalite.engine.layout import BatchSizes
 from megalite.errors import ConfigError
+from megalite.files.urls import check_no_url
 from megalite.training.curve import CurveConfig, PhaseConfig
 from megalite.training.metrics.trackers import TrackerName
 from megalite.training.recheck import RecheckConfig
@@ -49,6 +50,12 @@ class RunConfig(Section):
         description="where metrics go besides metrics.jsonl: tensorboard (files in the folder), "
         "wandb, mlflow",
     )
+
+    @field_validator("folder")
+    @classmethod
+    def _check_folder(cls, folder: str) -> str:
+        check_no_url("run.folder", folder)
+        return folder
 
 
 class DriftConfig(Section):
@@ -329,6 +336,7 @@ class CheckpointConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> "CheckpointConfig":
+        check_no_url("checkpoint.local.folder", self.local.folder)
         often = self.local.every
         if self.local.folder and 0 < self.every <= often:
             raise ConfigError(

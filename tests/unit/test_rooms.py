@@ -17,6 +17,7 @@ ROOMS = (  # a room imports only from those before it
     "torch_private",
     "config",
     "distributed",
+    "files",
     "ops",
     "layers",
     "models",

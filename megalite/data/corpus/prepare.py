@@ -40,6 +40,8 @@ from megalite.data.tokenizers.load import load_tokenizer
 from megalite.data.tokenizers.tokenizer import Tokenizer
 from megalite.distributed.launch import Launch
 from megalite.errors import ConfigError, DataError, MegaliteError, naming
+from megalite.files.fetch import fetch_together
+from megalite.files.urls import check_no_url, is_url, local
 from megalite.models.hub import folder_of, pinned
 
 BATCH_DOCUMENTS = 64
@@ -107,6 +109,7 @@ def run(config: PrepareConfig, launch: Launch) -> int:
     """Write the store; only rank 0 does."""
     if launch.rank != 0:
         return 0
+    check_no_url("output", config.output)
     named, fetched = pinned(Launch(), "tokenizer", config.tokenizer, "tokenizer")
     if fetched:
         sys.stdout.write(f"{fetched}\n")
@@ -115,8 +118,10 @@ def run(config: PrepareConfig, launch: Launch) -> int:
     tokenizer = _tokenizer(config.tokenizer, config.end_token, config.trust_code)
     if config.prepend_begin and tokenizer.begin_id is None:
         raise ConfigError(f"--prepend_begin: {tokenizer.path} has no begin token: leave it out")
+    for text in fetch_together(Launch(), [("source", n) for n in config.source if is_url(n)]):
+        sys.stdout.write(f"{text}\n")
     streams = [name for name in config.source if is_stream(name)]
-    files = [name for name in config.source if not is_stream(name)]
+    files = [local(name) for name in config.source if not is_stream(name)]
     if streams and config.format == "text":
         raise ConfigError(f"--format text: {streams[0]} is a stream: it holds a row in each line")
     sources = find_sources(files, config.text_key, config.format) if files else Sources([], [])

@@ -1,11 +1,5 @@
-"""What a run took from elsewhere, in a few letters: other content has others.
+"""What a run took from elsewhere: where it is, and a fingerprint of its content."""
 
-A large file's fingerprint is of its size and of blocks spread over it, so that a store of many
-gigabytes is told apart in a moment; a change that keeps the size and misses every block is not
-seen.
-"""
-
-import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -13,35 +7,14 @@ from typing import Any
 from megalite.data.hub_rows import dataset_version, is_hub_rows
 from megalite.data.named_files import files_of
 from megalite.errors import CheckpointError
+from megalite.files.content import fingerprint
 from megalite.models.hub import folder_of
 from megalite.models.hugging_face import is_hugging_face
 from megalite.training.checkpoint.load import find_checkpoint
 from megalite.training.checkpoint.manifest import MANIFEST
 
-WHOLE_BYTES = 1 << 26  # a file up to this size is read whole
-BLOCK_BYTES, BLOCKS = 1 << 16, 256
 NOT_TOKENIZER = ("config.json", "generation_config.json", "README.md")  # beside one, in a model
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".gguf", ".onnx")
-
-
-def fingerprint(paths: Iterable[Path], versions: Iterable[str] = ()) -> str:
-    """Of some files, each known by its name and content; 16 bytes in hexadecimal.
-
-    ``versions`` are those of what has no file here.
-    """
-    digest = hashlib.blake2b("\n".join(versions).encode(), digest_size=16)
-    for path in paths:
-        size = path.stat().st_size
-        digest.update(f"{path.name} {size}\n".encode())
-        with open(path, "rb") as file:
-            if size <= WHOLE_BYTES:
-                while block := file.read(1 << 22):
-                    digest.update(block)
-                continue
-            for number in range(BLOCKS):
-                file.seek((size - BLOCK_BYTES) * number // (BLOCKS - 1))
-                digest.update(file.read(BLOCK_BYTES))
-    return digest.hexdigest()
 
 
 def weights_source(path: str) -> dict[str, Any] | None:

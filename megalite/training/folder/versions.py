@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from megalite import __version__
-from megalite.training.folder.fingerprint import fingerprint
+from megalite.files.content import fingerprint
 
 KERNELS = "megalite._kernels"
 

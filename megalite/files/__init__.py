@@ -1,0 +1,1 @@
+"""What is in a file, in a few letters; files elsewhere, and their copies on this machine."""
