@@ -2,7 +2,9 @@
 
 Processes are killed and stopped, disks are slow and full, samples of noise make spikes that the run
 goes back from. It must go on from each, have the curve of an uninterrupted run that was told what
-it skips, bit for bit, and hold memory and file descriptors of its processes flat.
+it skips, bit for bit, and hold memory and file descriptors of its processes flat: those of torchrun
+throughout, those of its processes as long as they live, which in the calm at the end is long enough
+to tell.
 
     python -m benchmarks.fault_soak --minutes 30 --seed 1
 """
@@ -19,6 +21,7 @@ import tempfile
 import time
 from collections import defaultdict
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 
@@ -29,7 +32,8 @@ from megalite.data.permutation import sample_at
 PROCESSES, BATCH, LENGTH, EVERY = 4, 4, 32, 25
 MOST_STEPS = 20_000
 BETWEEN_S = (15.0, 60.0)  # from a step after the last event to the next event
-FULL_S, LOOK_S = 20.0, 5.0
+FULL_S, LOOK_S, FEWEST_LOOKS = 20.0, 5.0, 4
+CALM_BEGINS_S = 600.0  # the most from the last event to the next step
 SMALL_BYTES = 4096  # the longest file on a full disk
 GROWTH = 1.05  # most of a process's memory from the first third of its life to the last
 LAYOUT = ["--parallel.tp", "2", "--parallel.pp", "2"]
@@ -53,6 +57,7 @@ class Soak:
         self._began = time.monotonic()
         self._seen: dict[int, list[tuple[int, int]]] = defaultdict(list)  # KiB, descriptors
         self.happened: dict[str, int] = defaultdict(int)
+        self.flat = 0  # processes that did not grow
         slow = {"kind": "slow", "rank": self._generator.randrange(PROCESSES), "step": 1}
         slow |= {"phase": "write_data", "steps": MOST_STEPS, "delay_s": 0.5, "restart": -1}
         self._slow_disk = [
@@ -90,8 +95,8 @@ class Soak:
         step = len(losses(self.run))
         print(f"{seconds // 60:3d}:{seconds % 60:02d}  step {step:5d}  {text}", flush=True)
 
-    def play(self, minutes: float) -> None:
-        """Let things happen for so many minutes, then stop the run after a step."""
+    def play(self, minutes: float, calm_minutes: float) -> None:
+        """Let things happen for so many minutes, then nothing; stop the run after a step."""
         process = start(self.command(self.run, 999, MOST_STEPS, *SPIKES, *self._slow_disk))
         ears = [Ear(process.stdout), Ear(process.stderr)]  # a pipe is no file of a full disk
         self._began = time.monotonic()
@@ -100,6 +105,9 @@ class Soak:
             self._wait_for_step(process, until)
             self._wait(self._generator.uniform(*BETWEEN_S), process)
             self._happen(self._generator.choice(EVENTS), process)
+        self.say(f"{calm_minutes:g} minutes of calm")
+        self._wait_for_step(process, time.monotonic() + CALM_BEGINS_S)
+        self._wait(60 * calm_minutes, process)
         self.run.joinpath("stop").touch()
         process.wait(600)
         text = "\n".join(line for ear in ears for _, line in ear.lines)
@@ -163,18 +171,24 @@ class Soak:
 
     def grown(self) -> list[str]:
         """Processes whose memory or file descriptors were more at their end than early on."""
-        found = []
+        found: list[str] = []
         for pid, seen in self._seen.items():
             third = len(seen) // 3
-            if third < 4:
+            if third < FEWEST_LOOKS:
                 continue
             first, last = seen[:third], seen[-third:]
-            pairs = [[max(one[n] for one in part) for n in (0, 1)] for part in (first, last)]
+            # the middle, as a look may fall into a save
+            pairs = [[median(one[n] for one in part) for n in (0, 1)] for part in (first, last)]
             (early, few), (late, many) = pairs
-            what = f"{early / 1024:.1f} to {late / 1024:.1f} MiB, {few} to {many} descriptors"
-            self.say(f"process {pid}, {len(seen)} looks: {what}")
-            if late > GROWTH * early or many > few:
+            what = f"{early / 1024:.1f} to {late / 1024:.1f} MiB, {few:g} to {many:g} descriptors"
+            is_flat = late <= GROWTH * early and many <= few
+            verdict = "flat" if is_flat else "grew"
+            self.say(f"process {pid}, {len(seen)} looks: {what}: {verdict}")
+            self.flat += is_flat
+            if not is_flat:
                 found.append(f"process {pid} grew: {what}")
+        if self.flat + len(found) <= PROCESSES:
+            found.append("too few processes lived long enough to tell whether they grow")
         return found
 
     def check(self) -> list[str]:
@@ -210,20 +224,22 @@ def main() -> int:
     """Play the soak; 1 if anything did not hold."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=30.0)
+    parser.add_argument("--calm_minutes", type=float, default=5.0, help="after these")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--timeout_s", type=float, default=40.0, help="of collectives")
     parser.add_argument("--folder", type=Path, help="kept; without it a temporary one")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         soak = Soak(options.folder or Path(temporary), options.seed, options.timeout_s)
-        soak.play(options.minutes)
+        soak.play(options.minutes, options.calm_minutes)
         faults = [*soak.grown(), *soak.check()]
         text = (soak.run / "log.txt").read_text(encoding="utf-8")
         said = {
             "resumed": text.count("resuming from"),
             "saves that failed": text.count("could not"),
         }
-        print(json.dumps({"happened": {**soak.happened, **said}, "failed": faults}), flush=True)
+        happened = {**soak.happened, **said, "flat": soak.flat}
+        print(json.dumps({"happened": happened, "failed": faults}), flush=True)
     return int(bool(faults))
 
 
