@@ -228,7 +228,7 @@ def simt_extension(include: list[str]):
 
 def extensions() -> list:
     """Everything that can be built here."""
-    files = ["csrc/schema.cpp", *sources("cpu/**/*.cpp")]
+    files = ["csrc/schema.cpp", "csrc/tape.cpp", *sources("cpu/**/*.cpp")]
     include = [str(CSRC.resolve())]
     if (toolkit := cuda_toolkit()) is not None:
         kernels = cuda_extension(toolkit, files, include)

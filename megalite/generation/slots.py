@@ -28,6 +28,7 @@ from megalite.models.config import ModelConfig
 from megalite.ops import RowIntervals
 from megalite.ops.linear import is_by_rows, products_by_rows
 from megalite.ops.paged_attention import KEY_TILE
+from megalite.ops.tape import Taped, Trust
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,8 @@ class SlotDecoder:
         self._slots: list[_Slot] = []
         self._held: _Prompt | None = None
         self._step: _Step | None = None
+        self._taped: Taped | None = None  # the pass over the rows of this step
+        self._trust = Trust()
 
     def ask(self, number: int, prompt: Prompt, limit: int) -> None:
         """Hold a prompt until :meth:`refill`.
@@ -213,12 +216,19 @@ class SlotDecoder:
             by_rows = is_by_rows(tokens.new_empty(0, dtype=torch.float32))
             rows = count if by_rows else self.room.slots
             self._step = _Step.of(self._slots, rows, self.room, self._device)
-        batch, cache = self._step.next(tokens, self._own, self._cross)
         for slot in self._slots:
             slot.length += 1
+        if self._taped is None:
+            self._taped = Taped(self._pass, self._trust)
+        return self._taped(tokens)[0]
+
+    def _pass(self, tokens: Tensor) -> list[Tensor]:
+        """One more token of each answer: the next logits, [B, V]."""
+        assert self._step is not None
+        batch, cache = self._step.next(tokens, self._own, self._cross)
         with products_by_rows():
             logits = self._forward(batch, cache)
-        return logits[:count, -1].float()
+        return [logits[: len(tokens), -1].float()]
 
     def select(self, sequences: Tensor) -> None:
         """Keep these answers, [B'] int64, each once; the slots of the others are free."""
@@ -234,7 +244,7 @@ class SlotDecoder:
         if self._step is not None:
             for slot, position in zip(self._slots, self._step.positions.split(1), strict=False):
                 slot.position = position
-            self._step = None
+            self._step = self._taped = None
 
 
 class _Step:
@@ -268,12 +278,12 @@ class _Step:
 
     def next(self, tokens: Tensor, own: Blocks, cross: Blocks) -> tuple[Batch, Stepping]:
         """The pass that reads ``tokens`` of the slots' rows."""
-        self.lengths = self.lengths + self.growth
+        self.lengths += self.growth
         # of two axes of positions the first stays at the mask that is filled, the second counts
         step = torch.ones_like(self.positions)
         if self.positions.dim() == 3:
             step[..., 0] = 0
-        self.positions = self.positions + step * self.growth.view(-1, *[1] * (step.dim() - 1))
+        self.positions += step * self.growth.view(-1, *[1] * (step.dim() - 1))
         spare = len(self.lengths) - len(tokens)
         tokens = torch.cat((tokens, tokens.new_zeros(spare)))[:, None]
         keys = self._room.most_keys

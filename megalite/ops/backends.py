@@ -211,3 +211,23 @@ def row_kernels(tensor: Tensor) -> Any:
             "generation: this build is older than its kernels: run `make install` again"
         )
     return ops
+
+
+def tape_class(tensor: Tensor) -> Any:
+    """What records operators on tensors of its device and runs them again (``csrc/tape.cpp``).
+
+    Returns:
+        None for the reference and for the emulator, whose operators are not worth it.
+
+    Raises:
+        KernelUnavailable: it is not in this build.
+    """
+    if chosen(tensor) not in ("cpu", "cuda"):
+        return None
+    kernels(tensor)
+    try:
+        return torch.classes.megalite.Tape
+    except RuntimeError:  # what PyTorch raises for a class that no library has registered
+        raise KernelUnavailable(
+            "generation: this build is older than its tapes: run `make install` again"
+        ) from None
