@@ -24,6 +24,7 @@ FAMILIES = {
 
 # Of sizes whose halves are whole blocks of a quantised matrix.
 WIDE = {"hidden_size": 128, "num_heads": 2, "head_size": 64, "ffn_size": 256}
+FLAT = {**WIDE, "num_layers": 2, "dropout": 0.0, "attention_dropout": 0.0}
 QUANTISED = {
     "llama": LoRAConfig(rank=3, base_format="nf4", layers=("attention",)),
     "t5": LoRAConfig(rank=3, base_format="int8", dora=True, dropout=0.1),
@@ -40,7 +41,7 @@ def train(launch: Launch, layout: dict[str, Any], steps: int) -> dict[str, tuple
     return {f: _train(launch, f, layout, steps, lora, {}) for f, lora in FAMILIES.items()}
 
 
-def _learner(
+def adapted_learner(
     launch: Launch,
     family: str,
     layout: dict[str, Any],
@@ -60,8 +61,8 @@ def _learner(
 
 def first_losses(launch: Launch, layout: dict[str, Any], precision: str) -> tuple:
     """Of a base and of it with adapters, before they have learned; and how weights are held."""
-    base = _learner(launch, "llama", layout, LoRAConfig(), precision)
-    adapted = _learner(launch, "llama", layout, LoRAConfig(rank=3), precision)
+    base = adapted_learner(launch, "llama", layout, LoRAConfig(), precision)
+    adapted = adapted_learner(launch, "llama", layout, LoRAConfig(rank=3), precision)
     held = {(str(p.dtype), p.requires_grad) for p in adapted.model.parameters()}
     cut = any(isinstance(p, DTensor) for p in adapted.model.parameters() if not p.requires_grad)
     return [step(one, "llama", 0)["loss"] for one in (base, adapted)], held, cut
@@ -75,7 +76,7 @@ def _train(
     lora: LoRAConfig,
     sizes: dict[str, int],
 ) -> tuple:
-    learner = _learner(launch, family, layout, lora, "fp32", sizes)
+    learner = adapted_learner(launch, family, layout, lora, "fp32", sizes)
     gradients = GradientsOfFirstStep(learner)
     metrics = [step(learner, family, number) for number in range(steps)]
     return [m["loss"] for m in metrics], [m["grad_norm"] for m in metrics], gradients.kept

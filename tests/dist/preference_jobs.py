@@ -1,5 +1,6 @@
 """DPO and its relatives on tiny models of several families, as a job of some processes."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -7,12 +8,15 @@ import numpy as np
 from megalite.data.chat.preferences import Comparison
 from megalite.data.example import Example, decoder_example, encoder_decoder_example
 from megalite.distributed.launch import Launch
+from megalite.engine.base import Base
+from megalite.engine.lora import LoRAConfig
 from megalite.models.batch import IGNORE
 from megalite.stages.preferences.config import PreferenceLossConfig
 from megalite.stages.preferences.objective import Comparisons
 from megalite.stages.preferences.step import PreferenceLearner
 from tests.dist import models
 from tests.dist.jobs import make_learner
+from tests.dist.lora_jobs import FLAT, adapted_learner
 
 BATCH = 4  # rankings of a step
 KINDS = {  # of a family
@@ -48,9 +52,26 @@ def train(launch: Launch, layout: dict[str, Any], steps: int) -> dict[str, list[
     return {family: _train(launch, family, layout, steps) for family in KINDS}
 
 
+def train_adapted(
+    launch: Launch, layout: dict[str, Any], steps: int, forms: Sequence[str]
+) -> dict[str, list[dict[str, float]]]:
+    """DPO of one family by adapters of bases held in some forms, which are asked as reference."""
+    found = {}
+    for form in forms:
+        lora = LoRAConfig(rank=3, alpha=6.0, base_format=form)
+        learner = adapted_learner(launch, "llama", layout, lora, sizes=FLAT)
+        learns = PreferenceLearner(PreferenceLossConfig(), learner, Base(learner.model))
+        found[form] = _steps(learns, steps)
+    return found
+
+
 def _train(launch: Launch, family: str, layout: dict[str, Any], steps: int) -> list[dict]:
     learner = make_learner(launch, family, layout)
-    learns = PreferenceLearner(PreferenceLossConfig(**KINDS[family]), learner)
+    return _steps(PreferenceLearner(PreferenceLossConfig(**KINDS[family]), learner), steps)
+
+
+def _steps(learns: PreferenceLearner, steps: int) -> list[dict]:
+    learner = learns.learner
     dp, has_encoder = learner.mesh.dp, learner.model.config.is_encoder_decoder
     share, metrics = BATCH // dp.size, []
     for step in range(steps):
