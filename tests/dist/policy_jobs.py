@@ -9,7 +9,9 @@ from typing import Any
 from megalite.data.chat.datasets import Question
 from megalite.distributed.launch import Launch
 from megalite.distributed.mesh import Mesh, ParallelConfig, build_mesh
-from megalite.engine.build import build_model
+from megalite.engine.base import Base
+from megalite.engine.build import BuildOptions, build_model
+from megalite.engine.lora import NO_LORA, LoRAConfig
 from megalite.generation.prompts import Prompt
 from megalite.stages.rlhf.config import GRPOConfig
 from megalite.stages.rlhf.models import ReferenceModels, TrainedModels
@@ -22,6 +24,7 @@ from megalite.training.learner import Learner, Learning
 from megalite.training.progress import Progress
 from megalite.training.watchdog.heartbeat import Heartbeat
 from tests.dist import models
+from tests.dist.lora_jobs import FLAT
 
 PROMPTS, ANSWERS, TOKENS = 4, 2, 4  # of a step, of a group, most of an answer
 REWARD = """
@@ -79,31 +82,54 @@ def train(launch: Launch, layout: dict[str, Any], steps: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "reward.py"
         path.write_text(REWARD)
-        return {family: _train(family, mesh, parallel, path, steps) for family in KINDS}
+        configs = {family: _config(family, path) for family in KINDS}
+        return {name: _train(config, mesh, parallel, steps) for name, config in configs.items()}
 
 
-def _config(family: str, reward: Path) -> GRPOConfig:
+def train_adapted(
+    launch: Launch, layout: dict[str, Any], steps: int, forms: Sequence[str]
+) -> dict[str, Any]:
+    """The same of one family, by adapters of bases that are held in some forms."""
+    parallel = ParallelConfig(**layout)
+    mesh = Mesh.single() if launch.world_size == 1 else build_mesh(launch, parallel, "cpu")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "reward.py"
+        path.write_text(REWARD)
+        config = _config("llama", path, **FLAT)
+        return {
+            form: _train(config, mesh, parallel, steps, LoRAConfig(rank=3, base_format=form))
+            for form in forms
+        }
+
+
+def _config(family: str, reward: Path, **sizes: int) -> GRPOConfig:
     values: dict[str, Any] = {
         "model": models.config(family).model_dump(exclude={"preset"})
-        | {"dropout": 0.0, "attention_dropout": 0.0},
+        | {"dropout": 0.0, "attention_dropout": 0.0, **sizes},
         "train": {"steps": 9, "global_batch_size": PROMPTS, "micro_batch_size": 2},
         "reward": {"function": f"{reward}:low", "time_limit_s": 100.0},
         "optimizer": {"learning_rate": 3e-3},
         "schedule": {"kind": "constant", "warmup": 0.0},
         **KINDS[family],
     }
-    sizes = {"answers": ANSWERS, "max_new_tokens": TOKENS, "micro_batch_size": 3}
-    values["rollout"] = {**values.get("rollout", {}), **sizes}
+    drawn = {"answers": ANSWERS, "max_new_tokens": TOKENS, "micro_batch_size": 3}
+    values["rollout"] = {**values.get("rollout", {}), **drawn}
     values["update"] = {**values["update"], "mini_batches": 2}
     return GRPOConfig(**values)
 
 
 def _train(
-    family: str, mesh: Mesh, parallel: ParallelConfig, reward: Path, steps: int
+    config: GRPOConfig,
+    mesh: Mesh,
+    parallel: ParallelConfig,
+    steps: int,
+    lora: LoRAConfig = NO_LORA,
 ) -> tuple[list[dict[str, float]], list[dict[int, list[int]]]]:
-    config = _config(family, reward)
     learning = Learning(config.train, config.optimizer, config.schedule, 1)
-    actor, reference = (build_model(config.model, mesh, parallel, seed=seed) for seed in (1, 2))
+    options = BuildOptions(lora=lora)
+    actor = build_model(config.model, mesh, parallel, seed=1, options=options)
+    copy = None if lora.rank else build_model(config.model, mesh, parallel, seed=2)
+    reference = copy or Base(actor)
     stage = Stage(config, Launch(), mesh, *[None] * 5, Heartbeat(), None)  # what a step reads of it
     questions = Questions(config.model.is_encoder_decoder)
     with Rules(config.reward, lambda tokens: " ".join(map(str, tokens))) as rules:

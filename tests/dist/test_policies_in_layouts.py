@@ -36,6 +36,29 @@ def test_steps_are_those_of_one_process(cluster, alone, layout):
             assert set(answers) <= {i for part in written for i in part}
 
 
+FORMS = ("compute", "nf4")  # of a base's matrices
+
+
+@pytest.fixture(scope="module")
+def adapted_alone():
+    return policy_jobs.train_adapted(jobs.ALONE, {}, 5, FORMS)
+
+
+def test_adapters_learn_as_in_one_process_and_are_their_own_reference(cluster, adapted_alone):
+    """The loss is a mean of advantages around 1 that cancel, so it is compared in their unit."""
+    processes, sizes = LAYOUTS["tp2 pp2"]
+    job = "tests.dist.policy_jobs:train_adapted"
+    for found in cluster.run(processes, job, layout=sizes, steps=5, forms=FORMS):
+        for form, (rows, rollouts) in adapted_alone.items():
+            metrics, written = found[form]
+            for row, wanted in zip(metrics, rows, strict=True):
+                assert row["loss"] == pytest.approx(wanted["loss"], abs=1e-5), form
+                for name in ("reward", "kl", "entropy"):
+                    assert row[name] == pytest.approx(wanted[name], abs=1e-5), (form, name)
+            for answers, own in zip(rollouts, written, strict=True):
+                assert all(answers[number] == one for number, one in own.items()), form
+
+
 def test_what_is_compared_happens(alone):
     rows = {family: metrics for family, (metrics, _) in alone.items()}
     assert any(row["redrawn_groups"] for row in rows["llama"])
