@@ -10,8 +10,9 @@
 //   template size runs, with zeros in the columns from H on.
 // Requires: scale > 0; q, k, v 16-byte aligned, their strides multiples of 16 bytes; Sk < 2^30.
 // Mapping: a warp owns 16 or 32 whole rows, so the softmax reduces over the four lanes of a quad
-//   only, and S becomes P, operand A of P V, in registers. K_j and V_j have one buffer each: V_j is
-//   copied during Q K^T, K_{j+1} during the softmax and P V.
+//   only, and S becomes P, operand A of P V, in registers. Some columns of its rows of Q stay in
+//   registers too; the others are read from shared memory for each tile of keys. K_j and V_j have
+//   one buffer each: V_j is copied during Q K^T, K_{j+1} during the softmax and P V.
 // Numerics: fp32 sums; P is rounded to T before P V, its row sum is not. Tiles are visited in
 //   ascending order whatever their class, and a tile without keys changes nothing: its P is
 //   0 and its factor 1. So the bits do not depend on how tight the plan is. exp is exp2, with
@@ -42,6 +43,9 @@ struct ForwardTraitsOf {
   static constexpr int kKeys = kDim == 128 || kSmall ? 32 : 64;
   static constexpr int kMTiles = kRows / kWarps / 16;
   static constexpr int kNTiles = kKeys / 8;
+  // Of Q's kDim / 16 fragments across, those kept in registers: what ptxas leaves room for without a
+  // spill, and at H 32 without costing the SM a block.
+  static constexpr int kHeld = kDim == 192 ? 8 : kDim == 128 ? 2 : kDim % 64 == 0 ? 4 : 0;
   static constexpr int kIntervalsAt = (kRows + 2 * kKeys) * kDim * 2;  // in bytes
   static constexpr int kSharedBytes = kIntervalsAt + kRows * 8;
   static_assert(kSharedBytes <= (kSmall ? 99 : 163) * 1024, "a block's limit");
@@ -58,6 +62,12 @@ struct ForwardState {
   float out[C::kMTiles][C::kDim / 8][4];
   float top[C::kMTiles][2];
   float total[C::kMTiles][2];  // of this lane's columns only, until finish
+};
+
+/// The first 16 kHeld columns of a warp's rows of Q, in registers over all tiles of keys.
+template <class C>
+struct HeldQueries {
+  uint32_t a[C::kHeld + (C::kHeld == 0)][C::kMTiles][4];
 };
 
 /// One block: a tile of query rows of one head.
@@ -129,8 +139,14 @@ struct ForwardBlock {
     cp_async_commit();
   }
 
+  /// Columns [8 vector, 8 vector + 16) of the warp's rows of Q.
+  MEGALITE_DEVICE void load_queries(uint32_t (&a)[C::kMTiles][4], int vector) const {
+    MEGALITE_UNROLL
+    for (int m = 0; m < C::kMTiles; ++m) q_tile().load_a(a[m], warp_row() + m * 16, vector);
+  }
+
   /// S = Q K^T.
-  MEGALITE_DEVICE void multiply_queries_keys(Scores& s) const {
+  MEGALITE_DEVICE void multiply_queries_keys(Scores& s, const HeldQueries<C>& held) const {
     MEGALITE_UNROLL
     for (int m = 0; m < C::kMTiles; ++m) {
       MEGALITE_UNROLL
@@ -138,18 +154,27 @@ struct ForwardBlock {
     }
     MEGALITE_UNROLL
     for (int vector = 0; vector < C::kDim / 8; vector += 2) {
-      uint32_t a[C::kMTiles][4];
+      if (vector / 2 < C::kHeld) {
+        multiply_columns(s, held.a[vector / 2], vector);
+      } else {
+        uint32_t a[C::kMTiles][4];
+        load_queries(a, vector);
+        multiply_columns(s, a, vector);
+      }
+    }
+  }
+
+  /// S += A B, B being columns [8 vector, 8 vector + 16) of K_j.
+  MEGALITE_DEVICE void multiply_columns(Scores& s, const uint32_t (&a)[C::kMTiles][4],
+                                        int vector) const {
+    MEGALITE_UNROLL
+    for (int n = 0; n < C::kNTiles; n += 2) {
+      uint32_t b[2][2];
+      k_tile().load_b(b, n * 8, vector);
       MEGALITE_UNROLL
-      for (int m = 0; m < C::kMTiles; ++m) q_tile().load_a(a[m], warp_row() + m * 16, vector);
-      MEGALITE_UNROLL
-      for (int n = 0; n < C::kNTiles; n += 2) {
-        uint32_t b[2][2];
-        k_tile().load_b(b, n * 8, vector);
-        MEGALITE_UNROLL
-        for (int m = 0; m < C::kMTiles; ++m) {
-          mma_m16n8k16<T>(s[m][n], a[m], b[0]);
-          mma_m16n8k16<T>(s[m][n + 1], a[m], b[1]);
-        }
+      for (int m = 0; m < C::kMTiles; ++m) {
+        mma_m16n8k16<T>(s[m][n], a[m], b[0]);
+        mma_m16n8k16<T>(s[m][n + 1], a[m], b[1]);
       }
     }
   }
@@ -283,10 +308,10 @@ struct ForwardBlock {
 
   /// One tile of keys. K_j is in shared memory on entry, K_{j+1} on return.
   template <bool kMasked>
-  MEGALITE_DEVICE void step(int j, int last, ForwardState<C>& o) const {
+  MEGALITE_DEVICE void step(int j, int last, const HeldQueries<C>& held, ForwardState<C>& o) const {
     start_keys(v_tile(), p.v, p.v_strides, j);
     Scores s;
-    multiply_queries_keys(s);
+    multiply_queries_keys(s, held);
     cp_async_wait<0>();
     syncthreads();  // V has arrived; K has been read
     if (j + 1 < last) start_keys(k_tile(), p.k, p.k_strides, j + 1);
@@ -306,11 +331,14 @@ struct ForwardBlock {
     start_keys(k_tile(), p.k, p.k_strides, touched.first);
     cp_async_wait<0>();
     syncthreads();
+    HeldQueries<C> held;
+    MEGALITE_UNROLL
+    for (int i = 0; i < C::kHeld; ++i) load_queries(held.a[i], 2 * i);
     for (int j = touched.first; j < touched.last;) {
       if (full.has(j)) {
-        for (; j < full.last; ++j) fresh().template step<false>(j, touched.last, o);
+        for (; j < full.last; ++j) fresh().template step<false>(j, touched.last, held, o);
       } else {
-        fresh().template step<true>(j++, touched.last, o);
+        fresh().template step<true>(j++, touched.last, held, o);
       }
     }
   }
