@@ -44,8 +44,9 @@ struct ForwardTraitsOf {
   static constexpr int kMTiles = kRows / kWarps / 16;
   static constexpr int kNTiles = kKeys / 8;
   // Of Q's kDim / 16 fragments across, those kept in registers: what ptxas leaves room for without a
-  // spill, and at H 32 without costing the SM a block.
-  static constexpr int kHeld = kDim == 192 ? 8 : kDim == 128 ? 2 : kDim % 64 == 0 ? 4 : 0;
+  // spill, which at H 128 is nothing on sm_120, and at H 32 without costing the SM a block.
+  static constexpr int kHeldOf128 = MEGALITE_IS_FOR(80, 110) ? 2 : 0;
+  static constexpr int kHeld = kDim == 192 ? 8 : kDim == 128 ? kHeldOf128 : kDim % 64 == 0 ? 4 : 0;
   static constexpr int kIntervalsAt = (kRows + 2 * kKeys) * kDim * 2;  // in bytes
   static constexpr int kSharedBytes = kIntervalsAt + kRows * 8;
   static_assert(kSharedBytes <= (kSmall ? 99 : 163) * 1024, "a block's limit");
