@@ -1,9 +1,10 @@
-"""One optimizer step of DPO: ours, and TRL's DPOTrainer, on pairs of real lengths.
+"""One optimizer step of DPO beside TRL's DPOTrainer, and of LoRA beside PEFT, on real lengths.
 
-    python -m benchmarks.alignment [--pairs 8] [--json]
+    python -m benchmarks.alignment [--row dpo] [--pairs 8] [--json]
 
-Both have fp32 parameters, stored log-probabilities of the reference, the same pairs, clipping of
-the global norm and PyTorch's fused AdamW. Ours puts the answers of a micro-batch side by side in
+LoRA's row is :mod:`benchmarks.adapters`. In DPO's both have fp32 parameters, stored
+log-probabilities of the reference, the same pairs, clipping of the global norm and PyTorch's fused
+AdamW. Ours puts the answers of a micro-batch side by side in
 one sequence; TRL pads them to the longest. TRL is installed below runs/peers; where it can't be,
 the peer is the same step written plainly on transformers.
 """
@@ -16,6 +17,7 @@ import tempfile
 import numpy as np
 import torch
 
+from benchmarks import adapters
 from benchmarks.conversations import ANSWER, LONGEST, QUESTION, SIGMA
 from benchmarks.duel import Side, play, serve
 from benchmarks.models import CASES, VOCABULARY
@@ -175,13 +177,50 @@ def _padded(part: list[Pair]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]
     return tokens, mask, learned
 
 
-SIDES = {"ours": make_ours, "trl": make_trl, "plain": make_plain}
+SIDES = {
+    "ours": make_ours,
+    "trl": make_trl,
+    "plain": make_plain,
+    "our adapters": adapters.make_ours,
+    "peft": adapters.make_peft,
+}
+ROWS = {"dpo": "ours", "lora": "our adapters"}  # with our side
+
+
+def _peer(row: str) -> tuple[str, str, str]:
+    """The peer's side of a row, its name, and the Python that runs it."""
+    if row == "lora":
+        return "peft", "PEFT", sys.executable
+    try:
+        return "trl", "TRL DPOTrainer", interpreter("trl")
+    except NoPeer as error:
+        print(f"{error}: the peer is a plain loop on transformers", file=sys.stderr)
+        return "plain", "transformers, plain loop", sys.executable
+
+
+def _compare(row: str, count: int, rounds: int) -> Result:
+    peer, name, python = _peer(row)
+    words = ["--pairs", str(count), "--side"]
+    ours = Side("benchmarks.alignment", [*words, ROWS[row]])
+    other = Side("benchmarks.alignment", [*words, peer], python)
+    play(ours, other, rounds)
+    more = {
+        "ours_rows": ours.facts["rows"],
+        "peer_rows": other.facts["rows"],  # padding among them
+        "ours_peak_gib": ours.facts["peak_bytes"] / 2**30,
+        "peer_peak_gib": other.facts["peak_bytes"] / 2**30,
+    }
+    pairs = zip(ours.rounds, other.rounds, strict=True)
+    more["ratio_of_turns"] = [theirs["seconds"] / mine["seconds"] for mine, theirs in pairs]
+    return Result(f"{row} step", name, ours.best("seconds"), other.best("seconds"), more)
 
 
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pairs", type=int, default=PAIRS, help=f"a multiple of {MICRO}")
+    help_of_pairs = f"or conversations of LoRA's row; a multiple of {MICRO}"
+    parser.add_argument("--pairs", type=int, default=PAIRS, help=help_of_pairs)
+    parser.add_argument("--row", choices=ROWS, help="one alone")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--json", action="store_true", help="one object a line")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
@@ -189,25 +228,8 @@ def main() -> None:
     if options.side:
         serve(lambda: SIDES[options.side](options.pairs))
         return
-    peer, python = "trl", sys.executable
-    try:
-        python = interpreter("trl")
-    except NoPeer as error:
-        print(f"{error}: the peer is a plain loop on transformers", file=sys.stderr)
-        peer = "plain"
-    words = ["--pairs", str(options.pairs), "--side"]
-    ours = Side("benchmarks.alignment", [*words, "ours"])
-    other = Side("benchmarks.alignment", [*words, peer], python)
-    play(ours, other, options.rounds)
-    more = {
-        "ours_rows": ours.facts["rows"],
-        "peer_rows": other.facts["rows"],  # padding among them
-        "ours_peak_gib": ours.facts["peak_bytes"] / 2**30,
-        "peer_peak_gib": other.facts["peak_bytes"] / 2**30,
-    }
-    seconds = ours.best("seconds"), other.best("seconds")
-    name = {"trl": "TRL DPOTrainer", "plain": "transformers, plain loop"}[peer]
-    show(Result("dpo step", name, *seconds, more), options.json)
+    for row in [options.row] if options.row else ROWS:
+        show(_compare(row, options.pairs, options.rounds), options.json)
 
 
 if __name__ == "__main__":
