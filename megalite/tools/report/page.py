@@ -118,13 +118,13 @@ def page(config: ReportConfig) -> str:
         f"<h1>{html.escape(config.title)}</h1>",
         switches([html.escape(name) for name in metrics]),
         *_empty(metrics),
-        _summary(metrics),
         *alignment_section(metrics),
-        *ranking_section(runs),
         *_charts(metrics),
+        *ranking_section(runs),
         *fault_section(runs, metrics),
     ]
     parts += ["<h2>Samples</h2>", _sample_table(samples)] if samples else []
+    parts += _summary(metrics)
     title, body = html.escape(config.title), "\n".join(parts)
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" '
@@ -207,7 +207,7 @@ def _empty(metrics: dict[str, list[Record]]) -> list[str]:
     ]
 
 
-def _summary(metrics: dict[str, list[Record]]) -> str:
+def _summary(metrics: dict[str, list[Record]]) -> list[str]:
     """The first and last value of each run's main metrics."""
     rows = []
     for group in SUMMED:
@@ -217,7 +217,9 @@ def _summary(metrics: dict[str, list[Record]]) -> str:
                 first, last = line.points[0][1], line.points[-1][1]
                 rows.append((run, key, f"{first:.4g}", f"{last:.4g}"))
     rows.sort(key=lambda row: list(metrics).index(row[0]))
-    return table(("run", "metric", "first", "last"), rows) if rows else ""
+    if not rows:
+        return []
+    return ["<h2>First and last values</h2>", table(("run", "metric", "first", "last"), rows)]
 
 
 def _sample_table(samples: dict[str, list[Record]]) -> str:
