@@ -53,12 +53,21 @@ class Axis:
 
     def ticks(self) -> list[float]:
         """Three to nine round values; on a logarithmic axis powers of ten where it has two."""
-        if self.is_log:
-            first, last = math.ceil(math.log10(self.low)), math.floor(math.log10(self.high))
-            if last > first:
-                every = (last - first) // 6 + 1
-                return [10.0**power for power in range(first, last + 1, every)]
-        return round_ticks(self.low, self.high)
+        return self._powers() or round_ticks(self.low, self.high)
+
+    def tick_texts(self) -> list[tuple[float, str]]:
+        """The ticks and what is written at them, which tells them apart."""
+        ticks = self.ticks()
+        step = 0.0 if self._powers() or len(ticks) < 2 else ticks[1] - ticks[0]
+        return [(value, tick_text(value, step)) for value in ticks]
+
+    def _powers(self) -> list[float]:
+        """Powers of ten on a logarithmic axis that has two."""
+        if not self.is_log:
+            return []
+        first, last = math.ceil(math.log10(self.low)), math.floor(math.log10(self.high))
+        every = (last - first) // 6 + 1
+        return [10.0**power for power in range(first, last + 1, every)] if last > first else []
 
     def _scaled(self, value: float) -> float:
         return math.log10(value) if self.is_log else value
@@ -193,22 +202,20 @@ def _path(line: Line, points: Points, across: Axis, up: Axis, kind: str) -> str:
 
 def _grid(across: Axis, up: Axis) -> str:
     parts = []
-    ticks = up.ticks()
-    step = 0.0 if up.is_log or len(ticks) < 2 else ticks[1] - ticks[0]
-    for value in ticks:
+    for value, text in up.tick_texts():
         place = up.at(value)
         parts.append(
             f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{place:.1f}" y2="{place:.1f}"/>'
             f'<text x="{LEFT - 5}" y="{place + 4:.1f}" text-anchor="end">'
-            f"{tick_text(value, step)}</text>"
+            f"{text}</text>"
         )
-    ticks = across.ticks()
-    for value in ticks:
+    ticks = across.tick_texts()
+    for value, text in ticks:
         if across.high - across.low < len(ticks) and value != round(value):
             continue  # there is no half of a step
         parts.append(
             f'<text x="{across.at(value):.1f}" y="{HEIGHT - BOTTOM + 16}" '
-            f'text-anchor="middle">{tick_text(value, ticks[1] - ticks[0])}</text>'
+            f'text-anchor="middle">{text}</text>'
         )
     return "".join(parts)
 

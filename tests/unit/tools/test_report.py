@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from megalite.distributed.launch import Launch
@@ -35,7 +35,8 @@ def test_a_report_holds_every_runs_curves_and_the_samples_side_by_side(tmp_path)
     number = '<td class="number">'
     assert f"<td>ppo</td><td>reward</td>{number}0.5</td>{number}1.5</td>" in text
     assert text.count("def f(&lt;T&gt;):") == 1
-    row = ElementTree.fromstring(text[text.index("<tr><td data-of") : text.rindex("</table>")])
+    start = text.index("<tr><td data-of")
+    row = ElementTree.fromstring(text[start : text.index("</tr>", start) + len("</tr>")])
     assert [cell.get("data-of") for cell in row] == ["prompt", "pretrain", "ppo"]
     assert ["".join(cell.itertext()) for cell in row][1:] == ["one", "two"]
     assert "old" not in text
@@ -215,6 +216,7 @@ def test_ticks_are_short(value, text):
 
 
 @given(*[st.floats(-1e9, 1e9).map(lambda value: round(value, 6))] * 2)
+@example(738992838.0, 734991394.0)  # a logarithmic axis with no two powers of ten
 def test_ticks_fit_beside_the_axis(low, high):
     """At 12 pixels a character is 6 to 7 wide; the margin has room for 7."""
     for drawing in _drawings([low, high]).values():
