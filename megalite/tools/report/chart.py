@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 WIDTH, HEIGHT = 440, 260
-LEFT, RIGHT, TOP, BOTTOM = 62, 12, 12, 40
+LEFT, RIGHT, TOP, BOTTOM = 76, 12, 12, 40
 MOST_POINTS = 600  # of a line; more are thinned to the least and largest of each stretch
 SMOOTHING = 0.9  # weight of what came before, in a smoothed line
 FEWEST_SMOOTHED = 20  # points; a line of fewer is drawn as it is
@@ -134,7 +134,8 @@ def tick_text(value: float, step: float = 0.0) -> str:
         if abs(value) >= 0.9995 * size:
             return f"{_digits(value / size, step / size)}{letter}"
     if value and abs(value) < 1e-2 and step < 1e-3:
-        return f"{value:.1e}".replace("e-0", "e-")
+        places = max(1, _power(abs(value)) - _power(step)) if step else 1
+        return f"{value:.{places}e}".replace("e-0", "e-")
     return _digits(value, step)
 
 
@@ -142,8 +143,12 @@ def _digits(value: float, step: float) -> str:
     """A number of up to three digits before the point, told apart from one a step away."""
     if not step:
         return f"{value:.3g}"
-    places = max(0, -math.floor(math.log10(step) + 1e-9))
-    return f"{value:.{min(places, 4)}f}"
+    return f"{value:.{max(0, -_power(step))}f}"
+
+
+def _power(value: float) -> int:
+    """The power of ten of a number's first digit."""
+    return math.floor(math.log10(value) + 1e-9)
 
 
 def _is_finite(point: tuple[float, float]) -> bool:
@@ -167,17 +172,25 @@ def _ends(points: Points) -> Iterable[tuple[float, float]]:
     )
 
 
-def _axis(values: Sequence[float], start: float, end: float, is_log: bool) -> Axis:
+def _across(values: Sequence[float]) -> Axis:
     low, high = min(values), max(values)
-    if low == high:
-        pad = abs(low) * 0.1 or 1.0
-        low, high = low - pad, high + pad
-    return Axis(low, high, start, end, is_log)
+    pad = 1.0 if low == high else 0.0
+    return Axis(low - pad, high + pad, LEFT, WIDTH - RIGHT)
+
+
+def _up(values: Sequence[float], is_log: bool) -> Axis:
+    """The axis of values, so wide that its ticks differ in four digits."""
+    low, high = min(values), max(values)
+    least = 0.2 if low == high else 0.01
+    pad = max(0.0, (least * max(abs(low), abs(high)) - (high - low)) / 2)
+    if low == high == 0:
+        pad = 1.0
+    return Axis(low - pad, high + pad, HEIGHT - BOTTOM, TOP, is_log)
 
 
 def _drawing(lines: Sequence[Line], unit: str, x_name: str, is_log: bool) -> str:
-    across = _axis([x for line in lines for x, _ in line.points], LEFT, WIDTH - RIGHT, False)
-    up = _axis([y for line in lines for _, y in line.points], HEIGHT - BOTTOM, TOP, is_log)
+    across = _across([x for line in lines for x, _ in line.points])
+    up = _up([y for line in lines for _, y in line.points], is_log)
     parts = [_grid(across, up), _names(unit, x_name)]
     for line in lines:
         parts.append(_path(line, line.points, across, up, "raw"))
