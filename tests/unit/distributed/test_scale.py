@@ -10,7 +10,8 @@ from datetime import timedelta
 import pytest
 import torch.distributed as dist
 
-from megalite.distributed import agreement, rendezvous
+from megalite import torch_private
+from megalite.distributed import rendezvous
 from megalite.distributed.agreement import text_of_any
 from megalite.distributed.launch import Launch
 from megalite.distributed.rendezvous import _Entries, _give_prefix, _take_prefix
@@ -143,7 +144,7 @@ def test_one_that_does_not_join_is_named_and_so_is_a_first_that_does_not_answer(
 @pytest.mark.parametrize("count", [16, 256])
 def test_what_one_refuses_all_hear_in_as_many_requests_for_each(monkeypatch, count):
     store = CountingStore()
-    monkeypatch.setattr(agreement, "default_store", lambda: store)
+    monkeypatch.setattr(torch_private, "default_store", lambda: store)
 
     def say(rank: int) -> str:
         return text_of_any(Launch(rank, count), "no room" if rank == 5 else "")

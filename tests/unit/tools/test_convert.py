@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from megalite.cli import main
 from megalite.config import dump
-from megalite.data.config import ConversationConfig, TokenizerConfig
+from megalite.data.config import MixedConversationConfig, TokenizerConfig
 from megalite.data.tokenizers.hugging_face import HuggingFaceTokenizer, open_folder
 from megalite.data.tokenizers.sentence_piece import SentencePieceTokenizer
 from megalite.distributed.mesh import Mesh, ParallelConfig
@@ -230,7 +230,7 @@ def test_a_decoder_starts_and_ends_as_its_run_was_told_and_nothing_is_forced(
     model, tokenizer, tmp_path
 ):
     told = {"tokenizer": TokenizerConfig(path=str(tokenizer), end_token="<mask>")}
-    told["data"] = ConversationConfig(decoder_start="<mask>")
+    told["data"] = MixedConversationConfig(decoder_start="<mask>")
     assert convert(save(model, tmp_path / "run", **told), tmp_path / "hf") == 0
     for name in ("config.json", "generation_config.json"):
         written = read(tmp_path / "hf" / name)
