@@ -12,6 +12,7 @@ from typing import Any
 
 PROCESSES = 8  # the most that a test needs
 TIMEOUT_S = 200
+JOBS_OF_A_LIFE = 60  # then others take over: gloo's threads of some groups outlive these
 
 
 class JobFailed(AssertionError):
@@ -61,14 +62,17 @@ class Cluster:
 
     def __init__(self, count: int = PROCESSES) -> None:
         """Start the processes."""
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["torch", "torch.distributed.fsdp", "tests.dist.jobs"])
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(["torch", "torch.distributed.fsdp", "tests.dist.jobs"])
         self._stores = tempfile.TemporaryDirectory()
         self._jobs = 0
-        self._pipes, self._processes = [], []
+        self._start(count)
+
+    def _start(self, count: int) -> None:
+        self._pipes, self._processes = list[Connection](), list[Any]()
         for rank in range(count):
-            mine, theirs = context.Pipe()
-            process = context.Process(target=_work, args=(rank, theirs), daemon=True)
+            mine, theirs = self._context.Pipe()
+            process = self._context.Process(target=_work, args=(rank, theirs), daemon=True)
             process.start()
             theirs.close()
             self._pipes.append(mine)
@@ -90,6 +94,9 @@ class Cluster:
 
             pytest.skip(f"needs {world_size} processes: --processes {world_size}")
         self._jobs += 1
+        if self._jobs % JOBS_OF_A_LIFE == 0:
+            self._end()
+            self._start(len(self._pipes))
         store = str(Path(self._stores.name) / str(self._jobs))
         for pipe in self._pipes[:world_size]:
             pipe.send((world_size, store, name, arguments))
@@ -105,9 +112,12 @@ class Cluster:
 
     def close(self) -> None:
         """End the processes."""
+        self._end()
+        self._stores.cleanup()
+
+    def _end(self) -> None:
         for pipe in self._pipes:
             pipe.close()
         for process in self._processes:
             process.join(10)
             process.kill()
-        self._stores.cleanup()
