@@ -114,3 +114,9 @@ def write_error_file(path: str, message: str) -> None:
         extra = {"py_callstack": message, "timestamp": str(int(time.time()))}
         with open(path, "w", encoding="utf-8") as file:
             json.dump({"message": {"message": message, "extraInfo": extra}}, file)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of a library's message; of one without, its kind."""
+    text = f"{error}".strip() or type(error).__name__
+    return text.splitlines()[0]

@@ -12,12 +12,13 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from megalite.distributed.agreement import text_of_any
 from megalite.distributed.launch import Launch
-from megalite.errors import DataError, UserError
+from megalite.errors import DataError, UserError, first_line
 from megalite.files.copies import Elsewhere, drop, is_whole, write
 from megalite.files.urls import CHAIN, cache, place_of
 
@@ -112,15 +113,12 @@ class Source:
                 f"--{self.key} {self.url}: there is no such file, folder or token store "
                 "(.bin and .idx)"
             )
-        return [self.asked(lambda: self._file(at, info)) for at, info in found.items()]  # noqa: B023 - called at once
+        return [self.asked(partial(self._file, at, info)) for at, info in found.items()]
 
     def _listed(self) -> dict[Path, Mapping[str, Any]]:
         """What is there, by the place of its copy; empty: nothing."""
-        start = self.root.rpartition("/")[0] if _is_pattern(self.url) else self.root
         if _is_pattern(self.url):
-            while _is_pattern(start):
-                start = start.rpartition("/")[0]
-            return self._matching(start)
+            return self._matching()
         for ends in (("",), STORE):
             paths = [f"{self.root}{end}" for end in ends]
             infos = [self._info(path) for path in paths]
@@ -129,11 +127,16 @@ class Source:
                 at = [place.with_name(f"{place.name}{end}") for end in ends]
                 return {a: {**i, "name": p} for a, i, p in zip(at, infos, paths, strict=True) if i}
             if infos[0] is not None:
-                return self._placed(start, place_of(self.url), self.fs.find(start, detail=True))
+                return self._placed(
+                    self.root, place_of(self.url), self.fs.find(self.root, detail=True)
+                )
         return {}
 
-    def _matching(self, start: str) -> dict[Path, Mapping[str, Any]]:
+    def _matching(self) -> dict[Path, Mapping[str, Any]]:
         """The files that a pattern matches; of a token store both."""
+        start, base = self.root.rpartition("/")[0], place_of(self.url).parent
+        while _is_pattern(start):
+            start, base = start.rpartition("/")[0], base.parent
         found: dict[str, Any] = {}
         for end in ("", *STORE):
             found |= self.fs.glob(f"{self.root}{end}", detail=True)
@@ -143,10 +146,6 @@ class Source:
                 for other in (f"{stem}{e}" for e in STORE):
                     info = found.get(other) or self._info(other)
                     found |= {other: info} if info is not None else {}
-        depth = len(self.root.split("/")) - len(start.split("/"))
-        base = place_of(self.url)
-        for _ in range(depth):
-            base = base.parent
         return self._placed(start, base, found)
 
     def _placed(
@@ -194,7 +193,7 @@ class Source:
         except FileNotFoundError as error:
             raise DataError(f"{shown}: {error}: there is no such file") from None
         except Exception as error:  # of the library that carries the requests, whichever it is
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            reason = first_line(error)
             if isinstance(error, PermissionError) or getattr(error, "status", 0) in FORBIDDEN:
                 raise DataError(
                     f"{shown}: this user may not read it: {reason}: look at the credentials, or "
@@ -244,7 +243,7 @@ def fetched(key: str, url: str, choose: Choose | None = None) -> list[str]:
         lacking = [file for file in files if not file.has_copy()]
         damaged = [f for f in lacking if f.place.exists() and not is_whole(f.place)]
         for file in lacking:
-            source.asked(lambda: file.copy(source.fs.get_file))  # noqa: B023 - called at once
+            source.asked(partial(file.copy, source.fs.get_file))
     except _UnreachableError as error:
         return _without_server(key, url, str(error))
     for gone in set(_noted(url)) - {file.place for file in files}:

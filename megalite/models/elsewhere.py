@@ -7,8 +7,7 @@ from megalite.distributed.launch import Launch
 from megalite.errors import CheckpointError, DataError
 from megalite.files.fetch import Read, fetch_together
 from megalite.files.urls import place_of
-from megalite.models.files import TOKENIZER_FILES
-from megalite.models.published import Wanted, chosen, parts_of
+from megalite.models.files import TOKENIZER_FILES, Wanted, chosen, parts_of
 
 CHECKPOINTS, LATEST, POINTERS = "checkpoints/", "latest", ("latest", "best")
 MANIFEST, RUN_CONFIG = "manifest.json", "config.toml"

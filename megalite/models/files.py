@@ -3,9 +3,11 @@
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Literal
 
-from megalite.errors import CheckpointError
+from megalite.errors import CheckpointError, first_line
 
+Wanted = Literal["config", "tokenizer", "model"]  # a model is all three
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # or parts of one, and an index of them
 TOKENIZER_FILES = (  # beginnings of the names of a tokenizer's files
     "tokenizer",
@@ -19,6 +21,7 @@ TOKENIZER_FILES = (  # beginnings of the names of a tokenizer's files
     "sentencepiece",
     "ice_text",
 )
+ENDS = (".model", ".jinja", ".tiktoken", ".py")  # of a tokenizer's further files
 
 
 def has_tokenizer(folder: Path) -> bool:
@@ -38,6 +41,25 @@ def weight_files(names: Iterable[str]) -> list[str]:
         if whole in names:
             return [whole]
     return []
+
+
+def parts_of(files: Iterable[str]) -> dict[str, list[str]]:
+    """Files by the part of the model that they are of: config, weights, tokenizer."""
+    files = list(files)
+    tokenizer = [f for f in files if f.startswith(TOKENIZER_FILES) or f.endswith(ENDS)]
+    return {
+        "config": [f for f in files if f in ("config.json", "generation_config.json")],
+        "weights": weight_files(files),
+        "tokenizer": [file for file in tokenizer if "/" not in file],
+    }
+
+
+def chosen(parts: dict[str, list[str]], wanted: Wanted) -> list[str]:
+    """The files of what is wanted; a tokenizer's class may be told by the model's config."""
+    if wanted == "model":
+        return list(dict.fromkeys(name for names in parts.values() for name in names))
+    config = parts["config"] if wanted == "tokenizer" else []
+    return list(dict.fromkeys(parts[wanted] + config))
 
 
 def has_weights(path: Path) -> bool:
@@ -62,9 +84,3 @@ def indexed(index: Path) -> dict[str, Path]:
         return {name: index.parent / file for name, file in names.items()}
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise CheckpointError(f"{index}: can't be read: {first_line(error)}") from None
-
-
-def first_line(error: Exception) -> str:
-    """The first line of a library's message."""
-    text = f"{error}".strip() or type(error).__name__
-    return text.splitlines()[0]

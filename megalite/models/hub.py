@@ -15,12 +15,11 @@ from typing import TypeVar
 
 from megalite.distributed.agreement import text_of_any, text_of_first
 from megalite.distributed.launch import Launch
-from megalite.errors import CheckpointError
+from megalite.errors import CheckpointError, first_line
 from megalite.files.fetch import LONGEST_FETCH
 from megalite.files.urls import is_url, local
 from megalite.models.elsewhere import fetch_model
-from megalite.models.files import has_tokenizer, has_weights
-from megalite.models.published import Wanted, chosen, parts_of
+from megalite.models.files import Wanted, chosen, has_tokenizer, has_weights, parts_of
 
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -276,8 +275,7 @@ def _asked(key: str, name: HubName, ask: Callable[[], Answer]) -> Answer:
             raise CheckpointError(
                 f"--{key} {name}: can't be written into {_cache()}: {error.strerror}"
             ) from None
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise _Unreachable(f"{_endpoint()} can't be reached: {reason}") from None
+        raise _Unreachable(f"{_endpoint()} can't be reached: {first_line(error)}") from None
 
 
 def _nothing(key: str, name: HubName) -> str:

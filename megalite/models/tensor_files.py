@@ -11,8 +11,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from megalite.errors import CheckpointError
-from megalite.models.files import WEIGHTS, first_line, indexed
+from megalite.errors import CheckpointError, first_line
+from megalite.models.files import WEIGHTS, indexed
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

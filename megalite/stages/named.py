@@ -11,9 +11,9 @@ from megalite.data.config import ConversationConfig
 from megalite.distributed.launch import Launch
 from megalite.files.fetch import fetch_together
 from megalite.files.urls import is_url
+from megalite.models.files import Wanted
 from megalite.models.hub import HubName, folder_of, pinned
 from megalite.models.hugging_face import has_chat_template, is_hugging_face
-from megalite.models.published import Wanted
 from megalite.stages.same_run import is_data
 from megalite.stages.told import WRITING, section_of_run, tokenizer_of
 from megalite.training.checkpoint.search import newest_facts

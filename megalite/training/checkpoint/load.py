@@ -8,7 +8,7 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-from megalite.errors import CheckpointError
+from megalite.errors import CheckpointError, first_line
 from megalite.models.peft import is_adapter
 from megalite.training.checkpoint.manifest import MANIFEST
 from megalite.training.checkpoint.reader import CheckpointReader
@@ -51,10 +51,9 @@ def load(source: Path | CheckpointReader, tensors: dict[str, Tensor]) -> None:
 def _reason(error: dcp.CheckpointException) -> str:
     """The first failure of a load; what PyTorch says of a pickle with code in it is no advice."""
     failure = next(iter(error.failures.values()))[0]
-    text = str(failure).strip() or type(failure).__name__
-    if isinstance(failure, pickle.UnpicklingError) or "weights_only" in text:
+    if isinstance(failure, pickle.UnpicklingError) or "weights_only" in str(failure):
         return "a file is damaged or holds more than tensors, and was not opened: it could run code"
-    return f"can't be read: {text.splitlines()[0]}"
+    return f"can't be read: {first_line(failure)}"
 
 
 def find_checkpoint(path: Path | str) -> Path:
