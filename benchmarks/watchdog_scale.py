@@ -15,7 +15,6 @@ import random
 import re
 import sys
 import tempfile
-import threading
 import time
 import traceback
 from collections.abc import Mapping
@@ -26,6 +25,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.elastic.utils.distributed import get_free_port
 
+from benchmarks.watching import watchdog_s
 from benchmarks.workload import batch_of
 from megalite.distributed.launch import Launch
 from megalite.distributed.mesh import ParallelConfig, build_mesh
@@ -97,13 +97,6 @@ def be_process(launch: Launch, trial: Trial, folder: Path, timeout_s: float) -> 
         (folder / f"spent-{launch.rank}").write_text(str(spent_s))
         heartbeat.enter("end")
     dist.destroy_process_group()
-
-
-def watchdog_s() -> float:
-    """Processor time of the watchdog's thread so far."""
-    (thread,) = (one for one in threading.enumerate() if one.name == "watchdog")
-    assert thread.ident is not None
-    return time.clock_gettime(time.pthread_getcpuclockid(thread.ident))
 
 
 def fork(launch: Launch, trial: Trial, folder: Path, timeout_s: float) -> int:

@@ -22,11 +22,10 @@ def row_files(names: Sequence[str]) -> tuple[list[str], list[str]]:
     files: dict[str, None] = {}
     left_out: list[str] = []
     for name in names:
-        found, others = _rows_of(local(name))
+        here = local(name)
+        found, others = _rows_of(here)
         if not found:
-            what = (
-                "no file below it has rows" if Path(local(name)).is_dir() else "no file is named so"
-            )
+            what = "no file below it has rows" if Path(here).is_dir() else "no file is named so"
             raise DataError(f"{name}: {what}: rows are in {', '.join(ROWS)}, compressed or not")
         files |= dict.fromkeys(found)
         left_out += others

@@ -215,7 +215,7 @@ def stage_seconds(stage: Stage, job: Job, cluster: Cluster, constants: Constants
         return learned
     critic = step_seconds(replace(job, work=critic_of(job.work)), cluster, constants)
     judged = _forward(learned) + _forward(critic)
-    frozen = _judged(stage, job, cluster, constants)
+    frozen = _judged(stage, (learned, critic), job, cluster, constants)
     judged = judged + frozen if stage.frozen is None else max(judged, frozen)
     written = _written(stage, job, cluster, constants)
     return (learned + critic).times(stage.passes) + Seconds(compute=judged + written)
@@ -228,16 +228,22 @@ def _forward(step: Seconds) -> float:
 
 def _judged(
     stage: Stage,
+    learned: Sequence[Seconds],
     job: Job,
     cluster: Cluster,
     constants: Constants,
 ) -> float:
     """Of the frozen models' passes; on processes of their own they judge while the others do."""
     layout, count = stage.frozen or job.parallel, 1 + stage.has_reward
-    works = [job.work, critic_of(job.work)][:count]
-    works += [critic_of(job.work, shape) for shape in stage.judging]
-    jobs = [replace(job, work=work, parallel=layout) for work in works]
-    return sum(_forward(step_seconds(one, cluster, constants)) for one in jobs)
+
+    def of(work: Work) -> Seconds:
+        return step_seconds(replace(job, work=work, parallel=layout), cluster, constants)
+
+    own = learned[:count]
+    if stage.frozen is not None:
+        own = [of(work) for work in (job.work, critic_of(job.work))[:count]]
+    more = [of(critic_of(job.work, shape)) for shape in stage.judging]
+    return sum(_forward(seconds) for seconds in (*own, *more))
 
 
 def _written(stage: Stage, job: Job, cluster: Cluster, constants: Constants) -> float:

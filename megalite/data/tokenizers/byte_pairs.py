@@ -11,6 +11,7 @@ character is compared when a text first has it. A text that has one they differ 
 or very long whitespace is left to ``tokenizers``, and so is a tokenizer of any other make.
 """
 
+import importlib.util
 import json
 import re
 import unicodedata
@@ -167,10 +168,8 @@ def fast_byte_pairs(rust: tokenizers.Tokenizer) -> BytePairs:
 
 def _described(rust: tokenizers.Tokenizer) -> dict[str, Any]:
     """What a ``tokenizer.json`` says, if there is something that might read it faster."""
-    try:
-        import tiktoken  # noqa: F401
-    except ModuleNotFoundError:
-        raise NotByteLevel("it isn't installed: pip install 'megalite[data]'") from None
+    if importlib.util.find_spec("tiktoken") is None:
+        raise NotByteLevel("it isn't installed: pip install 'megalite[data]'")
     content: dict[str, Any] = json.loads(rust.to_str())
     return content
 
