@@ -42,11 +42,13 @@ def store_of_this_start(launch: Launch, timeout: timedelta) -> dist.Store:
 def connection_of_its_own(store: dist.Store, rank: int) -> dist.Store:
     """A store over a connection of its own, for a thread whose calls must not wait for others'.
 
-    Comm: rank 0 names the prefix in ``store``, the others read it.
+    Comm: rank 0 names the prefix in ``store``, the others read it; each counts its calls there, so
+    that no rank takes the prefix of an earlier call for this one's.
     """
+    key = f"connection {store.add(f'connections of {rank}', 1)}"
     if rank == 0:
-        store.set("connection", uuid.uuid4().hex)
-    prefix = store.get("connection").decode()
+        store.set(key, uuid.uuid4().hex)
+    prefix = store.get(key).decode()
     while isinstance(store, dist.PrefixStore):
         store = store.underlying_store
     if isinstance(store, dist.TCPStore):  # one client is one connection, and a lock around it

@@ -8,7 +8,7 @@ from tests.dist import jobs
 from tests.dist.models import MODELS
 from tests.dist.same_training import check_same_training
 
-STEPS = 10
+STEPS = 6
 SEQUENCE = {"sequence_parallel": True}
 ONE_BLOCK = {"recompute": "full", "recompute_blocks": 1}
 LAYOUTS = {
