@@ -125,8 +125,8 @@ class CorpusConfig(Section):
     objectives: tuple[ObjectiveName, ...] = Field(
         (),
         description="objective of each store of train, in their order, where they differ (GLM-130B "
-        "has blank_infilling of text, prefix_lm of prompted tasks); plans, and what is held out "
-        "from elsewhere, have objective; empty: objective for all",
+        "has blank_infilling of text, prefix_lm of prompted tasks); what is held out from "
+        "elsewhere has objective; empty: objective for all",
     )
     encoder_length: int = Field(
         0, ge=0, description="tokens of an encoder's sequence, Se; 0: sequence_length"
@@ -157,6 +157,11 @@ class CorpusConfig(Section):
                     "store, none negative and some positive"
                 )
         if self.weights and self.size_limit:
+        if self.weights and self.objectives and len(self.weights) != len(self.objectives):
+            raise ConfigError(
+                f"--data.objectives: must be one for each store, as data.weights is, which has "
+                f"{len(self.weights)}, came {len(self.objectives)}"
+            )
             raise ConfigError(
                 f"--data.size_limit {self.size_limit}: is for weights by size, and data.weights "
                 "says others: give one of them"
@@ -164,6 +169,11 @@ class CorpusConfig(Section):
         return self
 
     @property
+    @property
+    def objective_names(self) -> tuple[str, ...]:
+        """The objectives of the stores, each once."""
+        return tuple(dict.fromkeys(self.objectives or (self.objective,)))
+
     def encoder_rows(self) -> int:
         """Rows of an encoder's sequence, Se."""
         return self.encoder_length or self.sequence_length

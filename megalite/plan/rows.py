@@ -28,6 +28,7 @@ from megalite.training.metrics.flops import Operations, step_operations
 EXAMPLES = 16
 STARTS = 64  # of windows in a document
 SENTENCE = 20  # tokens of a drawn sentence
+MIXED = 2**17  # rows that stand for those of a mixture
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,18 @@ class Rows:
             _placed([example.decoder.mask for example in examples]),
             _placed(encoders),
             np.concatenate(crosses).astype(np.int64) if crosses else np.zeros(0, dtype=np.int64),
+        )
+
+    @classmethod
+    def mixed(cls, parts: Sequence["Rows"], shares: Sequence[float]) -> "Rows":
+        """Rows of several kinds of sequences, of each in its share."""
+        whole = sum(shares)
+        counts = [round(MIXED * share / whole) for share in shares]
+        pairs = list(zip(parts, counts, strict=True))
+        return cls(
+            np.concatenate([_spread(part.decoder, count) for part, count in pairs]),
+            np.concatenate([_spread(part.encoder, count) for part, count in pairs]),
+            np.concatenate([_spread(part.cross, count) for part, count in pairs]),
         )
 
     @classmethod
@@ -134,7 +147,8 @@ def _seen(rows: Int64, window: int, both_ways: bool) -> float:
 
 
 def _spread(rows: Int64, count: int) -> Int64:
-    """As many rows, taken evenly."""
+    """As many rows, taken evenly; none of none."""
+    count = count if len(rows) else 0
     return rows[np.arange(count) * len(rows) // count]
 
 
@@ -170,20 +184,32 @@ class _AnyVocabulary:
 def corpus_rows(data: CorpusConfig, model: ModelConfig, document: int = 0) -> Rows:
     """The rows of pretraining.
 
+    Where stores have objectives of their own, theirs in the shares of ``weights`` at the start, in
+    equal ones where sizes would decide. A prefix that a token ends is one of a random length.
+
     Args:
         data: how documents become sequences.
         model: that reads them.
         document: tokens of a document; 0: as many as fit a sequence.
     """
+    if data.objectives:
+        weights = data.weights or (1.0,) * len(data.objectives)
+        told = [{"objective": name, "objectives": ()} for name in data.objectives]
+        parts = [corpus_rows(data.model_copy(update=one), model, document) for one in told]
+        return Rows.mixed(parts, weights)
     length = data.sequence_length
     encoder = data.encoder_rows if model.is_encoder_decoder else 0
     if data.objective == "next_token":
+        if encoder:
+            return Rows.plain(length, encoder)
         is_cut = data.separate_documents and 0 < document < length
         return _windows(length, document) if is_cut else Rows.plain(length, encoder)
     axes = model.rope_axes if model.position == "rope" else 1
     structure = Structure(model.is_encoder_decoder, data.prefix, axes=axes)
     vocabulary = cast(Tokenizer, _AnyVocabulary(2 * (length + encoder)))
-    objective = choose_objective(data, vocabulary, structure)
+    prefix = data.prefix_lm.model_copy(update={"split_token": ""})
+    told = data.model_copy(update={"prefix_lm": prefix})
+    objective = choose_objective(told, vocabulary, structure)
     longest = longest_document(objective, Room(length, data.encoder_rows))
     size = max(min(document or longest, longest), SHORTEST)
     random = np.random.default_rng(0)

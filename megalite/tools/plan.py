@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from megalite.config import dump, load
+from megalite.data.config import CorpusConfig
 from megalite.distributed.launch import Launch
 from megalite.engine.layout import Demand, check_layout
 from megalite.errors import CheckpointError, ConfigError, naming
@@ -89,8 +90,19 @@ def _settled(config: AnyPlan) -> AnyPlan:
         )
     tokens = config.data.sequence_length if config.stage == "pretrain" else 0
     config, length = in_steps(config, 0, tokens)
-    _print(length)
+    _print([*length, *_notes_of_shares(config)])
     return _in_precision(config)
+
+
+def _notes_of_shares(config: AnyPlan) -> list[str]:
+    """What a plan supposes of stores with objectives of their own."""
+    data = config.data
+    if not isinstance(data, CorpusConfig) or len(data.objective_names) == 1 or data.weights:
+        return []
+    return [
+        "data.objectives without data.weights: a plan reads no data, so that the stores are taken "
+        "to have equal shares; give data.weights for others"
+    ]
 
 
 def _model_of(config: AnyPlan, start: str) -> ModelConfig:

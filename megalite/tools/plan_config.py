@@ -181,10 +181,8 @@ def rows_of(config: AnyPlan) -> Rows:
     data, work, document = config.data, work_of(config), config.document_tokens
     if isinstance(data, CorpusConfig):
         if stage_name(config) == "pretrain":
-            is_plain = data.objective == "next_token" and config.model.is_encoder_decoder
-            plain = Rows.plain(work.sequence_length, work.encoder_length)
-            return plain if is_plain else corpus_rows(data, config.model, document)
-        is_prefix = data.prefix and data.objective != "next_token"
+            return corpus_rows(data, config.model, document)
+        is_prefix = data.prefix and data.objective_names != ("next_token",)
     else:
         is_prefix = data.prefix
     stage = stage_of(config, stage_name(config))

@@ -62,3 +62,25 @@ def test_an_encoder_decoder_s_rows_see_both_streams():
     assert pairs.cross == pytest.approx(pairs.encoder, rel=0.01)
     packed = corpus_rows(data, model, 100).pairs(model)
     assert packed.encoder < 100
+
+
+@pytest.mark.parametrize("model", [MODEL, ModelConfig(num_encoder_layers=2, position="relative")])
+def test_stores_with_objectives_of_their_own_count_by_their_weights(model):
+    names, shares = ("span_corruption", "prefix_lm"), (0.75, 0.25)
+    told = {"sequence_length": 256, "encoder_length": 512}
+    alone = [corpus_rows(CorpusConfig(objective=n, **told), model).pairs(model) for n in names]
+    data = CorpusConfig(objectives=names, weights=shares, **told)
+    mixed = corpus_rows(data, model).pairs(model)
+    for stream in ("decoder", "encoder", "cross"):
+        first, second = (getattr(one, stream) for one in alone)
+        expected = shares[0] * first + shares[1] * second
+        assert getattr(mixed, stream) == pytest.approx(expected, rel=0.01)
+    assert alone[0].decoder != pytest.approx(alone[1].decoder, rel=0.1)
+
+
+def test_a_prefix_that_a_token_would_end_is_of_a_random_length():
+    told = {"objective": "prefix_lm", "sequence_length": 512}
+    ended = CorpusConfig(prefix_lm={"split_token": "<sop>"}, **told)
+    assert corpus_rows(ended, MODEL).pairs(MODEL) == corpus_rows(CorpusConfig(**told), MODEL).pairs(
+        MODEL
+    )

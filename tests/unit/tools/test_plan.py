@@ -251,3 +251,16 @@ def test_endless_numbers_are_refused(key, capsys):
     shown = capsys.readouterr().err
     assert key in shown
     assert shown.count("\n") == 1
+
+
+def test_stores_with_objectives_of_their_own_are_planned_and_their_shares_told(capsys):
+    words = ["plan", "--data.objectives", '["next_token", "prefix_lm"]']
+    assert main(words) == 0
+    assert "the stores are taken to have equal shares" in capsys.readouterr().out
+    assert main([*words, "--data.weights", "[0.9, 0.1]"]) == 0
+    assert "equal shares" not in capsys.readouterr().out
+    assert main([*words, "--data.weights", "[0.9, 0.1, 0.1]"]) == 2
+    assert capsys.readouterr().err == (
+        "megalite: --data.objectives: must be one for each store, as data.weights is, which has 3, "
+        "came 2\n"
+    )
