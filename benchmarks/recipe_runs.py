@@ -10,7 +10,7 @@ from megalite.stages.length import in_steps
 
 ROOT = Path(__file__).parents[1]
 VOCABULARY, SENTINELS, LONGEST = 384, 32, 90  # tokens, sentinels, characters of an answer
-SPECIAL = "[NLU] [S2S] [NLG] <mask> [MASK] [gMASK] <sop> <eop> <eoh> <eom> <EOT> "
+SPECIAL = "[NLU] [S2S] [NLG] <mask> [MASK] [gMASK] <sop> <eop> <eoh> <eot> <eoc> <eor> <eom> <EOT> "
 SPECIAL += "<reserved_106> <reserved_107>"  # of the objectives and templates of all recipes
 OWN = ["--run.device", "cpu", "--run.threads", "1", "--run.trackers", "[]"]
 TINY = "hidden_size=32 num_layers=2 num_heads=2 ffn_size=48 max_positions=1024"  # a PPO's start
@@ -45,6 +45,7 @@ def _make_rows(folder: Path, texts: list[str]) -> None:
     halves = [(line[:40], line[40 : 40 + LONGEST]) for line in lines if len(line) > 80]
     rows = [{"prompt": prompt, "response": answer} for prompt, answer in halves]
     _write(folder / "conversations.jsonl", rows)
+    _write(folder / "with_tools.jsonl", [_with_tools(*half) for half in halves])
     for part in range(PARTS):
         _write(folder / f"conversations-{part}.jsonl", rows[part::PARTS])
     prompts = [{"prompt": prompt} for prompt, _ in halves]
@@ -58,6 +59,18 @@ def _make_rows(folder: Path, texts: list[str]) -> None:
         for n, (prompt, answer) in enumerate(halves)
     ]
     _write(folder / "rankings.jsonl", ranked)
+
+
+def _with_tools(question: str, answer: str) -> dict:
+    """A conversation as MOSS's authors have it."""
+    written = {
+        "Human": f"<|Human|>: {question}<eoh>\n",
+        "Inner Thoughts": "<|Inner Thoughts|>: what comes next?<eot>\n",
+        "Commands": f"<|Commands|>: Next({json.dumps(question[-9:])})<eoc>\n",
+        "Tool Responses": f"<|Results|>:\n{answer[:9]}\n<eor>\n",
+        "MOSS": f"<|MOSS|>: {answer}<eom>\n",
+    }
+    return {"meta_instruction": "You are MOSS.\n", "num_turns": 1, "chat": {"turn_1": written}}
 
 
 def _write(path: Path, rows: list[dict]) -> None:
@@ -96,6 +109,8 @@ def _data_of(name: str, text: Path) -> list[str]:
         stores = [f"{text}/data", f"{text}/more"][: len(config.data.objectives) or 1]
         return ["--data.train", json.dumps(stores)]
     file = {"sft": "conversations", "rm": "rankings", "ppo": "prompts"}[stage]
+    if config.data.template == "moss":
+        file = "with_tools"
     parts = len(config.data.weights) if stage == "sft" else 0
     names = [f"{file}-{part}" for part in range(parts)] or [file]
     words = ["--data.train", json.dumps([f"{text}/{name}.jsonl" for name in names])]

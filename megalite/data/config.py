@@ -51,6 +51,7 @@ COLUMNS = (
 )
 
 
+LearnedRole = Literal["system", "user", "thoughts", "commands", "results", "assistant", "marks"]
 ObjectiveName = Literal[
     "next_token",
     "prefix_lm",
@@ -156,12 +157,12 @@ class CorpusConfig(Section):
                     f"--data.weights_at {place!r} {list(weights)}: must be a weight for each "
                     "store, none negative and some positive"
                 )
-        if self.weights and self.size_limit:
         if self.weights and self.objectives and len(self.weights) != len(self.objectives):
             raise ConfigError(
                 f"--data.objectives: must be one for each store, as data.weights is, which has "
                 f"{len(self.weights)}, came {len(self.objectives)}"
             )
+        if self.weights and self.size_limit:
             raise ConfigError(
                 f"--data.size_limit {self.size_limit}: is for weights by size, and data.weights "
                 "says others: give one of them"
@@ -169,11 +170,11 @@ class CorpusConfig(Section):
         return self
 
     @property
-    @property
     def objective_names(self) -> tuple[str, ...]:
         """The objectives of the stores, each once."""
         return tuple(dict.fromkeys(self.objectives or (self.objective,)))
 
+    @property
     def encoder_rows(self) -> int:
         """Rows of an encoder's sequence, Se."""
         return self.encoder_length or self.sequence_length
@@ -205,7 +206,7 @@ class ConversationConfig(Section):
         "refuse",
         description="what becomes of a record that is longer than sequence_length; refuse: an "
         "error that counts them; drop: left out; truncate: its end is cut off (sft); split: into "
-        "conversations of as many rounds as fit (sft)",
+        "conversations of as many rounds as fit (sft); shorten: to the first rounds that fit (sft)",
     )
     template: TemplateName = Field("plain", description=TEMPLATE)
     sequence_length: int = Field(512, ge=2, description="most tokens of a sequence, S")
@@ -240,7 +241,15 @@ class ConversationConfig(Section):
 
 
 class MixedConversationConfig(ConversationConfig):
-    """Files of conversations in shares of their own."""
+    """Files of conversations in shares of their own, and what is learned of them."""
+
+    learned: tuple[LearnedRole, ...] = Field(
+        ("assistant",),
+        min_length=1,
+        description="roles whose texts are learned, where the template tells them apart (moss): "
+        "system, user, thoughts, commands, results, assistant (with its end), or marks: what the "
+        "template itself writes around texts",
+    )
 
     weights: tuple[float, ...] = Field(
         (),

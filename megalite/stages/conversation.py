@@ -2,9 +2,14 @@
 
 from dataclasses import dataclass
 
-from megalite.data.chat.chat import Chat
+from megalite.data.chat.chat import ANSWERS, Chat
 from megalite.data.chat.templates import TEMPLATES
-from megalite.data.config import ConversationConfig, CorpusConfig, TokenizerConfig
+from megalite.data.config import (
+    ConversationConfig,
+    CorpusConfig,
+    MixedConversationConfig,
+    TokenizerConfig,
+)
 from megalite.data.structure import AnswerBlank, Structure
 from megalite.data.tokenizers.load import load_tokenizer
 from megalite.data.tokenizers.tokenizer import Tokenizer
@@ -46,10 +51,12 @@ def open_chat(
     """The format of a run's conversations; ``said`` is what the model's published config says.
 
     Raises:
-        ConfigError: the tokenizer has more tokens than the model.
+        ConfigError: the tokenizer has more tokens than the model, or the template does not tell
+            apart what is to be learned.
         DataError: the tokenizer can't be read.
     """
-    chat = Chat(data.template, load_tokenizer(**tokenizer.model_dump()))
+    learned = data.learned if isinstance(data, MixedConversationConfig) else ANSWERS
+    chat = Chat(data.template, load_tokenizer(**tokenizer.model_dump()), learned)
     check_vocabulary(chat.tokenizer, model)
     return ChatFormat(chat, structure_of(data, chat.tokenizer, model, said))
 

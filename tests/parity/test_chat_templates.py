@@ -3,6 +3,7 @@
 Source: each function names the published code whose rule it says again, in text and ``encode``.
 """
 
+import json
 import re
 import string
 from itertools import pairwise
@@ -22,7 +23,9 @@ from tokenizers import (
 from transformers import PreTrainedTokenizerFast
 
 from megalite.data.chat.chat import Chat
+from megalite.data.chat.datasets import Conversations
 from megalite.data.chat.examples import answer_example, learned_example, prompt_of
+from megalite.data.chat.long_rows import RowRules
 from megalite.data.chat.templates import BAICHUAN, BAICHUAN2, MOSS, TEMPLATES
 from megalite.data.chat.turns import Turn
 from megalite.data.structure import AnswerBlank, Structure
@@ -30,6 +33,7 @@ from megalite.data.tokenizers.load import load_tokenizer
 from megalite.models.batch import IGNORE
 
 SPECIAL = ["[gMASK]", "<sop>", "<eoh>", "<eom>", "<|im_start|>", "<|im_end|>"]
+SPECIAL += ["<eot>", "<eoc>", "<eor>"]
 SPECIAL += ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
 SPECIAL += ["<EOT>", *BAICHUAN, *BAICHUAN2]
 WORDS = "A chat between user and assistant. USER: US ASSISTANT: Instruction Response Below is an "
@@ -397,6 +401,64 @@ def test_a_reward_is_read_at_the_end_token_that_is_learned_last(template, kind, 
     assert whole[: len(example)].tolist() == example.decoder.tokens.tolist()
     prompt = prompt_of(chat, structure, turns[:-1])
     assert example.decoder.tokens[: len(prompt.tokens)].tolist() == list(prompt.tokens)
+
+
+ASIDE = "<|Inner Thoughts|>: None<eot>\n", "<|Commands|>: None<eoc>\n"
+TOOL = "<|Inner Thoughts|>: it is 3 of 5<eot>\n", '<|Commands|>: Calculate("3 / 5")<eoc>\n'
+FORMS = [
+    (*ASIDE, "<|Results|>: None<eor>\n"),
+    (*TOOL, "<|Results|>:\nCalculate => 0.6\n<eor>\n"),
+    (*ASIDE, "<|Results|>:\nNone\n<eor>\n"),
+]
+MOSS_LEARNS = ("marks", "user", "thoughts", "commands", "assistant")
+
+
+def moss_record() -> dict:
+    """A conversation as SFT_data of OpenLMLab/MOSS has them, with tools."""
+    keys = ("Human", "Inner Thoughts", "Commands", "Tool Responses", "MOSS")
+    chat = {}
+    for number, ((question, answer), inner) in enumerate(zip(TEXTS, FORMS, strict=False), 1):
+        human, moss = f"<|Human|>: {question}<eoh>\n", f"<|MOSS|>: {answer}<eom>\n"
+        chat[f"turn_{number}"] = dict(zip(keys, (human, *inner, moss), strict=True))
+    meta = MOSS + "- Inner thoughts: enabled.\n- Calculator: enabled. API: Calculate(expression)\n"
+    return {"conversation_id": 1, "meta_instruction": meta, "num_turns": len(chat), "chat": chat}
+
+
+def moss_labels(peer: Peer, record: dict, most: int):
+    """load_data and __getitem__ of finetune_moss.py; its 5 and 2 are tokens of its tokenizer."""
+    front, behind = len(peer.encode("<|Results|>:")), len(peer.whole("<eor>\n"))
+    ids = peer.call(record["meta_instruction"])
+    spans = [(0, len(ids))]
+    for number in range(record["num_turns"]):
+        turn, silent = [], []
+        for key, value in record["chat"][f"turn_{number + 1}"].items():
+            own = peer.whole(value)
+            if key == "Tool Responses":
+                silent.append((len(ids + turn) + front, len(ids + turn + own) - behind))
+            turn += own
+        if len(ids + turn) > most:
+            break
+        ids, spans = ids + turn, spans + silent
+    labels = list(ids)
+    for first, end in spans:
+        labels[first:end] = [IGNORE] * (end - first)
+    return ids, labels
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_moss_learns_all_but_its_instruction_and_what_tools_say(kind, peers, tmp_path):
+    """Whole, and where the last round doesn't fit."""
+    peer, record = peers[kind], moss_record()
+    (tmp_path / "rows.jsonl").write_text(json.dumps(record) + "\n")
+    chat = Chat("moss", load_tokenizer(peer.path), MOSS_LEARNS)
+    whole = len(moss_labels(peer, record, 10**6)[0])
+    for most in (whole, whole - 1):
+        ids, labels = moss_labels(peer, record, most)
+        rules = RowRules(most - 1, "shorten")
+        read = Conversations([str(tmp_path / "rows.jsonl")], chat, Structure(), rules, False)
+        assert (len(ids) == whole) == (most == whole)
+        assert [*read[0].decoder.tokens.tolist(), ids[-1]] == ids
+        assert read[0].labels.tolist() == labels[1:]
 
 
 def test_mistral_with_tokens_for_its_marks_is_its_third_format(tmp_path):

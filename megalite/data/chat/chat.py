@@ -7,14 +7,15 @@ import numpy as np
 
 from megalite.data.arrays import Int64
 from megalite.data.chat.own_template import NAME, OwnTemplate
-from megalite.data.chat.page import Page, WrittenToken
+from megalite.data.chat.page import ANSWER, Page, WrittenToken
 from megalite.data.chat.templates import TEMPLATES, Template
 from megalite.data.chat.turns import Turn
 from megalite.data.tokenizers.tokenizer import Tokenizer
 from megalite.errors import ConfigError, DataError
 from megalite.models.batch import IGNORE
 
-OPEN = Turn("assistant", "")
+OPEN = Turn(ANSWER, "")
+ANSWERS = (ANSWER,)
 
 
 @dataclass(frozen=True)
@@ -39,26 +40,32 @@ class Chat:
     Attributes:
         tokenizer: whose tokens they are.
         end_ids: the tokens that end an answer; empty where the tokenizer has none.
+        learned: the roles whose texts are learned.
     """
 
-    def __init__(self, template: str, tokenizer: Tokenizer) -> None:
+    def __init__(
+        self, template: str, tokenizer: Tokenizer, learned: Sequence[str] = ANSWERS
+    ) -> None:
         """Choose a template by name; ``tokenizer`` is the tokenizer's own.
 
         Raises:
-            ConfigError: there is none of this name, or the tokenizer lacks a token of it.
+            ConfigError: there is none of this name, the tokenizer lacks a token of it, or it does
+                not tell apart what is to be learned.
         """
         names = (*TEMPLATES, NAME)
         if template not in names:
             raise ConfigError(f"template {template!r}: must be one of {', '.join(names)}")
         self.tokenizer = tokenizer
+        self._name, self.learned = template, tuple(learned)
         self._template = TEMPLATES[template] if template != NAME else _own(tokenizer)
         _check_tokens(template, self._template, tokenizer)
+        _check_learned(template, self._template, learned)
         end = self._template.end
         self._end_id = tokenizer.token_id(end) if end else tokenizer.end_id
         self.end_ids = [] if self._end_id is None else [self._end_id]
 
     def conversation(self, turns: Sequence[Turn]) -> Conversation:
-        """A conversation; its answers and their ends are targets.
+        """A conversation; texts of roles that are learned, and answers' ends, are targets.
 
         Raises:
             DataError: the template can't write these turns.
@@ -66,11 +73,11 @@ class Chat:
         if self._template.learns_last:
             turns = turns[: last_answer(turns) + 1]
         tokens = self._page(turns).tokens()
-        answers = [turn for turn in turns if turn.role == "assistant"]
-        learned = {number for number, turn in enumerate(answers) if turn.is_learned}
-        if self._template.learns_last:
-            learned &= {len(answers) - 1}
-        is_target = [one.answer in learned for one in tokens]
+        answers = self._learned_answers(turns)
+        is_target = [
+            one.role in self.learned if one.answer is None else one.answer in answers
+            for one in tokens
+        ]
         for behind in self._behind_ends(tokens):
             is_target[behind] = False
         labels = [one.token if one.label is None else one.label for one in tokens]
@@ -78,6 +85,14 @@ class Chat:
             np.array([one.token for one in tokens], dtype=np.int64),
             np.where(is_target, labels, IGNORE).astype(np.int64),
         )
+
+    def _learned_answers(self, turns: Sequence[Turn]) -> set[int]:
+        """Which answers of a conversation are learned, by their numbers."""
+        if ANSWER not in self.learned:
+            return set()
+        answers = [turn for turn in turns if turn.role == ANSWER]
+        learned = {number for number, turn in enumerate(answers) if turn.is_learned}
+        return learned & {len(answers) - 1} if self._template.learns_last else learned
 
     def _behind_ends(self, tokens: Sequence[WrittenToken]) -> list[int]:
         """The places of an answer's tokens that stand behind its first end token."""
@@ -142,7 +157,18 @@ class Chat:
         ends = [place for place, token in enumerate(answer) if token in self.end_ids]
         return answer[: ends[0] + 1] if ends else answer
 
+    def _check_roles(self, turns: Sequence[Turn]) -> None:
+        """Refuse turns of roles that the template can't write."""
+        others = [turn.role for turn in turns if turn.role not in self._template.roles]
+        if others:
+            able = [name for name, one in TEMPLATES.items() if others[0] in one.roles]
+            raise DataError(
+                f"a message of {others[0]} can't be written by the template {self._name}, which "
+                f"has {', '.join(self._template.roles)}: choose {' or '.join(able)}"
+            )
+
     def _page(self, turns: Sequence[Turn]) -> Page:
+        self._check_roles(turns)
         page = Page(self.tokenizer, self._end_id)
         self._template.write(page, turns)
         return page
@@ -153,6 +179,7 @@ class Chat:
             page = self._page((*turns, OPEN))
             del page.written[page.answers[-1] :]
             return page
+        self._check_roles(turns)
         page = Page(self.tokenizer, self._end_id)
         self._template.write_prompt(page, turns)
         return page
@@ -173,6 +200,17 @@ def last_answer(turns: Sequence[Turn]) -> int:
     if not places:
         raise DataError("the conversation has no assistant message to learn")
     return max([place for place in places if turns[place].is_learned], default=places[-1])
+
+
+def _check_learned(name: str, template: Template, learned: Sequence[str]) -> None:
+    """Refuse to learn what a template does not tell apart."""
+    others = [role for role in learned if role not in template.tells]
+    if others:
+        able = [one for one, other in TEMPLATES.items() if others[0] in other.tells]
+        raise ConfigError(
+            f"--data.learned {others[0]}: the template {name} tells apart "
+            f"{', '.join(template.tells)} alone: choose {' or '.join(able)}, or leave it out"
+        )
 
 
 def _check_tokens(name: str, template: Template, tokenizer: Tokenizer) -> None:

@@ -4,12 +4,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from megalite.data.chat.chat import Chat
+from megalite.data.chat.chat import ANSWERS, Chat
 from megalite.data.chat.examples import answer_example, learned_example, prompt_of, reads_all
 from megalite.data.chat.long_rows import LengthCheck, RowRules, rounds_of
 from megalite.data.chat.turns import (
@@ -25,7 +26,7 @@ from megalite.data.example import Example, collate, cut_rows, pack
 from megalite.data.packing import first_fit
 from megalite.data.records import Fields, Record, Records
 from megalite.data.structure import Structure
-from megalite.errors import DataError
+from megalite.errors import ConfigError, DataError
 from megalite.generation.prompts import Prompt
 from megalite.models.batch import IGNORE, Batch
 
@@ -55,6 +56,7 @@ class Conversations:
         self._chat, self._structure, self._rules = chat, structure, rules
         if not reads_all(structure):
             rules.check_whole()
+            _check_answers_alone(chat)
         self._check = LengthCheck(paths, rules)
         records = Records(paths, parse_conversation, rules.columns, rules.split)
         made = [example for where, turns in records for example in self._fitting(where, turns)]
@@ -85,10 +87,10 @@ class Conversations:
             return [example]
         if self._rules.long_rows == "truncate":
             return [cut_rows(example, self._rules.length)]
-        if self._rules.long_rows != "split":
+        if self._rules.long_rows == "drop":
             return []
         with located(where):
-            return self._split(turns)
+            return self._split(turns) if self._rules.long_rows == "split" else self._first(turns)
 
     def _example(self, turns: Sequence[Turn]) -> Example:
         return learned_example(self._chat, self._structure, turns)
@@ -113,6 +115,16 @@ class Conversations:
         self._check.parts += len(done)
         return done
 
+    def _first(self, turns: Sequence[Turn]) -> list[Example]:
+        """The example of as many rounds as fit from the first on; none if that doesn't."""
+        system, rounds = rounds_of(turns)
+        while rounds := rounds[:-1]:
+            example = self._example([*system, *chain(*rounds)])
+            if len(example) <= self._rules.length:
+                self._check.parts += 1
+                return [example]
+        return []
+
     @property
     def num_examples(self) -> int:
         """Conversations that are learned, several of which may be in a sequence."""
@@ -123,6 +135,14 @@ class Conversations:
 
     def __getitem__(self, number: int) -> Example:
         return pack([self._examples[i] for i in self._sequences[number % len(self)]])
+
+
+def _check_answers_alone(chat: Chat) -> None:
+    if chat.learned != ANSWERS:
+        raise ConfigError(
+            f"--data.learned {list(chat.learned)}: an encoder-decoder, and a model whose answer "
+            "fills a mask, learn the last answer of a conversation alone: leave it out"
+        )
 
 
 @contextmanager

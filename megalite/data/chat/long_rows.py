@@ -8,7 +8,7 @@ from megalite.data.chat.turns import Turn
 from megalite.data.split import Split
 from megalite.errors import ConfigError, DataError
 
-LongRows = Literal["refuse", "drop", "truncate", "split"]
+LongRows = Literal["refuse", "drop", "truncate", "split", "shorten"]
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class RowRules:
         Raises:
             ConfigError: they would be.
         """
-        if self.long_rows in ("truncate", "split"):
+        if self.long_rows in ("truncate", "split", "shorten"):
             raise ConfigError(
                 f"--data.long_rows {self.long_rows}: cuts the conversations that a decoder alone "
                 "learns in sft; rankings, prompts and what an encoder or a blank is part of are "
@@ -73,7 +73,7 @@ class LengthCheck:
         if self._rules.long_rows == "refuse":
             raise DataError(
                 f"{self._first}; {self._long} of {self._count} records are longer: raise it to "
-                f"{self._longest}, or set data.long_rows to drop, truncate or split"
+                f"{self._longest}, or set data.long_rows to drop, truncate, split or shorten"
             )
         if self._rules.long_rows == "drop" and self._long == self._count:
             raise DataError(f"{self._first}; all {self._count} records are longer: raise it")
@@ -86,6 +86,7 @@ class LengthCheck:
             "drop": "they are left out",
             "truncate": "they are cut to it",
             "split": f"they are split by turns into {self.parts:,}",
+            "shorten": f"{self.parts:,} are cut to the rounds that fit, the others left out",
         }[self._rules.long_rows]
         alone = f"; {self.left_out:,} of their rounds are longer and left out"
         return [

@@ -7,6 +7,7 @@ from megalite.data.tokenizers.segments import Segment
 from megalite.data.tokenizers.tokenizer import Tokenizer
 
 CUT = None  # what stands before it and behind it is tokenized apart
+ANSWER, MARKS = "assistant", "marks"  # whose text is an answer, and what a template writes itself
 
 
 @dataclass(frozen=True)
@@ -17,11 +18,13 @@ class Written:
         segment: the text, or the token's id.
         answer: the number of the answer that it belongs to; None: it belongs to none.
         label: what is learned in place of the token itself, or None.
+        role: whose text it is; :data:`MARKS`: the template's own, "": never learned.
     """
 
     segment: Segment
     answer: int | None
     label: int | None = None
+    role: str = MARKS
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,7 @@ class WrittenToken:
     token: int
     answer: int | None
     label: int | None = None
+    role: str = MARKS
 
 
 class Page:
@@ -52,10 +56,10 @@ class Page:
         self.written: list[Written | None] = []
         self.answers: list[int] = []
 
-    def text(self, text: str) -> None:
-        """Write a text."""
+    def text(self, text: str, role: str = MARKS) -> None:
+        """Write a text; ``role`` says whose it is, where the template tells that."""
         if text:
-            self.written.append(Written(text, None))
+            self.written.append(Written(text, None, role=role))
 
     def token(self, number: int | None) -> None:
         """Write a special token, if the tokenizer has it."""
@@ -115,4 +119,7 @@ class Page:
 
     def _together(self, group: Sequence[Written]) -> list[WrittenToken]:
         owned = self.tokenizer.encode_segments([one.segment for one in group])
-        return [WrittenToken(token, group[n].answer, group[n].label) for token, n in owned]
+        return [
+            WrittenToken(token, group[n].answer, group[n].label, group[n].role)
+            for token, n in owned
+        ]

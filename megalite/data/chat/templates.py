@@ -6,11 +6,12 @@ Their texts are tokenized as theirs are: neighbouring texts as one, what is cut 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from megalite.data.chat.page import Page
-from megalite.data.chat.turns import Turn
+from megalite.data.chat.page import ANSWER, MARKS, Page
+from megalite.data.chat.turns import MOSS_MARKS, Turn
 from megalite.errors import DataError
 
 Write = Callable[[Page, Sequence[Turn]], None]
+ROLES = ("system", "user", ANSWER)
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ class Template:
         blank: the mask that an answer fills and the token that starts it (GLM), or None.
         learns_last: whether only the last answer of a conversation is learned.
         gap: what parts a question from its answer in one text, and ends no encoder's source.
+        roles: whose turns it writes.
+        tells: whose texts it tells apart, so that they may be learned; MARKS: its own too.
     """
 
     write: Write
@@ -35,6 +38,8 @@ class Template:
     blank: tuple[str, str] | None = None
     learns_last: bool = False
     gap: str = ""
+    roles: tuple[str, ...] = ROLES
+    tells: tuple[str, ...] = (ANSWER,)
 
 
 def _system_first(turns: Sequence[Turn], default: str = "") -> tuple[str, Sequence[Turn]]:
@@ -233,18 +238,24 @@ MOSS = (
 
 
 def write_moss(page: Page, turns: Sequence[Turn]) -> None:
-    """README.md and finetune_moss.py of OpenLMLab/MOSS, without plugins."""
+    """README.md and finetune_moss.py of OpenLMLab/MOSS, which encodes each turn apart.
+
+    Results of tools stand as they are, as some follow their mark on a line of their own.
+    """
+    is_learned = all(turn.is_learned for turn in turns[:1])
     system, turns = _system_first(turns, MOSS)
     page.opening()
-    page.text(system if system.endswith("\n") else system + "\n")
+    page.text(system if system.endswith("\n") else system + "\n", "system" if is_learned else "")
     page.cut()
     for turn in turns:
-        if turn.role == "assistant":
-            page.text("<|MOSS|>:")
+        mark, end = MOSS_MARKS[turn.role]
+        page.text(f"<|{mark}|>:")
+        if turn.role == ANSWER:
             page.answer(" " + turn.text)
         else:
-            page.text(f"<|Human|>: {turn.whole}")
-            page.named("<eoh>")
+            gap = "" if turn.role == "results" and turn.text[:1].isspace() else " "
+            page.text(gap + turn.whole, turn.role if turn.is_learned else "")
+            page.named(end)
         page.text("\n")
         page.cut()
 
@@ -355,7 +366,13 @@ TEMPLATES = {
     "llama2": Template(write_llama2),
     "llama3": Template(write_llama3, end="<|eot_id|>", needs=LLAMA3),
     "mistral": Template(write_mistral),
-    "moss": Template(write_moss, end="<eom>", needs=("<eoh>",)),
+    "moss": Template(
+        write_moss,
+        end="<eom>",
+        needs=("<eoh>",),
+        roles=("system", *MOSS_MARKS),
+        tells=("system", *MOSS_MARKS, MARKS),
+    ),
     "baichuan": Template(baichuan_writer(*BAICHUAN), needs=BAICHUAN),
     "baichuan2": Template(baichuan_writer(*BAICHUAN2), needs=BAICHUAN2),
     "chatml": Template(write_chatml, end="<|im_end|>", needs=("<|im_start|>",)),

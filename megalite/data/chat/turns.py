@@ -7,6 +7,7 @@ Rankings: ``chosen`` and ``rejected``, or ``answers``, best first; texts, or mes
 alone or of the whole conversation; Anthropic's text of a whole conversation (HH-RLHF).
 Beside a ranking ``margin``: how much better each answer is than the next (Llama 2).
 Judged answers: a conversation and ``label``, whether its last answer is good.
+Conversations with tools: ``meta_instruction`` and ``chat``, MOSS's, its turns between their marks.
 """
 
 import math
@@ -19,6 +20,17 @@ from megalite.data.records import EMPTY, Fields, Record, check_unicode
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
 ROLES |= {"system": "system", "bing": "assistant", "chatgpt": "assistant", "bard": "assistant"}
 ROLES |= {"prompter": "user", "model": "assistant"}
+ROLES |= {"thoughts": "thoughts", "commands": "commands", "results": "results"}
+# What stands before a turn in MOSS's conversations, as <|Human|>:, and behind it.
+MOSS_MARKS = {
+    "user": ("Human", "<eoh>"),
+    "thoughts": ("Inner Thoughts", "<eot>"),
+    "commands": ("Commands", "<eoc>"),
+    "results": ("Results", "<eor>"),
+    "assistant": ("MOSS", "<eom>"),
+}
+MOSS_KEYS = {mark: role for role, (mark, _) in MOSS_MARKS.items() if role != "results"}
+MOSS_KEYS["Tool Responses"] = "results"
 ANSWERS = ("output", "response", "completion")
 IS_LEARNED = ("weight", "train", "loss")  # a message's key that says so, as 0, 1, false or true
 # What a conversation means by these, no template here can write.
@@ -29,6 +41,7 @@ HH = re.compile(r"\n\n(Human|Assistant):")
 QUESTIONS = ("prompt", "instruction", "messages", "conversations")
 KNOWN: tuple[str, ...] = (*QUESTIONS, "input", "context", "system", "history", *ANSWERS, "answers")
 KNOWN += ("chosen", "rejected", "margin", "label", "role", "content", *IS_LEARNED)
+KNOWN += ("meta_instruction", "chat", "num_turns")
 
 
 @dataclass(frozen=True)
@@ -36,10 +49,10 @@ class Turn:
     """One message of a conversation.
 
     Attributes:
-        role: system, user or assistant.
+        role: system, user or assistant; with tools also thoughts, commands (to them) or results.
         text: what is said.
         context: the text that a user's instruction is about, such as Alpaca's ``input``.
-        is_learned: whether an assistant's text is; irrelevant to other roles, which never are.
+        is_learned: whether the text is where its role is learned.
     """
 
     role: str
@@ -80,7 +93,7 @@ def parse_conversation(record: Record) -> Turns:
     """A conversation whose assistant turns are to be learned."""
     fields = Fields.of(record)
     _refuse(fields, UNWRITABLE)
-    if "messages" in fields or "conversations" in fields:
+    if _is_whole(fields):
         turns = _whole(fields)
     else:
         question = _instruction(fields) if "instruction" in fields else _prompt(fields)
@@ -99,7 +112,7 @@ def parse_prompt(record: Record) -> Turns:
         return _before(fields, _prompt(fields))
     if "instruction" in fields:
         return _before(fields, _instruction(fields))
-    if "messages" in fields or "conversations" in fields:
+    if _is_whole(fields):
         turns = _whole(fields)
     elif "chosen" in fields:
         turns = _answered((), fields, fields["chosen"], "chosen")
@@ -231,14 +244,60 @@ def _is_learned(message: Fields, role: str) -> bool:
         if value not in (0, 1):
             raise ValueError(f"{key!r} of a message must be 0, 1, false or true, came {value!r}")
         if value and role != "assistant":
-            raise ValueError(f"{key!r} of a message of {role}: only an assistant's is learned")
-    return role != "assistant" or all(said.values())
+            raise ValueError(
+                f"{key!r} of a message of {role}: only an assistant's is learned; data.learned "
+                "names other roles"
+            )
+    return all(said.values())
+
+
+def _is_whole(fields: Fields) -> bool:
+    is_moss = "meta_instruction" in fields and "chat" in fields
+    return is_moss or "messages" in fields or "conversations" in fields
 
 
 def _whole(fields: Fields) -> Turns:
-    """A conversation that is a list of messages."""
+    """A conversation that is a list of messages, or MOSS's."""
+    if "messages" not in fields and "conversations" not in fields:
+        return _moss(fields)
     name = "conversations" if "conversations" in fields else "messages"
     return _before(fields, _messages(fields, fields[name], name))
+
+
+def _moss(fields: Fields) -> Turns:
+    """A conversation as finetune_moss.py of OpenLMLab/MOSS reads it."""
+    system = Turn("system", _text(fields["meta_instruction"], "meta_instruction"))
+    chat, count = fields["chat"], fields.get("num_turns")
+    if not isinstance(chat, dict):
+        raise TypeError(f"'chat' must be an object, came {type(chat).__name__}")
+    rounds = {key: said for key, said in chat.items() if said is not None}
+    names = [f"turn_{number}" for number in range(1, len(rounds) + 1)]
+    if set(names) != set(rounds) or count not in (None, len(names)) or not names:
+        raise ValueError(
+            f"'chat' must have turn_1 to turn_{{num_turns}}, which is {count}, has "
+            f"{', '.join(rounds) or 'none'}"
+        )
+    return (system, *(turn for name in names for turn in _moss_round(name, rounds[name])))
+
+
+def _moss_round(name: str, said: object) -> Iterator[Turn]:
+    """The turns of a round, in their order."""
+    if not isinstance(said, dict):
+        raise TypeError(f"{name!r} must be an object, came {type(said).__name__}")
+    for key, value in said.items():
+        if value is None:
+            continue
+        if key not in MOSS_KEYS:
+            raise ValueError(f"{key!r} of {name} must be one of {', '.join(MOSS_KEYS)}")
+        role, text = MOSS_KEYS[key], _text(value, key)
+        mark, end = MOSS_MARKS[role]
+        before, behind = f"<|{mark}|>:" + " " * (role != "results"), f"{end}\n"
+        if not (text.startswith(before) and text.endswith(behind)):
+            raise ValueError(
+                f"{key!r} of {name} must begin with {before!r} and end with {behind!r}, came "
+                f"{text if len(text) < 60 else f'{text[:28]}...{text[-28:]}'!r}"
+            )
+        yield Turn(role, text.removeprefix(before).removesuffix(behind))
 
 
 def _prompt(fields: Fields) -> Turns:

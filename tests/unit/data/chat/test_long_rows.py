@@ -62,7 +62,7 @@ def test_long_records_are_refused_with_their_number(tmp_path):
         read(tmp_path, [SHORT, LONG, SHORT, LONG])
     assert str(caught.value) == (
         f"{tmp_path}/rows.jsonl:2: has 61 tokens, sequence_length is 24; 2 of 4 records are "
-        "longer: raise it to 61, or set data.long_rows to drop, truncate or split"
+        "longer: raise it to 61, or set data.long_rows to drop, truncate, split or shorten"
     )
 
 
@@ -115,6 +115,26 @@ def test_a_long_conversation_is_split_by_turns(tmp_path):
     )
 
 
+def test_a_long_conversation_is_shortened_by_its_last_rounds(tmp_path):
+    talk = [says("system", "S"), *rounds("aa", "bb", "cc", "dd", "ee", "ff")]
+    long_at_once = {"messages": [says("system", "S"), *rounds("a" * 30, "b", "cc", "dd")]}
+    found = read(tmp_path, [{"messages": talk}, SHORT, long_at_once], "shorten", length=16)
+    assert [text_of(found[n]) for n in range(len(found))] == [
+        ("S\naa\nbb$cc\ndd", "bb$dd$"),
+        ("ab\ncd", "cd$"),
+    ]
+    assert "2 of 3 records are longer than data.sequence_length 16" in found.notes[0]
+    assert found.notes[0].endswith("1 are cut to the rounds that fit, the others left out")
+
+
+def test_other_roles_are_refused_where_the_last_answer_alone_is_learned(tmp_path):
+    chat = Chat("plain", Letters())
+    chat.learned = ("user",)
+    source = write_jsonl(tmp_path / "rows.jsonl", [SHORT])
+    with pytest.raises(ConfigError, match=r"--data.learned \['user'\]: an encoder-decoder, and a"):
+        Conversations([str(source)], chat, ENCODER, RowRules(24), False)
+
+
 def test_messages_of_no_weight_are_read_and_not_learned(tmp_path):
     talk = [*rounds("a", "b", "c"), says("assistant", "d", weight=0)]
     silent = {"messages": [says("user", "x"), says("assistant", "y", train=False)]}
@@ -133,7 +153,7 @@ def test_where_one_answer_is_learned_it_is_the_last_that_counts(tmp_path, struct
     assert [text_of(found[number])[1] for number in range(len(found))] == ["b$"]
 
 
-@pytest.mark.parametrize("rule", ["truncate", "split"])
+@pytest.mark.parametrize("rule", ["truncate", "split", "shorten"])
 def test_what_is_of_no_use_in_part_is_not_cut(tmp_path, rule):
     for structure in (ENCODER, GLM):
         with pytest.raises(ConfigError, match=f"--data.long_rows {rule}: cuts .* refuse or drop"):

@@ -191,3 +191,22 @@ def test_a_template_that_cannot_be_learned_is_refused(
     tokenizer, _ = with_template(tokenizer_folder, tmp_path, template)
     with pytest.raises(error, match=says):
         Chat("tokenizer", tokenizer).conversation((SYSTEM, *TURNS))
+
+
+def test_turns_that_a_template_does_not_write_are_refused_by_name(tokenizer):
+    turns = (TURNS[0], Turn("commands", "add(1, 2)"), TURNS[1])
+    with pytest.raises(DataError) as caught:
+        Chat("vicuna", tokenizer).conversation(turns)
+    assert str(caught.value) == (
+        "a message of commands can't be written by the template vicuna, which has system, user, "
+        "assistant: choose moss"
+    )
+
+
+def test_what_a_template_does_not_tell_apart_is_not_learned(tokenizer):
+    with pytest.raises(ConfigError) as caught:
+        Chat("vicuna", tokenizer, ("assistant", "user"))
+    assert str(caught.value) == (
+        "--data.learned user: the template vicuna tells apart assistant alone: choose moss, or "
+        "leave it out"
+    )

@@ -235,6 +235,47 @@ def test_answers_within_a_prompt_are_not_learned():
         assert [turn.is_learned for turn in turns if turn.role == "assistant"] == [False, True]
 
 
+def moss_row(**said) -> dict:
+    """A record of MOSS's with a round."""
+    chat = {"turn_1": {"Human": "<|Human|>: hi<eoh>\n", "MOSS": "<|MOSS|>: ho<eom>\n"} | said}
+    return {"meta_instruction": "be MOSS\n", "num_turns": 1, "chat": chat}
+
+
+def test_moss_records_are_turns_between_their_marks():
+    row = moss_row(**{"Tool Responses": "<|Results|>:\n3\n<eor>\n", "Commands": None})
+    row["chat"]["turn_2"] = None  # as Parquet has what another record alone has
+    turns = (Turn("system", "be MOSS\n"), Turn("user", "hi"), Turn("assistant", "ho"))
+    assert parse_conversation(row) == (*turns, Turn("results", "\n3\n"))
+    assert parse_prompt(moss_row()) == turns[:2]
+
+
+MOSS_FAULTS = [
+    (moss_row(Human="hi<eoh>\n"), "'Human' of turn_1 must begin with '<|Human|>: ' and end with"),
+    (moss_row(Human="<|Human|>: hi"), "and end with '<eoh>\\n', came '<|Human|>: hi'"),
+    (
+        moss_row(Search="x"),
+        "'Search' of turn_1 must be one of Human, Inner Thoughts, Commands, MOS",
+    ),
+    (
+        moss_row() | {"num_turns": 2},
+        "'chat' must have turn_1 to turn_{num_turns}, which is 2, has ",
+    ),
+    (moss_row() | {"chat": {"turn_2": {}}}, "which is 1, has turn_2"),
+    (
+        moss_row() | {"chat": {}},
+        "'chat' must have turn_1 to turn_{num_turns}, which is 1, has none",
+    ),
+]
+
+
+@pytest.mark.parametrize(("row", "said"), MOSS_FAULTS)
+def test_other_records_of_moss_are_refused_with_their_place(row, said, tmp_path):
+    path = write_jsonl(tmp_path / "rows.jsonl", [moss_row(), row])
+    with pytest.raises(DataError) as caught:
+        read_records([path], parse_conversation)
+    assert str(caught.value).startswith(f"{path}:2: ") and said in str(caught.value)
+
+
 REFUSED = {
     "tools": ({"tools": [{"name": "f"}]}, {}),
     "images": ({"images": ["a.png"]}, {}),
