@@ -194,8 +194,8 @@ def corpus_rows(data: CorpusConfig, model: ModelConfig, document: int = 0) -> Ro
     """
     if data.objectives:
         weights = data.weights or (1.0,) * len(data.objectives)
-        told = [{"objective": name, "objectives": ()} for name in data.objectives]
-        parts = [corpus_rows(data.model_copy(update=one), model, document) for one in told]
+        ones = [{"objective": name, "objectives": ()} for name in data.objectives]
+        parts = [corpus_rows(data.model_copy(update=one), model, document) for one in ones]
         return Rows.mixed(parts, weights)
     length = data.sequence_length
     encoder = data.encoder_rows if model.is_encoder_decoder else 0

@@ -80,12 +80,15 @@ def tiny(model: Mapping[str, Any]) -> dict[str, Any]:
     """
     whole = ModelConfig(**model)
     groups = {whole.num_heads: 0, 1: 1}.get(whole.kv_heads, 2)
+    unit = 2 * whole.rope_axes  # of dimensions that are rotated
+    rotary = unit * round(WIDTH // HEADS * whole.rotary_size / whole.head_dim / unit)
     sizes: dict[str, Any] = {
         "hidden_size": WIDTH,
         "num_layers": LAYERS,
         "num_heads": HEADS,
         "num_kv_heads": groups,
         "head_size": WIDTH // HEADS if whole.head_size else 0,
+        "rotary_size": max(rotary, unit) if whole.rotary_size else 0,
         "ffn_size": max(8, 8 * round(WIDTH * whole.ffn_size / whole.hidden_size / 8)),
         "embedding_size": WIDTH // 2 if whole.embedding_size else 0,
         "num_encoder_layers": LAYERS if whole.num_encoder_layers else 0,

@@ -127,6 +127,11 @@ def test_a_scaled_recipe_is_at_the_same_places_of_its_curves(name):
         assert getattr(small.model, key) == getattr(large.model, key)
 
 
+def test_a_scaled_model_rotates_the_same_share_of_a_head():
+    small, large = (config_of("moss-moon-003-sft", *w).model for w in ((), ("--scale", "0.1")))
+    assert small.rotary / small.head_dim == large.rotary / large.head_dim == 0.25
+
+
 def test_a_scaled_ppo_changes_at_the_same_shares_of_fewer_steps():
     small = config_of("baichuan2-chat-ppo", "--scale", "0.1")
     assert small.train.steps == 35
