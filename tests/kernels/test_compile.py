@@ -1,6 +1,8 @@
 """Kernels compile for real GPUs without spilling.
 
-What includes PyTorch's headers is compiled by ``python -m benchmarks.kernel_resources --binding``.
+What includes PyTorch's headers is compiled by ``python -m benchmarks.kernel_resources --binding``;
+without ``--binding`` it compiles what is left out here: files in half that newer GPUs share with
+sm_80, and differ from those in bfloat16 by the kind of a product alone.
 """
 
 from collections.abc import Iterator
@@ -22,13 +24,14 @@ EVERY = [
     pytest.param(source, architecture, id=f"{name_of(source)}-sm_{architecture}")
     for architecture in ARCHITECTURES
     for source in sources(architecture)
+    if architecture <= 80 or not source.stem.endswith("_half")
 ]
 # sm_80's files in other GPUs' code are hardly others; those for blocks of 99 KiB are only here.
 EVERY += [
     pytest.param(source, architecture, id=f"{name_of(source)}-sm_{architecture}")
-    for architecture in (86, 120)
+    for architecture, dtype in ((86, "bfloat16"), (120, "half"))
     for source in sources(architecture)
-    if source.parent.name == "sm86"
+    if source.parent.name == "sm86" and source.stem.endswith(dtype)
 ]
 
 
