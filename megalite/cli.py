@@ -8,7 +8,10 @@ import difflib
 import errno
 import importlib
 import os
+import re
+import shutil
 import sys
+import textwrap
 import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -21,14 +24,17 @@ if TYPE_CHECKING:
     from megalite.distributed.launch import Launch
 
 EXIT_USER = 2
+WIDTH = 100, 24  # of help where no terminal and no COLUMNS say
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a write failed; the system names no file
 EXIT_INTERRUPTED = 130
 LAUNCHED = "MEGALITE_LAUNCH"  # set for the processes of `megalite launch`
 USAGE = "usage: megalite COMMAND [CONFIG.toml or recipe:NAME] [--section.key VALUE ...]"
+OWN = {  # commands of this module, beside those of the table
+    "launch ... COMMAND": "start a command on several processes, by torchrun",
+    "config [COMMAND]": "print a command's commented config, with a file and overrides applied",
+}
+OWN_WORDS = [name.split()[0] for name in OWN]
 HELP_END = """
-  launch ... COMMAND   start a command on several processes, by torchrun
-  config [COMMAND]     print the commented config of a command, with a file and overrides applied
-
 options:
   --help               this text, or a command's
   --version            print the version
@@ -70,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _dispatch(words: list[str]) -> int:
     if not words or words[0] in ("--help", "-h", "help"):
-        _print(_help())
+        _print_help(_help())
         return 0 if words else EXIT_USER
     if words[0] == "--version":
         from megalite import __version__
@@ -83,7 +89,7 @@ def _dispatch(words: list[str]) -> int:
         return _launch(words[1:])
     command, rest = find_command(words)
     if "--help" in rest or "-h" in rest:
-        _print(_command_help(command))
+        _print_help(_command_help(command))
         return 0
     from megalite.distributed.launch import Launch
 
@@ -131,6 +137,7 @@ def find_command(words: Sequence[str]) -> tuple[Command, list[str]]:
                 return command, list(words[length:])
     names = [command.words for command in COMMANDS]
     parts = [name for name in names if name.split()[0] == words[0]]
+    names += OWN_WORDS
     close = parts or difflib.get_close_matches(" ".join(words[:2]), names, n=1, cutoff=0.5)
     close = close or difflib.get_close_matches(words[0], names, n=1)
     hint = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(names)}"
@@ -172,7 +179,7 @@ def _launch(words: list[str]) -> int:
     from megalite.tools.launch import USAGE, launch
 
     if not words or words[0] in ("--help", "-h"):
-        _print(USAGE)
+        _print_help(USAGE)
         return 0 if words else EXIT_USER
     os.environ[LAUNCHED] = "1"
     return launch(words, os.environ)
@@ -180,12 +187,14 @@ def _launch(words: list[str]) -> int:
 
 def _print_config(words: list[str]) -> int:
     if "--help" in words or "-h" in words:
-        _print("usage: megalite config [COMMAND] [CONFIG.toml] [--section.key VALUE ...]")
+        _print_help("usage: megalite config [COMMAND] [CONFIG.toml] [--section.key VALUE ...]")
         return 0
     from megalite.config import describe
 
     if not words or words[0].startswith(("-", "recipe:")) or words[0].endswith(".toml"):
         words = ["pretrain", *words]
+    if words[0] in OWN_WORDS:
+        raise ConfigError(f"megalite config {words[0]}: it has no keys; see megalite {words[0]} -h")
     command, rest = find_command(words)
     if rest:
         from megalite.config import dump
@@ -199,10 +208,10 @@ def _print_config(words: list[str]) -> int:
 
 
 def _help() -> str:
-    width = max((len(command.words) for command in COMMANDS), default=0)
-    width = max(width, 18)
-    lines = [f"  {command.words:<{width}}   {command.summary}" for command in COMMANDS]
-    return "\n".join([USAGE, "", "commands:", *lines]) + HELP_END
+    table = {command.words: command.summary for command in COMMANDS} | OWN
+    width = max(map(len, table))
+    lines = [f"  {words:<{width}}   {summary}" for words, summary in table.items()]
+    return "\n".join([USAGE, "", "commands:", *lines]) + f"\n{HELP_END}"
 
 
 def _command_help(command: Command) -> str:
@@ -211,6 +220,40 @@ def _command_help(command: Command) -> str:
         f"{command.summary}\n\nexample:\n  megalite {command.words} {command.example}\n\n"
         f"All keys with their meaning: megalite config {command.words}"
     )
+
+
+def _print_help(text: str) -> None:
+    """Print lines as wide as the terminal: texts behind a gap stay in their column."""
+    width = shutil.get_terminal_size(WIDTH).columns
+    _print("\n".join(_fitted(line, width) for line in text.splitlines()))
+
+
+def _fitted(line: str, width: int) -> str:
+    """A line as lines of at most ``width``; one that a shell reads goes on behind a backslash."""
+    if len(line) <= width:
+        return line
+    if line.startswith("  megalite "):
+        return _continued(re.findall(r"(?:'[^']*'|\S)+", line), width)
+    gap = re.match(r"\s*\S.*?\s{3,}", line)
+    indent = gap.end() if gap else 7 * line.startswith("usage:")
+    indent = indent if 2 * indent < width else 4
+    return textwrap.fill(
+        line,
+        width,
+        subsequent_indent=" " * indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def _continued(words: Sequence[str], width: int) -> str:
+    """Words of a command line."""
+    lines = [f"  {words[0]}"]
+    for word in words[1:]:
+        if len(lines[-1]) + len(word) + 3 > width:
+            lines.append("   ")
+        lines[-1] += f" {word}"
+    return " \\\n".join(lines)
 
 
 def _says(speaks: bool | None = None, is_mistake: bool = True) -> bool | None:

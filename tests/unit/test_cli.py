@@ -1,5 +1,6 @@
 """The command line: help that imports nothing heavy, commented configs, exit codes."""
 
+import shlex
 import subprocess
 import sys
 
@@ -51,6 +52,33 @@ def test_help_lists_every_command(capsys):
     said = capsys.readouterr().out
     assert all(name in said for name in NAMES)
     assert main([]) == 2
+
+
+@pytest.mark.parametrize("width", [60, 80])
+@pytest.mark.parametrize("name", ["", "launch", "config", *NAMES])
+def test_help_is_as_wide_as_the_terminal_and_its_examples_run(name, width, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    assert main([*name.split(), "--help"]) == 0
+    whole = capsys.readouterr().out
+    monkeypatch.setenv("COLUMNS", str(width))
+    assert main([*name.split(), "--help"]) == 0
+    said = capsys.readouterr().out
+    assert max(map(len, said.splitlines())) <= width
+    joined = said.replace("\\\n", "")
+    assert joined.split() == whole.split()
+    examples = [line for line in whole.splitlines() if line.startswith("  megalite ")]
+    spoken = [shlex.split(line) for line in joined.splitlines() if line.startswith("  megalite ")]
+    assert spoken == [shlex.split(line) for line in examples]
+
+
+def test_an_unknown_command_is_told_all_that_there_are(capsys):
+    assert main(["nonsense"]) == 2
+    said = capsys.readouterr().err
+    assert all(name in said for name in [*NAMES, "config", "launch"])
+    assert main(["confg"]) == 2
+    assert capsys.readouterr().err.endswith("no such command; did you mean config?\n")
+    assert main(["config", "launch"]) == 2
+    assert "megalite config launch: it has no keys" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", NAMES)
