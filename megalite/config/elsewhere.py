@@ -167,6 +167,7 @@ HUGGING_FACE = Trainer(
         "max_length": Ours("data.sequence_length"),
         "max_seq_length": Ours("data.sequence_length"),
         "cutoff_len": Ours("data.sequence_length"),
+        "tokenized_path": Ours("data.cache"),
         "packing": Ours("data.packed"),
         "template": Ours("data.template"),
         "chat_template": Ours("data.template"),

@@ -1,21 +1,26 @@
 """Config sections of tokenizers and data."""
 
+import os
 import re
 from collections.abc import Mapping, Sequence
+from itertools import chain
+from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from megalite.config.amount import Amount
 from megalite.config.section import Section
 from megalite.data.chat.long_rows import LongRows, RowRules
 from megalite.data.chat.turns import KNOWN
+from megalite.data.hub_rows import is_hub_rows
 from megalite.data.objectives.blank_infilling import BlankInfillingConfig
 from megalite.data.objectives.denoising import DenoisingConfig
 from megalite.data.objectives.mixture import MixtureConfig
 from megalite.data.objectives.prefix_lm import PrefixLMConfig
 from megalite.data.objectives.span_corruption import SpanCorruptionConfig
 from megalite.errors import ConfigError
+from megalite.files.urls import check_no_url
 
 TemplateName = Literal[
     "raw",
@@ -52,6 +57,8 @@ COLUMNS = (
 
 
 LearnedRole = Literal["system", "user", "thoughts", "commands", "results", "assistant", "marks"]
+OFF = ("", "off")  # values of data.cache
+
 ObjectiveName = Literal[
     "next_token",
     "prefix_lm",
@@ -240,7 +247,34 @@ class ConversationConfig(Section):
         return RowRules(self.sequence_length, self.long_rows, self.columns)
 
 
-class MixedConversationConfig(ConversationConfig):
+class StoredConversationConfig(ConversationConfig):
+    """Files of conversations or rankings whose tokens are kept for later starts."""
+
+    cache: str = Field(
+        "~/.cache/megalite/rows",
+        description="folder where rows are kept once they are tokenized, for all processes and "
+        "later starts; off: each process tokenizes them at each start",
+    )
+
+    @field_validator("cache")
+    @classmethod
+    def _is_here(cls, cache: str) -> str:
+        check_no_url("data.cache", cache)
+        return cache
+
+    @property
+    def rows_folder(self) -> Path | None:
+        """Where rows are kept; None: nowhere."""
+        return None if self.cache in OFF else Path(os.path.expanduser(self.cache))
+
+    @property
+    def keeps_all(self) -> bool:
+        """Whether all rows are kept, those of files alone."""
+        named = (self.train, self.heldout, *self.validation.values())
+        return self.cache not in OFF and not any(map(is_hub_rows, chain(*named)))
+
+
+class MixedConversationConfig(StoredConversationConfig):
     """Files of conversations in shares of their own, and what is learned of them."""
 
     learned: tuple[LearnedRole, ...] = Field(

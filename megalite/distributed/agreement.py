@@ -5,13 +5,15 @@ The store carries text whatever the backend, and needs no device.
 
 from collections.abc import Callable
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from megalite.distributed.launch import Launch
 from megalite.errors import UserError
 
 if TYPE_CHECKING:
     from torch.distributed import Store
+
+Made = TypeVar("Made")
 
 
 def text_of_first(launch: Launch, make: Callable[[], str]) -> str:
@@ -63,6 +65,34 @@ def text_of_any(launch: Launch, text: str, wait: timedelta | None = None) -> str
     else:
         store.wait(["all"], wait)
     return store.get("text").decode() if store.check(["text"]) else ""
+
+
+def after_first(
+    launch: Launch, at_once: bool, work: Callable[[], Made], wait: timedelta | None = None
+) -> Made:
+    """What each process makes, once the first one of each node has made it.
+
+    Args:
+        launch: this process among the run's.
+        at_once: whether this process doesn't wait for the first one.
+        work: makes it.
+        wait: how long for the others; None: as long as the store does.
+
+    Comm: as :func:`text_of_any`.
+
+    Raises:
+        UserError: a process that doesn't wait raised it.
+    """
+    is_first = at_once or launch.local_rank == 0
+    made: list[Made] = []
+    try:
+        made += [work()] if is_first else []
+    except Exception as error:
+        text_of_any(launch, str(error) or type(error).__name__, wait)
+        raise
+    if refused := text_of_any(launch, "", wait):
+        raise UserError(refused)
+    return made[0] if is_first else work()
 
 
 def _store_of_call(rank: int) -> "Store":

@@ -13,17 +13,20 @@ WHOLE_BYTES = 1 << 26  # a file up to this size is read whole
 BLOCK_BYTES, BLOCKS = 1 << 16, 256
 
 
-def fingerprint(paths: Iterable[Path], versions: Iterable[str] = ()) -> str:
+def fingerprint(paths: Iterable[Path], versions: Iterable[str] = (), whole: bool = False) -> str:
     """Of some files, each known by its name and content; 16 bytes in hexadecimal.
 
-    ``versions`` are those of what has no file here.
+    Args:
+        paths: of the files.
+        versions: of what has no file here.
+        whole: whether large files are read whole, too.
     """
     digest = hashlib.blake2b("\n".join(versions).encode(), digest_size=16)
     for path in paths:
         size = path.stat().st_size
         digest.update(f"{path.name} {size}\n".encode())
         with open(path, "rb") as file:
-            if size <= WHOLE_BYTES:
+            if whole or size <= WHOLE_BYTES:
                 while block := file.read(1 << 22):
                     digest.update(block)
                 continue

@@ -9,6 +9,7 @@ from megalite.errors import CheckpointError, first_line
 
 Wanted = Literal["config", "tokenizer", "model"]  # a model is all three
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # or parts of one, and an index of them
+WEIGHT_ENDS = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".gguf", ".onnx")
 TOKENIZER_FILES = (  # beginnings of the names of a tokenizer's files
     "tokenizer",
     "tokenization_",

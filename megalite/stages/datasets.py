@@ -2,15 +2,20 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from functools import partial
 from typing import Generic, Protocol, TypeVar
 
 from megalite.data.chat.long_rows import RowRules
-from megalite.data.config import ConversationConfig, CorpusConfig
+from megalite.data.config import ConversationConfig, CorpusConfig, StoredConversationConfig
 from megalite.data.named_files import row_files, store_names
 from megalite.data.split import Split
+from megalite.distributed.agreement import after_first
+from megalite.distributed.launch import Launch
 from megalite.training.trainer import Evaluate
 
 SHOWN = 5  # files left out that are named
+LONGEST_READING = timedelta(days=7)  # for which the other processes of a node wait
 
 
 class Noted(Protocol):
@@ -59,6 +64,27 @@ class Datasets(Generic[Samples]):
 
         train, heldout = parts_of(data, seed, opened)
         return cls(train, heldout, tuple(_left_out(left_out)))
+
+    @classmethod
+    def read_once(
+        cls,
+        launch: Launch,
+        data: StoredConversationConfig,
+        seed: int,
+        read: Callable[[Sequence[str], RowRules], Samples],
+    ) -> "Datasets[Samples]":
+        """Read files as :meth:`read`.
+
+        Where their rows are kept, the first process of a node does, and then the others, who find
+        them; else all at once.
+
+        Raises:
+            UserError: they can't be read, by some process.
+
+        Comm: a text through the store of the group that the processes have joined.
+        """
+        work = partial(cls.read, data, seed, read)
+        return after_first(launch, not data.keeps_all, work, LONGEST_READING)
 
     @classmethod
     def of_stores(

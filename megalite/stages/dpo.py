@@ -12,6 +12,7 @@ from pathlib import Path
 
 from megalite.data.chat.long_rows import RowRules
 from megalite.data.chat.preferences import PreferredAnswers
+from megalite.data.chat.row_store import RowStores
 from megalite.distributed.launch import Launch
 from megalite.engine.base import Base, Judging
 from megalite.engine.model import Model
@@ -40,11 +41,13 @@ def run(config: DPOConfig, launch: Launch) -> int:
     data, start = config.data, config.checkpoint.start
     chat_format = open_chat(config.tokenizer, data, config.model, said_by(start))
 
+    stores, is_judged = RowStores.of(data.rows_folder, launch), config.loss.kind == "kto"
+
     def read(paths: Sequence[str], rules: RowRules) -> PreferredAnswers:
         chat, structure = chat_format.chat, chat_format.structure
-        return PreferredAnswers(paths, chat, structure, rules, config.loss.kind == "kto")
+        return PreferredAnswers(paths, chat, structure, rules, is_judged, stores)
 
-    datasets = Datasets.read(data, config.run.seed, read)
+    datasets = Datasets.read_once(launch, data, config.run.seed, read)
     samples = Samples.read(config.samples, chat_format, config.model)
     config, length = in_steps(config, len(datasets.train))
     answers = HeldOutAnswers.read(config, chat_format)

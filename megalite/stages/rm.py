@@ -10,7 +10,8 @@ from pydantic import Field
 
 from megalite.data.chat.datasets import Ranked, RankedAnswers, ranking_batch
 from megalite.data.chat.long_rows import RowRules
-from megalite.data.config import ConversationConfig
+from megalite.data.chat.row_store import RowStores
+from megalite.data.config import StoredConversationConfig
 from megalite.data.loader import Dataset, passes_over
 from megalite.distributed.launch import Launch
 from megalite.distributed.sums import sum_metrics
@@ -46,7 +47,7 @@ class RMConfig(StageConfig):
         "is of a softmax over the vocabulary, and a reward model has a score alone: leave it out",
     )
     run: RunConfig = RunConfig(folder="runs/rm")
-    data: ConversationConfig = ConversationConfig()
+    data: StoredConversationConfig = StoredConversationConfig()
     margin: float = Field(
         0.0,
         ge=0,
@@ -68,11 +69,13 @@ def run(config: RMConfig, launch: Launch) -> int:
         raise ConfigError("--data.train: needs at least one file of rankings")
     chat_format = open_chat(config.tokenizer, data, config.model, said_by(start))
 
+    stores = RowStores.of(data.rows_folder, launch)
+
     def read(paths: Sequence[str], rules: RowRules) -> RankedAnswers:
         chat, structure = chat_format.chat, chat_format.structure
-        return RankedAnswers(paths, chat, structure, rules, config.margin)
+        return RankedAnswers(paths, chat, structure, rules, config.margin, stores)
 
-    datasets = Datasets.read(data, config.run.seed, read)
+    datasets = Datasets.read_once(launch, data, config.run.seed, read)
     if config.margin and not datasets.train.has_margins:
         raise ConfigError(
             f"--margin {config.margin:g}: no record of data.train has a 'margin': add them, or "

@@ -14,6 +14,7 @@ from megalite.training.folder.record import RunRecord, flat, is_weights
 OWN = (
     "run.folder",
     "run.threads",
+    "data.cache",
     "checkpoint.local.folder",
 )  # what each process may have its own of
 SAME = "all processes need the same command and config"

@@ -12,7 +12,7 @@ from pydantic import field_validator
 from megalite.config import dump
 from megalite.config.amount import Measure
 from megalite.config.section import Section
-from megalite.data.config import TokenizerConfig
+from megalite.data.config import StoredConversationConfig, TokenizerConfig
 from megalite.data.loader import Dataset, Loader, Placed, Share
 from megalite.data.tokenizers.load import load_tokenizer
 from megalite.distributed.agreement import text_of_first
@@ -154,7 +154,8 @@ def settled(config: StageConfigT, launch: Launch, head: Head = "lm") -> StageCon
     """
     meaning = Meaning.of(launch, config.run.folder)
     names = meaning.names_in(config)
-    if (names or urls_of_data(config)) and launch.world_size > 1:
+    reads_once = isinstance(getattr(config, "data", None), StoredConversationConfig)
+    if (names or urls_of_data(config) or reads_once) and launch.world_size > 1:
         start_process_group(launch, choose_device(config.run, launch), config.parallel.timeout_s)
     config, fetched = meaning.bring(config, names)
     config, tokenizer = meaning.with_tokenizer(config)

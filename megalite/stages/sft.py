@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from megalite.data.chat.datasets import Conversations
 from megalite.data.chat.long_rows import RowRules
+from megalite.data.chat.row_store import RowStores
 from megalite.data.config import MixedConversationConfig
 from megalite.data.example import collate
 from megalite.data.named_files import row_files
@@ -48,16 +49,18 @@ def run(config: SFTConfig, launch: Launch) -> int:
         raise ConfigError("--data.train: needs at least one file of conversations")
     chat_format = open_chat(config.tokenizer, data, config.model, said_by(start))
 
+    stores = RowStores.of(data.rows_folder, launch)
+
     def read(paths: Sequence[str], rules: RowRules) -> Sequences:
         chat, structure = chat_format.chat, chat_format.structure
 
         def opened(files: Sequence[str]) -> Conversations:
-            return Conversations(files, chat, structure, rules, data.packed)
+            return Conversations(files, chat, structure, rules, data.packed, stores)
 
         is_mixed = data.is_mixed and paths == row_files(data.train)[0]
         return mixture(data, opened) if is_mixed else opened(paths)
 
-    datasets = Datasets.read(data, config.run.seed, read)
+    datasets = Datasets.read_once(launch, data, config.run.seed, read)
     samples = Samples.read(config.samples, chat_format, config.model)
     config, length = in_steps(config, len(datasets.train))
     stage = set_up(config, launch)

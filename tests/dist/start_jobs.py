@@ -10,9 +10,16 @@ import torch
 import torch.distributed as dist
 
 from megalite.cli import find_command, load_config
+from megalite.data.chat.chat import Chat
+from megalite.data.chat.datasets import Conversations
+from megalite.data.chat.row_store import RowStores
+from megalite.data.config import MixedConversationConfig
+from megalite.data.structure import Structure
+from megalite.data.tokenizers.load import load_tokenizer
 from megalite.distributed.launch import Launch
-from megalite.errors import CheckpointError, MegaliteError
+from megalite.errors import CheckpointError, MegaliteError, UserError
 from megalite.models.hub import folder_of, pinned
+from megalite.stages.datasets import Datasets
 from megalite.training.checkpoint import manifest
 from megalite.training.checkpoint.manager import CheckpointManager
 from megalite.training.folder import lock
@@ -93,3 +100,21 @@ def read_when_loading(launch: Launch, folder: str, damage: str = "") -> tuple[li
         except CheckpointError as error:
             return names, str(error)
     return names, ""
+
+
+def rows_once(launch: Launch, folder: str, cache: str) -> tuple[int, str]:
+    """How many texts a process tokenizes for its conversations, and what they are, or the error."""
+    data = MixedConversationConfig(train=(f"{folder}/rows.jsonl",), cache=cache, packed=False)
+    tokenizer = load_tokenizer(f"{folder}/tokenizer")
+    chat, inner, texts = Chat("plain", tokenizer), tokenizer.encode_segments, []
+    tokenizer.encode_segments = lambda segments: inner(texts.append(segments) or segments)
+    stores = RowStores.of(data.rows_folder, launch)
+
+    def read(paths, rules) -> Conversations:
+        return Conversations(paths, chat, Structure(), rules, data.packed, stores)
+
+    try:
+        found = Datasets.read_once(launch, data, 0, read).train
+    except UserError as error:
+        return len(texts), str(error)
+    return len(texts), str([found[number].labels.tolist() for number in range(len(found))])

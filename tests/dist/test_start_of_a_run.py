@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from megalite.cli import main
 from megalite.data.corpus.store import StoreWriter
 from tests.hub import serving
 
@@ -135,3 +136,22 @@ def test_each_file_of_a_checkpoint_is_read_by_one_process(cluster, tmp_path):
     said = {said for _, said in found}
     assert len(said) == 1
     assert "__2_0.distcp: must have" in said.pop()
+
+
+def test_rows_are_tokenized_by_one_process_of_a_node(cluster, tmp_path):
+    (tmp_path / "texts.jsonl").write_text('{"text": "the red cat"}\n')
+    words = ["tokenizer", "train", "--source", f'["{tmp_path}/texts.jsonl"]', "--vocab_size", "260"]
+    assert main([*words, "--output", f"{tmp_path}/tokenizer"]) == 0
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(f'{{"prompt": "red {n}", "response": "cat"}}\n' for n in range(5)))
+    job, told = "tests.dist.start_jobs:rows_once", {"folder": str(tmp_path)}
+    cached, off = {**told, "cache": f"{tmp_path}/cache"}, {**told, "cache": "off"}
+    found = cluster.run(3, job, **cached)
+    again, alone = cluster.run(3, job, **cached), cluster.run(3, job, **off)
+    assert [count for count, _ in found] == [5, 0, 0]
+    assert [count for count, _ in again] == [0, 0, 0]
+    assert [count for count, _ in alone] == [5, 5, 5]
+    assert len({text for _, text in (*found, *again, *alone)}) == 1
+    rows.write_text(rows.read_text() + "{}\n")
+    (said,) = {text for _, text in cluster.run(3, job, **cached)}
+    assert said.startswith(f"{rows}:6: key 'prompt' is missing")

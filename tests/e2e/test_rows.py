@@ -43,3 +43,20 @@ def test_names_the_wrong_way_round_are_refused(work, tmp_path, capsys):
     said = capsys.readouterr().err
     assert "--data.columns 'question': must be a name that is known here" in said
     assert "instruction" in said
+
+
+def test_a_later_start_takes_the_tokens_of_an_earlier_one(work, tmp_path):
+    words = ["sft", work.config(2), "--data.train", f'["{work.folder}/sft.jsonl"]']
+    words += ["--tokenizer.path", work.folder / "tokenizer", "--data.sequence_length", "96"]
+    losses, logs = [], []
+    for number, cache in enumerate((tmp_path / "cache", tmp_path / "cache", "off")):
+        folder = tmp_path / str(number)
+        more = ["--data.cache", cache, "--run.folder", folder]
+        assert main([str(word) for word in [*words, *more]]) == 0
+        losses.append([json.loads(x)["loss"] for x in (folder / "metrics.jsonl").open()])
+        logs.append((folder / "log.txt").read_text())
+    assert losses[0] == losses[1] == losses[2]
+    (store,) = (tmp_path / "cache").iterdir()
+    assert f"sft.jsonl: 40 rows, tokenized once into {store}" in logs[0]
+    assert f"sft.jsonl: 40 rows, tokenized before, from {store}" in logs[1]
+    assert "tokenized" not in logs[2]

@@ -39,6 +39,7 @@ class Chat:
 
     Attributes:
         tokenizer: whose tokens they are.
+        template: its name.
         end_ids: the tokens that end an answer; empty where the tokenizer has none.
         learned: the roles whose texts are learned.
     """
@@ -55,8 +56,7 @@ class Chat:
         names = (*TEMPLATES, NAME)
         if template not in names:
             raise ConfigError(f"template {template!r}: must be one of {', '.join(names)}")
-        self.tokenizer = tokenizer
-        self._name, self.learned = template, tuple(learned)
+        self.tokenizer, self.template, self.learned = tokenizer, template, tuple(learned)
         self._template = TEMPLATES[template] if template != NAME else _own(tokenizer)
         _check_tokens(template, self._template, tokenizer)
         _check_learned(template, self._template, learned)
@@ -163,7 +163,7 @@ class Chat:
         if others:
             able = [name for name, one in TEMPLATES.items() if others[0] in one.roles]
             raise DataError(
-                f"a message of {others[0]} can't be written by the template {self._name}, which "
+                f"a message of {others[0]} can't be written by the template {self.template}, which "
                 f"has {', '.join(self._template.roles)}: choose {' or '.join(able)}"
             )
 

@@ -13,6 +13,9 @@ from torch import Tensor
 from megalite.data.chat.chat import ANSWERS, Chat
 from megalite.data.chat.examples import answer_example, learned_example, prompt_of, reads_all
 from megalite.data.chat.long_rows import LengthCheck, RowRules, rounds_of
+from megalite.data.chat.row_source import RowSource
+from megalite.data.chat.row_store import NOWHERE, RowStores
+from megalite.data.chat.tokenized import TokenizedRow, TokenizedRows
 from megalite.data.chat.turns import (
     Ranking,
     Turn,
@@ -39,7 +42,13 @@ class Conversations:
     """
 
     def __init__(
-        self, paths: Sequence[str], chat: Chat, structure: Structure, rules: RowRules, packed: bool
+        self,
+        paths: Sequence[str],
+        chat: Chat,
+        structure: Structure,
+        rules: RowRules,
+        packed: bool,
+        stores: RowStores = NOWHERE,
     ) -> None:
         """Read and tokenize files.
 
@@ -49,6 +58,7 @@ class Conversations:
             structure: encoder-decoder, causal or prefix.
             rules: how records are read.
             packed: whether conversations share sequences.
+            stores: where what was tokenized is kept.
 
         Raises:
             DataError: a record is malformed or too long, or none has anything to learn.
@@ -58,26 +68,33 @@ class Conversations:
             rules.check_whole()
             _check_answers_alone(chat)
         self._check = LengthCheck(paths, rules)
-        records = Records(paths, parse_conversation, rules.columns, rules.split)
-        made = [example for where, turns in records for example in self._fitting(where, turns)]
+        source = RowSource("conversations", paths, chat, structure, rules)
+        self._rows = stores.rows(source, partial(self._read, paths, stores))
+        self.notes = self._rows.notes
+        decoder, encoder = self._rows.lengths()
+        alone = [np.array([number]) for number in range(len(decoder))]
+        length = rules.length
+        self._sequences = first_fit(decoder, length, encoder, length) if packed else alone
+
+    def _read(self, paths: Sequence[str], stores: RowStores) -> TokenizedRows:
+        """Tokenize the files' records."""
+        records = Records(paths, parse_conversation, self._rules.columns, self._rules.split)
+        watched = stores.watched(records)
+        made = [example for where, turns in watched for example in self._fitting(where, turns)]
         self._check.finish()
-        self._examples = [example for example in made if _has_target(example)]
-        if not self._examples:
+        learned = [TokenizedRow([example]) for example in made if _has_target(example)]
+        if not learned:
             raise DataError(
                 f"{', '.join(paths)}: nothing is learned of any record: no answer has a weight, or "
                 "none is left of the answers in data.sequence_length"
             )
-        self.notes = [*records.notes(), *self._check.notes()]
-        if without := len(made) - len(self._examples):
-            self.notes.append(
+        notes = [*records.notes(), *self._check.notes()]
+        if without := len(made) - len(learned):
+            notes.append(
                 f"{', '.join(paths)}: {without:,} of {len(made):,} conversations have nothing to "
                 "learn and are left out"
             )
-        decoder = [len(e) for e in self._examples]
-        encoder = [e.encoder_length for e in self._examples]
-        alone = [np.array([number]) for number in range(len(decoder))]
-        length = rules.length
-        self._sequences = first_fit(decoder, length, encoder, length) if packed else alone
+        return TokenizedRows.of(learned, notes)
 
     def _fitting(self, where: str, turns: Sequence[Turn]) -> list[Example]:
         """A conversation's example, or what becomes of one that is too long."""
@@ -128,13 +145,14 @@ class Conversations:
     @property
     def num_examples(self) -> int:
         """Conversations that are learned, several of which may be in a sequence."""
-        return len(self._examples)
+        return len(self._rows)
 
     def __len__(self) -> int:
         return len(self._sequences)
 
     def __getitem__(self, number: int) -> Example:
-        return pack([self._examples[i] for i in self._sequences[number % len(self)]])
+        numbers = self._sequences[number % len(self)]
+        return pack([self._rows.example(int(one)) for one in numbers])
 
 
 def _check_answers_alone(chat: Chat) -> None:
@@ -188,6 +206,7 @@ def read_rankings(
     rules: RowRules,
     parse: Callable[[Record], Ranking],
     make: Callable[[Sequence[Turn], str], Example],
+    stores: RowStores = NOWHERE,
 ) -> ReadRankings:
     """Read files of rankings; see :class:`Conversations`.
 
@@ -196,13 +215,14 @@ def read_rankings(
         rules: how records are read.
         parse: makes a ranking of a record.
         make: makes an example of the turns before an answer and its text.
+        stores: that are told how far it is.
     """
     rules.check_whole()
     check, apart = LengthCheck(paths, rules), 0
     records = Records(paths, parse, rules.columns, rules.split)
     rankings: list[Ranking] = []
     items: list[list[Example]] = []
-    for where, ranking in records:
+    for where, ranking in stores.watched(records):
         with located(where):
             item = [make(turns[:-1], turns[-1].text) for turns in ranking.conversations]
         if check.fits(where, *(max(len(e), e.encoder_length) for e in item)):
@@ -253,6 +273,7 @@ class RankedAnswers:
         structure: Structure,
         rules: RowRules,
         margin: float = 0.0,
+        stores: RowStores = NOWHERE,
     ) -> None:
         """Read files; see :class:`Conversations`.
 
@@ -262,25 +283,33 @@ class RankedAnswers:
             structure: encoder-decoder, causal or prefix.
             rules: how records are read.
             margin: factor of the records' margins; 0: they are not read.
+            stores: where what was tokenized is kept.
 
         Raises:
             DataError: a record is malformed or too long.
         """
-        make = partial(answer_example, chat, structure)
-        parse = parse_with_margin if margin else parse_ranking
-        read = read_rankings(paths, rules, parse, make)
-        self._items = [
-            Ranked.of(answers, ranking.margins, margin)
-            for answers, ranking in zip(read.items, read.rankings, strict=True)
-        ]
-        self.has_margins = any(ranking.margins for ranking in read.rankings)
-        self.notes = [*read.notes, *notes_of_pairs(read, paths)]
+        self._margin = margin
+        kind = "scored rankings with margins" if margin else "scored rankings"
+        source = RowSource(kind, paths, chat, structure, rules)
+        self._rows = stores.rows(source, partial(self._read, source, stores))
+        self.has_margins = self._rows.has_numbers
+        self.notes = self._rows.notes
+
+    def _read(self, source: RowSource, stores: RowStores) -> TokenizedRows:
+        """Tokenize the files' records; beside each ranking are its margins."""
+        make = partial(answer_example, source.chat, source.structure)
+        parse = parse_with_margin if self._margin else parse_ranking
+        read = read_rankings(source.paths, source.rules, parse, make, stores)
+        notes = [*read.notes, *notes_of_pairs(read, source.paths)]
+        pairs = zip(read.items, read.rankings, strict=True)
+        return TokenizedRows.of([TokenizedRow(item, one.margins) for item, one in pairs], notes)
 
     def __len__(self) -> int:
-        return len(self._items)
+        return len(self._rows)
 
     def __getitem__(self, number: int) -> Ranked:
-        return self._items[number % len(self)]
+        row = self._rows[number % len(self)]
+        return Ranked.of(row.examples, row.numbers, self._margin)
 
 
 def notes_of_pairs(read: ReadRankings, paths: Sequence[str]) -> list[str]:

@@ -17,6 +17,9 @@ from megalite.data.chat.datasets import (
 )
 from megalite.data.chat.examples import preferred_example
 from megalite.data.chat.long_rows import RowRules
+from megalite.data.chat.row_source import RowSource
+from megalite.data.chat.row_store import NOWHERE, RowStores
+from megalite.data.chat.tokenized import TokenizedRow, TokenizedRows
 from megalite.data.chat.turns import parse_judged, parse_ranking
 from megalite.data.example import Example, cut_rows
 from megalite.data.structure import Structure
@@ -71,6 +74,7 @@ class PreferredAnswers:
         structure: Structure,
         rules: RowRules,
         is_judged: bool = False,
+        stores: RowStores = NOWHERE,
     ) -> None:
         """Read files of rankings; see :class:`megalite.data.chat.datasets.Conversations`.
 
@@ -81,23 +85,31 @@ class PreferredAnswers:
             rules: how records are read.
             is_judged: whether an answer is good or bad by itself (KTO): records of one answer with
                 a ``label`` are read, and each comparison has an answer to another prompt.
+            stores: where what was tokenized is kept.
 
         Raises:
             DataError: a record is malformed or too long, or there is nothing to compare.
         """
-        make = partial(preferred_example, chat, structure)
-        read = read_rankings(paths, rules, parse_judged if is_judged else parse_ranking, make)
-        self.notes = [*read.notes, *([] if is_judged else notes_of_pairs(read, paths))]
-        self._length = rules.length
-        goods = [ranking.num_good for ranking in read.rankings]
-        others: list[Example | None] = [None] * len(goods)
-        if is_judged:
+        self._is_judged, self._length = is_judged, rules.length
+        kind = "judged answers" if is_judged else "compared answers"
+        source = RowSource(kind, paths, chat, structure, rules)
+        self._rows = stores.rows(source, partial(self._read, source, stores))
+        self.notes = self._rows.notes
+
+    def _read(self, source: RowSource, stores: RowStores) -> TokenizedRows:
+        """Tokenize the files' records; beside each is how many of its answers are good."""
+        make = partial(preferred_example, source.chat, source.structure)
+        parse, paths = parse_judged if self._is_judged else parse_ranking, source.paths
+        read = read_rankings(paths, source.rules, parse, make, stores)
+        notes = [*read.notes, *([] if self._is_judged else notes_of_pairs(read, paths))]
+        others: list[list[Example]] = [[] for _ in read.items]
+        if self._is_judged:
             _check_judged(read, paths)
-            others = [self._mismatched(read, number, make) for number in range(len(goods))]
-        self._items = [
-            Comparison(answers, good, other)
-            for answers, good, other in zip(read.items, goods, others, strict=True)
-        ]
+            others = [[self._mismatched(read, number, make)] for number in range(len(others))]
+        rows = zip(read.items, others, read.rankings, strict=True)
+        return TokenizedRows.of(
+            [TokenizedRow([*item, *more], (one.num_good,)) for item, more, one in rows], notes
+        )
 
     def _mismatched(self, read: ReadRankings, number: int, make: Any) -> Example:
         """A record's prompt with the best answer of the next, cut where it is too long."""
@@ -107,16 +119,22 @@ class PreferredAnswers:
         return example if len(example) <= self._length else cut_rows(example, self._length)
 
     def __len__(self) -> int:
-        return len(self._items)
+        return len(self._rows)
 
     def __getitem__(self, number: int) -> Comparison:
-        return self._items[number % len(self)]
+        row = self._rows[number % len(self)]
+        answers, good = row.examples, int(row.numbers[0])
+        return (
+            Comparison(answers[:-1], good, answers[-1])
+            if self._is_judged
+            else Comparison(answers, good)
+        )
 
     def fingerprint(self) -> str:
         """Of every row of every example; 16 bytes in hexadecimal."""
         digest = hashlib.blake2b(digest_size=16)
-        for item in self._items:
-            for example in item.examples:
+        for number in range(len(self)):
+            for example in self[number].examples:
                 digest.update(b"example")
                 for array in _arrays(example):
                     digest.update(f"{array.dtype}{array.shape}".encode())

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, model_validator
 
 from megalite.config import Section
-from megalite.data.config import ConversationConfig
+from megalite.data.config import StoredConversationConfig
 from megalite.errors import ConfigError
 from megalite.generation.answer import SLOTS
 from megalite.stages.rlhf.rollout import RolloutConfig
@@ -156,7 +156,7 @@ class DPOConfig(StageConfig):
     }
     drops: ClassVar[bool] = False
     run: RunConfig = RunConfig(folder="runs/dpo")
-    data: ConversationConfig = ConversationConfig()
+    data: StoredConversationConfig = StoredConversationConfig()
     samples: SamplesConfig = SamplesConfig()
     loss: PreferenceLossConfig = PreferenceLossConfig()
     reference: ReferenceConfig = ReferenceConfig()

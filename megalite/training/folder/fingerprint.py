@@ -8,13 +8,13 @@ from megalite.data.hub_rows import dataset_version, is_hub_rows
 from megalite.data.named_files import files_of
 from megalite.errors import CheckpointError
 from megalite.files.content import fingerprint
+from megalite.models.files import WEIGHT_ENDS
 from megalite.models.hub import folder_of
 from megalite.models.hugging_face import is_hugging_face
 from megalite.training.checkpoint.load import find_checkpoint
 from megalite.training.checkpoint.manifest import MANIFEST
 
 NOT_TOKENIZER = ("config.json", "generation_config.json", "README.md")  # beside one, in a model
-WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".gguf", ".onnx")
 
 
 def weights_source(path: str) -> dict[str, Any] | None:
@@ -24,7 +24,7 @@ def weights_source(path: str) -> dict[str, Any] | None:
     """
     folder = folder_of(path)
     if is_hugging_face(folder):
-        files = [f for f in _files(folder) if f.suffix in WEIGHTS or f.name == "config.json"]
+        files = [f for f in _files(folder) if f.suffix in WEIGHT_ENDS or f.name == "config.json"]
         return {"path": path, "fingerprint": fingerprint(files)}
     try:
         checkpoint = find_checkpoint(folder)
@@ -38,7 +38,9 @@ def tokenizer_source(path: str) -> dict[str, Any] | None:
     place = folder_of(path)
     if place.is_file():
         return {"path": path, "fingerprint": fingerprint([place])}
-    files = [f for f in _files(place) if f.suffix not in WEIGHTS and f.name not in NOT_TOKENIZER]
+    files = [
+        f for f in _files(place) if f.suffix not in WEIGHT_ENDS and f.name not in NOT_TOKENIZER
+    ]
     return {"path": path, "fingerprint": fingerprint(files)} if files else None
 
 

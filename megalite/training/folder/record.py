@@ -17,7 +17,8 @@ from megalite.training.schedule import Clock, total_samples
 
 SectionT = TypeVar("SectionT", bound=Section)
 
-UNKEPT = ("run.folder", "faults.")  # a folder may be moved; a fault on purpose is no part of a run
+# A folder may be moved, rows kept elsewhere; a fault on purpose is no part of a run.
+UNKEPT = ("run.folder", "data.cache", "faults.")
 # A change of these makes the state mean something else; a trailing dot is a section's.
 DECIDING = (
     "data.objective",

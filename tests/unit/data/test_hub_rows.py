@@ -4,10 +4,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from megalite.data.chat.chat import Chat
+from megalite.data.chat.datasets import Conversations
+from megalite.data.chat.long_rows import RowRules
+from megalite.data.chat.row_store import RowStores
 from megalite.data.chat.turns import parse_conversation
 from megalite.data.hub_rows import HubRows, dataset_version
 from megalite.data.named_files import row_files
 from megalite.data.records import Records
+from megalite.data.structure import Structure
 from megalite.errors import DataError
 from megalite.training.folder.fingerprint import data_source
 from tests.unit.data.conftest import write_jsonl
@@ -83,3 +88,13 @@ def test_the_library_that_is_missing_is_named(folder, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "datasets", None)
     with pytest.raises(DataError, match=r"needs the package datasets: .*megalite\[datasets\]"):
         turns(f"hf:{folder}")
+
+
+def test_their_tokens_are_not_kept_and_that_is_said(folder, tokenizer, tmp_path):
+    name, stores = f"hf:{folder}", RowStores(tmp_path / "cache")
+    rules = RowRules(64, columns={"instruction": "question"})
+    read = [[name], Chat("plain", tokenizer), Structure(), rules, True]
+    found = Conversations(*read, stores)
+    assert found.notes == [f"{name}: data.cache keeps the rows of files alone"]
+    assert found.num_examples == len(ROWS)
+    assert not (tmp_path / "cache").exists()
