@@ -91,9 +91,11 @@ def _dispatch(words: list[str]) -> int:
     if "--help" in rest or "-h" in rest:
         _print_help(_command_help(command))
         return 0
+    from megalite.distributed.beginning import age_s
     from megalite.distributed.launch import Launch
 
     launch = Launch.from_environment(os.environ)
+    launch.beginning.process_started(age_s())
     stops = launch.stop.caught(launch.rank, launch.world_size)
     with stops if command.is_stage else nullcontext():
         return _run(command, rest, launch)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from megalite.distributed.beginning import Beginning
 from megalite.distributed.stop import StopRequest
 from megalite.errors import ConfigError
 
@@ -24,6 +25,7 @@ class Launch:
         launcher: process id of the torchrun that started this process; 0 without torchrun.
         is_requeued: whether SLURM has queued the job again.
         stop: what asks this process to stop.
+        beginning: how the time until the first step is spent.
     """
 
     rank: int = 0
@@ -35,6 +37,7 @@ class Launch:
     launcher: int = 0
     is_requeued: bool = False
     stop: StopRequest = field(default_factory=StopRequest, compare=False, repr=False)
+    beginning: Beginning = field(default_factory=Beginning, compare=False, repr=False)
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> "Launch":

@@ -20,7 +20,7 @@ from megalite.models.batch import Batch
 from megalite.models.config import ModelConfig
 from megalite.seeds import fold
 from megalite.stages.conversation import check_vocabulary, structure_of
-from megalite.stages.setup import check_positions
+from megalite.stages.positions import check_positions
 from megalite.stages.special_tokens import NOTHING_SAID, SpecialTokens
 
 OpenStore = Callable[[str, int], Dataset[Example]]

@@ -22,10 +22,11 @@ from megalite.models.outputs import Values
 from megalite.stages.conversation import open_chat
 from megalite.stages.datasets import Datasets, evaluations, notes_of
 from megalite.stages.length import in_steps
+from megalite.stages.positions import check_positions
 from megalite.stages.ranked import Pairs, details_of, metrics_of
 from megalite.stages.rlhf.losses import ranking_pairs
 from megalite.stages.rlhf.updates import RankingLoss, Rankings
-from megalite.stages.setup import Stage, StageConfig, check_positions, set_up, settled
+from megalite.stages.setup import Stage, StageConfig, set_up, settled
 from megalite.stages.start import said_by
 from megalite.stages.told import notes_of_writing
 from megalite.training.config import RunConfig

@@ -22,7 +22,8 @@ from megalite.models.config import ModelConfig
 from megalite.models.context import KeyValueCache
 from megalite.models.outputs import Logits
 from megalite.stages.conversation import ChatFormat
-from megalite.stages.setup import Stage, check_positions
+from megalite.stages.positions import check_positions
+from megalite.stages.setup import Stage
 
 
 class SamplesConfig(Section):

@@ -16,6 +16,7 @@ from megalite.data.config import StoredConversationConfig, TokenizerConfig
 from megalite.data.loader import Dataset, Loader, Placed, Share
 from megalite.data.tokenizers.load import load_tokenizer
 from megalite.distributed.agreement import text_of_first
+from megalite.distributed.beginning import DATA, MODEL, PROCESSES, WEIGHTS
 from megalite.distributed.launch import Launch
 from megalite.distributed.mesh import Mesh, ParallelConfig, build_meshes, start_process_group
 from megalite.distributed.sums import Counts
@@ -48,6 +49,7 @@ from megalite.training.config import (
     TrainConfig,
 )
 from megalite.training.faults import Fault, FaultConfig
+from megalite.training.first_step import FirstStep
 from megalite.training.folder.opening import RunFolder
 from megalite.training.folder.record import RunRecord
 from megalite.training.folder.starts import Starts
@@ -152,11 +154,14 @@ def settled(config: StageConfigT, launch: Launch, head: Head = "lm") -> StageCon
 
     Comm: as :func:`pinned`, of names on the Hub.
     """
+    launch.beginning.run_started()
     meaning = Meaning.of(launch, config.run.folder)
     names = meaning.names_in(config)
     reads_once = isinstance(getattr(config, "data", None), StoredConversationConfig)
     if (names or urls_of_data(config) or reads_once) and launch.world_size > 1:
-        start_process_group(launch, choose_device(config.run, launch), config.parallel.timeout_s)
+        with launch.beginning.within(PROCESSES):
+            device = choose_device(config.run, launch)
+            start_process_group(launch, device, config.parallel.timeout_s)
     config, fetched = meaning.bring(config, names)
     config, tokenizer = meaning.with_tokenizer(config)
     if tokenizer and config.tokenizer.path != config.checkpoint.start:
@@ -234,6 +239,7 @@ class Stage:
         memory = out_of_memory.told(self.config, self.launch, self.mesh, self.heartbeat)
         try:
             with self.folder.in_use(), noted, caught, self.watchdog, memory:
+                self.launch.beginning.enter(MODEL)
                 yield
         except Stopped as stopped:
             if stopped.is_for_good:
@@ -252,21 +258,24 @@ class Stage:
         A reward model starts from a language model: its scalar head is new then, unless
         ``needs_head``. ``lora`` are its adapters.
         """
-        settings = self.config
+        settings, beginning = self.config, self.launch.beginning
         device, seed = self.mesh.device, settings.run.seed
         precision = choose_precision(settings.train.precision, device)
         check_heads(config, device)
-        model = build_model(
-            config,
-            self.mesh,
-            settings.parallel,
-            seed=seed,
-            precision=precision,
-            options=BuildOptions(settings.train.compile, lora),
-        )
+        options = BuildOptions(settings.train.compile, lora)
+        with beginning.within(MODEL):
+            model = build_model(
+                config,
+                self.mesh,
+                settings.parallel,
+                seed=seed,
+                precision=precision,
+                options=options,
+            )
         if start:
             grows = settings.checkpoint.grow_vocabulary
-            load_start(model, start, needs_head, grows, self.checkers)
+            with beginning.within(WEIGHTS):
+                load_start(model, start, needs_head, grows, self.checkers)
         return model
 
     def trainer(self, *models: tuple[str, Model]) -> tuple[Trainer, list[Learner]]:
@@ -293,7 +302,8 @@ class Stage:
         trainer = Trainer(learners, self.log, checkpoints, every, record, stop)
         lines = overview(config, self.mesh, [(n, model.config) for n, model in models])
         lines += [learned_of(learner) for learner in learners if learner.model.lora.rank]
-        trainer.introduce(lines)
+        beginning = self.launch.beginning
+        trainer.introduce(lines, FirstStep(beginning, self.mesh, self.starts.note_first_step))
         trainer.keep_best(config.checkpoint.best)
         place, local = Place.of(self.launch), config.checkpoint.local
         saves = local_saves(local, checkpoints, saving, place, self.log, self.starts)
@@ -356,6 +366,7 @@ def set_up(
         CheckpointError: the folder is of another run.
         CrashLoop: starts failed one after another at the same place.
     """
+    launch.beginning.enter(PROCESSES)
     device = choose_device(config.run, launch)
     own = launch.world_size - (separate.processes if separate else 0)
     demand = Demand(config.model, own, config.batch_sizes())
@@ -368,7 +379,8 @@ def set_up(
         check_compiles(config.model, config.parallel, device)
     config = _with_precision(config, choose_precision(config.train.precision, device))
     start_process_group(launch, device, config.parallel.timeout_s)
-    record = record_of(config, launch, versions(device, launch.world_size))
+    with launch.beginning.within(DATA):
+        record = record_of(config, launch, versions(device, launch.world_size))
     check_same_run(launch, record)
     folder = RunFolder(config.run.folder, launch)
     folder.open(lambda path: _check_run_of(path, record, config.checkpoint.start))
@@ -457,7 +469,7 @@ def _stage_in(
     )
     peak = peak_tflops(device, config.train.precision)
     speed = Speed(config.model, mesh, peak, recomputed_blocks(config.model, config.parallel))
-    heartbeat = Heartbeat(Fault(config.faults, launch))
+    heartbeat = Heartbeat(Fault(config.faults, launch), launch.beginning)
     timeouts = Timeouts(STALL_SHARE * config.parallel.timeout_s)
     faults = log.folder / "faults" / f"restart-{launch.restart}"
     watchdog = Watchdog(launch, heartbeat, timeouts, faults)
@@ -479,21 +491,3 @@ def _stage_in(
 def _with_precision(config: StageConfig, precision: Precision) -> StageConfig:
     train = config.train.model_copy(update={"precision": precision})
     return config.model_copy(update={"train": train})
-
-
-def check_positions(model: ModelConfig, rows: int, key: str) -> None:
-    """Refuse more rows than a learned table of positions has.
-
-    Args:
-        model: shape of the model.
-        rows: of the longest stream.
-        key: where they come from, and what else is in them.
-
-    Raises:
-        ConfigError: it names both numbers.
-    """
-    if model.position == "learned" and rows > model.max_positions:
-        raise ConfigError(
-            f"--{key}: needs {rows} positions, model.max_positions is {model.max_positions}: "
-            "shorten it"
-        )

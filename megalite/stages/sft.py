@@ -18,8 +18,9 @@ from megalite.stages.datasets import Datasets, evaluations, notes_of
 from megalite.stages.language import LanguageConfig, heldout_evaluation, language_step
 from megalite.stages.length import in_steps
 from megalite.stages.mixture import ConversationMixture, mixture
+from megalite.stages.positions import check_positions
 from megalite.stages.samples import Samples, SamplesConfig, write_samples
-from megalite.stages.setup import Stage, check_positions, set_up, settled
+from megalite.stages.setup import Stage, set_up, settled
 from megalite.stages.start import said_by
 from megalite.stages.told import notes_of_writing
 from megalite.training.config import RunConfig

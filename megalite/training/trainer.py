@@ -10,6 +10,7 @@ from typing import TypeVar
 from torch import Tensor
 
 from megalite.data.skipping import Ranges, in_words, merged
+from megalite.distributed.beginning import WEIGHTS
 from megalite.distributed.stop import BEFORE_FIRST_STEP, StopRequest
 from megalite.distributed.sums import sum_count
 from megalite.engine.weights import check_same_model, config_of
@@ -20,6 +21,7 @@ from megalite.training.checkpoint.manager import CheckpointManager
 from megalite.training.checkpoint.manifest import Facts
 from megalite.training.checkpoint.retry import LAST_PAUSES_S, Retry
 from megalite.training.drift import Drift
+from megalite.training.first_step import FirstStep
 from megalite.training.folder.record import RunRecord
 from megalite.training.folder.skips import read_skips, skipped_of, why_not
 from megalite.training.folder.switches import Switches
@@ -97,11 +99,12 @@ class Trainer:
         self._retry = Retry()
         self._last_read = 0.0
         self._introduction: tuple[str, ...] = ()
+        self._first_step = FirstStep()
         self._local = LocalSaves()
 
-    def introduce(self, lines: Sequence[str]) -> None:
-        """Say these lines before the first step; a run that is done doesn't."""
-        self._introduction = tuple(lines)
+    def introduce(self, lines: Sequence[str], first_step: FirstStep) -> None:
+        """Lines to say before the first step, and what tells how long it took to come there."""
+        self._introduction, self._first_step = tuple(lines), first_step
 
     def keep_best(self, metric: str) -> None:
         """Keep the checkpoint of the best evaluation by a metric; empty: of none."""
@@ -117,6 +120,7 @@ class Trainer:
         Raises:
             CheckpointError: it is of another run.
         """
+        self._heartbeat.beginning.enter(WEIGHTS)
         wanted = self._wanted_skips()
         reason = partial(why_not, wanted=wanted)
         found = self._local.find(self._checkpoints, self._tensors(), reason, self._refuse)
@@ -395,8 +399,9 @@ class Trainer:
         if self._dropped():
             metrics["dropped_steps"] = self._dropped()
         metrics["memory_gib"] = memory_gib(self._mesh.device)
-        paces, told = self._pace.look(step, self._log.is_writer)
-        metrics |= paces
+        begun_s, told = self._first_step.look()
+        paces, slow = self._pace.look(step, self._log.is_writer)
+        metrics |= begun_s | paces
         every = self._train.evaluate_every
         is_last = step >= self._train.steps
         if evaluate and every and (is_last or step % every == 0):
@@ -406,7 +411,7 @@ class Trainer:
             metrics |= found
         show = step == 1 or is_last or step % self._train.log_every == 0
         self._log.metrics(step, metrics, show)
-        for text in told:
+        for text in (*told, *slow):
             self._log.say(f"step {step}: {text}")
         if self._dropped() > dropped:
             self._log.say(

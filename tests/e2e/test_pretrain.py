@@ -1,5 +1,6 @@
 """Pretraining as users run it: repeats, processes, kills, damaged checkpoints."""
 
+import json
 import shutil
 import signal
 import subprocess
@@ -7,6 +8,8 @@ import time
 
 import pytest
 
+from megalite.distributed.beginning import PARTS
+from megalite.training.folder.history import read_history
 from tests.e2e.conftest import command_line, environment, losses, megalite
 
 
@@ -20,6 +23,12 @@ def test_a_run_has_its_files(whole):
     for name in ("config.toml", "metrics.jsonl", "log.txt", "checkpoints/latest"):
         assert (whole / name).is_file(), name
     assert len(list((whole / "checkpoints").glob("step-*"))) == 2
+    assert "step 1: the first of this start, " in (whole / "log.txt").read_text()
+    (start,) = read_history(whole)
+    assert tuple(start.first_step) == PARTS
+    assert min(start.first_step[part] for part in ("imports", "data", "step")) > 0
+    rows = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "first_step_s" in row] == [1]
 
 
 def test_a_second_run_with_the_same_seed_is_equal_bit_for_bit(work, whole):

@@ -9,9 +9,10 @@ from megalite.config import Section
 from megalite.data.config import StoredConversationConfig
 from megalite.errors import ConfigError
 from megalite.generation.answer import SLOTS
+from megalite.stages.positions import check_positions
 from megalite.stages.rlhf.rollout import RolloutConfig
 from megalite.stages.samples import SamplesConfig
-from megalite.stages.setup import StageConfig, check_positions
+from megalite.stages.setup import StageConfig
 from megalite.training.config import RunConfig
 
 Kind = Literal["dpo", "ipo", "kto", "orpo", "simpo"]

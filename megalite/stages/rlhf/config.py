@@ -15,6 +15,7 @@ from megalite.errors import ConfigError
 from megalite.models.config import ModelConfig
 from megalite.stages.corpus import check_corpus_positions
 from megalite.stages.language import LanguageConfig
+from megalite.stages.positions import check_positions
 from megalite.stages.rlhf.experience import RewardConfig
 from megalite.stages.rlhf.groups import (
     LOSS_MEANS,
@@ -30,7 +31,6 @@ from megalite.stages.rlhf.shapes import shape_of_reward_model
 from megalite.stages.rlhf.updates import PolicyUpdateConfig, UpdateConfig
 from megalite.stages.rules.config import MODEL, ScoreConfig
 from megalite.stages.samples import SamplesConfig
-from megalite.stages.setup import check_positions
 from megalite.training.config import RunConfig
 from megalite.training.folder.record import REWARD_MODELS
 

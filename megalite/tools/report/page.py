@@ -15,6 +15,7 @@ from megalite.errors import DataError, naming
 from megalite.tools.report.alignment import alignment_section
 from megalite.tools.report.chart import DASHES, Line, line_chart
 from megalite.tools.report.faults import fault_section
+from megalite.tools.report.first_steps import first_step_section
 from megalite.tools.report.rankings import ranking_section
 from megalite.tools.report.series import series
 from megalite.tools.report.style import STYLE, hiding, switches
@@ -122,6 +123,7 @@ def page(config: ReportConfig) -> str:
         *_charts(metrics),
         *ranking_section(runs),
         *fault_section(runs, metrics),
+        *first_step_section(runs),
     ]
     parts += ["<h2>Samples</h2>", _sample_table(samples)] if samples else []
     parts += _summary(metrics)

@@ -2,8 +2,9 @@
 
 import json
 import time
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from megalite.training.metrics.lines import Lines
@@ -23,6 +24,7 @@ class StartNote:
         ended_s: when it ended; 0 where it couldn't say so, or hasn't yet.
         reached: step that was under way then, or the last one; 0: not known.
         how: it ended: ``DONE``, ``STOPPED`` or the fault; empty: not known.
+        first_step: seconds until the end of its first step, by part; empty: it had none.
     """
 
     began_s: float
@@ -31,6 +33,7 @@ class StartNote:
     ended_s: float = 0.0
     reached: int = 0
     how: str = ""
+    first_step: dict[str, float] = field(default_factory=dict)
 
     @property
     def is_fault(self) -> bool:
@@ -53,11 +56,15 @@ class History:
         """Note that it is a later step, of a local checkpoint."""
         self._add({"step": step})
 
+    def first_step(self, seconds: Mapping[str, float]) -> None:
+        """Note how long it took to the end of the first step, by part."""
+        self._add({"first_step": {part: round(value, 3) for part, value in seconds.items()}})
+
     def end(self, reached: int, how: str) -> None:
         """Note how the start ended, in which step."""
         self._add({"ended_s": time.time(), "reached": reached, "how": how})
 
-    def _add(self, note: dict[str, float | int | str]) -> None:
+    def _add(self, note: Mapping[str, float | int | str | dict[str, float]]) -> None:
         self._lines.add(json.dumps(note))  # what can't be written waits for the next one
 
 

@@ -10,7 +10,7 @@ import re
 import socket
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -98,6 +98,11 @@ class Starts:
         if self._starts:
             self._starts[-1].went_on = step
             self._keep()
+
+    def note_first_step(self, seconds: Mapping[str, float]) -> None:
+        """Note how long this start took to the end of its first step, by part."""
+        if self._history is not None:
+            self._history.first_step(seconds)
 
     def end(self, fault: str = "") -> None:
         """Note how this start ended; with a fault it stays in the list."""

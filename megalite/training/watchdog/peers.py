@@ -5,7 +5,7 @@ import signal
 import time
 from collections.abc import Iterable, Sequence
 
-from megalite.training.watchdog.processes import is_alive, is_stopped
+from megalite.distributed.processes import is_alive, is_stopped
 from megalite.training.watchdog.status import OwnStatus, ProcessStatus
 from megalite.training.watchdog.store import StatusStore
 

@@ -7,10 +7,10 @@ import threading
 import time
 from dataclasses import dataclass, field, replace
 
+from megalite.distributed.processes import pid_namespace, start_time
 from megalite.torch_private import calls_by_group
 from megalite.training.watchdog.frames import locate, position
 from megalite.training.watchdog.heartbeat import PHASES, Heartbeat
-from megalite.training.watchdog.processes import pid_namespace, start_time
 
 
 @dataclass(frozen=True)

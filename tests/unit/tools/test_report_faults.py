@@ -63,6 +63,21 @@ def test_a_run_without_faults_has_no_section(tmp_path):
     assert "Faults" not in page(ReportConfig(runs=(folder,)))
 
 
+def test_the_time_to_the_first_step_of_each_start_is_told_by_part(tmp_path):
+    notes = [
+        {"began_s": 1.0, "step": 0, "restart": 0},
+        {"first_step": {"imports": 3.0, "step": 1.5}},
+        {"began_s": 9.0, "step": 1, "restart": 1},
+    ]
+    folder = run_of(tmp_path / "run", [{"step": 1, "loss": 1.0}], notes)
+    text = page(ReportConfig(runs=(folder,)))
+    cells = ["4.5", "3.0", *["0.0"] * 5, "1.5"]
+    assert "".join(f"{NUMBER}{cell}</td>" for cell in cells) in text
+    assert text.count("<th>imports</th>") == 1
+    start, second = read_history(tmp_path / "run")
+    assert (start.first_step["step"], second.first_step) == (1.5, {})
+
+
 def test_a_history_survives_a_line_that_was_cut_off(tmp_path):
     history = History(tmp_path)
     history.begin(3, 1)

@@ -7,9 +7,9 @@ import sys
 import pytest
 from torch.distributed import TCPStore
 
+from megalite.distributed.processes import is_alive, is_stopped, pid_namespace, start_time
 from megalite.training.watchdog.heartbeat import Heartbeat
 from megalite.training.watchdog.peers import Peers
-from megalite.training.watchdog.processes import is_alive, is_stopped, pid_namespace, start_time
 from megalite.training.watchdog.status import OwnStatus, ProcessStatus
 from megalite.training.watchdog.store import StatusStore
 
