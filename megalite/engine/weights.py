@@ -18,7 +18,8 @@ from megalite.models.families.table import decisive
 from megalite.models.hugging_face import fitted, our_tensors, read_config
 from megalite.models.transformer import Transformer
 
-VOCABULARY = ("embedding.weight", "head.weight", "head.bias")  # tables with a row a token
+EMBEDDINGS = ("embedding.weight", "encoder.embedding.weight")
+VOCABULARY = (*EMBEDDINGS, "head.weight", "head.bias")  # tables with a row a token
 HEAD_KEYS = {
     "head",
     "head_bias",

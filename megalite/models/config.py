@@ -30,6 +30,9 @@ class ModelConfig(Section):
     embedding_size: int = Field(
         0, ge=0, description="width of the embedding, projected to D; 0: hidden_size"
     )
+    separate_embeddings: bool = Field(
+        False, description="the encoder has an embedding of its own (T5Gemma)"
+    )
 
     norm: Literal["rms_norm", "layer_norm"] = Field(
         "rms_norm", description="kind of norm: rms_norm or layer_norm"
@@ -206,6 +209,12 @@ class ModelConfig(Section):
             )
         if self.norm_plus_one and self.norm != "rms_norm":
             raise ConfigError(f"--model.norm_plus_one true: needs norm rms_norm, came {self.norm}")
+        if self.separate_embeddings and not self.num_encoder_layers:
+            raise ConfigError("--model.separate_embeddings true: needs num_encoder_layers, came 0")
+        return self
+
+    @model_validator(mode="after")
+    def _check_rope(self) -> "ModelConfig":
         if self.rope_window_base and not any(self.windows):
             raise ConfigError(
                 f"--model.rope_window_base {self.rope_window_base:g}: needs windows, came none"

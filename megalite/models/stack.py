@@ -99,11 +99,15 @@ class Stack(nn.Module):
         is_decoder = name == "decoder"
         has_cross = is_decoder and config.is_encoder_decoder
         width, is_first = config.embedding_width, blocks[0] == 0
+        self.embedding: VocabParallelEmbedding | None = None
         self.positions: Table | None = None
         self.project: Projection | None = None
         self.embedding_norm: Norm | None = None
         self.relative: RelativeBias | None = None
         self.norm: Norm | None = None
+        if is_first and not is_decoder and config.separate_embeddings:
+            std = config.deviation("embedding", width, config.vocab_size)
+            self.embedding = VocabParallelEmbedding(mesh, config.vocab_size, width, Initial(std))
         if is_first and config.position == "learned":
             rows = config.max_positions + config.position_offset
             std = config.deviation("positions", config.hidden_size, rows)
@@ -133,9 +137,19 @@ class Stack(nn.Module):
             assert isinstance(block, Block)
             yield block
 
-    def embed(self, embedding: VocabParallelEmbedding, stream: Stream, context: Context) -> Tensor:
-        """Embed tokens [B, S]: [B, S, D], or [B, S/tp, D] under sequence parallelism."""
+    def embed(
+        self, shared: VocabParallelEmbedding | None, stream: Stream, context: Context
+    ) -> Tensor:
+        """Embed tokens [B, S]: [B, S, D], or [B, S/tp, D] under sequence parallelism.
+
+        Args:
+            shared: the model's embedding; None where this stack has its own.
+            stream: what it reads.
+            context: of the batch.
+        """
         config = self.config
+        embedding = shared if self.embedding is None else self.embedding
+        assert embedding is not None
         x = embedding(stream.tokens)
         if config.embedding_scale != 1.0:
             x = x * config.embedding_scale

@@ -42,7 +42,9 @@ class Transformer(nn.Module):
         self.head: Head | None = None
         self.is_tied = config.head == "lm" and config.tie_embeddings
         with torch.device("meta"):
-            if part.starts_encoder or part.starts_decoder or (part.ends and self.is_tied):
+            starts = part.starts_decoder
+            starts |= part.starts_encoder and not config.separate_embeddings
+            if starts or (part.ends and self.is_tied):
                 rows, width = config.vocab_size, config.embedding_width
                 std = config.deviation("embedding", width, rows)
                 self.embedding = VocabParallelEmbedding(mesh, rows, width, Initial(std))
@@ -105,7 +107,7 @@ class Transformer(nn.Module):
         if self.encoder is None:
             return rows
         context = self.encoder.context(stream, random)
-        if rows is None and self.embedding is not None:
+        if rows is None:
             rows = self.encoder.embed(self.embedding, stream, context)
         return self.encoder(rows, context)
 

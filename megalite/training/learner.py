@@ -15,6 +15,7 @@ from megalite.distributed.sums import Counts
 from megalite.distributed.transfer import Reading
 from megalite.engine.gradients import clip_grad_norm
 from megalite.engine.model import Item, Model, Task
+from megalite.engine.weights import EMBEDDINGS
 from megalite.errors import CheckpointError
 from megalite.layers.shards import gradient_of, local_part
 from megalite.models.outputs import Scale
@@ -31,7 +32,6 @@ from megalite.training.watchdog.heartbeat import Heartbeat
 
 TARGETS = "targets"  # in a step's counts: what its loss is divided by
 AVERAGES = "averages"  # in its facts: whether a checkpoint has means of the weights
-EMBEDDING = "embedding.weight"
 _NORM, _BAD = "/norm", "/bad"  # among a step's numbers; no metric has a slash
 
 MakeTask = Callable[[Scale], Task]
@@ -245,14 +245,14 @@ class Learner:
         self.scale.update(is_finite, train.precision, train.max_bad_steps, step)
 
     def _shrink_embedding(self, consumed_samples: int) -> None:
-        """Multiply the gradient of the tokens' embedding by its factor.
+        """Multiply the gradients of tokens' embeddings by their factor.
 
         Source: Zeng et al. 2022, arXiv:2210.02414, section 3.
         """
         told = self.learning.train.embedding_gradient
         factor = value_at(told, consumed_samples, self.total_samples)
         for name, parameter in self.model.named_parameters() if factor != 1.0 else ():
-            if name == EMBEDDING and parameter.grad is not None:
+            if name in EMBEDDINGS and parameter.grad is not None:
                 local_part(gradient_of(parameter)).mul_(factor)
 
     def _dropout_seed(self, consumed_samples: int) -> int | None:

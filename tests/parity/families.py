@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from tests.parity.heirs import gptj, internlm2, tiny
+from tests.parity.heirs import gptj, internlm2, t5gemma, tiny
 from tests.parity.reference_decoders import Baichuan, Moss, Palm
 from tests.parity.reference_glm import ChatGLM2, DeepNormModel
 
@@ -347,6 +347,11 @@ PEERS = {
     "ul2": Peer(_untied_t5(feed_forward_proj="gated-silu"), is_encoder_decoder=True),
     "bart": Peer(_bart(), is_encoder_decoder=True),
     "mbart": Peer(_bart("MBart", scale_embedding=True), is_encoder_decoder=True),
+    "t5gemma": Peer(t5gemma(), is_encoder_decoder=True),
+    "t5gemma, untied, biases": Peer(
+        t5gemma(tie_word_embeddings=False, attention_bias=True, encoder_layers=4),
+        is_encoder_decoder=True,
+    ),
     "codegen": Peer(_codegen),
     "moss": Peer(_moss, is_reference=True),
     "baichuan 7b": Peer(_baichuan(max_position_embeddings=64), is_reference=True),

@@ -38,3 +38,25 @@ def gptj() -> Any:
 def internlm2() -> Any:
     sizes = _SIZES | {"bias": True, "rms_norm_eps": 1e-5}
     return InternLM2(model_type="internlm2", **sizes)
+
+
+def t5gemma(
+    tie_word_embeddings: bool = True, encoder_layers: int = 2, **more: Any
+) -> Callable[[], Any]:
+    """Build a T5Gemma whose stacks have other depths."""
+
+    def make() -> Any:
+        from transformers import T5GemmaConfig, T5GemmaForConditionalGeneration
+
+        sizes = _SIZES | {"sliding_window": 4, "head_dim": 12, "query_pre_attn_scalar": 20}
+        sizes |= {"attn_logit_softcapping": 1.5, "final_logit_softcapping": 2.0} | more
+        config = T5GemmaConfig(
+            encoder=sizes | {"num_hidden_layers": encoder_layers},
+            decoder=sizes | {"num_hidden_layers": 3},
+            vocab_size=_SIZES["vocab_size"],
+            tie_word_embeddings=tie_word_embeddings,
+            attn_implementation="eager",
+        )
+        return T5GemmaForConditionalGeneration(config)
+
+    return make

@@ -84,6 +84,16 @@ _GEMMA2 = {
     "use_cache": True,
     "vocab_size": 256000,
 }
+_T5GEMMA_STACK = {key: value for key, value in _GEMMA2.items() if not key.endswith("_token_id")}
+_T5GEMMA_STACK |= _of(2304, 26, 8, 4, inner=9216, head_dim=256, max_position_embeddings=8192)
+_T5GEMMA_STACK |= {
+    "attention_bias": False,
+    "classifier_dropout_rate": 0.0,
+    "dropout_rate": 0.0,
+    "layer_types": ["sliding_attention", "full_attention"] * 13,
+    "model_type": "t5_gemma_module",
+    "query_pre_attn_scalar": 256,
+}
 _GEMMA3 = {
     "architectures": ["Gemma3ForCausalLM"],
     "attention_bias": False,
@@ -215,6 +225,24 @@ HEIRS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         _GEMMA2
         | _of(4608, 46, 32, 16, inner=36864, head_dim=128, max_position_embeddings=8192)
         | {"query_pre_attn_scalar": 144},
+    ),
+    "t5gemma-2b-2b-ul2": (
+        "t5gemma-2b-2b",
+        {},
+        {
+            "architectures": ["T5GemmaForConditionalGeneration"],
+            "attention_dropout": 0.0,
+            "classifier_dropout_rate": 0.0,
+            "decoder": _T5GEMMA_STACK
+            | {"cross_attention_hidden_size": 2304, "is_decoder": True, "use_cache": True},
+            "dropout_rate": 0.0,
+            "encoder": _T5GEMMA_STACK | {"is_decoder": False},
+            "initializer_range": 0.02,
+            "is_encoder_decoder": True,
+            "model_type": "t5gemma",
+            "pad_token_id": 0,
+            "vocab_size": 256000,
+        },
     ),
     "gemma-3-1b-pt": (
         "gemma3-1b",

@@ -37,6 +37,7 @@ def classes() -> list[tuple[str, dict[str, Any]]]:
 
     names = ("Llama", "GPT2", "OPT", "Bloom", "Falcon", "T5", "Bart", "CodeGen", "Qwen2", "GPTNeoX")
     names += ("GPTJ", "MT5", "MBart", "Glm", "Glm4", "Mistral", "Qwen3", "Gemma2", "Gemma3Text")
+    names += ("T5Gemma",)
     return [(name, getattr(transformers, f"{name}Config")().to_dict()) for name in names]
 
 
@@ -80,6 +81,29 @@ def test_what_no_model_here_can_have_is_refused_by_key(name, change, said):
     theirs = CONFIGS[name][2] | change
     with pytest.raises(ValueError, match=said):
         family_of(theirs).read(theirs)
+
+
+@pytest.mark.parametrize(
+    ("stack", "change", "said"),
+    [
+        ("encoder", {"hidden_size": 3584}, "must have one hidden_size, came 3584 and 2304"),
+        ("encoder", {"intermediate_size": 10}, "must have one ffn_size, came 10 and 9216"),
+        ("decoder", {"sliding_window": 8}, "of encoder and decoder must be alike"),
+        ("decoder", {"cross_attention_hidden_size": 64}, "cross_attention_hidden_size 64"),
+        ("decoder", {"hidden_activation": "relu", "hidden_act": "relu"}, "hidden_activation must"),
+        ("encoder", {"qk_norm": True}, "qk_norm is True"),
+    ],
+)
+def test_stacks_that_no_block_here_has_both_of_are_refused_by_key(stack, change, said):
+    theirs = CONFIGS["t5gemma-2b-2b-ul2"][2]
+    with pytest.raises(ValueError, match=said):
+        family_of(theirs).read(theirs | {stack: theirs[stack] | change})
+
+
+def test_a_key_that_no_one_knows_is_named_in_a_stacks_config_too():
+    theirs = CONFIGS["t5gemma-2b-2b-ul2"][2]
+    changed = theirs | {"encoder": theirs["encoder"] | {"residual_gate": 2}}
+    assert family_of(theirs).unread(changed) == ["encoder.residual_gate"]
 
 
 def test_a_key_that_no_one_knows_is_named():

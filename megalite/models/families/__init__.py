@@ -25,6 +25,7 @@ from megalite.models.families import (
     qwen2,
     qwen3,
     t5,
+    t5gemma,
 )
 from megalite.models.families.table import Family
 
@@ -45,6 +46,7 @@ FAMILIES: dict[str, Family] = {
         bloom,
         falcon,
         t5,
+        t5gemma,
         bart,
         mbart,
         baichuan,

@@ -11,8 +11,8 @@ _NEUTRAL = {  # they change nothing that a forward pass computes, by what they a
     "early_stopping task_specific_params max_length do_sample temperature top_k top_p num_beams "
     "repetition_penalty length_penalty no_repeat_ngram_size min_length num_return_sequences",
     "other heads": "classif_dropout id2label label2id num_labels problem_type classifier_dropout "
-    "finetuning_task summary_activation summary_first_dropout summary_proj_to_labels summary_type "
-    "summary_use_proj",
+    "classifier_dropout_rate finetuning_task summary_activation summary_first_dropout "
+    "summary_proj_to_labels summary_type summary_use_proj",
     "training": "activation_dropout layerdrop encoder_layerdrop decoder_layerdrop "
     "initializer_factor initializer_range init_std gradient_checkpointing embd_pdrop resid_pdrop "
     "attn_pdrop",

@@ -194,6 +194,7 @@ class Family:
         ignored: endings of tensors of theirs that are no parameters.
         zero: endings of tensors of theirs that must be 0, as a model of ours has none.
         presets: its published sizes by name.
+        sections: keys of their config that hold a config, and what reads it.
     """
 
     name: str
@@ -212,6 +213,7 @@ class Family:
     ignored: tuple[str, ...] = ()
     zero: tuple[str, ...] = ()
     presets: Mapping[str, Preset] = field(default_factory=dict)
+    sections: Mapping[str, "Family"] = field(default_factory=dict)
 
     @property
     def scorer(self) -> str:
@@ -253,7 +255,9 @@ class Family:
         recorded = Recorded(canonical)
         self.from_theirs(recorded)
         known = recorded.read | self.fixed.keys() | {self.marker}
-        return sorted(key for key in canonical.keys() - known if not says_nothing(key))
+        own = sorted(key for key in canonical.keys() - known if not says_nothing(key))
+        parts = {name: part.unread(theirs[name]) for name, part in self.sections.items()}
+        return own + [f"{name}.{key}" for name, keys in parts.items() for key in keys]
 
     def canonical(self, theirs: Mapping[str, Any]) -> dict[str, Any]:
         """Their config with each of its ``aliases`` under the name that is read.

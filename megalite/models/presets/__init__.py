@@ -25,6 +25,7 @@ from megalite.models.presets import (
     qwen2,
     qwen3,
     t5,
+    t5gemma,
 )
 from megalite.models.presets.preset import Preset
 
@@ -45,6 +46,7 @@ PRESETS: dict[str, Preset] = {
         bloom,
         falcon,
         t5,
+        t5gemma,
         bart,
         mbart,
         baichuan,

@@ -66,6 +66,13 @@ def test_a_preset_has_as_many_parameters_as_the_published_model(name):
     assert num_parameters(ModelConfig(preset=name)) == COUNTS[name]
 
 
+def test_t5gemma_has_as_many_as_the_published_base_model():
+    """By its sizes alone: two stacks of 12 blocks, each with its own table of tokens."""
+    sizes = {"hidden_size": 768, "num_encoder_layers": 12, "num_layers": 12, "num_heads": 12}
+    sizes |= {"num_kv_heads": 12, "head_size": 64, "ffn_size": 2048}
+    assert num_parameters(ModelConfig(preset="t5gemma-2b-2b", **sizes)) == 591_490_560
+
+
 @pytest.mark.parametrize("name", ROUND)
 def test_a_preset_has_about_as_many_as_its_paper_says(name):
     count = num_parameters(ModelConfig(preset=name)) / 1e9
