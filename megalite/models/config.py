@@ -79,12 +79,13 @@ class ModelConfig(Section):
         "over the layers; 0: all",
     )
 
-    position: Literal["rope", "learned", "alibi", "relative", "none"] = Field(
+    position: Literal["rope", "learned", "sinusoid", "alibi", "relative", "none"] = Field(
         "rope",
-        description="positions: rope, learned (a table), alibi, relative (T5's buckets) or none",
+        description="positions: rope, learned (a table), sinusoid (a fixed table), alibi, relative "
+        "(T5's buckets) or none",
     )
     max_positions: int = Field(
-        2048, ge=1, description="longest sequence; entries of a learned table"
+        2048, ge=1, description="longest sequence; entries of a table of positions"
     )
     position_offset: int = Field(
         0, ge=0, description="unused entries at the start of a learned table (OPT, BART: 2)"
@@ -251,6 +252,11 @@ class ModelConfig(Section):
     def rope_trained_positions(self) -> int:
         """Longest sequence that the angles were trained on before they were stretched."""
         return self.rope_original_positions or self.max_positions
+
+    @property
+    def has_position_table(self) -> bool:
+        """Whether positions are rows of a table, which has ``max_positions``."""
+        return self.position in ("learned", "sinusoid")
 
     @property
     def embedding_width(self) -> int:

@@ -23,7 +23,9 @@ from megalite.models.context import (
 )
 from megalite.models.norm import Norm
 from megalite.models.rope import rotation, window_rotation
-from megalite.ops import Dropout, RowIntervals, embedding
+from megalite.models.sinusoids import sinusoids
+from megalite.ops import Dropout, RowIntervals
+from megalite.ops import embedding as embed_rows
 
 
 class Table(Layer):
@@ -37,7 +39,7 @@ class Table(Layer):
     def forward(self, positions: Tensor) -> Tensor:
         """Look up [B, S'] positions."""
         weight = self.local("weight", self.mesh.sequence_parallel)
-        return embedding(weight, positions.long())
+        return embed_rows(weight, positions.long())
 
 
 class RelativeBias(Layer):
@@ -158,6 +160,10 @@ class Stack(nn.Module):
         if self.positions is not None:
             rows = own_rows(stream.positions, self.mesh) + config.position_offset
             x = x + self.positions(rows)
+        if config.position == "sinusoid":
+            table = sinusoids(config.max_positions, config.hidden_size, x.device)
+            rows = own_rows(stream.positions, self.mesh)
+            x = x + embed_rows(table, rows.long()).to(x.dtype)
         if self.embedding_norm is not None:
             x = self.embedding_norm(x)
         rate = config.dropout if config.embedding_dropout is None else config.embedding_dropout

@@ -5,7 +5,7 @@ from megalite.models.config import ModelConfig
 
 
 def check_positions(model: ModelConfig, rows: int, key: str) -> None:
-    """Refuse more rows than a learned table of positions has.
+    """Refuse more rows than a table of positions has.
 
     Args:
         model: shape of the model.
@@ -15,7 +15,7 @@ def check_positions(model: ModelConfig, rows: int, key: str) -> None:
     Raises:
         ConfigError: it names both numbers.
     """
-    if model.position == "learned" and rows > model.max_positions:
+    if model.has_position_table and rows > model.max_positions:
         raise ConfigError(
             f"--{key}: needs {rows} positions, model.max_positions is {model.max_positions}: "
             "shorten it"

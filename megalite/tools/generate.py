@@ -199,7 +199,7 @@ def _check_lengths(prompts: Sequence[Prompt], model: ModelConfig, most: int) -> 
         if not prompt.tokens:
             raise DataError(f"prompt {number}: has no tokens; an answer needs one to start from")
         rows = max(len(prompt.tokens) + most, len(prompt.encoder_tokens))
-        if model.position == "learned" and rows > model.max_positions:
+        if model.has_position_table and rows > model.max_positions:
             raise DataError(
                 f"prompt {number}: needs {rows} positions with an answer of "
                 f"--sampling.max_new_tokens {most}, the model has {model.max_positions}: shorten it"

@@ -6,7 +6,7 @@ from tests.dist import jobs
 from tests.dist.same_training import check_same_training
 
 STEPS = 1
-FAMILIES = ("mistral", "qwen3", "gemma2", "gemma3", "gpt-neox", "glm4", "t5gemma")
+FAMILIES = ("mistral", "qwen3", "gemma2", "gemma3", "gpt-neox", "glm4", "t5gemma", "pegasus")
 LAYOUTS = {
     "tp3 sequence": (3, {"tp": 3, "sequence_parallel": True}),
     "pp2 fsdp2": (4, {"pp": 2, "shard": 2}),

@@ -347,6 +347,10 @@ PEERS = {
     "ul2": Peer(_untied_t5(feed_forward_proj="gated-silu"), is_encoder_decoder=True),
     "bart": Peer(_bart(), is_encoder_decoder=True),
     "mbart": Peer(_bart("MBart", scale_embedding=True), is_encoder_decoder=True),
+    "pegasus": Peer(
+        _bart("Pegasus", scale_embedding=True, activation_function="relu"), is_encoder_decoder=True
+    ),
+    "pegasus, an odd width": Peer(_bart("Pegasus", d_model=39), is_encoder_decoder=True),
     "t5gemma": Peer(t5gemma(), is_encoder_decoder=True),
     "t5gemma, untied, biases": Peer(
         t5gemma(tie_word_embeddings=False, attention_bias=True, encoder_layers=4),
@@ -372,9 +376,10 @@ PEERS = {
 
 
 def randomise(model: Any) -> None:
-    """Give every parameter values that matter, norms and biases too; tied ones stay tied."""
+    """Give what learns values that matter, norms and biases too; tied ones stay tied."""
     generator = torch.Generator().manual_seed(3)
-    for name, parameter in model.named_parameters():
+    learned = ((name, p) for name, p in model.named_parameters() if p.requires_grad)
+    for name, parameter in learned:
         noise = torch.randn(parameter.shape, generator=generator)
         is_scale = parameter.dim() == 1 and not name.endswith("bias")
         parameter.data.copy_(1 + 0.1 * noise if is_scale else 0.1 * noise)

@@ -37,7 +37,7 @@ def classes() -> list[tuple[str, dict[str, Any]]]:
 
     names = ("Llama", "GPT2", "OPT", "Bloom", "Falcon", "T5", "Bart", "CodeGen", "Qwen2", "GPTNeoX")
     names += ("GPTJ", "MT5", "MBart", "Glm", "Glm4", "Mistral", "Qwen3", "Gemma2", "Gemma3Text")
-    names += ("T5Gemma",)
+    names += ("T5Gemma", "Pegasus")
     return [(name, getattr(transformers, f"{name}Config")().to_dict()) for name in names]
 
 

@@ -11,7 +11,7 @@ from megalite.models.presets.bart import BASE, PRESETS
 
 
 def values_of(theirs: dict[str, Any]) -> dict[str, Any]:
-    """Our values of a config's keys, without the place of its norms; mBART's has the same keys.
+    """Our values of a config's keys, without the place of norms; mBART and Pegasus have the same.
 
     Raises:
         ValueError: encoder and decoder differ where ours can't.
@@ -62,8 +62,9 @@ def once(config: ModelConfig) -> list[Entry]:
     entries = [same("model.shared.weight", "embedding.weight")]
     for stack in ("encoder", "decoder"):
         theirs = f"model.{stack}."
-        entries.append(same(f"{theirs}embed_positions.weight", f"{stack}.positions.weight"))
-        norms = {"layernorm_embedding": "embedding_norm"}
+        if config.position == "learned":
+            entries.append(same(f"{theirs}embed_positions.weight", f"{stack}.positions.weight"))
+        norms = {"layernorm_embedding": "embedding_norm"} if config.embedding_norm else {}
         if config.final_norm:
             norms["layer_norm"] = "norm"
         entries += pairs(theirs, f"{stack}.", norms, "weight", "bias")

@@ -149,6 +149,7 @@ _POSITIONS = {
     "alibi": ("alibi_scale",),
     "relative": ("relative_buckets", "relative_max_distance"),
     "learned": ("max_positions", "position_offset"),
+    "sinusoid": ("max_positions",),
 }
 _ROPE: dict[str, tuple[str, ...]] = {
     "linear": (),

@@ -40,6 +40,7 @@ COUNTS = {  # of the published checkpoints, without what tied embeddings share
     "gpt-j-6b": 6_050_882_784,
     "mt5-small": 300_176_768,
     "mbart-large-cc25": 610_851_840,
+    "pegasus-large": 568_699_904,  # without the fixed table of positions, twice 1,048,576
     "glm-4-9b": 9_399_951_360,
     "glm-4-32b-0414": 32_566_081_536,
     "mistral-7b-v0.1": 7_241_732_096,
