@@ -21,13 +21,20 @@ class SpecialTokens:
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> "SpecialTokens":
-        """What a config.json says, or one with the keys of generation_config.json."""
-        ends = config.get("eos_token_id")
-        if ends is None:
-            ends = ()
+        """What a config.json says, or one with the keys of generation_config.json.
+
+        A config with one for its decoder (T5Gemma's) may leave it to that; its decoder starts with
+        the token that begins a text.
+        """
+        inner = config.get("decoder")
+        inner = inner if isinstance(inner, Mapping) else {}
+        said = {k: v for part in (inner, config) for k, v in part.items() if v is not None}
+        ends, start = said.get("eos_token_id", ()), config.get("decoder_start_token_id")
+        if start is None and inner:
+            start = said.get("bos_token_id")
         return cls(
             tuple(ends) if isinstance(ends, list | tuple) else (ends,),
-            config.get("decoder_start_token_id"),
+            start,
             config.get("forced_bos_token_id"),
         )
 

@@ -14,6 +14,7 @@ from megalite.data.tokenizers.tokenizer import Tokenizer
 from megalite.models.files import TOKENIZER_FILES
 from megalite.models.hub import folder_of
 from megalite.models.hugging_face import TOKENS, is_hugging_face
+from megalite.stages.special_tokens import SpecialTokens
 from megalite.stages.told import section_of_run
 
 PROBES = ("The cat sat.", "a  b   c", " a\n\tb", "x = 12345", "é e\u0301 中 🙂")
@@ -197,7 +198,8 @@ def _has_padding(folder: Path) -> bool:
 
 def _decoder_tokens(tokenizer: Tokenizer, before: SaidBefore) -> dict[str, Any]:
     """What a decoder starts with; nothing is forced that the published config doesn't force."""
-    start = before.published.get("decoder_start_token_id", tokenizer.pad_id)
+    start = SpecialTokens.of(before.published).decoder_start
+    start = tokenizer.pad_id if start is None else start
     if before.decoder_start:
         start = tokenizer.token_id(before.decoder_start)
     forced = ("forced_bos_token_id", "forced_eos_token_id")
