@@ -16,6 +16,7 @@ from megalite.generation.decoder import Forward
 from megalite.generation.generate import Begun, Ending, Writing
 from megalite.generation.prompts import Prompt, batch_prompts
 from megalite.generation.sampling import SamplingConfig
+from megalite.generation.scores import Scored
 from megalite.generation.slots import Room, SlotDecoder
 
 Reason = Literal["stop", "length", "closed", "failed"]
@@ -49,6 +50,8 @@ class Order:
         stops: texts that end it.
         on_text: is given its next text, in the desk's thread.
         on_end: is called once, behind its last text, in the desk's thread or who stops it.
+        likeliest: how many of the likeliest tokens are scored beside each of its own.
+        on_scored: is given the score of its next token, before that token's text; None: of none.
     """
 
     prompt: Prompt
@@ -58,6 +61,8 @@ class Order:
     stops: Sequence[str]
     on_text: Callable[[str], None]
     on_end: Callable[[End], None]
+    likeliest: int = 0
+    on_scored: Callable[[Scored], None] | None = None
 
 
 class DeskFull(Exception):
@@ -90,7 +95,13 @@ class Desk:
         """
         self._decode, self._room, self._most_waiting = decode, room, most_waiting
         self._device = torch.device(device)
-        self._ending = replace(ending, on_text=self._text, on_end=self._end, look_every=1)
+        self._ending = replace(
+            ending,
+            on_text=self._text,
+            on_end=self._end,
+            on_scored=self._scored,
+            look_every=1,
+        )
         self._changed = threading.Condition()
         self._waiting: deque[Order] = deque()
         self._closing: list[Order] = []
@@ -187,7 +198,14 @@ class Desk:
             [order.limit for order in orders],
             [order.sampling for order in orders],
             [order.stops for order in orders],
+            [None if order.on_scored is None else order.likeliest for order in orders],
         )
+
+    def _scored(self, number: int, scored: Scored) -> None:
+        """Tell the score of a token, unless it ends the answer."""
+        on_scored = self._places[number].on_scored
+        if on_scored is not None and scored.token not in self._ending.end_ids:
+            on_scored(scored)
 
     def _text(self, number: int, text: str) -> None:
         self._places[number].on_text(text)

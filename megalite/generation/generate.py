@@ -15,6 +15,7 @@ from megalite.generation.sampling import (
     penalise_presence,
     penalise_repetition,
 )
+from megalite.generation.scores import Scored
 from megalite.generation.slots import SlotDecoder
 from megalite.generation.text import TextStream
 from megalite.models.batch import Batch, Stream
@@ -35,6 +36,8 @@ class Ending:
         decode: from token ids to text; None for answers that stay tokens.
         on_text: is called as text becomes certain.
         on_end: is called when an answer is whole.
+        on_scored: is given the number of an answer that asks and its next token's score, before
+            the token's text.
         look_every: tokens between two looks at which answers ended and what their texts are. No
             answer depends on it: what was drawn behind an end is dropped.
     """
@@ -45,6 +48,7 @@ class Ending:
     decode: Callable[[Sequence[int]], str] | None = None
     on_text: OnText | None = None
     on_end: OnEnd | None = None
+    on_scored: Callable[[int, Scored], None] | None = None
     look_every: int = LOOK_EVERY
 
 
@@ -100,6 +104,7 @@ class Begun:
         limits: most tokens of each.
         configs: how the tokens of each are chosen.
         stops: strings that end each.
+        likeliest: how many of the likeliest tokens are scored beside each one's; None: nothing is.
     """
 
     prompts: Stream
@@ -107,6 +112,7 @@ class Begun:
     limits: Sequence[int]
     configs: Sequence[SamplingConfig]
     stops: Sequence[Sequence[str]]
+    likeliest: Sequence[int | None] = ()
 
 
 class Source(Protocol):
@@ -216,6 +222,7 @@ class Writing:
         self._room, self._penalises, self._steps = room, penalises, 0
         self._texts, self._closed = _Texts(ending), set[int]()
         self._asked: dict[int, tuple[int, SamplingConfig]] = {}  # limit and config by number
+        self._likeliest: dict[int, int] = {}  # by number, of answers whose tokens are scored
         self._known: list[tuple[int, int]] = []  # of each row its answer, and tokens it has
         self._groups: list[_Group] = []
         self.rows: _Rows | None = None
@@ -270,6 +277,8 @@ class Writing:
         self._known += [(number, 0) for number in numbers]
         asked = zip(begun.limits, begun.configs, strict=True)
         self._asked |= dict(zip(numbers, asked, strict=True))
+        counts = zip(numbers, begun.likeliest, strict=False)
+        self._likeliest |= {number: count for number, count in counts if count is not None}
         self._texts.begin(numbers, begun.stops)
         self._group(device)
 
@@ -290,6 +299,7 @@ class Writing:
         rows = self._rows
         tokens, log_probs = self._drawn(logits)
         tokens = tokens.masked_fill(~rows.is_open, self._ending.pad_id)
+        self._score(logits, tokens)
         at = rows.answers, rows.numbers
         self.tokens[at] = tokens
         self.log_probs[at] = log_probs.masked_fill(~rows.is_open, 0.0)
@@ -304,6 +314,13 @@ class Writing:
         self._known = [(number, count + 1) for number, count in self._known]
         self._steps += 1
         return tokens
+
+    def _score(self, logits: Tensor, tokens: Tensor) -> None:
+        """Tell the scores of the next tokens, [A] int64, of answers that ask for them."""
+        for row, (number, _) in enumerate(self._known if self._likeliest else ()):
+            count = self._likeliest.get(number)
+            if count is not None and self._ending.on_scored is not None:
+                self._ending.on_scored(number, Scored.of(logits[row], int(tokens[row]), count))
 
     def _drawn(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens and log-probabilities of rows, each as its own config says."""
@@ -352,6 +369,7 @@ class Writing:
         for number in (number for (number, _), more in pairs if not more):
             self._texts.end(number)
             del self._asked[number]
+            self._likeliest.pop(number, None)
             if self._ending.on_end is not None:
                 self._ending.on_end(number)
         return index

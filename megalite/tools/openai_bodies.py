@@ -11,17 +11,18 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from megalite.tools.token_scores import TokenScore, chat_form, completion_form
+
 MOST_STOPS = 16
 MOST_CHOICES = 128
+MOST_LIKELIEST_OF_CHAT, MOST_LIKELIEST = 20, 5  # tokens beside a drawn one
 Finish = Literal["stop", "length"]
 NOT_HERE = {  # what OpenAI's API has and this server hasn't, but for values that ask for nothing
     "audio",
     "best_of",
-    "echo",
     "function_call",
     "functions",
     "logit_bias",
-    "logprobs",
     "modalities",
     "parallel_tool_calls",
     "prediction",
@@ -31,7 +32,6 @@ NOT_HERE = {  # what OpenAI's API has and this server hasn't, but for values tha
     "suffix",
     "tool_choice",
     "tools",
-    "top_logprobs",
     "verbosity",
     "web_search_options",
 }
@@ -132,6 +132,17 @@ class Asked(_Body):
         """Most tokens of an answer."""
         return self.max_tokens
 
+    @property
+    def likeliest(self) -> int | None:
+        """How many of the likeliest tokens are told beside each; None: no log-probability is."""
+        return None
+
+    def contradiction(self) -> tuple[str, str]:
+        """A key that asks for what another rules out, and why; empty: there is none."""
+        if self.stream_options is not None and not self.stream:
+            return "stream_options", "only with stream true"
+        return "", ""
+
 
 class ChatBody(Asked):
     """A body of /v1/chat/completions."""
@@ -139,8 +150,8 @@ class ChatBody(Asked):
     messages: list[Message] = Field(min_length=1)
     max_completion_tokens: int | None = Field(None, ge=1)
     response_format: TextFormat | None = None
-    logprobs: Literal[False] | None = None
-    top_logprobs: None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=MOST_LIKELIEST_OF_CHAT)
     tools: list[None] | None = Field(None, max_length=0)
     tool_choice: Literal["auto", "none"] | None = None
     parallel_tool_calls: bool | None = None
@@ -152,15 +163,26 @@ class ChatBody(Asked):
         """Most tokens of an answer."""
         return self.max_completion_tokens or self.max_tokens
 
+    @property
+    def likeliest(self) -> int | None:
+        """See :class:`Asked`."""
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+    def contradiction(self) -> tuple[str, str]:
+        """See :class:`Asked`."""
+        if self.top_logprobs is not None and not self.logprobs:
+            return "top_logprobs", "only with logprobs true"
+        return super().contradiction()
+
 
 class CompletionBody(Asked):
     """A body of /v1/completions."""
 
     prompt: str | list[str] | list[int] | list[list[int]]
     best_of: Literal[1] | None = None
-    echo: Literal[False] | None = None
+    echo: bool | None = None
     suffix: None = None
-    logprobs: None = None
+    logprobs: int | None = Field(None, ge=0, le=MOST_LIKELIEST)
     logit_bias: dict[str, None] | None = Field(None, max_length=0)
 
     @property
@@ -169,6 +191,17 @@ class CompletionBody(Asked):
         given: Any = self.prompt
         is_one = isinstance(given, str) or (given and isinstance(given[0], int))
         return [given] if is_one else list(given)
+
+    @property
+    def likeliest(self) -> int | None:
+        """See :class:`Asked`."""
+        return self.logprobs
+
+    def contradiction(self) -> tuple[str, str]:
+        """See :class:`Asked`."""
+        if self.echo and self.logprobs is not None:
+            return "echo", "is not supported by this server with logprobs, which a prompt has none"
+        return super().contradiction()
 
 
 BodyT = TypeVar("BodyT", bound=Asked)
@@ -186,8 +219,9 @@ def parsed(kind: type[BodyT], body: bytes) -> BodyT:
         raise _refused(error) from None
     if len(asked.stops) > MOST_STOPS or not all(asked.stops):
         raise Refused(400, f"stop: at most {MOST_STOPS} texts, none empty", param="stop")
-    if asked.stream_options is not None and not asked.stream:
-        raise Refused(400, "stream_options: only with stream true", param="stream_options")
+    key, why = asked.contradiction()
+    if key:
+        raise Refused(400, f"{key}: {why}", param=key)
     return asked
 
 
@@ -216,11 +250,13 @@ class Choice:
         text: so far.
         finish: why it ended; None: it goes on.
         num_tokens: of it, once it ended.
+        scores: of its tokens, where they are asked for.
     """
 
     text: str = ""
     finish: Finish | None = None
     num_tokens: int = 0
+    scores: list[TokenScore] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -230,12 +266,14 @@ class Form:
     Attributes:
         model: name of the model.
         is_chat: whether messages are answered, or texts continued.
+        has_scores: whether log-probabilities are asked for.
         id: of the answers.
         created: Unix time.
     """
 
     model: str
     is_chat: bool
+    has_scores: bool = False
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -245,9 +283,10 @@ class Form:
         made = [self._choice(number, choice) for number, choice in enumerate(choices)]
         return {**self._head(kind), "choices": made, "usage": dict(usage)}
 
-    def chunk(self, number: int, text: str, finish: Finish | None = None) -> dict[str, Any]:
-        """The next text of an answer, or its end."""
-        end: dict[str, Any] = {"index": number, "logprobs": None, "finish_reason": finish}
+    def chunk(self, number: int, part: Choice) -> dict[str, Any]:
+        """The next part of an answer: a text, or its end."""
+        text, finish = part.text, part.finish
+        end = {"index": number, "logprobs": self._scores(part.scores), "finish_reason": finish}
         choice: dict[str, Any]
         if self.is_chat:
             choice = {"delta": {"content": text} if finish is None else {}, **end}
@@ -273,8 +312,14 @@ class Form:
         name = f"{'chatcmpl' if self.is_chat else 'cmpl'}-{self.id}"
         return {"id": name, "object": kind, "created": self.created, "model": self.model}
 
+    def _scores(self, scores: Sequence[TokenScore]) -> dict[str, Any] | None:
+        if not self.has_scores:
+            return None
+        return chat_form(scores) if self.is_chat else completion_form(scores)
+
     def _choice(self, number: int, choice: Choice) -> dict[str, Any]:
-        end = {"index": number, "logprobs": None, "finish_reason": choice.finish}
+        scores = self._scores(choice.scores)
+        end = {"index": number, "logprobs": scores, "finish_reason": choice.finish}
         if not self.is_chat:
             return {"text": choice.text, **end}
         message = {"role": "assistant", "content": choice.text, "refusal": None}

@@ -4,7 +4,7 @@ import secrets
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 from pydantic import Field
 
@@ -17,14 +17,16 @@ from megalite.errors import UserError
 from megalite.generation.desk import Desk, End, Order
 from megalite.generation.prompts import Prompt
 from megalite.generation.sampling import SamplingConfig
+from megalite.generation.scores import Scored
 from megalite.generation.slots import Room
 from megalite.tools.openai_bodies import Asked, ChatBody, CompletionBody, Refused
 from megalite.tools.speaker import Speaker, split_stops
+from megalite.tools.token_scores import TokenScores
 
 SEEDS = 2**63
 STOPPING = "the server is stopping"
-OnText = Callable[[int, str], None]  # is given the number of an answer and its next text
-OnEnd = Callable[[int, End], None]
+Event = str | Scored | End  # of an answer: its next text, its next token's score, its end
+OnEvent = Callable[[int, Event], None]  # is given the number of the answer, too
 SAMPLING = (
     "temperature",
     "top_p",
@@ -118,7 +120,25 @@ class Service:
                 raise Refused(400, f"prompt: {token} is no token of {size}", param="prompt")
         return as_prompt(given, structure)
 
-    def orders(self, asked: Asked, on_text: OnText, on_end: OnEnd) -> tuple[list[Order], int]:
+    def begun(self, asked: Asked) -> list[str]:
+        """The text that each prompt's answers begin with: itself where it is asked for."""
+        if not isinstance(asked, CompletionBody):
+            return [""]
+        decode = self.speaker.chat.tokenizer.decode
+        texts = [given if isinstance(given, str) else decode(given) for given in asked.prompts]
+        return texts if asked.echo else [""] * len(texts)
+
+    def scores(self, start: int) -> TokenScores:
+        """What collects the scores of an answer that begins at a place of its choice's text."""
+        return TokenScores(self.speaker.chat.tokenizer.decode, self._names, start)
+
+    @cached_property
+    def _names(self) -> dict[int, str]:
+        """The special tokens' names."""
+        special = self.speaker.chat.tokenizer.special_tokens()
+        return {number: text for text, number in special.items()}
+
+    def orders(self, asked: Asked, on_event: OnEvent) -> tuple[list[Order], int]:
         """The answers that a request wants, and the tokens that are read for it.
 
         Raises:
@@ -133,18 +153,9 @@ class Service:
         for prompt in prompts:
             limit = self._limit(prompt, asked.limit)
             for choice in range(asked.n or 1):
-                number = len(orders)
-                orders.append(
-                    Order(
-                        prompt,
-                        sampling,
-                        limit,
-                        choice,
-                        stops,
-                        lambda text, number=number: on_text(number, text),  # type: ignore[misc]
-                        lambda end, number=number: on_end(number, end),  # type: ignore[misc]
-                    )
-                )
+                tell = partial(on_event, len(orders))
+                scores = (0, None) if asked.likeliest is None else (asked.likeliest, tell)
+                orders.append(Order(prompt, sampling, limit, choice, stops, tell, tell, *scores))
         return orders, sum(_num_read(prompt) for prompt in prompts)
 
     def _limit(self, prompt: Prompt, wanted: int | None) -> int:

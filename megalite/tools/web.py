@@ -17,7 +17,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from megalite.generation.desk import DeskFull, DeskStopped, End
+from megalite.generation.desk import DeskFull, DeskStopped
+from megalite.generation.scores import Scored
 from megalite.tools.openai_bodies import (
     Asked,
     ChatBody,
@@ -28,7 +29,8 @@ from megalite.tools.openai_bodies import (
     parsed,
     usage_of,
 )
-from megalite.tools.service import STOPPING, Service, tell
+from megalite.tools.service import STOPPING, Event, Service, tell
+from megalite.tools.token_scores import TokenScore
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 PATIENCE_S = 2  # for clients that don't read what they asked for, once all is answered
@@ -145,7 +147,7 @@ async def _answer(service: Service, request: Request, kind: type[BodyT]) -> Resp
     if service.is_ending:
         raise Refused(503, STOPPING, kind="server_error")
     answering = Answering(service, asked)
-    form = Form(service.name, kind is ChatBody)
+    form = Form(service.name, kind is ChatBody, asked.likeliest is not None)
     if asked.stream:
         options = asked.stream_options
         stream = _streamed(answering, form, options is not None and options.include_usage)
@@ -168,14 +170,16 @@ class Answering:
             Refused: the request can't be answered, or too many wait.
         """
         self._service, loop = service, asyncio.get_running_loop()
-        self._events: asyncio.Queue[tuple[int, str | End]] = asyncio.Queue()
+        self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
         self._until = loop.time() + service.limits.request_s
 
-        def give(number: int, event: str | End) -> None:
+        def give(number: int, event: Event) -> None:
             loop.call_soon_threadsafe(self._events.put_nowait, (number, event))
 
-        self._orders, self._num_read = service.orders(asked, give, give)
-        self.choices = [Choice() for _ in self._orders]
+        self._orders, self._num_read = service.orders(asked, give)
+        begun = [text for text in service.begun(asked) for _ in range(asked.n or 1)]
+        self.choices = [Choice(text) for text in begun]
+        self._scores = [service.scores(len(text)) for text in begun]
         try:
             service.desk.ask(self._orders)
         except DeskFull as error:
@@ -188,8 +192,8 @@ class Answering:
         """Tokens read and written."""
         return usage_of(self._num_read, self.choices)
 
-    async def events(self) -> AsyncIterator[tuple[int, str]]:
-        """The next text of an answer and its number; an empty text where it ended.
+    async def events(self) -> AsyncIterator[tuple[int, Choice]]:
+        """The next part of an answer and its number; the last one has no text, and how it ended.
 
         Raises:
             Refused: the answers took too long, failed, or the server stops.
@@ -197,10 +201,13 @@ class Answering:
         num_open = len(self.choices)
         while num_open:
             number, event = await self._next()
-            choice = self.choices[number]
+            choice, scores = self.choices[number], self._scores[number]
+            if isinstance(event, Scored):
+                scores.add(event)
+                continue
             if isinstance(event, str):
                 choice.text += event
-                yield number, event
+                yield number, self._part(choice, event, scores.until(len(choice.text)))
                 continue
             if event.reason not in ("stop", "length"):
                 status = 500 if event.reason == "failed" else 503
@@ -208,9 +215,16 @@ class Answering:
             num_open -= 1
             choice.finish = "stop" if event.reason == "stop" else "length"
             choice.num_tokens = event.num_tokens
-            yield number, ""
+            rest = scores.until() if choice.finish == "length" else []
+            yield number, self._part(choice, "", rest)
 
-    async def _next(self) -> tuple[int, str | End]:
+    @staticmethod
+    def _part(choice: Choice, text: str, scores: list[TokenScore]) -> Choice:
+        """The next part of an answer, whose scores it then has."""
+        choice.scores += scores
+        return Choice(text, None if text else choice.finish, scores=scores)
+
+    async def _next(self) -> tuple[int, Event]:
         left = self._until - asyncio.get_running_loop().time()
         try:
             return await asyncio.wait_for(self._events.get(), max(left, 0))
@@ -257,9 +271,11 @@ async def _streamed(answering: Answering, form: Form, with_usage: bool) -> Async
         if form.is_chat:
             for number in range(len(answering.choices)):
                 yield _event(form.opening(number))
-        async for number, text in answering.events():
-            finish = answering.choices[number].finish
-            yield _event(form.chunk(number, text, finish if not text else None))
+        for number, choice in enumerate(answering.choices):
+            if choice.text:
+                yield _event(form.chunk(number, Choice(choice.text)))
+        async for number, part in answering.events():
+            yield _event(form.chunk(number, part))
         if with_usage:
             yield _event(form.last(answering.usage))
         yield "data: [DONE]\n\n"

@@ -12,6 +12,7 @@ import urllib.request
 import openai
 import pytest
 import torch
+from transformers import GPT2LMHeadModel
 
 from megalite.cli import main
 from megalite.config import load
@@ -96,10 +97,14 @@ def client(server):
 
 
 @pytest.fixture(scope="module")
-def alone(folder):
-    """What answers questions here, each by itself."""
+def speaker(folder):
     config = load(ServeConfig, None, ["--model", str(folder), "--run.device", "cpu"])
-    speaker = open_speaker(config, Launch(), converses=True)
+    return open_speaker(config, Launch(), converses=True)
+
+
+@pytest.fixture(scope="module")
+def alone(speaker):
+    """What answers questions here, each by itself."""
     model = speaker.load_model()
 
     def answers(questions: list[str], most: int) -> list[str]:
@@ -157,6 +162,72 @@ def test_a_stream_is_the_whole_answer(client):
     assert [chunk.choices[0].finish_reason for chunk in streamed][-1] == "length"
 
 
+def scored(entry) -> tuple[str, float]:
+    return entry.token, pytest.approx(entry.logprob, abs=1e-4)
+
+
+def test_log_probabilities_are_those_of_the_models_own_logits(client, folder, speaker):
+    model, decode = GPT2LMHeadModel.from_pretrained(folder), speaker.chat.tokenizer.decode
+    ids = list(speaker.prompt([Turn("user", "the cat")]).tokens)
+    begun, counts = len(ids), torch.zeros(model.config.vocab_size)
+    asked = {"frequency_penalty": 1.5, "max_tokens": 6}
+    entries = ask(client, logprobs=True, top_logprobs=4, **asked).choices[0].logprobs.content
+    for entry in entries:
+        with torch.no_grad():
+            row = model(torch.tensor([ids])).logits[0, -1].log_softmax(-1)
+        token = int((row - 1.5 * counts).argmax())
+        last = ids[-1:] if len(ids) > begun else []
+        texts = {
+            n: decode([*last, n])[len(decode(last)) :]
+            for n in (token, *row.topk(4).indices.tolist())
+        }
+        assert (texts[token], float(row[token])) == scored(entry)
+        found = [scored(one) for one in entry.top_logprobs]
+        assert [(texts[n], float(row[n])) for n in row.topk(4).indices.tolist()] == found
+        ids.append(token)
+        counts[token] += 1
+    assert len(entries) == 6
+    same = client.completions.create(
+        model="tiny", prompt=ids[:begun], temperature=0, logprobs=2, **asked
+    ).choices[0]
+    told = same.logprobs
+    assert told.tokens == [entry.token for entry in entries]
+    assert told.token_logprobs == pytest.approx([entry.logprob for entry in entries], abs=1e-4)
+    for entry, text, top in zip(entries, told.tokens, told.top_logprobs, strict=True):
+        assert {one.token for one in entry.top_logprobs[:2]} | {text} == set(top)
+        assert max(top.values()) == pytest.approx(entry.top_logprobs[0].logprob, abs=1e-4)
+    assert [
+        same.text[at:].startswith(t) for at, t in zip(told.text_offset, told.tokens, strict=True)
+    ]
+    assert ask(client).choices[0].logprobs is None
+
+
+def test_scores_come_with_their_texts_and_an_echo_before_them(client):
+    drawn = {"temperature": 1, "seed": 5, "logprobs": True, "top_logprobs": 1, "n": 2}
+    whole, parts = ask(client, max_tokens=12, **drawn), [[], []]
+    for chunk in ask(client, max_tokens=12, stream=True, **drawn):
+        for choice in chunk.choices:
+            parts[choice.index] += choice.logprobs.content if choice.logprobs else []
+    assert parts == [choice.logprobs.content for choice in whole.choices]
+    assert [len(part) for part in parts] == [12, 12]
+    text = whole.choices[0].message.content
+    cut = ask(client, max_tokens=12, stop=[text[4:6]], **drawn).choices[0]
+    kept = [entry.token for entry in cut.logprobs.content]
+    assert kept == [entry.token for entry in parts[0]][: len(kept)]
+    assert 0 < len(kept) < 12
+    asked = {"model": "tiny", "prompt": "the cat", "temperature": 0, "max_tokens": 4}
+    plain = client.completions.create(**asked).choices[0].text
+    assert client.completions.create(echo=True, **asked).choices[0].text == "the cat" + plain
+    tokens = client.completions.create(echo=True, **asked | {"prompt": [[3, 4], [5]]})
+    others = client.completions.create(**asked | {"prompt": [[3, 4], [5]]})
+    assert all(a.text.endswith(b.text) for a, b in zip(tokens.choices, others.choices, strict=True))
+    assert all(
+        len(a.text) > len(b.text) for a, b in zip(tokens.choices, others.choices, strict=True)
+    )
+    streamed = client.completions.create(echo=True, stream=True, **asked)
+    assert "".join(chunk.choices[0].text for chunk in streamed) == "the cat" + plain
+
+
 def test_two_hundred_at_once_get_what_each_gets_alone(server, alone):
     questions = [f"the {n} cat" for n in range(190)]
     drawn = [{"temperature": 1.0, "seed": n, "top_p": 0.9} for n in range(10)]
@@ -185,6 +256,7 @@ def post(server, path: str, body: bytes, key: str = KEY) -> tuple[int, dict]:
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 HELLO = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
+ASK = {"model": "tiny", "prompt": "a"}
 NOT_HERE = "is not supported by this server"
 JSON = {"type": "json_object"}
 IMAGE = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}
@@ -201,8 +273,10 @@ BAD = [
     (CHAT, HELLO | {"tools": [{"type": "function"}]}, 400, f"tools: {NOT_HERE}", "tools"),
     (CHAT, HELLO | {"tool_choice": "required"}, 400, f"tool_choice: {NOT_HERE}", "tool_choice"),
     (CHAT, HELLO | {"functions": [{"name": "f"}]}, 400, f"functions: {NOT_HERE}", "functions"),
-    (CHAT, HELLO | {"logprobs": True}, 400, f"logprobs: {NOT_HERE}", "logprobs"),
-    (CHAT, HELLO | {"top_logprobs": 2}, 400, f"top_logprobs: {NOT_HERE}", "top_logprobs"),
+    (CHAT, HELLO | {"top_logprobs": 2}, 400, "only with logprobs true", "top_logprobs"),
+    (CHAT, HELLO | {"logprobs": True, "top_logprobs": 21}, 400, "top_logprobs: ", "top_logprobs"),
+    (CHAT, HELLO | {"logprobs": 3}, 400, "logprobs: ", "logprobs"),
+    (CHAT, HELLO | {"echo": True}, 400, "Unrecognized request argument: echo", "echo"),
     (CHAT, HELLO | {"response_format": JSON}, 400, f".type: {NOT_HERE}", "response_format"),
     (CHAT, HELLO | {"messages": [IMAGE]}, 400, f"content.0.image_url: {NOT_HERE}", "messages"),
     (CHAT, HELLO | {"messages": [CALL]}, 400, f"messages.0.tool_calls: {NOT_HERE}", "messages"),
@@ -216,15 +290,9 @@ BAD = [
     (TEXT, {"model": "tiny", "prompt": []}, 400, "at least one", "prompt"),
     (TEXT, {"model": "tiny", "prompt": ""}, 400, "no tokens", None),
     (TEXT, {"model": "tiny", "prompt": [[1], ["a"]]}, 400, "prompt.1.0: ", "prompt"),
-    (TEXT, {"model": "tiny", "prompt": "a", "echo": True}, 400, f"echo: {NOT_HERE}", "echo"),
-    (TEXT, {"model": "tiny", "prompt": "a", "best_of": 3}, 400, f"best_of: {NOT_HERE}", "best_of"),
-    (
-        TEXT,
-        {"model": "tiny", "prompt": "a", "logprobs": 0},
-        400,
-        f"logprobs: {NOT_HERE}",
-        "logprobs",
-    ),
+    (TEXT, ASK | {"echo": True, "logprobs": 1}, 400, f"echo: {NOT_HERE}", "echo"),
+    (TEXT, ASK | {"logprobs": 6}, 400, "logprobs: ", "logprobs"),
+    (TEXT, ASK | {"best_of": 3}, 400, f"best_of: {NOT_HERE}", "best_of"),
     ("/v1/nowhere", {}, 404, "Not Found", None),
 ]
 

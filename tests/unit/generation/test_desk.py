@@ -27,6 +27,7 @@ class Taken:
 
     text: str = ""
     end: End | None = None
+    scores: list = field(default_factory=list)
     done: threading.Event = field(default_factory=threading.Event)
 
     def add(self, text: str) -> None:
@@ -56,9 +57,10 @@ class Office:
         self.desk.stop("done")
         self._thread.join()
 
-    def order(self, prompt, taken, stops=(), limit=LIMIT, **sampling) -> Order:
+    def order(self, prompt, taken, stops=(), limit=LIMIT, likeliest=None, **sampling) -> Order:
         config = SamplingConfig(max_new_tokens=limit, **sampling)
-        return Order(prompt, config, limit, 0, stops, taken.add, taken.finish)
+        told = () if likeliest is None else (likeliest, taken.scores.append)
+        return Order(prompt, config, limit, 0, stops, taken.add, taken.finish, *told)
 
 
 SAMPLINGS = [
@@ -77,20 +79,26 @@ def test_each_answer_is_the_one_given_alone_whatever_comes_beside_it(name):
     with Office(name) as office:
         taken = [Taken() for _ in pairs]
         orders = [
-            office.order(prompt, own, **sampling)
-            for (prompt, sampling), own in zip(pairs, taken, strict=True)
+            office.order(prompt, own, likeliest=(None, 2)[n % 2], **sampling)
+            for n, ((prompt, sampling), own) in enumerate(zip(pairs, taken, strict=True))
         ]
         for at in range(0, len(orders), 4):  # they come while others are written
             office.desk.ask(orders[at : at + 4])
             taken[at].done.wait()
         for own in taken:
             own.done.wait()
-    for (prompt, sampling), own in zip(pairs, taken, strict=True):
+    for n, ((prompt, sampling), own) in enumerate(zip(pairs, taken, strict=True)):
         config = SamplingConfig(max_new_tokens=LIMIT, **sampling)
         asked = Asked([prompt], [0], 1)
         found = answer(decode_with(office.model), asked, config, Ending(ENDS, PAD))
         assert own.text == letters(found.answer(0))
         assert own.end == End("stop" if bool(found.ended[0]) else "length", int(found.lengths[0]))
+        drawn = [token for token in found.answer(0) if token not in ENDS]
+        assert [one.token for one in own.scores] == (drawn if n % 2 else [])
+        for one in own.scores:
+            best, second = one.likeliest
+            assert best[1] >= second[1]
+            assert one.token == best[0] or one.log_prob <= second[1]
 
 
 def test_stop_texts_are_each_orders_own():
