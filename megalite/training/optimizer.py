@@ -67,7 +67,10 @@ def _muon(model: Model, weights: Iterable[Weight], config: OptimizerConfig) -> M
         group["share"] = config.muon.adamw_rate
     decay = config.weight_decay if "blocks" in config.decayed else 0.0
     settings = {"lr": config.learning_rate, "weight_decay": decay}
-    return Muon(matrices, _adamw(groups, config), settings, config.muon, place_axis(model.mesh))
+    rest = (
+        _adamw(groups, config) if groups else None
+    )  # adapters are matrices of blocks, all of them
+    return Muon(matrices, rest, settings, config.muon, place_axis(model.mesh))
 
 
 def _make_state(optimizer: torch.optim.Optimizer) -> None:

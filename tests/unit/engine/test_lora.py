@@ -24,6 +24,8 @@ from megalite.models.config import ModelConfig
 from megalite.models.outputs import Logits, Loss
 from megalite.ops.linear import products_by_rows
 from megalite.ops.quantised import dequantised, quantised
+from megalite.training.config import OptimizerConfig
+from megalite.training.optimizer import build_optimizer
 from tests.dist import models
 
 FAMILIES = ["llama", "t5", "chatglm2-tiny", "glm", "gpt"]
@@ -217,6 +219,20 @@ def test_a_quantised_base_computes_with_the_values_that_it_stands_for(name: str,
     for parameter_name, gradient in wanted.items():
         difference = (found[parameter_name] - gradient).norm()
         assert difference <= 1e-5 * gradient.norm() + 1e-9, parameter_name
+
+
+@pytest.mark.parametrize("kind", ["lion", "adafactor", "muon"])
+def test_update_rules_take_adapters_alone(kind: str):
+    """All of them may be matrices of blocks, of which muon leaves nothing to AdamW."""
+    model = build("llama", rank=2, layers=("attention.query",))
+    before = [p.detach().clone() for p in model.parameters()]
+    optimizer = build_optimizer(model, OptimizerConfig(kind=kind, learning_rate=0.1))
+    model.forward_backward([(models.batch("llama", 0), None)], Task(Loss(1e-2)))
+    optimizer.step()
+    named = zip(model.named_parameters(), before, strict=True)
+    moved = {name for (name, p), was in named if not torch.equal(p, was)}
+    learned = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert {name for name in learned if name.endswith("up")} <= moved <= learned
 
 
 def test_tp_that_cuts_a_block_is_refused():
