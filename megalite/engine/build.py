@@ -1,5 +1,6 @@
 """Build a model for a layout: cut, sharded, recomputing, then filled."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -7,6 +8,7 @@ from megalite.distributed.mesh import Mesh, ParallelConfig
 from megalite.engine.compiled import check_compiles, compile_blocks
 from megalite.engine.cut import parts_of
 from megalite.engine.data_parallel import COMPUTE_DTYPES, DataParallel, shard_model
+from megalite.engine.guests import GuestOptions, add_guests
 from megalite.engine.initial import initialise
 from megalite.engine.layout import Demand, check_layout
 from megalite.engine.lora import NO_LORA, LoRAConfig, adapt
@@ -25,10 +27,12 @@ class BuildOptions:
     Attributes:
         compiled: whether PyTorch compiles the blocks.
         lora: adapters, which alone learn; of rank 0: none.
+        guests: models that have its frozen weights; see :class:`megalite.engine.guests.Guest`.
     """
 
     compiled: bool = False
     lora: LoRAConfig = NO_LORA
+    guests: Sequence[GuestOptions] = ()
 
 
 PLAIN = BuildOptions()
@@ -68,6 +72,7 @@ def build_model(
         part = Transformer(config, mesh, share)
         if options.lora.rank or options.lora.form:
             adapt(part, options.lora, COMPUTE_DTYPES[precision])
+        add_guests(part, options.guests, COMPUTE_DTYPES[precision])
         recompute.apply_to(part)
         if options.compiled:
             compile_blocks(part)

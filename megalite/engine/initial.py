@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from megalite.engine.lora import owner_and_name
 from megalite.layers.layer import Initial, Layer
 from megalite.layers.linear import AdaptableLinear
 from megalite.layers.shards import Share, local_box, local_part
@@ -27,7 +28,7 @@ def initialise(part: Transformer, seed: int) -> None:
             continue
         for name, initial in module.initial.items():
             full_name = f"{prefix}.{name}" if prefix else name
-            key = fold(seed, hash64(full_name))
+            key = fold(seed, hash64(owner_and_name(full_name)[1]))
             if name == "weight" and isinstance(module, AdaptableLinear) and module.quantised:
                 share = module.quantised.share(part.mesh.device)
                 _fill(share, initial, key)

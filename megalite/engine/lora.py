@@ -9,7 +9,8 @@ Source: Hu et al. 2021, arXiv:2106.09685; `rslora`: Kalajdzievski 2023, arXiv:23
 `dora`: Liu et al. 2024, arXiv:2402.09353.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Literal, get_args
 
@@ -31,6 +32,7 @@ from megalite.ops.quantised import BLOCK, Format, dequantised, quantised
 
 ADAPTER = ".adapter."  # in the names of its factors
 HEAD = "head.value."  # begins those of a scalar head
+GUEST = re.compile(r"(?:(.+)\.)?guests\.(\w+)\.(.+)")  # what a guest has in a layer, or as head
 
 LayerName = Literal[
     "all",
@@ -260,16 +262,39 @@ def round_base(weights: Mapping[str, Tensor | Share], form: Format) -> None:
 
 
 @contextmanager
-def without_adapters(parts: Sequence[Transformer]) -> Iterator[None]:
-    """Let parts of a model compute as their frozen weights alone do."""
+def with_adapters(parts: Sequence[Transformer], chosen: Collection[str]) -> Iterator[None]:
+    """Let parts of a model compute as their frozen weights do with some adapters.
+
+    Args:
+        parts: of the model.
+        chosen: names of guests; the empty one is of the model's own adapters.
+    """
     adapters = [m for part in parts for m in part.modules() if isinstance(m, Adapter)]
+    before = [adapter.is_on for adapter in adapters]
     for adapter in adapters:
-        adapter.is_on = False
+        adapter.is_on = adapter.guest in chosen
     try:
         yield
     finally:
-        for adapter in adapters:
-            adapter.is_on = True
+        for adapter, was_on in zip(adapters, before, strict=True):
+            adapter.is_on = was_on
+
+
+def owner_and_name(name: str) -> tuple[str, str]:
+    """Whose a parameter of a model is, and its name in the owner.
+
+    Args:
+        name: in the model's modules.
+
+    Returns:
+        The guest, empty for the model itself; and the name, which in a model with weights of its
+        own would be the same.
+    """
+    found = GUEST.fullmatch(name) if "guests." in name else None
+    if found is None:
+        return "", name
+    layer, guest, own = found.groups()
+    return guest, f"{layer}{ADAPTER}{own}" if layer else f"head.{own}"
 
 
 @torch.no_grad()

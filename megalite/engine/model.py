@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from megalite.distributed.mesh import Mesh
 from megalite.engine.data_parallel import DataParallel, gathered, reshard
-from megalite.engine.lora import NO_LORA, LoRAConfig, without_adapters
+from megalite.engine.lora import NO_LORA, LoRAConfig, owner_and_name, with_adapters
 from megalite.layers.shards import local_part
 from megalite.models.batch import Batch
 from megalite.models.config import ModelConfig
@@ -163,20 +163,25 @@ class Parts:
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """See :class:`Model`."""
-        for part in self.parts:
-            yield from part.parameters()
+        for _, parameter in self._own():
+            yield parameter
 
     def owned_names(self) -> set[str]:
         """See :class:`Model`."""
         return set(self.copies())
 
     def copies(self) -> dict[str, list[nn.Parameter]]:
-        """The parameters of each name, in the order of the parts that hold it."""
+        """The parameters of each name, in the order of the parts that hold it; none of guests."""
         copies: dict[str, list[nn.Parameter]] = defaultdict(list)
+        for name, parameter in self._own():
+            copies[name].append(parameter)
+        return copies
+
+    def _own(self) -> Iterator[tuple[str, nn.Parameter]]:
         for part in self.parts:
             for name, parameter in part.named_parameters():
-                copies[name].append(parameter)
-        return copies
+                if not owner_and_name(name)[0]:
+                    yield name, parameter
 
     @torch.no_grad()
     def copy_duplicates(self) -> None:
@@ -195,7 +200,7 @@ class Parts:
 
     def without_adapters(self) -> AbstractContextManager[None]:
         """See :class:`Model`."""
-        return without_adapters(self.parts)
+        return with_adapters(self.parts, ())
 
 
 class LossSums:

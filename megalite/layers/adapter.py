@@ -54,6 +54,7 @@ class LowRank(NamedTuple):
         drops: which elements of its input are dropped; None where none is.
         change: [O], relative changes of the sizes of rows; None without DoRA.
         inputs: axis over which rows are split; None where they are whole.
+        other: another adapter, without DoRA, whose product is added too.
     """
 
     down: Tensor
@@ -62,6 +63,7 @@ class LowRank(NamedTuple):
     drops: Drops | None
     change: Tensor | None = None
     inputs: Axis | None = None
+    other: "LowRank | None" = None
 
     def beside(self, x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
         """Map x [B, S, D] to [B, S, O] by this and the frozen matrix [O, D].
@@ -77,9 +79,11 @@ class LowRank(NamedTuple):
 
     def times(self, x: Tensor) -> Tensor:
         """Map x [B, S, D] to [B, S, O]."""
+        own = x
         if self.drops is not None and x.numel():
-            x = dropout(x, *self.drops.arguments)
-        return linear(linear(x, self.down) * self.scale, self.up)
+            own = dropout(x, *self.drops.arguments)
+        y = linear(linear(own, self.down) * self.scale, self.up)
+        return y if self.other is None else y + self.other.times(x)
 
 
 @torch.no_grad()
@@ -119,6 +123,7 @@ class Adapter(Layer):
 
     Attributes:
         is_on: whether the layer adds its product.
+        guest: the model whose adapter it is; empty: the one whose weights stand beside it.
     """
 
     def __init__(
@@ -142,6 +147,7 @@ class Adapter(Layer):
         out, inputs = shape
         self.inputs = inputs
         self.name, self.options, self.split, self.is_on = name, options, split, True
+        self.guest = ""
         # The variance of the published code, whose values are uniform in +-1 / sqrt(D).
         std = Initial((3 * math.prod(inputs)) ** -0.5)
         down, up = (options.rank, *inputs), (*out, options.rank)

@@ -4,10 +4,10 @@ Source: Shoeybi et al. 2019, arXiv:1909.08053, section 3.
 """
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from megalite.distributed.mesh import Mesh
-from megalite.layers.adapter import Adapter, AdapterOptions, Split
+from megalite.layers.adapter import Adapter, AdapterOptions, LowRank, Split
 from megalite.layers.layer import Initial, Layer
 from megalite.layers.products import Matrix
 from megalite.layers.quantised import QuantisedWeight
@@ -22,6 +22,8 @@ class AdaptableLinear(Layer):
 
     Attributes:
         adapter: None where it has none.
+        guests: adapters of other models that have this one's frozen weights, by their names; None
+            where there are none.
         quantised: the matrix, where it is held in 4 or 8 bits; None elsewhere.
     """
 
@@ -37,14 +39,46 @@ class AdaptableLinear(Layer):
         """
         super().__init__(mesh)
         self.adapter: Adapter | None = None
+        self.guests: nn.ModuleDict | None = None
         self.quantised: QuantisedWeight | None = None
         self._outs, self._split = outs, split
 
-    def adapt(self, name: str, options: AdapterOptions) -> None:
-        """Give it an adapter; ``name`` is the layer's in the model."""
-        shape, outs = tuple(self.weight.shape), self._outs
-        split = self._split
-        self.adapter = Adapter(self.mesh, name, (shape[:outs], shape[outs:]), options, split)
+    def adapt(self, name: str, options: AdapterOptions, guest: str = "") -> None:
+        """Give it an adapter.
+
+        Args:
+            name: the layer's in the model.
+            options: rank, scale and dropout.
+            guest: the model whose adapter it is, which is off then; empty: that of the weights.
+        """
+        shape, outs = self.shape, self._outs
+        factors = Adapter(self.mesh, name, (shape[:outs], shape[outs:]), options, self._split)
+        if not guest:
+            self.adapter = factors
+            return
+        factors.guest, factors.is_on = guest, False
+        self.guests = self.guests if self.guests is not None else nn.ModuleDict()
+        self.guests[guest] = factors
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the whole matrix: [*out, *inputs]."""
+        return tuple(self.weight.shape if self.quantised is None else self.quantised.shape)
+
+    def low_rank(
+        self, random: Dropout | None, rows: tuple[int, int] | None = None
+    ) -> LowRank | None:
+        """What its adapters that are on add in a pass; None where none is. See :class:`Adapter`.
+
+        Comm: as :meth:`Adapter.low_rank`.
+        """
+        if self.guests is None:
+            return None if self.adapter is None else self.adapter.low_rank(random, rows)
+        found: LowRank | None = None
+        for adapter in (*self.guests.values(), self.adapter):
+            own = adapter.low_rank(random, rows) if isinstance(adapter, Adapter) else None
+            found = found if own is None else own._replace(other=found)
+        return found
 
     def quantise(self, form: Format) -> None:
         """Hold the matrix in 4 or 8 bits, in no parameter; it learns nothing then."""
@@ -97,8 +131,7 @@ class ColumnParallelLinear(AdaptableLinear):
         ``random`` is the adapter's dropout in this pass.
         """
         weight, shape = self.local_weight()
-        adapter = None if self.adapter is None else self.adapter.low_rank(random)
-        return Matrix(weight, self.local_bias(), shape, adapter)
+        return Matrix(weight, self.local_bias(), shape, self.low_rank(random))
 
     def local_bias(self) -> Tensor | None:
         """This process's part of the bias, [O]; None where there is none."""
@@ -136,7 +169,7 @@ class SelectedLinear(AdaptableLinear):
         first, last = self.bounds
         weight, shape = self.local_weight(self.bounds)
         bias = self.local("bias", partial=True)[first:last].flatten() if self.has_bias else None
-        adapter = None if self.adapter is None else self.adapter.low_rank(random, self.bounds)
+        adapter = self.low_rank(random, self.bounds)
         return Matrix(weight, bias, shape, adapter)
 
     def forward(self, x: Tensor, random: Dropout | None = None) -> Tensor:
@@ -164,7 +197,7 @@ class RowParallelLinear(AdaptableLinear):
         """
         x = x.flatten(2)
         weight, _ = self.local_weight()
-        adapter = None if self.adapter is None else self.adapter.low_rank(random)
+        adapter = self.low_rank(random)
         return multiply(x, weight) if adapter is None else adapter.beside(x, weight)
 
     def finish(self, partial: Tensor) -> Tensor:

@@ -21,7 +21,13 @@ from megalite.ops import Dropout
 
 
 class Transformer(nn.Module):
-    """A whole model, or a pipeline stage's part of one, under the whole model's names."""
+    """A whole model, or a pipeline stage's part of one, under the whole model's names.
+
+    Attributes:
+        guests: the heads of other models that have this one's frozen weights, by their names; None
+            where there are none.
+        asked: the guest whose head gives the results; empty: this model's own.
+    """
 
     def __init__(self, config: ModelConfig, mesh: Mesh, part: Part | None = None) -> None:
         """Declare the parameters in fp32, without storage (on the meta device).
@@ -40,6 +46,8 @@ class Transformer(nn.Module):
         self.encoder: Stack | None = None
         self.decoder: Stack | None = None
         self.head: Head | None = None
+        self.guests: nn.ModuleDict | None = None
+        self.asked = ""
         self.is_tied = config.head == "lm" and config.tie_embeddings
         with torch.device("meta"):
             starts = part.starts_decoder
@@ -101,7 +109,8 @@ class Transformer(nn.Module):
         tied = None
         if self.is_tied and self.embedding is not None:
             tied = self.embedding.local("weight")
-        return self.head(hidden, batch, output, tied)
+        head = self.guests[self.asked] if self.guests is not None and self.asked else self.head
+        return head(hidden, batch, output, tied)
 
     def _encode(self, stream: Stream, rows: Tensor | None, random: Dropout | None) -> Tensor | None:
         if self.encoder is None:

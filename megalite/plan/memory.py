@@ -262,6 +262,43 @@ def _part_memory(work: Work, parallel: ParallelConfig, part: Part) -> PartMemory
     return PartMemory(size.blocks, count, *(bytes_ / GIB for bytes_ in sizes))
 
 
+@dataclass(frozen=True)
+class BaseMemory:
+    """What of a model's memory is its frozen weights', on a process of a pipeline rank.
+
+    Attributes:
+        parameters: over all processes of the rank.
+        states: GiB that are held.
+        gathered: GiB that FSDP2 gathers for compute and keeps.
+    """
+
+    parameters: int
+    states: float
+    gathered: float
+
+
+def base_memory(work: Work, parallel: ParallelConfig) -> list[BaseMemory]:
+    """The frozen weights of a model with adapters, in :func:`estimate` of it; a value a rank."""
+    tp, shard = parallel.tp, parallel.shard
+    ranks: list[list[BaseMemory]] = [[] for _ in range(parallel.pp)]
+    for number, part in enumerate(parts_in(work.model, parallel)):
+        size = size_of(work.model, part, work.lora)
+        frozen = size.parameters - (size.learned or 0)
+        states = work.width * frozen / (tp * shard) + size.quantised_bytes / tp
+        _, whole, _ = sharding_bytes(work, parallel, size)
+        gathered = whole * (1.0 - size.share) if shard > 1 else 0.0
+        one = BaseMemory(frozen + size.quantised, states / GIB, gathered / GIB)
+        ranks[number % parallel.pp].append(one)
+    return [
+        BaseMemory(
+            sum(one.parameters for one in held),
+            sum(one.states for one in held),
+            sum(one.gathered for one in held),
+        )
+        for held in ranks
+    ]
+
+
 def sharding_bytes(
     work: Work, parallel: ParallelConfig, size: PartSize
 ) -> tuple[float, float, float]:

@@ -16,6 +16,7 @@ from megalite.plan.memory import (
     GIB,
     ProcessMemory,
     Work,
+    base_memory,
     data_parallel,
     estimate,
 )
@@ -41,6 +42,7 @@ class Stage:
         has_reward: PPO has the reward model that its critic starts from.
         judging: shapes of PPO's further reward models.
         frozen: the layout of PPO's frozen models on processes of their own; None: they share.
+        shares_base: PPO's critic has the actor's frozen weights.
     """
 
     name: StageName = "pretrain"
@@ -52,6 +54,7 @@ class Stage:
     has_reward: bool = True
     judging: tuple[ModelConfig, ...] = ()
     frozen: ParallelConfig | None = None
+    shares_base: bool = False
 
     def work(self, work: Work) -> Work:
         """What a step of the model that learns trains; a comparison is a pair of sequences."""
@@ -98,12 +101,35 @@ def stage_memory(stage: Stage, work: Work, parallel: ParallelConfig) -> list[Pro
         return held if kept else learning
     if stage.name != "ppo":
         return learning
-    critic = estimate(critic_of(work), parallel)
+    critic, shared = estimate(critic_of(work), parallel), [0.0] * parallel.pp
+    if stage.shares_base and work.lora.rank:
+        critic, shared = _on_base(stage, critic_of(work), critic, parallel)
     cache = _cache_gib(stage, work, parallel)
-    own = 1 + stage.has_reward if work.lora.rank else 0  # that are actor and critic themselves
-    works = [] if stage.frozen is not None else _frozen_works(stage, work)[own:]
-    ranks = zip(learning, critic, _frozen(works, parallel), strict=True)
-    return [_ppo((actor, critic), frozen, cache) for actor, critic, frozen in ranks]
+    works, known = _frozen_works(stage, work), [learning, critic][: 1 + stage.has_reward]
+    if stage.frozen is not None:
+        works, known = [], []
+    elif work.lora.rank:  # the first are actor and critic themselves, else of their sizes
+        works, known = works[len(known) :], []
+    ranks = zip(learning, critic, _frozen(works, parallel, known), shared, strict=True)
+    return [_ppo((actor, value), frozen, cache, once) for actor, value, frozen, once in ranks]
+
+
+def _on_base(
+    stage: Stage, work: Work, critic: Sequence[ProcessMemory], parallel: ParallelConfig
+) -> tuple[list[ProcessMemory], list[float]]:
+    """A critic without the actor's weights, and GiB that it and the actor gather once.
+
+    A reward model's adapters stay beside its own, frozen; they are taken to be as large.
+    """
+    found, shared = [], []
+    for one, base in zip(critic, base_memory(work, parallel), strict=True):
+        learned = one.parameters - base.parameters
+        kept = work.width * learned * stage.has_reward / (parallel.tp * parallel.shard) / GIB
+        states, count = one.states - base.states + kept, learned * (1 + stage.has_reward)
+        tensors = one.tensors - one.states + states
+        found.append(replace(one, states=states, parameters=count, rest=_rest(tensors)))
+        shared.append(base.gathered)
+    return found, shared
 
 
 def frozen_memory(stage: Stage, work: Work) -> list[ProcessMemory]:
@@ -121,12 +147,20 @@ def _frozen_works(stage: Stage, work: Work) -> list[Work]:
     return own + [critic_of(work, shape) for shape in stage.judging]
 
 
-def _frozen(works: Sequence[Work], layout: ParallelConfig) -> list[list[ProcessMemory]]:
-    """Frozen models on each pipeline rank; their states are what is kept of them."""
+def _frozen(
+    works: Sequence[Work],
+    layout: ParallelConfig,
+    known: Sequence[Sequence[ProcessMemory]] = (),
+) -> list[list[ProcessMemory]]:
+    """Frozen models on each pipeline rank; their states are what is kept of them.
+
+    ``known`` are estimates of the first ones.
+    """
     found: list[list[ProcessMemory]] = [[] for _ in range(layout.pp)]
-    for work in works:
+    estimates = [*known, *(estimate(work, layout) for work in works[len(known) :])]
+    for work, ranks in zip(works, estimates, strict=True):
         is_held = work.lora.form is not None  # held ones have no fp32 parameters
-        for rank, one in zip(found, estimate(work, layout), strict=True):
+        for rank, one in zip(found, ranks, strict=True):
             kept = one.states if is_held else _kept_gib(one, layout)
             rank.append(replace(one, states=kept))
     return found
@@ -172,16 +206,19 @@ def _ppo(
     learning: tuple[ProcessMemory, ProcessMemory],
     frozen: Sequence[ProcessMemory],
     cache: float,
+    shared: float,
 ) -> ProcessMemory:
     """Actor and critic on one process, where it is fullest: as one learns, writes, or all judge.
 
-    ``frozen`` are the models beside them, with what is kept of each as its states.
+    ``frozen`` are the models beside them, with what is kept of each as its states; ``shared`` is
+    what actor and critic gather once.
     """
     actor, critic = learning
     own = [one.tensors - one.states for one in learning]
     fuller, other = (actor, critic) if own[0] >= own[1] else (critic, actor)
     writing = actor.gathered + cache
-    judging = actor.gathered + max(critic.gathered, sum(one.gathered for one in frozen))
+    others = max(critic.gathered - shared, sum(one.gathered for one in frozen))
+    judging = actor.gathered + others
     growing = max(writing - max(own), judging - max(own), 0.0)
     states = other.states + sum(one.states for one in frozen)
     parameters = sum(one.parameters for one in [*learning, *frozen])

@@ -28,6 +28,7 @@ def stage_of(config: Any, name: StageName) -> Stage:
             has_reward=bool(config.reward_model) or not (config.reward.function or models),
             judging=tuple(_shape(config, key, path) for key, path in models.items()),
             frozen=_frozen_layout(config),
+            shares_base=getattr(config, "critic_shares_base", False),
         )
     if name == "dpo" and hasattr(config, "reference"):
         asks = config.loss.needs_reference and config.reference.kind == "model"

@@ -22,6 +22,7 @@ from megalite.distributed.mesh import Mesh, ParallelConfig, build_meshes, start_
 from megalite.distributed.sums import Counts
 from megalite.engine.build import BuildOptions, build_model
 from megalite.engine.compiled import check_compiles
+from megalite.engine.guests import GuestOptions
 from megalite.engine.layout import BatchSizes, Demand, check_layout
 from megalite.engine.lora import NO_LORA, LoRAConfig
 from megalite.engine.model import Model
@@ -252,25 +253,24 @@ class Stage:
         start: str = "",
         needs_head: bool = False,
         lora: LoRAConfig = NO_LORA,
+        guests: Sequence[GuestOptions] = (),
     ) -> Model:
         """A model, its weights from ``start`` (a checkpoint or a Hugging Face folder) if given.
 
         A reward model starts from a language model: its scalar head is new then, unless
-        ``needs_head``. ``lora`` are its adapters.
+        ``needs_head``. ``lora`` are its adapters; ``guests`` start as they are initialised.
         """
         settings, beginning = self.config, self.launch.beginning
-        device, seed = self.mesh.device, settings.run.seed
-        precision = choose_precision(settings.train.precision, device)
-        check_heads(config, device)
-        options = BuildOptions(settings.train.compile, lora)
+        precision = choose_precision(settings.train.precision, self.mesh.device)
+        check_heads(config, self.mesh.device)
         with beginning.within(MODEL):
             model = build_model(
                 config,
                 self.mesh,
                 settings.parallel,
-                seed=seed,
+                seed=settings.run.seed,
                 precision=precision,
-                options=options,
+                options=BuildOptions(settings.train.compile, lora, guests),
             )
         if start:
             grows = settings.checkpoint.grow_vocabulary

@@ -144,7 +144,7 @@ def ppo(work, base, sft):
     }
 
     def run(layout: str, *words: str):
-        more = [*words, "--checkpoint.start", str(sft[0]), "--reward_model", str(rm)]
+        more = ["--checkpoint.start", str(sft[0]), "--reward_model", str(rm), *words]
         more += [
             "--rollout.max_new_tokens",
             "8",
@@ -165,6 +165,16 @@ def test_reference_and_reward_of_ppo_are_actor_and_critic_as_they_started(ppo):
     assert abs(copies[1][-1]["kl"]) > 1e-5
     for layout in ("1", "tp2 pp2", "fsdp2"):
         assert_same(ppo(layout), copies, 1e-4, names)
+
+
+def test_actor_and_critic_on_one_base_learn_as_on_two(ppo, base):
+    """In layouts that cut the base and its guests too; two have the reward model merged in one."""
+    names = ("loss", "grad_norm", "critic_grad_norm", "value_loss", "reward", "kl")
+    start = ("--checkpoint.start", str(base))
+    apart = ppo("1", *start)
+    for layout in ("1", "tp2 pp2", "fsdp2", "1 + 1"):
+        found = ppo(layout, *start, "--critic_shares_base", "true")
+        assert_same_metrics(found[1], apart[1], 1e-4, names)
 
 
 def test_frozen_copies_of_a_quantised_base_are_quantised(ppo):

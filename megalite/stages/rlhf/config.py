@@ -13,6 +13,7 @@ from megalite.engine.layout import BatchSizes
 from megalite.engine.lora import check_blocks, check_lora
 from megalite.errors import ConfigError
 from megalite.models.config import ModelConfig
+from megalite.stages.adapters import StoredAdapters
 from megalite.stages.corpus import check_corpus_positions
 from megalite.stages.language import LanguageConfig
 from megalite.stages.positions import check_positions
@@ -28,6 +29,7 @@ from megalite.stages.rlhf.kl import KLConfig
 from megalite.stages.rlhf.placement import FrozenConfig
 from megalite.stages.rlhf.rollout import RolloutConfig
 from megalite.stages.rlhf.shapes import shape_of_reward_model
+from megalite.stages.rlhf.sharing import check_sharing, shared_start
 from megalite.stages.rlhf.updates import PolicyUpdateConfig, UpdateConfig
 from megalite.stages.rules.config import MODEL, ScoreConfig
 from megalite.stages.samples import SamplesConfig
@@ -221,6 +223,11 @@ class PPOConfig(PolicyConfig):
     critic_learning_rate: float = Field(
         0.0, ge=0, description="peak learning rate of the critic; 0: the actor's"
     )
+    critic_shares_base: bool = Field(
+        False,
+        description="whether the critic has the actor's frozen weights instead of a copy of its "
+        "own; needs lora.rank, and a reward model that is adapters of checkpoint.start, or none",
+    )
     reward: RewardConfig = RewardConfig()
     update: UpdateConfig = UpdateConfig()
 
@@ -229,6 +236,17 @@ class PPOConfig(PolicyConfig):
         alone = measure.settled(self.update.critic_alone, "update.critic_alone")
         update = self.update.model_copy(update={"critic_alone": alone})
         return super().settled_in(measure, total).model_copy(update={"update": update})
+
+    def check_inputs(self) -> None:
+        """See :class:`PolicyConfig`."""
+        super().check_inputs()
+        if self.critic_shares_base:
+            check_sharing(self.lora, self.train.compile)
+            self.shared_start()
+
+    def shared_start(self) -> StoredAdapters | None:
+        """What a critic on the actor's base begins with; see :func:`shared_start`."""
+        return shared_start(self.checkpoint.start, self.reward_model, self.lora)
 
     @property
     def kl_is_in_loss(self) -> bool:

@@ -6,12 +6,15 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from megalite.engine.base import Base, Judging
+from megalite.engine.guests import Guest
 from megalite.engine.lora import NO_LORA, LoRAConfig
 from megalite.engine.model import Model
 from megalite.models.batch import Batch
+from megalite.models.config import ModelConfig
 from megalite.models.outputs import LogProbs, Values
-from megalite.stages.rlhf.config import PolicyConfig
+from megalite.stages.rlhf.config import PolicyConfig, PPOConfig
 from megalite.stages.rlhf.rollout import LocalModels
+from megalite.stages.rlhf.sharing import fill_scorer, guests_of
 from megalite.stages.setup import Stage
 
 
@@ -22,10 +25,12 @@ class TrainedModels:
     Attributes:
         actor: writes the answers.
         critic: says what each row's answer will be worth; None: answers are compared with others.
+        scorer: the reward model that a critic on the actor's base started as; None: of others.
     """
 
     actor: Model
     critic: Model | None
+    scorer: Judging | None = None
 
     @classmethod
     def build(
@@ -36,8 +41,10 @@ class TrainedModels:
         ``lora`` are the adapters of both. The critic starts as the reward model; without one as the
         actor, with a head of its own.
         """
-        actor = stage.model(config.model.without_dropout(), config.checkpoint.start, lora=lora)
         shape = config.value_model() if config.has_critic else None
+        if shape is not None and isinstance(config, PPOConfig) and config.critic_shares_base:
+            return cls._on_one_base(stage, config, shape.without_dropout())
+        actor = stage.model(config.model.without_dropout(), config.checkpoint.start, lora=lora)
         if shape is None:
             return cls(actor, None)
         start, needs_head = (
@@ -45,6 +52,20 @@ class TrainedModels:
             bool(config.reward_model),
         )
         return cls(actor, stage.model(shape.without_dropout(), start, needs_head, lora))
+
+    @classmethod
+    def _on_one_base(cls, stage: Stage, config: PPOConfig, shape: ModelConfig) -> "TrainedModels":
+        """Both with the frozen weights of ``checkpoint.start``, which are in memory once."""
+        lora, begins = config.lora, config.shared_start()
+        guests = guests_of(shape, lora, begins)
+        model = config.model.without_dropout()
+        actor = stage.model(model, config.checkpoint.start, lora=lora, guests=guests)
+        *scorers, critic = (Guest(actor, own, [g.name for g in guests[:-1]]) for own in guests)
+        if begins is None:
+            return cls(actor, critic)
+        (scorer,) = scorers
+        fill_scorer(begins, scorer, critic, stage.checkers)
+        return cls(actor, critic, scorer)
 
 
 @dataclass(frozen=True)
@@ -68,7 +89,7 @@ class ReferenceModels:
         if not config.lora.rank:
             return cls.build(stage, config)
         critic = trained.critic if config.reward_model else None
-        rewards = [] if critic is None else [Base(critic)]
+        rewards = [] if critic is None else [trained.scorer or Base(critic)]
         return cls(Base(trained.actor), [*rewards, *cls._rewards(stage, config, len(rewards))])
 
     @classmethod

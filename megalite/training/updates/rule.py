@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from megalite.engine.lora import owner_and_name
 from megalite.engine.model import Model
 from megalite.errors import ConfigError
 from megalite.layers.layer import Layer
@@ -19,7 +20,7 @@ class Weight:
     """A parameter as an update rule sees it.
 
     Attributes:
-        name: in the whole model.
+        name: in the whole model, or in the guest that it is of.
         parameter: this process's share of it.
         rows: its leading dimensions that number the rows of a matrix, the others number columns;
             0: it is a vector, whatever its dimensions; None: nobody said.
@@ -48,11 +49,13 @@ class Weight:
 
 def weights_of(model: Model) -> list[Weight]:
     """The parameters of this process that learn; one that two of its parts hold comes twice."""
-    return [weight for part in model.parts for weight in weights_in(part)]
+    own = {id(parameter) for parameter in model.parameters()}
+    found = (weight for part in model.parts for weight in weights_in(part))
+    return [weight for weight in found if id(weight.parameter) in own]
 
 
 def weights_in(part: Transformer) -> Iterator[Weight]:
-    """The parameters of a part of a model that learn."""
+    """The parameters of a part of a model that learn, those of guests among them."""
     declared: dict[int, int] = {}
     for module in part.modules():
         if isinstance(module, Layer):
@@ -61,7 +64,7 @@ def weights_in(part: Transformer) -> Iterator[Weight]:
     for name, parameter in part.named_parameters():
         if parameter.requires_grad:
             rows = declared.get(id(parameter), None if parameter.dim() > 1 else 0)
-            yield Weight(name, parameter, rows)
+            yield Weight(owner_and_name(name)[1], parameter, rows)
 
 
 def check_rules(weights: Iterable[Weight], kind: str) -> None:

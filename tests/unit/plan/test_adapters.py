@@ -4,7 +4,7 @@ import pytest
 
 from megalite.distributed.mesh import Mesh, ParallelConfig
 from megalite.engine.build import BuildOptions, build_model
-from megalite.engine.lora import LoRAConfig
+from megalite.engine.lora import LoRAConfig, quantised_of
 from megalite.models.config import ModelConfig
 from megalite.plan.constants import constants_of
 from megalite.plan.devices import DEVICES, NETWORKS, Cluster
@@ -60,6 +60,31 @@ def test_a_reference_takes_nothing_beside_adapters(stage: Stage):
         assert (with_reference.states > without.states) == adds
     plain = frozen_memory(alone, work(lora=LoRAConfig()))
     assert frozen_memory(alone, work()) == plain
+
+
+@pytest.mark.parametrize("form", ["compute", "nf4"])
+def test_a_base_that_a_critic_shares_is_counted_once(form: str):
+    """Beside the actor stand what the critic learns, its state, and the reward model's adapters."""
+    lora = LORA.model_copy(update={"base_format": form})
+    done = work("bf16", lora)
+    (apart,), (shared,) = (
+        stage_memory(Stage("ppo", shares_base=shares), done, ParallelConfig(shard=2))
+        for shares in (False, True)
+    )
+    model = models.config("llama").model_copy(update={"head": "value"})
+    options = BuildOptions(lora=lora)
+    built = build_model(model, Mesh.single(), ParallelConfig(), seed=1, options=options)
+    learned = sum(p.numel() for p in built.parameters() if p.requires_grad)
+    frozen = sum(p.numel() for p in built.parameters() if not p.requires_grad)
+    held = 2 * frozen / 2 + sum(t.nbytes for t in built.parts[0].buffers())
+    assert (apart.states - shared.states) * GIB == pytest.approx(held - 2 * learned / 2)
+    of_matrices = sum(m.shape.numel() for m in quantised_of(built.parts).values())
+    assert apart.parameters - shared.parameters == frozen + of_matrices - learned
+    (alone,) = stage_memory(Stage("ppo"), work(lora=LoRAConfig()), ParallelConfig())
+    assert (
+        stage_memory(Stage("ppo", shares_base=True), work(lora=LoRAConfig()), ParallelConfig())[0]
+        == alone
+    )
 
 
 def test_frozen_weights_have_no_gradients_to_make_or_reduce():
