@@ -6,7 +6,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megalite.distributed.mesh import Axis
+from megalite.distributed.collectives import Pending
+from megalite.distributed.mesh import Axis, Mesh
 
 
 def share_from_last(
@@ -36,6 +37,26 @@ def share_from_last(
     for tensor in tensors:
         dist.broadcast(tensor, src=source, group=axis.group)
     return tuple(tensors) if is_tuple else tensors[0]
+
+
+def start_share_from_last(result: Tensor | None, form: Tensor, mesh: Mesh) -> Pending:
+    """Give all processes along pp the last one's tensor, whose form they know; don't wait.
+
+    Comm: broadcast of the tensor over pp.
+
+    Args:
+        result: of the last process; others' is not read.
+        form: meta tensor of its shape and dtype.
+        mesh: with a pipeline.
+    """
+    axis = mesh.pp
+    if axis.rank == axis.size - 1 and result is not None:
+        tensor = result.to(form.dtype).contiguous()
+    else:
+        tensor = torch.empty_like(form, device=mesh.device)
+    source = axis.global_rank(axis.size - 1)
+    work = dist.broadcast(tensor, src=source, group=axis.group, async_op=True)
+    return Pending(work, lambda: tensor)
 
 
 def share_scalars_from_last(

@@ -9,6 +9,7 @@ Source: Huang et al. 2018, arXiv:1811.06965; Narayanan et al. 2021, arXiv:2104.0
 
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
+from contextlib import nullcontext
 from dataclasses import is_dataclass
 from typing import Any
 
@@ -30,10 +31,11 @@ from megalite.engine.data_parallel import COMPUTE_DTYPES, DataParallel
 from megalite.engine.flows import Flows, flows, same_shape, unpadded
 from megalite.engine.lora import NO_LORA, LoRAConfig
 from megalite.engine.model import Item, LossSums, Parts, Result, Task
+from megalite.engine.passes import Passes, Sent
 from megalite.layers.shards import gradient_of, local_part
 from megalite.models.batch import Batch
 from megalite.models.context import KeyValueCache
-from megalite.models.outputs import Output, Scale
+from megalite.models.outputs import Logits, Output, Scale
 from megalite.models.transformer import Transformer
 from megalite.torch_private import StagePasses, shaped
 
@@ -69,6 +71,9 @@ class Pipeline(Parts):
     """The parts of a model that this process holds; see :class:`megalite.engine.model.Model`.
 
     Part number i of process r is part ``i * pp + r`` of the model.
+
+    Attributes:
+        last_passes: those that :meth:`passes` gave last; they tell their bubble.
     """
 
     def __init__(
@@ -95,6 +100,7 @@ class Pipeline(Parts):
         self._holders = self._find_holders()
         self._names: dict[Hashable, tuple[str, ...]] = {}  # of a kind of task's sums
         self._clock: BusyClock | None = None  # of the step before, on a GPU
+        self.last_passes: Passes | None = None
 
     def _find_holders(self) -> dict[str, tuple[int, ...]]:
         """The pp ranks that hold each parameter held by several parts."""
@@ -256,19 +262,52 @@ class Pipeline(Parts):
         A process starts on the next micro-batch while later parts work on this one.
         """
         results: list[Result | None] = []
-        pending: list[tuple[dist.Work | None, Tensor]] = []
+        pending: Sent = []
         for batch in batches:
-            shapes, result = self._flows(batch, False), None
-            for part in self.parts:
-                result = part(batch, output, *self._receive(part, shapes), cache=cache)
-                if not part.part.ends:
-                    pending += self._send(part, result)
-                    result = None
+            result, sent = self._run_parts(batch, output, cache)
             results.append(result)
+            pending += sent
         for work, _ in pending:
             if work is not None:
                 work.wait()
         return [share_from_last(result, self.mesh.pp, self.mesh.device) for result in results]
+
+    def _run_parts(
+        self,
+        batch: Batch,
+        output: Output,
+        cache: KeyValueCache | None,
+        clock: BusyClock | None = None,
+    ) -> tuple[Result | None, Sent]:
+        """This process's parts on a batch: the last part's result, and what was sent on."""
+        shapes, result, sent = self._flows(batch, False), None, Sent()
+        for part in self.parts:
+            flow = self._receive(part, shapes)
+            with nullcontext() if clock is None else clock.busy():
+                result = part(batch, output, *flow, cache=cache)
+            if not part.part.ends:
+                sent += self._send(part, result)
+                result = None
+        return result, sent
+
+    @property
+    def groups(self) -> int:
+        """Passes under way that keep all parts at work; parts of a process wait for each other."""
+        return self.mesh.pp.size if len(self.parts) == 1 else 1
+
+    def passes(self) -> Passes:
+        """Passes over prompts and next tokens, several of which may be under way."""
+        output, dtype = Logits(last_row=True), COMPUTE_DTYPES[self.how.precision]
+
+        def run(batch: Batch, cache: KeyValueCache, clock: BusyClock) -> tuple[Any, Sent]:
+            return self._run_parts(batch, output, cache, clock)
+
+        def form(batch: Batch) -> Tensor:
+            shape = len(batch.decoder.tokens), 1, self.config.vocab_size
+            return torch.empty(shape, dtype=dtype, device="meta")
+
+        self.last_passes = Passes(run, self.mesh, form)
+        return self.last_passes
 
     def _receive(self, module: Transformer, shapes: Flows) -> Flow:
         part, pp = module.part, self.mesh.pp
@@ -282,7 +321,7 @@ class Pipeline(Parts):
             dist.recv(tensor, src=pp.global_rank((part.index - 1) % pp.size), group=pp.group)
         return tensors
 
-    def _send(self, module: Transformer, flow: Flow) -> list[tuple[dist.Work | None, Tensor]]:
+    def _send(self, module: Transformer, flow: Flow) -> Sent:
         pp = self.mesh.pp
         target = pp.global_rank((module.part.index + 1) % pp.size)
         tensors = [tensor.contiguous() for tensor in flow]

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from megalite.config import Section
 from megalite.generation.decoder import Decoder
-from megalite.generation.generate import Answers, Ending, Repetition
-from megalite.generation.sampling import penalise_repetition
+from megalite.generation.generate import Answers, Ending
+from megalite.generation.sampling import Repetition, penalise_repetition
 from megalite.generation.text import cut_at_stop
 
 IMPOSSIBLE = -1.0e9

@@ -1,7 +1,7 @@
 """A model as a source of next-token logits, token by token with a cache."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -13,6 +13,32 @@ from megalite.models.context import KeyValueCache
 from megalite.ops import RowIntervals
 
 Forward = Callable[[Batch, KeyValueCache], Tensor]
+Take = Callable[[], Tensor]  # waits for logits, and gives them at each call
+
+
+@dataclass(frozen=True)
+class Pipelined:
+    """A :data:`Forward` of a model whose parts stand in several processes: passes may overlap.
+
+    Attributes:
+        begin: begins a pass; all processes begin the same passes, in one order.
+        groups: passes under way that keep all parts at work.
+    """
+
+    begin: Callable[[Batch, KeyValueCache], Take]
+    groups: int
+
+    def __call__(self, batch: Batch, cache: KeyValueCache) -> Tensor:
+        """Run a pass to its end."""
+        return self.begin(batch, cache)()
+
+
+def begin_pass(forward: Forward, batch: Batch, cache: KeyValueCache) -> Take:
+    """Begin a pass; one of a model that is whole here ends at once."""
+    if isinstance(forward, Pipelined):
+        return forward.begin(batch, cache)
+    logits = forward(batch, cache)
+    return lambda: logits
 
 
 class Decoder(Protocol):

@@ -7,8 +7,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from megalite.generation.decoder import Decoder
+from megalite.generation.decoder import Decoder, Take
 from megalite.generation.sampling import (
+    Repetition,
     SamplingConfig,
     Uniforms,
     choose,
@@ -75,26 +76,6 @@ class Answers:
 
 
 @dataclass(frozen=True)
-class Repetition:
-    """The penalty of tokens that came before.
-
-    Attributes:
-        prompts: whose tokens count, padding left out.
-        penalty: above 1 makes them less likely.
-    """
-
-    prompts: Stream
-    penalty: float
-
-    def seen(self, vocabulary: int, copies: int = 1) -> Tensor:
-        """Which tokens each prompt has: bool [B copies, V], the copies of a prompt together."""
-        tokens, real = self.prompts.tokens, ~self.prompts.mask.is_empty
-        counts = torch.zeros(len(tokens), vocabulary, dtype=torch.int32, device=tokens.device)
-        counts = counts.scatter_add_(1, tokens, real.int())
-        return counts.bool().repeat_interleave(copies, 0)
-
-
-@dataclass(frozen=True)
 class Begun:
     """What is asked of answers that begin together.
 
@@ -121,8 +102,8 @@ class Source(Protocol):
     def refill(self) -> tuple[list[int], Tensor] | None:
         """Begin answers: their numbers, and the logits of their first tokens; None: none begins."""
 
-    def advance(self, tokens: Tensor) -> Tensor:
-        """Read one more token of each open answer; give the next logits."""
+    def advance(self, tokens: Tensor) -> Take:
+        """Read one more token of each open answer; gives what waits for the next logits."""
 
     def select(self, sequences: Tensor) -> None:
         """Keep these answers."""
@@ -133,11 +114,15 @@ class _AtOnce:
 
     def __init__(self, decoder: Decoder, count: int) -> None:
         self._decoder, self._count = decoder, count
-        self.advance, self.select = decoder.advance, decoder.select
+        self.select = decoder.select
 
     def refill(self) -> tuple[list[int], Tensor] | None:
         count, self._count = self._count, 0
         return (list(range(count)), self._decoder.start()) if count else None
+
+    def advance(self, tokens: Tensor) -> Take:
+        logits = self._decoder.advance(tokens)
+        return lambda: logits
 
 
 @dataclass
@@ -226,23 +211,24 @@ class Writing:
         self._known: list[tuple[int, int]] = []  # of each row its answer, and tokens it has
         self._groups: list[_Group] = []
         self.rows: _Rows | None = None
-        self._logits: Tensor | None = None
+        self._coming: Take | None = None  # logits of the next tokens
 
     def step(self) -> bool:
         """Draw the next token of each open answer; False: none is open, and none waits."""
+        logits = None if self._coming is None else self._coming()
         begun = self._source.refill()
         if begun is not None:
             numbers, first = begun
             self._begin(numbers, first)
-            self._logits = first if self._logits is None else torch.cat((self._logits, first))
-        if self._logits is None:
+            logits = first if logits is None else torch.cat((logits, first))
+        if logits is None:
             return False
-        tokens = self._choose(self._logits)
+        tokens = self._choose(logits)
         kept = self._look()
         if kept is not None:
             self._source.select(kept)
             tokens = tokens.index_select(0, kept)
-        self._logits = self._source.advance(tokens) if len(tokens) else None
+        self._coming = self._source.advance(tokens) if len(tokens) else None
         return True
 
     def close(self, number: int) -> None:
@@ -261,7 +247,7 @@ class Writing:
     def _begin(self, numbers: Sequence[int], logits: Tensor) -> None:
         """Add rows of answers behind the others."""
         begun, device = self._begun(numbers), logits.device
-        if not hasattr(self, "tokens"):
+        if not self.rows_were_begun:
             self._allocate(device)
         index = torch.tensor(list(numbers), device=device)
         limits = torch.tensor(list(begun.limits), device=device)
@@ -384,6 +370,11 @@ class Writing:
         elif not goes_on:
             self._texts.finish(number)
         return goes_on and length is None
+
+    @property
+    def rows_were_begun(self) -> bool:
+        """Whether there is any answer yet."""
+        return hasattr(self, "tokens")
 
     def answers(self) -> Answers:
         """What was written, as wide as the longest."""

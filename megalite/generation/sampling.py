@@ -1,12 +1,14 @@
 """From next-token logits to a token: penalties, truncation, and draws that no layout changes."""
 
 import math
+from dataclasses import dataclass
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from megalite.config import Section
+from megalite.models.batch import Stream
 from megalite.ops.draw import draw_tokens
 from megalite.ops.random import philox
 
@@ -73,6 +75,26 @@ def penalise_repetition(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
     if penalty == 1:
         return logits
     return torch.where(seen, torch.where(logits < 0, logits * penalty, logits / penalty), logits)
+
+
+@dataclass(frozen=True)
+class Repetition:
+    """The penalty of tokens that came before.
+
+    Attributes:
+        prompts: whose tokens count, padding left out.
+        penalty: above 1 makes them less likely.
+    """
+
+    prompts: Stream
+    penalty: float
+
+    def seen(self, vocabulary: int, copies: int = 1) -> Tensor:
+        """Which tokens each prompt has: bool [B copies, V], the copies of a prompt together."""
+        tokens, real = self.prompts.tokens, ~self.prompts.mask.is_empty
+        counts = torch.zeros(len(tokens), vocabulary, dtype=torch.int32, device=tokens.device)
+        counts = counts.scatter_add_(1, tokens, real.int())
+        return counts.bool().repeat_interleave(copies, 0)
 
 
 def keep_top_k(logits: Tensor, k: int) -> Tensor:

@@ -7,7 +7,7 @@ always equally many rows). So an answer is the same beside any others, in any sl
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from megalite.generation.blocks import (
     Stepping,
     num_blocks,
 )
-from megalite.generation.decoder import Forward
+from megalite.generation.decoder import Forward, Pipelined, Take, begin_pass
 from megalite.generation.prompts import Prompt, batch_prompts
 from megalite.models.batch import IGNORE, Batch, Stream
 from megalite.models.config import ModelConfig
@@ -78,6 +78,19 @@ class Room:
         blocks, cross = ((slots + 1) * num_blocks(rows) for rows in (most_keys, most_read))
         return cls(slots, blocks, cross, -(-most_keys // KEY_TILE) * KEY_TILE, most_read)
 
+    def split(self, groups: int, count: int) -> list["Room"]:
+        """The same blocks for groups of slots that are as equal as can be.
+
+        Args:
+            groups: number of them.
+            count: of answers, no less than groups; slots beyond it are left out.
+        """
+        if groups == 1:
+            return [self]
+        slots = min(self.slots, count)
+        each, more = divmod(slots, groups)
+        return [replace(self, slots=each + (number < more)) for number in range(groups)]
+
     def size_bytes(self, model: ModelConfig, number_bytes: int) -> int:
         """Memory of keys and values of a whole model, whose numbers have so many bytes."""
         row = 2 * model.num_layers * model.kv_heads * model.head_dim * number_bytes
@@ -92,8 +105,19 @@ class _Prompt:
     key: tuple[object, ...]
     blocks: list[int]
     cross: list[int]
-    logits: Tensor
+    logits: Take
     position: Tensor
+
+
+class Supply:
+    """What decoders share whose slots take turns: the prompts that wait, and all blocks."""
+
+    def __init__(self, room: Room) -> None:
+        """Have no prompts yet; ``room`` is that of all answers that will be asked for."""
+        self.own, self.cross = Blocks(room.blocks), Blocks(room.cross_blocks)
+        self.asked: dict[int, tuple[Prompt, int]] = {}
+        self.waiting: deque[int] = deque()
+        self.held: _Prompt | None = None
 
 
 @dataclass
@@ -114,7 +138,13 @@ class SlotDecoder:
     :meth:`advance` for those of their next tokens, and :meth:`select` to leave some.
     """
 
-    def __init__(self, forward: Forward, room: Room, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        forward: Forward,
+        room: Room,
+        device: torch.device | str = "cpu",
+        supply: Supply | None = None,
+    ) -> None:
         """Have no prompts yet.
 
         Args:
@@ -122,14 +152,13 @@ class SlotDecoder:
                 last row, [B, 1, V], on ``device``.
             room: for all answers that will be asked for.
             device: of the model.
+            supply: of other decoders too; None: of this one alone.
         """
         self._forward, self.room = forward, room
         self._device = torch.device(device)
-        self._own, self._cross = Blocks(room.blocks), Blocks(room.cross_blocks)
-        self._asked: dict[int, tuple[Prompt, int]] = {}
-        self._waiting: deque[int] = deque()
+        self._supply = supply or Supply(room)
+        self._own, self._cross = self._supply.own, self._supply.cross
         self._slots: list[_Slot] = []
-        self._held: _Prompt | None = None
         self._step: _Step | None = None
         self._taped: Taped | None = None  # the pass over the rows of this step
         self._trust = Trust()
@@ -143,8 +172,8 @@ class SlotDecoder:
                 memory.
             limit: most tokens of the answer.
         """
-        self._asked[number] = prompt, limit
-        self._waiting.append(number)
+        self._supply.asked[number] = prompt, limit
+        self._supply.waiting.append(number)
 
     def ask_all(self, prompts: Sequence[Prompt], limits: Sequence[int]) -> None:
         """Hold prompts, numbered from 0, equal ones one after another; see :meth:`ask`."""
@@ -166,21 +195,24 @@ class SlotDecoder:
             Their numbers, and the logits [n, V] fp32 of their first tokens; they stand behind the
             rows that are here. None: no slot is free, or nothing waits.
         """
-        count = min(self.room.slots - len(self._slots), len(self._waiting))
+        waiting = self._supply.waiting
+        count = min(self.room.slots - len(self._slots), len(waiting))
         if count == 0:
             return None
-        numbers = [self._waiting.popleft() for _ in range(count)]
+        numbers = [waiting.popleft() for _ in range(count)]
         self._leave_step()
-        return numbers, torch.cat([self._begin(number) for number in numbers])
+        begun = [self._begin(number) for number in numbers]
+        return numbers, torch.cat([_last_rows(take(), 1) for take in begun])
 
-    def _begin(self, number: int) -> Tensor:
-        """Put an answer into a slot; give the logits [1, V] of its first token."""
-        prompt, limit = self._asked.pop(number)
+    def _begin(self, number: int) -> Take:
+        """Put an answer into a slot; gives what waits for the logits of its first token."""
+        supply = self._supply
+        prompt, limit = supply.asked.pop(number)
         key = _key(prompt)
-        if self._held is None or self._held.key != key:
+        if supply.held is None or supply.held.key != key:
             self._drop_held()
-            self._held = self._read(prompt, key)
-        held, length = self._held, len(prompt.tokens)
+            supply.held = self._read(prompt, key)
+        held, length = supply.held, len(prompt.tokens)
         needed = num_blocks(length + limit)
         whole = length // BLOCK_ROWS
         blocks = self._own.use(held.blocks[:whole])
@@ -192,10 +224,10 @@ class SlotDecoder:
         return held.logits
 
     def _drop_held(self) -> None:
-        if self._held is not None:
-            self._own.release(self._held.blocks)
-            self._cross.release(self._held.cross)
-            self._held = None
+        held, self._supply.held = self._supply.held, None
+        if held is not None:
+            self._own.release(held.blocks)
+            self._cross.release(held.cross)
 
     def _read(self, prompt: Prompt, key: tuple[object, ...]) -> _Prompt:
         """Read a prompt in a pass of its own."""
@@ -205,12 +237,16 @@ class SlotDecoder:
         rows = Rows.first(blocks, length, self._device)
         cross_rows = Rows.first(cross or [SPARE], read, self._device)
         cache = Reading(self._own, rows, self._cross, cross_rows)
-        logits = self._forward(batch, cache)[:, -1].float()
+        logits = begin_pass(self._forward, batch, cache)
         return _Prompt(key, blocks, cross, logits, batch.decoder.positions[:, -1:])
 
     @torch.inference_mode()
-    def advance(self, tokens: Tensor) -> Tensor:
-        """Read one more token of each answer, [B] int64; give the next logits, [B, V] fp32."""
+    def advance(self, tokens: Tensor) -> Take:
+        """Read one more token of each answer, [B] int64.
+
+        Returns:
+            What waits for the next logits, [B, V] fp32.
+        """
         count = len(self._slots)
         if self._step is None:
             by_rows = is_by_rows(tokens.new_empty(0, dtype=torch.float32))
@@ -218,17 +254,20 @@ class SlotDecoder:
             self._step = _Step.of(self._slots, rows, self.room, self._device)
         for slot in self._slots:
             slot.length += 1
+        if isinstance(self._forward, Pipelined):
+            take = self._pass(tokens)
+            return lambda: _last_rows(take(), count)
         if self._taped is None:
-            self._taped = Taped(self._pass, self._trust)
-        return self._taped(tokens)[0]
+            self._taped = Taped(lambda x: [_last_rows(self._pass(x)(), count)], self._trust)
+        logits = self._taped(tokens)[0]
+        return lambda: logits
 
-    def _pass(self, tokens: Tensor) -> list[Tensor]:
-        """One more token of each answer: the next logits, [B, V]."""
+    def _pass(self, tokens: Tensor) -> Take:
+        """Begin the pass over one more token of each answer."""
         assert self._step is not None
         batch, cache = self._step.next(tokens, self._own, self._cross)
         with products_by_rows():
-            logits = self._forward(batch, cache)
-        return [logits[: len(tokens), -1].float()]
+            return begin_pass(self._forward, batch, cache)
 
     def select(self, sequences: Tensor) -> None:
         """Keep these answers, [B'] int64, each once; the slots of the others are free."""
@@ -297,6 +336,11 @@ class _Step:
         )
         rows = Rows.last(self.tables, self.lengths)
         return batch, Stepping(own, self.tables, self.lengths, rows, cross, self.cross_tables)
+
+
+def _last_rows(logits: Tensor, count: int) -> Tensor:
+    """The first sequences' last logits, [count, V] fp32, of [B, S, V]."""
+    return logits[:count, -1].float()
 
 
 def _table(blocks: Sequence[Sequence[int]], rows: int, device: torch.device) -> Tensor:

@@ -12,8 +12,9 @@ from megalite.data.chat.chat import Chat
 from megalite.data.chat.datasets import Prompts
 from megalite.data.chat.long_rows import RowRules
 from megalite.engine.model import Model
+from megalite.engine.pipeline import Pipeline
 from megalite.generation.answer import SLOTS, Asked, answer
-from megalite.generation.decoder import Forward
+from megalite.generation.decoder import Forward, Pipelined
 from megalite.generation.generate import Ending
 from megalite.generation.prompts import Prompt
 from megalite.generation.sampling import SamplingConfig
@@ -38,14 +39,34 @@ class SamplesConfig(Section):
 
 
 def decode_with(model: Model) -> Forward:
-    """The model as a function of a batch and a cache: the last row's logits, on its device."""
+    """The model as a function of a batch and a cache: the last row's logits, on its device.
+
+    Passes of a pipeline overlap; :func:`bubble_of_answers` tells how busy they keep its stages.
+    """
     device = model.mesh.device
+    if isinstance(model, Pipeline):
+        passes = model.passes()
+        return Pipelined(lambda batch, cache: passes.begin(batch.to(device), cache), model.groups)
 
     def forward(batch: Batch, cache: KeyValueCache) -> Tensor:
         logits: Tensor = model.evaluate([batch.to(device)], Logits(last_row=True), cache)[0]
         return logits
 
     return forward
+
+
+def bubble_of_answers(model: Model) -> float | None:
+    """The bubble of the answers for which :func:`decode_with` was called last.
+
+    Comm: all-reduce of a number over pp.
+
+    Returns:
+        The share of the time in which a pipeline's stage computed nothing, a mean over stages;
+        None of a model that is whole.
+    """
+    if not isinstance(model, Pipeline) or model.last_passes is None:
+        return None
+    return model.last_passes.bubble()
 
 
 def answer_prompts(

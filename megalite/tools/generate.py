@@ -17,14 +17,14 @@ from megalite.errors import ConfigError, DataError
 from megalite.generation.answer import Asked, answer
 from megalite.generation.beam import BeamConfig, BeamSearch
 from megalite.generation.decoder import CachedDecoder
-from megalite.generation.generate import LOOK_EVERY, Ending, Repetition
+from megalite.generation.generate import LOOK_EVERY, Ending
 from megalite.generation.prompts import Prompt, batch_prompts
-from megalite.generation.sampling import SamplingConfig
+from megalite.generation.sampling import Repetition, SamplingConfig
 from megalite.generation.text import cut_at_stop
 from megalite.models.config import ModelConfig
 from megalite.models.hub import folder_of
 from megalite.models.hugging_face import is_hugging_face
-from megalite.stages.samples import decode_with
+from megalite.stages.samples import bubble_of_answers, decode_with
 from megalite.stages.start import generation_config
 from megalite.tools.speaker import Speaker, SpeakerConfig, check_language_model, open_speaker
 
@@ -134,7 +134,7 @@ class Shown:
 
     def __init__(self, questions: Sequence[Sequence[Turn]], output: Output, is_writer: bool):
         """Show answers to questions; a single one as it is drawn."""
-        self._questions, self._output, self._is_writer = questions, output, is_writer
+        self._questions, self._output, self.is_writer = questions, output, is_writer
         self.streams = is_writer and len(questions) == 1
         self._texts = [""] * len(questions)
         self._ended: set[int] = set()
@@ -152,7 +152,7 @@ class Shown:
         self._ended.add(number)
         while self._next in self._ended:
             text = self._texts[self._next]
-            if self._is_writer:
+            if self.is_writer:
                 sys.stdout.write("\n" if self.streams else self._titled(text))
                 sys.stdout.flush()
             self._output.add([self._questions[self._next]], [text])
@@ -269,6 +269,11 @@ def _draw(
     every = 1 if shown.streams else LOOK_EVERY
     ending = replace(ending, on_text=shown.add, on_end=shown.end, look_every=every)
     answer(decode_with(model), asked, sampling, ending)
+    bubble = bubble_of_answers(model)
+    if bubble is not None and shown.is_writer:
+        sys.stderr.write(
+            f"megalite: a stage of the pipeline computed nothing for {bubble:.0%} of the time\n"
+        )
 
 
 def _search(

@@ -33,7 +33,7 @@ from megalite.stages.rlhf.updates import (
     mini_batches,
 )
 from megalite.stages.rules.scores import Rules
-from megalite.stages.samples import decode_with
+from megalite.stages.samples import bubble_of_answers, decode_with
 from megalite.stages.setup import Stage
 from megalite.training.learner import TARGETS, Learner, Update
 from megalite.training.progress import Progress, StepResult
@@ -78,8 +78,11 @@ class PolicyStep:
         self.stage.heartbeat.enter("rollout", self.models.actor)
         coefficient = self._coefficient(progress)
         (batch, judged), counted = self._rolled(items, progress)
+        bubble = bubble_of_answers(self.models.actor)
         experience, means = self._experience(judged, coefficient)
         metrics = {name: float(value) for name, value in means.items()} | counted
+        if bubble is not None:
+            metrics["rollout_bubble"] = bubble
         metrics["rollout_s"] = time.perf_counter() - started
         updated = self._update(Answered(batch, experience), progress, coefficient)
         gap = updated.pop(FIRST_CHANGE, None)

@@ -76,7 +76,7 @@ CHARTS = {
         Chart("Learning rate", "rate", ("learning_rate",)),
         Chart("Throughput", "tokens/s", ("tokens_per_s",)),
         Chart("Operations in use", "share of the peak", ("mfu", "hfu")),
-        Chart("Pipeline bubble", "share of a step", ("bubble", "bubble_theory")),
+        Chart("Pipeline bubble", "share of a step", ("bubble", "bubble_theory", "rollout_bubble")),
         Chart("Memory", "GiB", ("memory_gib",)),
         Chart("A process's own time for a step", "s", ("own_s", "slowest_own_s")),
     ),

@@ -21,12 +21,14 @@ SHOWN = {
     "hfu": "HFU {:.1%}",
     "bubble": "bubble {:.1%}",
     "bubble_theory": "in theory {:.1%}",
+    "rollout_bubble": "of answers {:.1%}",
     "left_s": "{} left",
 }
 # What a narrow terminal does without, first to last.
 OMITTED = (
     "hfu",
     "bubble_theory",
+    "rollout_bubble",
     "batch_size",
     "learning_rate",
     "bubble",

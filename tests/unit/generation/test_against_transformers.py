@@ -17,8 +17,8 @@ from transformers import (
 from transformers.modeling_outputs import BaseModelOutput
 
 from megalite.generation.beam import BeamConfig, BeamSearch
-from megalite.generation.generate import Ending, Repetition, generate
-from megalite.generation.sampling import SamplingConfig
+from megalite.generation.generate import Ending, generate
+from megalite.generation.sampling import Repetition, SamplingConfig
 from megalite.models.batch import Batch, Stream
 from megalite.ops import RowIntervals
 
