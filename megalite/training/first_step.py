@@ -9,7 +9,6 @@ from megalite.distributed.collectives import gather_stacked
 from megalite.distributed.mesh import Mesh
 from megalite.distributed.transfer import moved
 
-TOTAL = "first_step_s"  # the metric: from the start to the first step's end
 LONGER_S = 1.0  # a part that takes another process longer by this is said of it
 
 
@@ -32,21 +31,20 @@ class FirstStep:
         self._beginning, self._mesh = beginning or Beginning(), mesh or Mesh.single()
         self._note = note
 
-    def look(self) -> tuple[dict[str, float], list[str]]:
-        """A metric, and what there is to say; empty but for the first step.
+    def look(self) -> list[str]:
+        """What there is to say; nothing but for the first step.
 
         Comm: an all-gather of 7 numbers over the world, once.
         """
         own = self._beginning.end()
         if not own:
-            return {}, []
+            return []
         mesh = self._mesh
         values = moved(torch.tensor(list(own.values()), dtype=torch.float64), mesh.device)
         rows = gather_stacked(values, mesh.world).tolist()
         self._note(own)
         seconds = dict(zip(own, rows, strict=True))
-        text = in_words(seconds, mesh.world.rank, mesh.ranks() or [0])
-        return {TOTAL: sum(own.values())}, [text]
+        return [in_words(seconds, mesh.world.rank, mesh.ranks() or [0])]
 
 
 def in_words(seconds: Mapping[str, Sequence[float]], place: int, ranks: Sequence[int]) -> str:

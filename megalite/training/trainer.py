@@ -399,9 +399,9 @@ class Trainer:
         if self._dropped():
             metrics["dropped_steps"] = self._dropped()
         metrics["memory_gib"] = memory_gib(self._mesh.device)
-        begun_s, told = self._first_step.look()
+        told = self._first_step.look()
         paces, slow = self._pace.look(step, self._log.is_writer)
-        metrics |= begun_s | paces
+        metrics |= paces
         every = self._train.evaluate_every
         is_last = step >= self._train.steps
         if evaluate and every and (is_last or step % every == 0):

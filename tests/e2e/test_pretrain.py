@@ -1,6 +1,5 @@
 """Pretraining as users run it: repeats, processes, kills, damaged checkpoints."""
 
-import json
 import shutil
 import signal
 import subprocess
@@ -27,8 +26,6 @@ def test_a_run_has_its_files(whole):
     (start,) = read_history(whole)
     assert tuple(start.first_step) == PARTS
     assert min(start.first_step[part] for part in ("imports", "data", "step")) > 0
-    rows = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows if "first_step_s" in row] == [1]
 
 
 def test_a_second_run_with_the_same_seed_is_equal_bit_for_bit(work, whole):

@@ -5,7 +5,7 @@ import pytest
 from megalite.cli import main
 from megalite.stages.rlhf.text import Text
 
-CLOCKS = ("step_s", "first_step_s", "rollout_s", "tokens_per_s", "memory_gib")
+CLOCKS = ("step_s", "rollout_s", "tokens_per_s", "memory_gib")
 GROUPS = ("--rollout.answers", "4", "--update.mini_batches", "2")
 
 
