@@ -13,14 +13,16 @@ def diagnose(statuses: Sequence[ProcessStatus]) -> str:
     A process that has begun fewer collectives of a group than the group's others holds them up. If
     each of several is behind in some group, they disagree on what comes next, and the one furthest
     on in the step left a collective out; so it did if counts are equal and places differ, or if the
-    one behind waits in a collective that all others have begun. One that waits for work holds
-    nobody up.
+    one behind waits in a collective that all others have begun. Of those behind, who waits in a
+    collective is itself held up by one that is in none. One that waits for work holds nobody up.
     """
     running = [status for status in statuses if status.is_running]
     running = [status for status in running if status.phase != WAIT] or running
     behind = _behind(running)
     if not behind:
         return _without_counts(running)
+    in_none = {rank: lag for rank, lag in behind.items() if not lag[0].in_collective}
+    behind = in_none or behind
     if len(behind) == 1 and all(status.in_collective for status in running):
         (last, _), furthest = next(iter(behind.values())), max(running, key=_progress)
         if _progress(last) < _progress(furthest):

@@ -133,8 +133,9 @@ class Monitor:
         stalled_s = self._status.stalled_s
         hangs = stalled_s > self.timeouts.stall_in(self._status.phase)
         if self._status.is_running and hangs and self.may_look():
-            cause = diagnose(self.statuses.all())
-            self._leave_for(f"{cause}; no progress for {stalled_s:.0f} s")
+            cause = diagnose(self.statuses.all_anew(self.timeouts.renewal_s))
+            if self.own.now().stalled_s >= stalled_s:  # it has not moved meanwhile
+                self._leave_for(f"{cause}; no progress for {stalled_s:.0f} s")
 
     def may_look(self) -> bool:
         """Whether this process is to look at all others: the first that asks, alone if it can.

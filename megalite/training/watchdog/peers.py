@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from megalite.distributed.processes import is_alive, is_stopped
 from megalite.training.watchdog.status import OwnStatus, ProcessStatus
@@ -11,6 +12,15 @@ from megalite.training.watchdog.store import StatusStore
 
 DUMP_S = 4.0  # the most that processes wait for each other's stacks
 PAUSE_S = 0.05
+LOOKS = 5  # at the same beat, after which silence may be a fault
+
+
+class Seen(NamedTuple):
+    """The last beat of a rank, when it was seen first, and the number of that look."""
+
+    beat: int
+    since: float
+    look: int
 
 
 class Peers:
@@ -27,23 +37,43 @@ class Peers:
             near: ranks that may be on this machine; None: all.
         """
         self._own, self._statuses, self._near = own, statuses, near
-        self._seen: dict[int, tuple[int, float]] = {}  # the last beat of a rank, and when it came
+        self._seen: dict[int, Seen] = {}
+        self._looks = 0
 
-    def missing(self, statuses: Iterable[ProcessStatus], silence_s: float) -> str | None:
-        """Say which of some processes is gone, or has reported nothing for ``silence_s``."""
+    def missing(
+        self, statuses: Iterable[ProcessStatus], silence_s: float, running_s: float = 0.0
+    ) -> str | None:
+        """Say which of some processes is gone, or has reported nothing for ``silence_s``.
+
+        One that this machine knows to be dead comes first, then who is silent longest. Silence
+        counts in looks, too: where a crowded machine lets this process look seldom, it lets the
+        others report seldom.
+
+        Args:
+            statuses: of the processes.
+            silence_s: of one that is stopped, or on another machine.
+            running_s: of one that runs on this machine, where /proc would tell its end; not less
+                than ``silence_s``.
+        """
         now = time.monotonic()
+        self._looks += 1
+        silent: list[tuple[float, str]] = []
         for status in statuses:
             if not status.is_running or status.rank == self._own.rank:
                 continue
-            beat, since = self._seen.get(status.rank, (None, now))
-            if beat != status.beat:
-                self._seen[status.rank], since = (status.beat, now), now
-            if self._own.is_beside(status) and not is_alive(status.pid, status.started):
+            is_beside = self._own.is_beside(status)
+            if is_beside and not is_alive(status.pid, status.started):
                 return f"{status.name()} was killed or crashed; {self._own_place()}"
-            if now - since > silence_s:
-                silent = f"has not answered for {now - since:.0f} s"
-                return f"{status.name()} {silent}: it is stopped or gone; {self._own_place()}"
-        return None
+            seen = self._seen.get(status.rank)
+            if seen is None or seen.beat != status.beat:
+                self._seen[status.rank] = Seen(status.beat, now, self._looks)
+                continue
+            for_s, runs = now - seen.since, is_beside and not is_stopped(status.pid)
+            most_s = max(silence_s, running_s) if runs else silence_s
+            if for_s > most_s and self._looks - seen.look >= LOOKS:
+                why = "it runs, and can't report" if runs else "it is stopped or gone"
+                silent.append((for_s, f"{status.name()} has not answered for {for_s:.0f} s: {why}"))
+        return f"{max(silent)[1]}; {self._own_place()}" if silent else None
 
     def _own_place(self) -> str:
         """Where this process is: the other's step and phase may be out of date by now."""

@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from dataclasses import dataclass, field, replace
+from types import FrameType
 
 from megalite.distributed.processes import pid_namespace, start_time
 from megalite.torch_private import calls_by_group
@@ -82,12 +83,14 @@ class OwnStatus:
     Attributes:
         heartbeat: the step and phase.
         has_ended: whether the training loop is done.
+        lost_in: the frame in which a collective failed, where this process is from then on.
     """
 
     def __init__(self, rank: int, heartbeat: Heartbeat) -> None:
         """Describe this process."""
         pid = os.getpid()
         self.heartbeat, self.has_ended = heartbeat, False
+        self.lost_in: FrameType | None = None
         self._identity = ProcessStatus(
             rank, socket.gethostname(), pid, start_time(pid), pid_namespace()
         )
@@ -103,7 +106,7 @@ class OwnStatus:
     def now(self) -> ProcessStatus:
         """The status; its beat is one more than that of the last."""
         now, heartbeat = time.monotonic(), self.heartbeat
-        frame = sys._current_frames().get(self._main_thread or 0)
+        frame = self.lost_in or sys._current_frames().get(self._main_thread or 0)
         location, collectives = locate(frame), calls_by_group()
         seen = heartbeat.step, heartbeat.phase, collectives, position(frame)
         if seen != self._last_move[0]:
@@ -115,7 +118,7 @@ class OwnStatus:
             phase=heartbeat.phase,
             write_point=heartbeat.write_point,
             location=location.text,
-            in_collective=location.in_collective,
+            in_collective=location.in_collective or self.lost_in is not None,
             stalled_s=now - self._last_move[1],
             collectives=collectives,
             state="ended" if self.has_ended else "running",

@@ -5,6 +5,7 @@ processes there are. All statuses are read by one of them, the first that finds 
 """
 
 import json
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -14,6 +15,7 @@ import torch.distributed as dist
 
 from megalite.training.watchdog.status import ProcessStatus
 
+TURNS = 6  # looks at all statuses until they are of one time, or it takes too long
 FAULT, DUMPED, ALL_DUMPED, ENDED, LOOKS = "fault", "dumped", "all dumped", "ended", "looks"
 
 
@@ -32,6 +34,20 @@ class StatusStore:
     def all(self) -> list[ProcessStatus]:
         """The last status of every process."""
         return self._read(range(self._world_size))
+
+    def all_anew(self, renewal_s: float) -> list[ProcessStatus]:
+        """The status of every process once each has reported again, or after ``renewal_s``.
+
+        Together they are of one time: what one began since its last report doesn't look left out.
+        """
+        before = {status.rank: status.beat for status in self.all()}
+        until = time.monotonic() + renewal_s
+        while True:
+            time.sleep(renewal_s / TURNS)
+            found = self.all()
+            late = [s for s in found if s.is_running and s.beat == before[s.rank]]
+            if all(s.rank == self._rank for s in late) or time.monotonic() > until:
+                return found
 
     def running(self, ranks: Sequence[int] | None = None) -> list[ProcessStatus]:
         """The last status of every process, or of some ranks, that has not ended."""

@@ -36,3 +36,8 @@ class Timeouts:
     def interval_s(self) -> float:
         """Between two reports of a process."""
         return min(max(self.silence_s / 20, 0.05), 3.0)
+
+    @property
+    def renewal_s(self) -> float:
+        """Seconds in which every process that isn't held up has reported again."""
+        return 3 * self.interval_s

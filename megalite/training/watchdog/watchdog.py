@@ -9,8 +9,9 @@ collective, whatever its backend.
 """
 
 import time
+import traceback
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
 
 from megalite.distributed.launch import Launch
 from megalite.distributed.rendezvous import connection_of_its_own
@@ -26,6 +27,7 @@ from megalite.training.watchdog.status import OwnStatus
 from megalite.training.watchdog.timeouts import Timeouts
 
 LOST_CONNECTION = ("gloo", "nccl", "connection", "timed out", "socket", "store", "broken pipe")
+LEAST_PATIENCE_S = 2.0  # with a process elsewhere, before its silence explains a lost connection
 
 
 class Watchdog:
@@ -83,6 +85,7 @@ class Watchdog:
             return
         try:
             if _is_lost_connection(error):
+                monitor.own.lost_in = _failed_in(error)
                 raise _cause_of_lost_connection(monitor) from error
             _report_error(monitor, error)
         except RuntimeError as lost:  # the store's error
@@ -116,19 +119,34 @@ def _is_lost_connection(error: BaseException | None) -> bool:
     return is_one or _is_lost_connection(error.__cause__)
 
 
+def _failed_in(error: BaseException) -> FrameType | None:
+    """The innermost frame of an error, or of the first that led to it."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    frames = [frame for frame, _line in traceback.walk_tb(error.__traceback__)]
+    return frames[-1] if frames else None
+
+
 def _cause_of_lost_connection(monitor: Monitor) -> RankFailure:
-    """Which other process ended or hangs, so that this one's connection broke."""
-    interval_s = monitor.timeouts.interval_s
-    until = time.monotonic() + max(3 * interval_s, 3.0)
+    """Which other process ended or hangs, so that this one's connection broke.
+
+    Processes of this machine are dead, or /proc shows them; of others their silence tells. This
+    process goes on to report, as one that lives.
+    """
+    timeouts = monitor.timeouts
+    pause_s, patience_s = timeouts.interval_s / 2, max(timeouts.renewal_s, LEAST_PATIENCE_S)
+    until = time.monotonic() + patience_s + 2 * timeouts.interval_s
     found: str | None = None
     while found is None and time.monotonic() < until:
+        monitor.statuses.publish(monitor.own.now())
         seen = monitor.statuses.all() if monitor.may_look() else monitor.peers.near()
-        found = monitor.first_fault.read() or monitor.peers.missing(seen, max(3 * interval_s, 2.0))
-        time.sleep(interval_s / 4)
+        found = monitor.first_fault.read()
+        found = found or monitor.peers.missing(seen, patience_s, timeouts.silence_s)
+        time.sleep(pause_s)
     until += DUMP_S
     while found is None and not monitor.may_look() and time.monotonic() < until:
         found = monitor.first_fault.read()  # of the one that looks at all
-        time.sleep(interval_s / 4)
+        time.sleep(pause_s)
     mine = found or diagnose(monitor.statuses.all())
     first = monitor.first_fault.write(mine)
     failure = RankFailure(f"{first or mine}; stacks are in {monitor.folder.path}")

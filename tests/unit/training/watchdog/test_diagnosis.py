@@ -6,8 +6,10 @@ import sys
 from megalite.distributed.waiting import counted
 from megalite.training.watchdog.diagnosis import diagnose
 from megalite.training.watchdog.frames import locate
-from megalite.training.watchdog.status import ProcessStatus
+from megalite.training.watchdog.heartbeat import Heartbeat
+from megalite.training.watchdog.status import OwnStatus, ProcessStatus
 from megalite.training.watchdog.timeouts import Timeouts
+from megalite.training.watchdog.watchdog import _failed_in
 
 
 def status(rank: int, phase: str = "forward_backward", **more) -> ProcessStatus:
@@ -25,6 +27,16 @@ def test_the_rank_that_has_not_come_to_a_collective_is_stuck():
     assert said.startswith("rank 1 (host, process 101) in step 7, forward_backward is stuck")
     assert "4 of 5 collectives of tp" in said
     assert "rank 0 (" not in said
+
+
+def test_who_waits_for_another_that_is_behind_is_not_named_with_it():
+    """Two tensor-parallel ranks are behind the other two; one of them waits for its neighbour."""
+    waits = status(0, collectives={"tp 0": 5, "dp": 2})
+    computes = status(1, collectives={"tp 0": 4, "dp": 2}, in_collective=False)
+    others = [status(n, "reduce", collectives={"tp 1": 6, "dp": 3}) for n in (2, 3)]
+    said = diagnose([waits, computes, *others])
+    assert said.startswith("rank 1 (host, process 101) in step 7, forward_backward is stuck")
+    assert "rank 0" not in said
 
 
 def test_a_rank_that_left_one_out_is_further_on_while_each_is_behind_somewhere():
@@ -91,6 +103,27 @@ def test_a_rank_that_has_ended_is_not_named():
     ]
     assert "rank 1 (" in diagnose(statuses)
     assert "rank 2" not in diagnose(statuses)
+
+
+def test_a_lost_connection_is_where_it_was_lost():
+    """Its process has left the collective, and waits no more than the others that are in one."""
+
+    def fail() -> None:
+        raise RuntimeError("connection reset by peer")
+
+    try:
+        try:
+            fail()
+        except RuntimeError as error:
+            raise RuntimeError("a pass failed") from error
+    except RuntimeError as error:
+        own = OwnStatus(0, Heartbeat())
+        assert not own.now().in_collective
+        own.lost_in = _failed_in(error)
+    found = own.now()
+    assert found.in_collective
+    assert found.location == "fail"
+    assert found.beat == own.now().beat - 1
 
 
 def test_a_thread_in_a_collective_is_where_it_was_called_from():
