@@ -64,10 +64,13 @@ class LocalSaves:
                 return reason
 
             self.wait(0)
-            found = local.newest(shared.newest_step(), tensors, why_not_local)
+            step = shared.newest_step()
+            found = local.newest(step, tensors, why_not_local)
             if found is not None:
                 self._went_on(found[1]["step"])
                 return *found, local.load
+            if step >= 0:
+                local.say(f"the nodes have no whole local checkpoint later than step {step}")
         taken = shared.latest(why_not)
         self._went_on(taken[1]["step"] if taken is not None else 0)
         return None if taken is None else (*taken, partial(load, taken[0]))

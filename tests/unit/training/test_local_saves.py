@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -68,6 +69,15 @@ def test_a_damaged_local_one_is_told_and_the_shared_one_taken(tmp_path, clean):
     run.go(30)
     assert "local checkpoint of step 16: " in run.log
     assert "resuming from" in run.log
+    assert run.came == [10]
+    assert run.rows == clean
+
+
+def test_where_all_local_ones_are_lost_the_shared_one_is_taken_and_that_is_told(tmp_path, clean):
+    run = LocalRun(tmp_path / "run").fail_in(18)
+    shutil.rmtree(run.disk)
+    run.go(30)
+    assert "the nodes have no whole local checkpoint later than step 10" in run.log
     assert run.came == [10]
     assert run.rows == clean
 

@@ -66,6 +66,7 @@ class LocalCheckpoints:
     Attributes:
         folder: of the run on this node's disk.
         copies: whether there is another node that has a copy.
+        say: is told what was passed over.
     """
 
     def __init__(
@@ -90,7 +91,7 @@ class LocalCheckpoints:
 
         Comm: all processes that save call this together; it makes a group.
         """
-        self.folder, self._place, self._saving, self._say = Path(root) / run, place, saving, say
+        self.folder, self._place, self._saving, self.say = Path(root) / run, place, saving, say
         self._axis = saving.axis("local checkpoints")
         self._nodes: dict[int, list[int]] = {}
         for rank, node in enumerate(gather_objects(place.node, self._axis)):
@@ -167,7 +168,7 @@ class LocalCheckpoints:
             self._thread = None
         error, self._error = self._error, None
         if error is not None:
-            self._say(
+            self.say(
                 f"{self.folder}: a local checkpoint could not be written: {reason_of(error)}: "
                 "training goes on"
             )
@@ -247,7 +248,7 @@ class LocalCheckpoints:
             return None
         finally:
             for text in choice.said:
-                self._say(text)
+                self.say(text)
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Load what :meth:`newest` found, in place.
@@ -269,7 +270,7 @@ class LocalCheckpoints:
             try:
                 found.append((self._axis.rank, Part.read(path)))
             except CheckpointError as error:
-                self._say(str(error))
+                self.say(str(error))
         return found
 
     def _gathered(self, own: list[tuple[int, Part]]) -> list[tuple[int, Part]]:
