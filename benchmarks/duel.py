@@ -28,6 +28,21 @@ def held_bytes() -> int:
     return _status("VmRSS")
 
 
+def extra_bytes(work: Callable[[], object]) -> tuple[int, int]:
+    """What work takes beyond what this process holds before it.
+
+    Returns:
+        The most that it takes at a time, and what stays of its first call: buffers and code of
+        libraries, for a second call takes them no more.
+    """
+    before = held_bytes()
+    work()
+    held = held_bytes()
+    reset_peak()
+    work()
+    return peak_bytes() - held, held - before
+
+
 def _status(key: str) -> int:
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(key):

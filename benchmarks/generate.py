@@ -8,7 +8,9 @@ of 128, 64 new tokens. Both draw at temperature 1 in fp32. An answer of ``mixed`
 length on both sides: there by a stopping criterion a row, here by ``limits``.
 
 Beside seconds: the copies to the host that ours made of what is on the model's device, for a token
-drawn in each row, and memory beyond the weights against the cache that ours says before the start.
+drawn in each row; and memory that answering takes at most, beyond what the process holds with its
+model after a first round, against the cache that ours says before the start. What stays of the
+first round (buffers and code of libraries) is a figure of its own.
 """
 
 import argparse
@@ -17,7 +19,7 @@ from dataclasses import dataclass
 
 import torch
 
-from benchmarks.duel import Side, play, serve
+from benchmarks.duel import Side, extra_bytes, play, serve
 from benchmarks.result import Result, show
 
 SEED, ROUNDS, SLOTS = 0, 5, 32
@@ -82,11 +84,11 @@ def make_ours(family: str, case: str):
         assert answers.lengths.tolist() == list(load.answers)
 
     return step, {
+        "extra_bytes": extra_bytes(step),
         "copies": _copies(lambda: answer(decode, asked, config, Ending(()))),
         "steps": max(load.answers),
         "tokens": sum(load.answers),
         "cache_bytes": asked.room(config).size_bytes(model.config, 4),
-        "weight_bytes": 4 * sum(p.numel() for p in model.parameters()),
     }
 
 
@@ -147,7 +149,7 @@ def make_peer(family: str, case: str):
             stopping_criteria=StoppingCriteriaList([Ends()]),
         )
 
-    return step, {"weight_bytes": 4 * sum(p.numel() for p in model.parameters())}
+    return step, {"extra_bytes": extra_bytes(step)}
 
 
 def compare(family: str, case: str, ours: Side, peer: Side) -> Result:
@@ -159,8 +161,8 @@ def compare(family: str, case: str, ours: Side, peer: Side) -> Result:
         "cache_mib": facts["cache_bytes"] / 2**20,
     }
     for name, side in (("ours", ours), ("peer", peer)):
-        beyond = side.facts["peak_bytes"] - side.facts["weight_bytes"]
-        more[f"{name}_mib_beyond_weights"] = beyond / 2**20
+        most, stays = side.facts["extra_bytes"]
+        more |= {f"{name}_extra_mib": most / 2**20, f"{name}_first_round_mib": stays / 2**20}
     seconds = ours.best("seconds"), peer.best("seconds")
     return Result(f"generate {family} {case}", "transformers", *seconds, more)
 
