@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from megalite.engine.lora import owner_and_name
+from megalite.engine.pages import prefer_huge_pages
 from megalite.layers.layer import Initial, Layer
 from megalite.layers.linear import AdaptableLinear
 from megalite.layers.shards import Share, local_box, local_part
@@ -23,6 +24,7 @@ def initialise(part: Transformer, seed: int) -> None:
         seed: of the run.
     """
     part.to_empty(device=part.mesh.device)
+    prefer_huge_pages(local_part(parameter) for parameter in part.parameters())
     for prefix, module in part.named_modules():
         if not isinstance(module, Layer):
             continue
