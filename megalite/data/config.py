@@ -279,7 +279,6 @@ class MixedConversationConfig(StoredConversationConfig):
 
     learned: tuple[LearnedRole, ...] = Field(
         ("assistant",),
-        min_length=1,
         description="roles whose texts are learned, where the template tells them apart (moss): "
         "system, user, thoughts, commands, results, assistant (with its end), or marks: what the "
         "template itself writes around texts",
@@ -295,6 +294,12 @@ class MixedConversationConfig(StoredConversationConfig):
         description="conversations that a file of each entry of train counts as at most in shares "
         "by size (Flan: 30000, 20000, ...); 0: all that it has; empty: for every entry",
     )
+
+    @model_validator(mode="after")
+    def _check_learned(self) -> "MixedConversationConfig":
+        if not self.learned:
+            raise ConfigError("--data.learned []: must name a role that is learned, or be left out")
+        return self
 
     @model_validator(mode="after")
     def _check_shares(self) -> "MixedConversationConfig":

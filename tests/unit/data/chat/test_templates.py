@@ -12,7 +12,7 @@ from megalite.data.chat.examples import answer_example, conversation_example, pr
 from megalite.data.chat.own_template import NAME
 from megalite.data.chat.templates import TEMPLATES
 from megalite.data.chat.turns import Turn
-from megalite.data.config import TemplateName
+from megalite.data.config import MixedConversationConfig, TemplateName
 from megalite.data.structure import Structure
 from megalite.data.tokenizers.load import load_tokenizer
 from megalite.errors import ConfigError, DataError
@@ -210,3 +210,8 @@ def test_what_a_template_does_not_tell_apart_is_not_learned(tokenizer):
         "--data.learned user: the template vicuna tells apart assistant alone: choose moss, or "
         "leave it out"
     )
+
+
+def test_some_role_is_learned():
+    with pytest.raises(ConfigError, match=r"--data.learned \[\]: must name a role"):
+        MixedConversationConfig(learned=())
