@@ -1,6 +1,6 @@
 """A step of each optimizer, ours and PyTorch's, on the model of ``benchmarks.train_step``.
 
-    python -m benchmarks.optimizers [--family llama] [--rounds 7] [--json]
+    python -m benchmarks.optimizers [--family llama] [--products fp32] [--rounds 7] [--json]
 
 The sides take turns on gradients that are there already; memory is what an optimizer holds beside
 parameters and gradients, in bytes a parameter. Lion is not in PyTorch; its Muon takes matrices
@@ -101,8 +101,8 @@ def flat(parameters) -> list[nn.Parameter]:
     return made
 
 
-def whole_step(family: str, kind: str) -> tuple[Callable[[], None], dict]:
-    """A training step with an optimizer."""
+def whole_step(family: str, products: str) -> tuple[Callable[[], None], dict]:
+    """A training step with Muon, whose products have this number format."""
     from megalite.distributed.mesh import Mesh, ParallelConfig
     from megalite.engine.build import build_model
     from megalite.engine.model import Task
@@ -113,7 +113,7 @@ def whole_step(family: str, kind: str) -> tuple[Callable[[], None], dict]:
     case, mesh = CASES[family], Mesh.single()
     model = build_model(case.ours(), mesh, ParallelConfig(), seed=SEED)
     train = TrainConfig(steps=1000, global_batch_size=BATCH, micro_batch_size=BATCH)
-    settings = OptimizerConfig(kind=kind)
+    settings = OptimizerConfig(kind="muon", muon={"products": products})
     learner = Learner(model, mesh, Learning(train, settings, ScheduleConfig(), SEED))
     work = [(batch, None) for batch in case.batches(BATCH, LENGTH)]
     targets = sum(batch.num_targets for batch, _ in work)
@@ -132,13 +132,14 @@ def hidden_sides(model) -> list[tuple[int, int]]:
     return [sides_of(weight) for weight in weights_of(model) if weight.is_hidden]
 
 
-def orthogonal(family: str, _kind: str) -> tuple[Callable[[], None], dict]:
+def orthogonal(family: str, products: str) -> tuple[Callable[[], None], dict]:
     """The orthogonalisation of a step's matrices alone."""
     from megalite.training.config import OptimizerConfig
     from megalite.training.updates.muon import product_dtype
     from megalite.training.updates.orthogonal import operations, orthogonalised
 
-    sides, muon = hidden_sides(built(family)), OptimizerConfig().muon
+    sides = hidden_sides(built(family))
+    muon = OptimizerConfig(muon={"products": products}).muon
     dtype = product_dtype(muon.products, torch.device("cpu"))
     matrices = [torch.randn(shape).to(dtype) for shape in sides]
 
@@ -149,19 +150,21 @@ def orthogonal(family: str, _kind: str) -> tuple[Callable[[], None], dict]:
     return work, {"flop": sum(operations(*shape, muon.iterations) for shape in sides)}
 
 
-SIDES = {"ours": ours, "peer": peer, "step": whole_step, "orthogonal": orthogonal}
+OPTIMIZERS = {"ours": ours, "peer": peer}
+PARTS = {"step": whole_step, "orthogonal": orthogonal}
 
 
-def side(name: str, family: str, kind: str) -> Side:
+def side(name: str, family: str, option: str, told: str) -> Side:
     """A side's process."""
-    words = ["--side", name, "--family", family, "--kind", kind]
+    words = ["--side", name, "--family", family, option, told]
     return Side("benchmarks.optimizers", words)
 
 
 def compare(family: str, kind: str, rounds: int) -> Result:
     """A kind beside PyTorch's; Lion beside fused AdamW."""
     against = "adamw" if kind == "lion" else kind
-    mine, theirs = side("ours", family, kind), side("peer", family, against)
+    mine = side("ours", family, "--kind", kind)
+    theirs = side("peer", family, "--kind", against)
     play(mine, theirs, rounds)
     more = {
         f"{name}_state_bytes_per_parameter": one.facts["state_bytes"] / one.facts["parameters"]
@@ -171,11 +174,11 @@ def compare(family: str, kind: str, rounds: int) -> Result:
     return Result(f"optimizer {kind}", f"PyTorch's {against}", *seconds, more)
 
 
-def share_of_a_step(family: str, rounds: int) -> Result:
+def share_of_a_step(family: str, products: str, rounds: int) -> Result:
     """What Muon's orthogonalisation takes of a training step."""
     from megalite.training.metrics.flops import step_operations
 
-    alone, step = side("orthogonal", family, "muon"), side("step", family, "muon")
+    alone, step = (side(name, family, "--products", products) for name in ("orthogonal", "step"))
     play(alone, step, rounds)
     seconds = alone.best("seconds"), step.best("seconds")
     batches = CASES[family].batches(BATCH, LENGTH)
@@ -194,17 +197,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--family", default="llama", choices=CASES)
     parser.add_argument("--kind", default="all", choices=("all", *KINDS))
+    parser.add_argument("--products", default="auto", choices=("auto", "bf16", "fp32"))
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--json", action="store_true", help="one object a line")
-    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
+    parser.add_argument("--side", choices=OPTIMIZERS | PARTS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.side:
-        serve(lambda: SIDES[options.side](options.family, options.kind))
+        if options.side in PARTS:
+            serve(lambda: PARTS[options.side](options.family, options.products))
+        else:
+            serve(lambda: OPTIMIZERS[options.side](options.family, options.kind))
         return
     for kind in KINDS if options.kind == "all" else [options.kind]:
         show(compare(options.family, kind, options.rounds), options.json)
     if options.kind in ("all", "muon"):
-        show(share_of_a_step(options.family, options.rounds), options.json)
+        show(share_of_a_step(options.family, options.products, options.rounds), options.json)
 
 
 if __name__ == "__main__":
