@@ -10,7 +10,11 @@ of a run which is told to skip them; ``save``, a checkpoint that can't be writte
 file asks for; ``loop``, a fault at every start, which must end the restarts with a diagnosis;
 ``straggler``, a rank that sleeps in each step, which must be named, it alone; ``flip``, a bit that
 is wrong once, whose step is computed again and trained on right, or each time, which is named;
-``memory``, a rank that gets no more, which must say what it asked for and what the plan said.
+``memory``, a rank that gets no more, which must say what it asked for and what the plan said;
+``nan``, a gradient of one rank that is not finite, whose step all drop as if it were another's;
+``local``, a kill while checkpoints are saved on the node's own disk, too, which loses nothing
+that was whole; ``change``, a start of another model in the folder, which is refused and changes
+nothing.
 """
 
 import argparse
@@ -28,18 +32,22 @@ from pathlib import Path
 from benchmarks.fault_bench import (
     EVERY,
     LAYOUTS,
+    ON_PURPOSE,
     PHASES,
     SPIKE_STEPS,
     STEPS,
     Bench,
     Trial,
+    complete_before,
     draw,
     losses,
 )
+from megalite.training.watchdog.heartbeat import LOCAL_POINTS
 
 WITH_COPIES, WITH_DATA_PARALLEL = ("tp2",), ("fsdp2",)
 SPIKES = ["--train.spikes.policy", "rollback", "--train.spikes.window", "160"]
 AROUND = 2
+CHANGES = (("num_layers", "3"), ("hidden_size", "64"), ("ffn_size", "64"))  # of [model]
 
 
 def drawn(seed: int, kind: str, layouts: Sequence[str], steps: range) -> Trial:
@@ -197,6 +205,54 @@ def play_memory(bench: Bench, seed: int, name: str) -> Trial:
     return trial
 
 
+def play_nan(bench: Bench, seed: int, name: str) -> Trial:
+    """A gradient of one rank is not finite: all drop the step, whichever rank it is of."""
+    trial, run = drawn(seed, "nan", tuple(LAYOUTS), range(1, STEPS + 1)), bench.folder / name
+    trial.phase = "reduce"
+    code, said = bench.said(trial, run, 0, *trial.words())
+    trial.happened = f"step {trial.step}: its gradients were not finite" in said
+    if code or not trial.happened:
+        trial.faults.append(f"exit code {code}, told: {trial.happened}")
+    others = replace(trial, rank=1 - trial.rank)
+    bench.compare(trial, run, bench.clean(trial.layout, *others.words()))
+    return trial
+
+
+def play_local(bench: Bench, seed: int, name: str) -> Trial:
+    """A kill between saves on the node's own disk: the start after that goes on from the last."""
+    generator, run = random.Random(f"local {seed}"), bench.folder / name
+    trial = drawn(seed, "kill", tuple(LAYOUTS), range(2, STEPS))
+    trial.phase = generator.choice((*PHASES, *LOCAL_POINTS))
+    steps = ["--faults.steps", str(EVERY)]  # at a shared save there is no local one
+    disk = ["--checkpoint.local.folder", f"{run}-disk", "--checkpoint.local.every", "1"]
+    code, said = bench.said(trial, run, 1, *trial.words(), *steps, *disk)
+    trial.kind, trial.happened = "local", ON_PURPOSE in said
+    if code or (trial.happened and said.count("resuming from") > 1):
+        trial.faults.append(f"exit code {code}, starts: {said.count('resuming from')}")
+    went_on = re.search(r"resuming from \S*step-(\d+)", said)
+    if trial.happened and int(went_on[1] if went_on else 0) < complete_before(trial.step):
+        trial.faults.append(f"it went on from {went_on[1] if went_on else 0}")
+    bench.compare(trial, run, bench.clean(trial.layout))
+    return trial
+
+
+def play_change(bench: Bench, seed: int, name: str) -> Trial:
+    """A start of another model in a run's folder: refused by name, and nothing is another then."""
+    trial, run = drawn(seed, "change", tuple(LAYOUTS), range(EVERY + 1, STEPS)), bench.folder / name
+    key, value = random.Random(f"key {seed}").choice(CHANGES)
+    bench.said(trial, run, 0, *replace(trial, kind="raise").words())
+    before = (run / "config.toml").read_bytes(), losses(run)
+    code, said = bench.said(trial, run, 0, f"--model.{key}", value)
+    trial.happened = f"--model: {key} {value} (there " in said
+    if "exitcode  : 2" not in said or not trial.happened:
+        trial.faults.append(f"exit code {code}, named: {trial.happened}")
+    if before != ((run / "config.toml").read_bytes(), losses(run)):
+        trial.faults.append("a start that was refused has changed the folder")
+    bench.said(trial, run, 0)
+    bench.compare(trial, run, bench.clean(trial.layout))
+    return trial
+
+
 PLAYS = {
     "process": lambda bench, seed, name: bench.play(draw(seed), name),
     "drift": play_drift,
@@ -207,6 +263,9 @@ PLAYS = {
     "straggler": play_straggler,
     "flip": play_flip,
     "memory": play_memory,
+    "nan": play_nan,
+    "local": play_local,
+    "change": play_change,
 }
 
 
