@@ -1,23 +1,24 @@
-"""One optimizer step of DPO beside TRL's DPOTrainer, and of LoRA beside PEFT, on real lengths.
+"""One step of PPO, GRPO and DPO beside TRL's trainers, and of LoRA beside PEFT, on real lengths.
 
-    python -m benchmarks.alignment [--row dpo] [--pairs 8] [--json]
+    python -m benchmarks.alignment [--row dpo] [--pairs 8] [--prompts 64] [--json]
 
-LoRA's row is :mod:`benchmarks.adapters`. In DPO's both have fp32 parameters, stored
-log-probabilities of the reference, the same pairs, clipping of the global norm and PyTorch's fused
-AdamW. Ours puts the answers of a micro-batch side by side in
+PPO's and GRPO's rows are :mod:`benchmarks.policies`, LoRA's :mod:`benchmarks.adapters`. In DPO's
+both have fp32 parameters, stored log-probabilities of the reference, the same pairs, clipping of
+the global norm and PyTorch's fused AdamW. Ours puts the answers of a micro-batch side by side in
 one sequence; TRL pads them to the longest. TRL is installed below runs/peers; where it can't be,
-the peer is the same step written plainly on transformers.
+or with --plain, the peer is the same step written plainly on transformers.
 """
 
 import argparse
 import math
 import sys
 import tempfile
+from functools import partial
 
 import numpy as np
 import torch
 
-from benchmarks import adapters
+from benchmarks import adapters, plain_policies, policies
 from benchmarks.conversations import ANSWER, LONGEST, QUESTION, SIGMA
 from benchmarks.duel import Side, play, serve
 from benchmarks.models import CASES, VOCABULARY
@@ -183,26 +184,43 @@ SIDES = {
     "plain": make_plain,
     "our adapters": adapters.make_ours,
     "peft": adapters.make_peft,
+    "our ppo": partial(policies.make_ours, method="ppo"),
+    "our grpo": partial(policies.make_ours, method="grpo"),
+    "trl ppo": policies.make_trl_ppo,
+    "trl grpo": policies.make_trl_grpo,
+    "plain ppo": partial(plain_policies.make_plain, method="ppo"),
+    "plain grpo": partial(plain_policies.make_plain, method="grpo"),
 }
-ROWS = {"dpo": "ours", "lora": "our adapters"}  # with our side
+ROWS = {"ppo": "our ppo", "grpo": "our grpo", "dpo": "ours", "lora": "our adapters"}  # our sides
+TRL = {  # of a row: the peer's side, its name, and what is installed for it
+    "ppo": ("trl ppo", "TRL PPOTrainer", policies.WITH_PPO),
+    "grpo": ("trl grpo", "TRL GRPOTrainer", "trl"),
+    "dpo": ("trl", "TRL DPOTrainer", "trl"),
+}
+PLAIN = {"ppo": "plain ppo", "grpo": "plain grpo", "dpo": "plain"}
 
 
-def _peer(row: str) -> tuple[str, str, str]:
-    """The peer's side of a row, its name, and the Python that runs it."""
+def _peer(row: str, words: list[str], is_plain: bool) -> tuple[Side, str]:
+    """The peer's side of a row, which has done its first round, and its name."""
+
+    def side(name: str, python: str = sys.executable) -> Side:
+        return Side("benchmarks.alignment", [*words, name], python)
+
     if row == "lora":
-        return "peft", "PEFT", sys.executable
-    try:
-        return "trl", "TRL DPOTrainer", interpreter("trl")
-    except NoPeer as error:
-        print(f"{error}: the peer is a plain loop on transformers", file=sys.stderr)
-        return "plain", "transformers, plain loop", sys.executable
+        return side("peft"), "PEFT"
+    own, name, package = TRL[row]
+    if not is_plain:
+        try:
+            return side(own, interpreter(package)), name
+        except (NoPeer, SystemExit) as error:
+            print(f"{name}: {error}: the peer is a plain loop on transformers", file=sys.stderr)
+    return side(PLAIN[row]), "transformers, plain loop"
 
 
-def _compare(row: str, count: int, rounds: int) -> Result:
-    peer, name, python = _peer(row)
+def _compare(row: str, count: int, rounds: int, is_plain: bool) -> Result:
     words = ["--pairs", str(count), "--side"]
     ours = Side("benchmarks.alignment", [*words, ROWS[row]])
-    other = Side("benchmarks.alignment", [*words, peer], python)
+    other, name = _peer(row, words, is_plain)
     play(ours, other, rounds)
     more = {
         "ours_rows": ours.facts["rows"],
@@ -220,6 +238,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     help_of_pairs = f"or conversations of LoRA's row; a multiple of {MICRO}"
     parser.add_argument("--pairs", type=int, default=PAIRS, help=help_of_pairs)
+    help_of_prompts = f"of PPO, or answers of GRPO; a multiple of {MICRO} and {policies.GROUP}"
+    parser.add_argument("--prompts", type=int, default=policies.PROMPTS, help=help_of_prompts)
+    parser.add_argument("--plain", action="store_true", help="plain loops in place of TRL")
     parser.add_argument("--row", choices=ROWS, help="one alone")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--json", action="store_true", help="one object a line")
@@ -229,7 +250,8 @@ def main() -> None:
         serve(lambda: SIDES[options.side](options.pairs))
         return
     for row in [options.row] if options.row else ROWS:
-        show(_compare(row, options.pairs, options.rounds), options.json)
+        count = options.prompts if row in ("ppo", "grpo") else options.pairs
+        show(_compare(row, count, options.rounds, options.plain), options.json)
 
 
 if __name__ == "__main__":

@@ -53,18 +53,21 @@ def _status(key: str) -> int:
 def serve(make: Callable[[], tuple[Callable[[], None], dict]]) -> None:
     """Be one side: make the work, do a round for each line on standard input, then weigh it.
 
-    It is weighed last, as that takes the memory from which the next round would be served.
+    It is weighed last, as that takes the memory from which the next round would be served. What the
+    work prints goes to standard error.
     """
+    out, sys.stdout = sys.stdout, sys.stderr
     before = held_bytes()
     work, facts = make()
     work()
-    print(json.dumps(facts), flush=True)
+    print(json.dumps(facts), file=out, flush=True)
     for _ in sys.stdin:
         started, computed = time.perf_counter(), time.process_time()
         work()
         seconds, cpu_s = time.perf_counter() - started, time.process_time() - computed
-        print(json.dumps({"seconds": seconds, "cpu_s": cpu_s}), flush=True)
-    print(json.dumps({"peak_bytes": peak_bytes() - before, "held_bytes": held_bytes() - before}))
+        print(json.dumps({"seconds": seconds, "cpu_s": cpu_s}), file=out, flush=True)
+    weighed = {"peak_bytes": peak_bytes() - before, "held_bytes": held_bytes() - before}
+    print(json.dumps(weighed), file=out, flush=True)
 
 
 class Side:
