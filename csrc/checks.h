@@ -254,6 +254,41 @@ inline void check_activation(const ActivationTensors& t) {
   }
 }
 
+struct PagedTensors {
+  const at::Tensor &q, &k, &v, &tables, &start, &end;
+  const std::optional<at::Tensor>& bias;
+};
+
+/// All but q are contiguous.
+inline void check_paged(const PagedTensors& t, int64_t most_keys) {
+  constexpr const char* kOp = "paged_attention";
+  const at::Tensor &q = t.q, &k = t.k;
+  check_float(kOp, "q", q);
+  TORCH_CHECK(q.dim() == 3, kOp, " q: must be [B, N, H], came ", q.sizes());
+  TORCH_CHECK(k.dim() == 4 && k.size(1) > 0 && q.size(1) % k.size(1) == 0 && k.size(2) > 0, kOp,
+              " k: must be [blocks, G, rows, H] with G dividing ", q.size(1), ", came ",
+              k.sizes());
+  TORCH_CHECK(t.tables.dim() == 2, kOp, " tables: must be [B, T], came ", t.tables.sizes());
+  TORCH_CHECK(most_keys >= 0 && most_keys < (int64_t{1} << 31), kOp,
+              " most_keys: must be in [0, 2^31), came ", most_keys);
+  const int64_t batch = q.size(0);
+  const std::tuple<const char*, const at::Tensor&, at::ScalarType, std::vector<int64_t>> others[] =
+      {{"k", k, q.scalar_type(), {k.size(0), k.size(1), k.size(2), q.size(2)}},
+       {"v", t.v, q.scalar_type(), k.sizes().vec()},
+       {"tables", t.tables, at::kInt, {batch, t.tables.size(1)}},
+       {"start", t.start, at::kInt, {batch}},
+       {"end", t.end, at::kInt, {batch}}};
+  const auto check = [&](const char* name, const at::Tensor& x, at::ScalarType type,
+                         at::IntArrayRef sizes) {
+    check_tensor(kOp, name, x, type, sizes);
+    check_device(kOp, name, x, q.device());
+    TORCH_CHECK(x.is_contiguous(), kOp, " ", name, ": must be contiguous, came strides ",
+                x.strides());
+  };
+  for (const auto& [name, tensor, type, sizes] : others) check(name, tensor, type, sizes);
+  if (t.bias) check("bias", *t.bias, at::kFloat, {q.size(1), most_keys});
+}
+
 inline void check_ids(const at::Tensor& ids, at::Device device) {
   TORCH_CHECK(ids.scalar_type() == at::kLong, "embedding ids: must be int64, came ",
               ids.scalar_type());

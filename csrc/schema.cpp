@@ -12,9 +12,6 @@ TORCH_LIBRARY(megalite, m) {
       "Tensor lse, Tensor start, Tensor end, Tensor rows, Tensor keys, float scale, "
       "float dropout_p, int dropout_seed, Tensor? sample_ids, int head_offset, float score_cap) "
       "-> (Tensor, Tensor, Tensor)");
-  m.def(
-      "paged_attention(Tensor q, Tensor k, Tensor v, Tensor tables, Tensor start, Tensor end, "
-      "Tensor? bias, int most_keys, float scale, float score_cap) -> Tensor");
   m.def("row_products(Tensor x, Tensor weight, Tensor? bias) -> Tensor");
   m.def("draw(Tensor logits, Tensor uniform, float temperature) -> (Tensor, Tensor)");
 }

@@ -42,6 +42,9 @@ inline void define_operators(torch::Library& m) {
       "Tensor? gate_bias, str kind) -> (Tensor, Tensor, Tensor, Tensor)");
   m.def("embedding(Tensor weight, Tensor ids, int offset, int vocabulary) -> Tensor");
   m.def("embedding_backward(Tensor dout, Tensor ids, int offset, int height) -> Tensor");
+  m.def(
+      "paged_attention(Tensor q, Tensor k, Tensor v, Tensor tables, Tensor start, Tensor end, "
+      "Tensor? bias, int most_keys, float scale, float score_cap) -> Tensor");
   m.def("dequantised(Tensor codes, Tensor scales, int width, ScalarType dtype) -> Tensor");
 }
 

@@ -20,13 +20,6 @@ const float* floats(const char* op, const char* name, const Tensor& x, at::IntAr
   return x.data_ptr<float>();
 }
 
-const int32_t* ints(const char* name, const Tensor& x, at::IntArrayRef sizes) {
-  check_tensor("paged_attention", name, x, at::kInt, sizes);
-  TORCH_CHECK(x.is_contiguous(), "paged_attention ", name, ": must be contiguous, came strides ",
-              x.strides());
-  return x.data_ptr<int32_t>();
-}
-
 /// Refuse keys that a table has no block for, and blocks that the pools don't have.
 void check_tables(const PagedAttention& p, int64_t num_blocks) {
   for (int64_t b = 0; b < p.batch; ++b) {
@@ -46,23 +39,18 @@ void check_tables(const PagedAttention& p, int64_t num_blocks) {
 Tensor paged_attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& tables,
                        const Tensor& start, const Tensor& end, const std::optional<Tensor>& bias,
                        int64_t most_keys, double scale, double score_cap) {
-  constexpr const char* kOp = "paged_attention";
-  TORCH_CHECK(q.dim() == 3, "paged_attention q: must be [B, N, H], came ", q.sizes());
-  TORCH_CHECK(k.dim() == 4 && k.size(1) > 0 && q.size(1) % k.size(1) == 0 && k.size(2) > 0,
-              "paged_attention k: must be [blocks, G, rows, H] with G dividing ", q.size(1),
-              ", came ", k.sizes());
-  TORCH_CHECK(tables.dim() == 2, "paged_attention tables: must be [B, T], came ", tables.sizes());
+  check_paged({q, k, v, tables, start, end, bias}, most_keys);
+  TORCH_CHECK(q.scalar_type() == at::kFloat, "paged_attention q: must be float32 on the CPU, came ",
+              q.scalar_type());
   PagedAttention p = {};
   p.batch = q.size(0), p.heads = q.size(1), p.head_dim = q.size(2);
   p.groups = k.size(1), p.block_rows = k.size(2), p.table_size = tables.size(1);
   p.most_keys = most_keys, p.scale = scale, p.score_cap = score_cap;
   const Tensor wide_q = q.contiguous();
-  p.q = floats(kOp, "q", wide_q, {p.batch, p.heads, p.head_dim});
-  p.k = floats(kOp, "k", k, {k.size(0), p.groups, p.block_rows, p.head_dim});
-  p.v = floats(kOp, "v", v, k.sizes());
-  p.tables = ints("tables", tables, {p.batch, p.table_size});
-  p.start = ints("start", start, {p.batch}), p.end = ints("end", end, {p.batch});
-  if (bias) p.bias = floats(kOp, "bias", *bias, {p.heads, most_keys});
+  p.q = wide_q.data_ptr<float>(), p.k = k.data_ptr<float>(), p.v = v.data_ptr<float>();
+  p.tables = tables.data_ptr<int32_t>();
+  p.start = start.data_ptr<int32_t>(), p.end = end.data_ptr<int32_t>();
+  if (bias) p.bias = bias->data_ptr<float>();
   check_tables(p, k.size(0));
   const Tensor out = new_floats({p.batch, p.heads, p.head_dim});
   p.out = out.data_ptr<float>();

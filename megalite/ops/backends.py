@@ -213,6 +213,28 @@ def row_kernels(tensor: Tensor) -> Any:
     return ops
 
 
+def paged_kernels(tensor: Tensor, score_cap: float) -> Any:
+    """As :func:`kernels`, for attention over keys and values in blocks, of which this is one pool.
+
+    Returns:
+        None for the reference, and where no kernel caps scores: there it is made of other
+        operators.
+
+    Raises:
+        KernelUnavailable: that backend has none in this build.
+    """
+    name = chosen(tensor)
+    if name == "cpu":
+        return row_kernels(tensor)
+    ops = None if score_cap else kernels(tensor)
+    if ops is not None and not hasattr(ops, "paged_attention"):
+        raise KernelUnavailable(
+            f"generation: backend {name!r} is of an older build, without attention over blocks: "
+            "run `make install` again"
+        )
+    return ops
+
+
 def tape_class(tensor: Tensor) -> Any:
     """What records operators on tensors of its device and runs them again (``csrc/tape.cpp``).
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from megalite.ops.attention import AttentionOptions, attention
-from megalite.ops.backends import row_kernels
+from megalite.ops.backends import paged_kernels
 from megalite.ops.mask import RowIntervals
 
 KEY_TILE = 128  # keys; the largest tile of attention's kernels divides it
@@ -58,7 +58,7 @@ def paged_attention(
 
     Args:
         q: [B, N, H].
-        pools: the layer's blocks, of q's dtype; fp32 on a CPU.
+        pools: the layer's blocks, of q's dtype; fp32 on a CPU, where q may be narrower.
         places: where keys stand.
         bias: [N, K] fp32 by distance, its last that of a row's own key; or None.
         options: scale and cap; no dropout.
@@ -66,13 +66,13 @@ def paged_attention(
     Returns:
         [B, N, H], dtype of ``q``; 0 in rows without keys.
     """
-    ops = row_kernels(pools.keys)
+    ops = paged_kernels(pools.keys, options.score_cap)
     if ops is None:
         return _gathered(q, pools, places, bias, options)
     tables, start, end, most = places
-    wide, scale = q.float(), options.scale_of(q)
+    own, scale = q.to(pools.keys.dtype), options.scale_of(q)
     out: Tensor = ops.paged_attention(
-        wide, *pools, tables, start, end, bias, most, scale, options.score_cap
+        own, *pools, tables, start, end, bias, most, scale, options.score_cap
     )
     return out.to(q.dtype)
 

@@ -1,13 +1,19 @@
-"""What one more token takes on a CPU: attention over blocks, products by rows, draws."""
+"""What one more token takes: attention over blocks, and on a CPU products by rows and draws."""
 
 import pytest
 import torch
 
-from megalite.ops import AttentionOptions, backend
+from megalite.ops import AttentionOptions
 from megalite.ops.draw import draw_tokens
 from megalite.ops.linear import linear, products_by_rows
 from megalite.ops.paged_attention import Places, Pools, paged_attention
-from tests.kernels.backends import assert_as_good
+from tests.kernels.backends import (
+    assert_as_good,
+    backend,
+    device_of,
+    needs_emulator,
+    on_every_row_backend,
+)
 
 ROWS = 16  # of a block
 
@@ -32,13 +38,42 @@ def paged_case(heads: int, groups: int, width: int, most: int):
     )
 
 
+def on_device(name: str, q: torch.Tensor, pools: Pools, places: Places, bias=None):
+    device = device_of(name)
+    pools = Pools(*(pool.to(device) for pool in pools))
+    places = Places(*(x.to(device) for x in places[:3]), places.most_keys)
+    return q.to(device), pools, places, None if bias is None else bias.to(device)
+
+
+def attended(name: str, case: tuple, options: AttentionOptions) -> torch.Tensor:
+    with backend(name):
+        return paged_attention(*on_device(name, *case), options).cpu()
+
+
 @pytest.mark.parametrize("shape", [(4, 2, 24, 47), (3, 3, 7, 64), (8, 1, 64, 130)])
 @pytest.mark.parametrize("kind", ["plain", "bias", "cap"])
 def test_paged_attention_is_as_good_as_attention_over_copies(shape, kind):
+    check_paged("cpu", paged_case(*shape), kind)
+
+
+GPU_SHAPES = [(4, 2, 24, 47), (3, 3, 8, 40), (6, 1, 64, 300), (6, 2, 128, 130), (1, 1, 256, 33)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("shape", GPU_SHAPES)
+@on_every_row_backend
+def test_splits_of_keys_are_as_good(name, shape, dtype):
     q, pools, places, bias = paged_case(*shape)
+    pools = Pools(*(pool.to(torch.float32 if name == "cpu" else dtype) for pool in pools))
+    kind = "bias" if shape[0] == 6 else "plain"
+    check_paged(name, (q.to(dtype), pools, places, bias), kind)
+
+
+def check_paged(name: str, case: tuple, kind: str) -> None:
+    q, pools, places, bias = case
     bias = bias if kind == "bias" else None
     options = AttentionOptions(score_cap=1.5 if kind == "cap" else 0.0)
-    ours = paged_attention(q, pools, places, bias, options)
+    ours = attended(name, (q, pools, places, bias), options)
     with backend("reference"):
         plain = paged_attention(q, pools, places, bias, options)
         wide = Pools(*(pool.double() for pool in pools))
@@ -49,24 +84,30 @@ def test_paged_attention_is_as_good_as_attention_over_copies(shape, kind):
     assert not ours[4].any()  # it has no keys
 
 
-def test_no_bit_of_paged_attention_depends_on_other_sequences_or_on_its_blocks():
+@on_every_row_backend
+def test_no_bit_of_paged_attention_depends_on_other_sequences_or_on_its_blocks(name):
     q, pools, places, bias = paged_case(4, 2, 24, 47)
     options = AttentionOptions()
-    whole = paged_attention(q, pools, places, bias, options)
+    whole = attended(name, (q, pools, places, bias), options)
     order = torch.tensor([3, 0])
     moved = torch.randperm(15, generator=torch.Generator().manual_seed(8))
     pools = Pools(*(pool[moved] for pool in pools))
     found = moved.argsort()[places.tables.long()].int()
     chosen = Places(found[order].contiguous(), places.start[order], places.end[order], 47)
-    assert torch.equal(paged_attention(q[order], pools, chosen, bias, options), whole[order])
+    assert torch.equal(attended(name, (q[order], pools, chosen, bias), options), whole[order])
+    longer = Places(torch.cat([found] * 4, 1), places.start, places.end, 190)  # and more splits
+    bias = torch.cat((random(4, 143, seed=9), bias), 1)
+    assert torch.equal(attended(name, (q, pools, longer, bias), options), whole)
 
 
-@pytest.mark.parametrize("name", ["tables", "end"])
-def test_keys_that_no_block_has_are_refused(name):
+@pytest.mark.parametrize("of", ["tables", "end"])
+@pytest.mark.parametrize("name", ["cpu", pytest.param("simt_sm80", marks=needs_emulator)])
+def test_keys_that_no_block_has_are_refused(name, of):
     q, pools, places, _ = paged_case(4, 2, 24, 47)
-    wrong = places.tables + 15 if name == "tables" else places.end + 48
-    with pytest.raises(RuntimeError, match=f"paged_attention (start, )?{name}: .* came .*sequence"):
-        paged_attention(q, pools, places._replace(**{name: wrong}), None, AttentionOptions())
+    wrong = places.tables + 15 if of == "tables" else places.end + 48
+    case = q, pools, places._replace(**{of: wrong}), None
+    with pytest.raises(RuntimeError, match=f"paged_attention (start, )?{of}: .* came .*sequence"):
+        attended(name, case, AttentionOptions())
 
 
 @pytest.mark.parametrize("sizes", [(1, 1), (7, 3), (64, 61), (513, 130)])

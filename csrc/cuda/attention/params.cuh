@@ -65,7 +65,28 @@ struct BackwardSchedule {
   int64_t partial_bytes, scratch_bytes;  // summed over blocks; all of the workspace
 };
 
+inline constexpr int kSplitKeys = 128;  // keys of a sequence that a block of threads has
+
+/// One query row a sequence over keys and values in blocks. T is half, bfloat16 or float.
+template <class T>
+struct PagedParams {
+  int batch, heads, groups, head_dim;  // B, N, G, H
+  int block_rows, table_size;          // R, T
+  int64_t num_blocks, most_keys;       // blocks, K
+  int num_splits;                      // runs of kSplitKeys keys in K
+  Global<const T> q, k, v;             // [B, N, H], [blocks, G, R, H] twice
+  Global<const int32_t> tables;        // [B, T]
+  Global<const int32_t> start, end;    // [B]
+  Global<const float> bias;            // [N, K] by distance, or null
+  float scale;                         // of q k^T
+  Global<T> out;                       // [B, N, H]
+  Global<float> sums, tops;  // workspace: [splits, B, N, H]; [splits, B, N, 2]: top, total
+};
+
 #ifndef __CUDACC_RTC__
+template <class T>
+void paged_attention(const PagedParams<T>& params, Stream stream);
+
 void mask_plan(const MaskPlanParams& params, Stream stream);
 
 /// Scores, softmax and product with v; T = half or bfloat16.
