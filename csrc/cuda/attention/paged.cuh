@@ -183,7 +183,7 @@ MEGALITE_DEVICE void paged_warp_sum(PagedSums<E>& sums) {
 }
 
 template <class T, int L, int K>
-MEGALITE_KERNEL(kPagedThreads, 4)
+MEGALITE_KERNEL(kPagedThreads, 3)
 void paged_split_kernel(PagedParams<T> p) {
   using Row = PagedRow<T, L, K>;
   constexpr int E = Row::E, kColumns = L * E, kFloats = kColumns + 2;  // of a warp and head
