@@ -77,7 +77,7 @@ class AdaptableLinear(Layer):
         found: LowRank | None = None
         for adapter in (*self.guests.values(), self.adapter):
             own = adapter.low_rank(random, rows) if isinstance(adapter, Adapter) else None
-            found = found if own is None else own._replace(other=found)
+            found = found if own is None else LowRank(*own[:-1], other=found)
         return found
 
     def quantise(self, form: Format) -> None:

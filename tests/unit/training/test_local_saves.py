@@ -30,6 +30,7 @@ class LocalRun(Run):
         self.disk = disk / name
         self.local = LocalCheckpoints(disk, name, Place(), Saving(), trainer._log.say)
         trainer.save_locally(LocalSaves(self.local, 4, self.came.append))
+        self.shared = trainer._checkpoints
         return trainer
 
     def fail_in(self, step: int) -> "LocalRun":
@@ -38,6 +39,7 @@ class LocalRun(Run):
         def fail(now: int, _learner) -> None:
             if now == step:
                 self.local.wait()
+                self.shared.wait()
                 raise RuntimeError("a fault")
 
         with pytest.raises(RuntimeError, match="a fault"):

@@ -90,9 +90,9 @@ def run(tmp_path_factory):
     _, learners = stage.trainer(("actor", trained.actor), ("critic", trained.critic))
     frozen = references.judges(TEMPERATURE)
     step = PolicyStep(started, stage, trained, learners, frozen, SpecialTokens(ENDS, 22))
-    yield Run(
-        step, vars(trained) | {"reference": references.reference, "reward": references.rewards[0]}
-    )
+    learn = {"actor": trained.actor, "critic": trained.critic}
+    judge = {"reference": references.reference, "reward": references.rewards[0]}
+    yield Run(step, learn | judge)
     dist.destroy_process_group()
 
 

@@ -2,8 +2,10 @@
 
 import json
 import struct
+import time
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 
 import pytest
 
@@ -75,6 +77,8 @@ def records_of(file: bytes) -> Iterator[bytes]:
             place += left
             continue
         _, length, kind = struct.unpack_from("<IHB", file, place)
+        if place + 7 + length > len(file):
+            return  # it is being written
         parts += file[place + 7 : place + 7 + length]
         place += 7 + length
         if kind in (1, 4):  # whole, or the last part
@@ -84,26 +88,33 @@ def records_of(file: bytes) -> Iterator[bytes]:
 
 @pytest.mark.slow
 def test_wandb_keeps_the_number_of_the_run_that_goes_on(tmp_path):
-    from wandb.proto.wandb_internal_pb2 import Record
-
     play(tmp_path, "wandb", WENT_BACK)
     number = json.loads((tmp_path / "trackers.json").read_text())["wandb"]
-    files = sorted((tmp_path / "wandb").glob(f"offline-run-*/run-{number}.wandb"))
-    assert len(files) == 2
-    seen = []
-    for file in files:
-        for data in records_of(file.read_bytes()):
-            record = Record.FromString(data)
-            items = {
-                "/".join(item.nested_key) or item.key: json.loads(item.value_json)
-                for item in record.history.item
-            }
-            seen += [(items["step"], items["loss"], items["heldout_loss/code"])] if items else []
-    assert sorted(seen) == sorted(
+    expected = sorted(
         (step, value, 2 * value)
         for first, values in WENT_BACK
         for step, value in enumerate(values, first)
     )
+    until = time.monotonic() + 60  # a process of W&B's own writes the files
+    while (seen := curve_of(tmp_path / "wandb", number)) != expected and time.monotonic() < until:
+        time.sleep(0.2)
+    assert seen == expected
+
+
+def curve_of(folder: Path, number: str) -> list[tuple[int, float, float]]:
+    """Steps and metrics in the files of a run of two starts."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    files = sorted(folder.glob(f"offline-run-*/run-{number}.wandb"))
+    assert len(files) == 2
+    seen = []
+    for data in (data for file in files for data in records_of(file.read_bytes())):
+        items = {
+            "/".join(item.nested_key) or item.key: json.loads(item.value_json)
+            for item in Record.FromString(data).history.item
+        }
+        seen += [(items["step"], items["loss"], items["heldout_loss/code"])] if items else []
+    return sorted(seen)
 
 
 class Failing:
