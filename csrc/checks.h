@@ -266,8 +266,7 @@ inline void check_paged(const PagedTensors& t, int64_t most_keys) {
   check_float(kOp, "q", q);
   TORCH_CHECK(q.dim() == 3, kOp, " q: must be [B, N, H], came ", q.sizes());
   TORCH_CHECK(k.dim() == 4 && k.size(1) > 0 && q.size(1) % k.size(1) == 0 && k.size(2) > 0, kOp,
-              " k: must be [blocks, G, rows, H] with G dividing ", q.size(1), ", came ",
-              k.sizes());
+              " k: must be [blocks, G, rows, H] with G dividing ", q.size(1), ", came ", k.sizes());
   TORCH_CHECK(t.tables.dim() == 2, kOp, " tables: must be [B, T], came ", t.tables.sizes());
   TORCH_CHECK(most_keys >= 0 && most_keys < (int64_t{1} << 31), kOp,
               " most_keys: must be in [0, 2^31), came ", most_keys);
