@@ -71,7 +71,7 @@ def run(number: int, text: Path, folder: Path, steps: int) -> dict:
     if done.returncode:
         raise SystemExit(done.stderr[-3000:])
     said = (done.stdout + done.stderr).splitlines()
-    alarms = [line for line in said if any(words in line for words in ALARMS)]
+    alarms = [line for line in said if any(alarm in line for alarm in ALARMS)]
     return {"recipe": name, "layout": layout, "steps": len(losses(folder)), "alarms": alarms}
 
 
