@@ -1,5 +1,6 @@
 """Memory of weights is asked to stand in huge pages."""
 
+import mmap
 from pathlib import Path
 
 import pytest
@@ -25,8 +26,8 @@ def flags_at(address):
 
 @pytest.mark.skipif(not SETTING.exists(), reason="this kernel has no transparent huge pages")
 def test_neighbours_smaller_than_a_huge_page_are_asked_for_too():
-    plain = torch.empty(64 * MIB, dtype=torch.uint8)
-    asked = torch.empty(64 * MIB, dtype=torch.uint8)
+    # A mapping each: torch.empty may be given memory for which an earlier test asked.
+    plain, asked = (torch.frombuffer(mmap.mmap(-1, 64 * MIB), dtype=torch.uint8) for _ in range(2))
     parts = asked.split(MIB)
     prefer_huge_pages(parts)
     for part in parts:
