@@ -1,6 +1,7 @@
 """Settings of all tests: a busy machine is no failure of a property, a test draws the same anew."""
 
 import os
+import tempfile
 
 import pytest
 import torch
@@ -14,6 +15,9 @@ settings.register_profile("megalite", deadline=None, suppress_health_check=[Heal
 settings.load_profile("megalite")
 
 IS_WORKER = "PYTEST_XDIST_WORKER" in os.environ
+if not IS_WORKER:  # workers and commands inherit it: no test writes into a home
+    CACHES = tempfile.TemporaryDirectory(prefix="megalite-caches-")
+    os.environ["XDG_CACHE_HOME"] = CACHES.name
 
 
 def pytest_addoption(parser):

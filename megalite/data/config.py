@@ -20,7 +20,7 @@ from megalite.data.objectives.mixture import MixtureConfig
 from megalite.data.objectives.prefix_lm import PrefixLMConfig
 from megalite.data.objectives.span_corruption import SpanCorruptionConfig
 from megalite.errors import ConfigError
-from megalite.files.urls import check_no_url
+from megalite.files.urls import cache, check_no_url
 
 TemplateName = Literal[
     "raw",
@@ -57,7 +57,7 @@ COLUMNS = (
 
 
 LearnedRole = Literal["system", "user", "thoughts", "commands", "results", "assistant", "marks"]
-OFF = ("", "off")  # values of data.cache
+OFF, AUTO = ("", "off"), "auto"  # values of data.cache
 
 ObjectiveName = Literal[
     "next_token",
@@ -251,9 +251,10 @@ class StoredConversationConfig(ConversationConfig):
     """Files of conversations or rankings whose tokens are kept for later starts."""
 
     cache: str = Field(
-        "~/.cache/megalite/rows",
+        AUTO,
         description="folder where rows are kept once they are tokenized, for all processes and "
-        "later starts; off: each process tokenizes them at each start",
+        "later starts; auto: megalite/rows in $XDG_CACHE_HOME, or in ~/.cache; off: each process "
+        "tokenizes them at each start",
     )
 
     @field_validator("cache")
@@ -265,6 +266,8 @@ class StoredConversationConfig(ConversationConfig):
     @property
     def rows_folder(self) -> Path | None:
         """Where rows are kept; None: nowhere."""
+        if self.cache == AUTO:
+            return cache() / "rows"
         return None if self.cache in OFF else Path(os.path.expanduser(self.cache))
 
     @property

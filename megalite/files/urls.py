@@ -3,6 +3,7 @@
 Which schemes there are is fsspec's affair: ``s3://``, ``gs://``, ``https://`` and so on.
 """
 
+import os
 import re
 from pathlib import Path
 
@@ -10,7 +11,6 @@ from megalite.errors import ConfigError
 
 URL = re.compile(r"([a-z][a-z0-9+.-]*)://(.*)", re.DOTALL)
 CHAIN = re.compile(r"[a-z][a-z0-9+.-]*::")
-CACHE = ".cache/megalite"  # below the user's home
 
 
 def is_url(name: str | Path) -> bool:
@@ -19,8 +19,12 @@ def is_url(name: str | Path) -> bool:
 
 
 def cache() -> Path:
-    """The folder of all copies on this machine."""
-    return Path.home() / CACHE
+    """The folder of all that is kept on this machine for later starts.
+
+    Source: the XDG Base Directory Specification, which ignores a relative path.
+    """
+    told = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return (told if told.is_absolute() else Path.home() / ".cache") / "megalite"
 
 
 def place_of(url: str) -> Path:

@@ -12,6 +12,7 @@ import fsspec
 import numpy as np
 import pytest
 
+from megalite.data.config import StoredConversationConfig
 from megalite.data.corpus.store import StoreWriter, TokenStore
 from megalite.data.named_files import row_files, store_names
 from megalite.distributed.launch import Launch
@@ -45,8 +46,8 @@ class Server(http.server.SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def here(tmp_path, monkeypatch) -> Path:
-    """A folder of files, and a home without copies."""
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    """A folder of files, and a cache without copies."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     folder = tmp_path / "there"
     (folder / "rows").mkdir(parents=True)
     (folder / "rows" / "a.jsonl").write_text('{"prompt": "a", "response": "b"}\n')
@@ -174,7 +175,7 @@ def test_what_cant_be_read_is_told_in_a_line(here, web, monkeypatch):
     assert "no file system for it: Protocol not known: nope" in refusal("nope://a/b")
     assert "another package for s3://: Install s3fs" in refusal("s3://a/b")
     assert "chains of URLs are not read" in refusal("simplecache::file:///a")
-    monkeypatch.setattr("megalite.files.urls.Path.home", lambda: here / "train.bin")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(here / "train.bin"))
     assert f"{here}/train.bin" in refused_together(f"{web}/train")
 
 
@@ -211,6 +212,16 @@ def test_of_a_run_the_latest_checkpoint_is_fetched_and_what_it_was_told(here, we
     }
     pinned(Launch(), "checkpoint.start", f"{url}/checkpoints/best", "model")
     assert (copy / "checkpoints/step-00000001/0.distcp").read_text() == "step-00000001"
+
+
+@pytest.mark.parametrize(
+    ("told", "base"), [("/scratch", "/scratch"), ("", "/home/me/.cache"), ("my", "/home/me/.cache")]
+)
+def test_what_is_kept_is_where_a_person_keeps_caches(monkeypatch, told, base):
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("XDG_CACHE_HOME", told)
+    assert cache() == Path(base) / "megalite"
+    assert StoredConversationConfig().rows_folder == cache() / "rows"
 
 
 def test_nothing_is_written_to_a_url():
