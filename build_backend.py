@@ -6,6 +6,7 @@ in the other. So the build sees the installed one; PyTorch is fetched only where
 """
 
 import functools
+import re
 import sys
 import sysconfig
 from collections.abc import Callable, Mapping
@@ -27,12 +28,19 @@ def installed() -> list[str]:
     return folders if found is not None else []
 
 
+def pytorch() -> str:
+    """The requirement of PyTorch that the package has, as pyproject.toml writes it."""
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    (found,) = re.findall(r'^ *"(torch\W[^"]*)"', text, re.MULTILINE)  # no TOML in Python 3.10
+    return found
+
+
 def get_requires_for_build_wheel(config_settings: Settings = None) -> list[str]:
     """PyTorch, unless it is installed or nothing is compiled."""
     sys.path.insert(0, str(ROOT))
     from setup import compiles  # when pip asks, setuptools is there and PyTorch need not be
 
-    return ["torch>=2.8"] if compiles() and not installed() else []
+    return [pytorch()] if compiles() and not installed() else []
 
 
 def with_installed(build: Hook) -> Hook:

@@ -2,28 +2,54 @@
 
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
 
+try:
+    import tomllib
+except ImportError:
+    import tomli as tomllib
+
 ROOT = Path(__file__).parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 CUDA_12 = {(7, 0), (7, 5), (8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0)}
 CUDA_13 = CUDA_12 - {(7, 0)}
+
+
+def loaded(name: str) -> ModuleType:
+    """A module beside the package."""
+    spec = importlib.util.spec_from_file_location(f"megalite_{name}", ROOT / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="module")
 def build() -> ModuleType:
     """The functions of setup.py."""
-    spec = importlib.util.spec_from_file_location("megalite_setup", ROOT / "setup.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return loaded("setup")
+
+
+def test_a_build_asks_for_pytorch_as_the_package_does_where_there_is_none(monkeypatch, tmp_path):
+    backend = loaded("build_backend")
+    (required,) = (name for name in PROJECT["dependencies"] if re.match(r"torch\b", name))
+    monkeypatch.setenv("MEGALITE_COMPILE", "1")
+    assert backend.get_requires_for_build_wheel() == []
+    packages = set(backend.installed())
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path not in packages])
+    monkeypatch.setattr(sysconfig, "get_path", lambda _name: str(tmp_path))
+    assert backend.get_requires_for_build_wheel() == [required]
+    monkeypatch.setenv("MEGALITE_COMPILE", "0")
+    assert backend.get_requires_for_build_wheel() == []
 
 
 def test_a_demand_for_cuda_that_cannot_be_met_is_one_line():
