@@ -5,7 +5,7 @@ The store carries text whatever the backend, and needs no device.
 
 from collections.abc import Callable
 from datetime import timedelta
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from megalite.distributed.launch import Launch
 from megalite.errors import UserError
@@ -13,7 +13,7 @@ from megalite.errors import UserError
 if TYPE_CHECKING:
     from torch.distributed import Store
 
-Made = TypeVar("Made")
+LONGEST_WORK = timedelta(days=7)  # of a node's first process, for which the others wait
 
 
 def text_of_first(launch: Launch, make: Callable[[], str]) -> str:
@@ -31,7 +31,7 @@ def text_of_first(launch: Launch, make: Callable[[], str]) -> str:
         try:
             made = make()
         except Exception as error:
-            store.set("refused", str(error) or type(error).__name__)
+            store.set("refused", _reason(error))
             store.set("text", "")
             raise
         store.set("refused", "")
@@ -67,32 +67,44 @@ def text_of_any(launch: Launch, text: str, wait: timedelta | None = None) -> str
     return store.get("text").decode() if store.check(["text"]) else ""
 
 
-def after_first(
-    launch: Launch, at_once: bool, work: Callable[[], Made], wait: timedelta | None = None
-) -> Made:
-    """What each process makes, once the first one of each node has made it.
+def text_of_node(launch: Launch, make: Callable[[], str], at_once: bool = False) -> str:
+    """What the first process of each node makes, given to the node's others when all nodes' have.
+
+    What one of them refuses, all refuse.
 
     Args:
         launch: this process among the run's.
-        at_once: whether this process doesn't wait for the first one.
-        work: makes it.
-        wait: how long for the others; None: as long as the store does.
+        make: makes it, for days perhaps.
+        at_once: whether every process makes its own.
 
-    Comm: as :func:`text_of_any`.
+    Returns:
+        The text; empty where ranks aren't numbered node by node.
+
+    Comm: as :func:`text_of_any`, and a text through the store.
 
     Raises:
-        UserError: a process that doesn't wait raised it.
+        UserError: a process that made a text raised it.
     """
-    is_first = at_once or launch.local_rank == 0
-    made: list[Made] = []
+    if launch.world_size == 1:
+        return make()
+    store = _store_of_call(launch.rank)
+    makes = at_once or launch.local_rank == 0
+    made = ""
     try:
-        made += [work()] if is_first else []
+        if makes:
+            made = make()
+            store.set(f"of {launch.rank}", made)
     except Exception as error:
-        text_of_any(launch, str(error) or type(error).__name__, wait)
+        text_of_any(launch, _reason(error), LONGEST_WORK)
         raise
-    if refused := text_of_any(launch, "", wait):
+    if refused := text_of_any(launch, "", LONGEST_WORK):
         raise UserError(refused)
-    return made[0] if is_first else work()
+    first = f"of {launch.rank - launch.local_rank}"
+    return store.get(first).decode() if not makes and store.check([first]) else made
+
+
+def _reason(error: Exception) -> str:
+    return str(error) or type(error).__name__
 
 
 def _store_of_call(rank: int) -> "Store":

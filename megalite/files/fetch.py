@@ -11,18 +11,16 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from megalite.distributed.agreement import text_of_any
+from megalite.distributed.agreement import text_of_node
 from megalite.distributed.launch import Launch
-from megalite.errors import DataError, UserError, first_line
+from megalite.errors import DataError, first_line
 from megalite.files.copies import Elsewhere, drop, is_whole, write
 from megalite.files.urls import CHAIN, cache, place_of
 
-LONGEST_FETCH = timedelta(days=7)  # for which the other processes of a node wait
 STORE = (".bin", ".idx")
 VERSIONS = (  # of a file, as file systems call it
     "ETag",
@@ -302,20 +300,17 @@ def fetch_together(
         What the first process should say.
 
     Raises:
-        DataError: one isn't there or can't be fetched, on some node.
+        UserError: one isn't there or can't be fetched, on some node.
 
     Comm: a text through the store.
     """
-    said: list[str] = []
-    refused = ""
-    try:
-        for key, url in named if launch.local_rank == 0 else ():
-            said += fetched(key, url, choose)
-    except UserError as error:
-        refused = str(error)
-    except OSError as error:
-        refused = f"{error.filename or cache()}: can't be written: {error.strerror or error}"
-    found = text_of_any(launch, refused, LONGEST_FETCH) if named else ""
-    if found:
-        raise DataError(found)
+
+    def fetch() -> str:
+        try:
+            return json.dumps([text for key, url in named for text in fetched(key, url, choose)])
+        except OSError as error:
+            where = error.filename or cache()
+            raise DataError(f"{where}: can't be written: {error.strerror or error}") from None
+
+    said: list[str] = json.loads(text_of_node(launch, fetch) or "[]") if named else []
     return said

@@ -4,7 +4,7 @@ from contextlib import suppress
 from functools import partial
 
 from megalite.distributed.launch import Launch
-from megalite.errors import CheckpointError, DataError
+from megalite.errors import CheckpointError, UserError
 from megalite.files.fetch import Read, fetch_together
 from megalite.files.urls import place_of
 from megalite.models.files import TOKENIZER_FILES, Wanted, chosen, parts_of
@@ -34,7 +34,7 @@ def fetch_model(launch: Launch, key: str, url: str, wanted: Wanted) -> list[str]
     """
     try:
         return _fetched(launch, key, url, wanted)
-    except DataError as error:
+    except UserError as error:
         raise CheckpointError(str(error)) from None
 
 
@@ -48,7 +48,7 @@ def _fetched(launch: Launch, key: str, url: str, wanted: Wanted) -> list[str]:
         said += fetch_together(launch, [(key, beside)], choose)
     run, found, _ = url.partition(f"/{CHECKPOINTS}")
     if found:
-        with suppress(DataError):  # a checkpoint may lie there without its run
+        with suppress(UserError):  # a checkpoint may lie there without its run
             said += fetch_together(launch, [(key, f"{run}/{RUN_CONFIG}")])
     return said
 

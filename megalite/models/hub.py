@@ -10,13 +10,13 @@ import json
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from megalite.distributed.agreement import text_of_any, text_of_first
+from megalite.distributed.agreement import text_of_first, text_of_node
 from megalite.distributed.launch import Launch
 from megalite.errors import CheckpointError, first_line
-from megalite.files.fetch import LONGEST_FETCH
 from megalite.files.urls import is_url, local
 from megalite.models.elsewhere import fetch_model
 from megalite.models.files import Wanted, chosen, has_tokenizer, has_weights, parts_of
@@ -114,7 +114,7 @@ def pinned(launch: Launch, key: str, text: str, wanted: Wanted) -> tuple[str, st
         nothing.
 
     Raises:
-        CheckpointError: there is no such model, or it can't be fetched.
+        UserError: there is no such model, or it can't be fetched.
 
     Comm: some texts through the store.
     """
@@ -126,16 +126,8 @@ def pinned(launch: Launch, key: str, text: str, wanted: Wanted) -> tuple[str, st
     named = HubName.like(name)
     if named is None or not named.is_pinned:
         return text, ""
-    refused = ""
-    if launch.local_rank == 0:
-        try:
-            said = _fetch(key, named, wanted, is_sure=name == text) or said
-        except CheckpointError as error:
-            refused = str(error)
-    found = text_of_any(launch, refused, LONGEST_FETCH)
-    if found:
-        raise CheckpointError(found)
-    return name, said
+    fetch = partial(_fetch, key, named, wanted, is_sure=name == text)
+    return name, text_of_node(launch, fetch) or said
 
 
 def _pin(key: str, text: str) -> tuple[str, str]:

@@ -1,21 +1,20 @@
 """The samples of a run: those it learns from, and those that are held out."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
-from functools import partial
 from typing import Generic, Protocol, TypeVar
 
 from megalite.data.chat.long_rows import RowRules
+from megalite.data.chat.row_store import RowStores
 from megalite.data.config import ConversationConfig, CorpusConfig, StoredConversationConfig
 from megalite.data.named_files import row_files, store_names
 from megalite.data.split import Split
-from megalite.distributed.agreement import after_first
+from megalite.distributed.agreement import text_of_node
 from megalite.distributed.launch import Launch
 from megalite.training.trainer import Evaluate
 
 SHOWN = 5  # files left out that are named
-LONGEST_READING = timedelta(days=7)  # for which the other processes of a node wait
 
 
 class Noted(Protocol):
@@ -71,20 +70,30 @@ class Datasets(Generic[Samples]):
         launch: Launch,
         data: StoredConversationConfig,
         seed: int,
-        read: Callable[[Sequence[str], RowRules], Samples],
+        read: Callable[[Sequence[str], RowRules, RowStores], Samples],
     ) -> "Datasets[Samples]":
         """Read files as :meth:`read`.
 
-        Where their rows are kept, the first process of a node does, and then the others, who find
-        them; else all at once.
+        Where their rows are kept, the first process of a node does, and tells the others which
+        stores have them; else all read at once.
 
         Raises:
             UserError: they can't be read, by some process.
 
         Comm: a text through the store of the group that the processes have joined.
         """
-        work = partial(cls.read, data, seed, read)
-        return after_first(launch, not data.keeps_all, work, LONGEST_READING)
+        stores = RowStores.of(data.rows_folder, launch)
+        made: list[Datasets[Samples]] = []
+
+        def names() -> str:
+            made.append(cls.read(data, seed, lambda paths, rules: read(paths, rules, stores)))
+            return json.dumps(stores.names)
+
+        told = text_of_node(launch, names, at_once=not data.keeps_all)
+        if not made:
+            stores.names.update(json.loads(told or "{}"))
+            names()
+        return made[0]
 
     @classmethod
     def of_stores(

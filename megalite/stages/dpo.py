@@ -41,10 +41,9 @@ def run(config: DPOConfig, launch: Launch) -> int:
     data, start = config.data, config.checkpoint.start
     chat_format = open_chat(config.tokenizer, data, config.model, said_by(start))
 
-    stores, is_judged = RowStores.of(data.rows_folder, launch), config.loss.kind == "kto"
-
-    def read(paths: Sequence[str], rules: RowRules) -> PreferredAnswers:
+    def read(paths: Sequence[str], rules: RowRules, stores: RowStores) -> PreferredAnswers:
         chat, structure = chat_format.chat, chat_format.structure
+        is_judged = config.loss.kind == "kto"
         return PreferredAnswers(paths, chat, structure, rules, is_judged, stores)
 
     datasets = Datasets.read_once(launch, data, config.run.seed, read)

@@ -70,9 +70,7 @@ def run(config: RMConfig, launch: Launch) -> int:
         raise ConfigError("--data.train: needs at least one file of rankings")
     chat_format = open_chat(config.tokenizer, data, config.model, said_by(start))
 
-    stores = RowStores.of(data.rows_folder, launch)
-
-    def read(paths: Sequence[str], rules: RowRules) -> RankedAnswers:
+    def read(paths: Sequence[str], rules: RowRules, stores: RowStores) -> RankedAnswers:
         chat, structure = chat_format.chat, chat_format.structure
         return RankedAnswers(paths, chat, structure, rules, config.margin, stores)
 

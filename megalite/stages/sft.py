@@ -50,9 +50,7 @@ def run(config: SFTConfig, launch: Launch) -> int:
         raise ConfigError("--data.train: needs at least one file of conversations")
     chat_format = open_chat(config.tokenizer, data, config.model, said_by(start))
 
-    stores = RowStores.of(data.rows_folder, launch)
-
-    def read(paths: Sequence[str], rules: RowRules) -> Sequences:
+    def read(paths: Sequence[str], rules: RowRules, stores: RowStores) -> Sequences:
         chat, structure = chat_format.chat, chat_format.structure
 
         def opened(files: Sequence[str]) -> Conversations:

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 
 from megalite.cli import find_command, load_config
+from megalite.data.chat import row_source, row_store
 from megalite.data.chat.chat import Chat
 from megalite.data.chat.datasets import Conversations
 from megalite.data.chat.row_store import RowStores
@@ -18,6 +19,8 @@ from megalite.data.structure import Structure
 from megalite.data.tokenizers.load import load_tokenizer
 from megalite.distributed.launch import Launch
 from megalite.errors import CheckpointError, MegaliteError, UserError
+from megalite.files.copies import Elsewhere
+from megalite.files.fetch import fetch_together
 from megalite.models.hub import folder_of, pinned
 from megalite.stages.datasets import Datasets
 from megalite.training.checkpoint import manifest
@@ -80,6 +83,19 @@ def name_on_hub(launch: Launch, url: str, cache: str, repo: str) -> tuple[str, l
             return str(error), []
 
 
+def files_behind_url(launch: Launch, url: str, caches: str) -> tuple[int, list[str] | str]:
+    """How many copies a process makes of what a URL names, and what is said or refused."""
+    copied, copy = [], Elsewhere.copy
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", caches)
+        patch.setattr(Elsewhere, "copy", lambda *which: copied.append(which) or copy(*which))
+        try:
+            said = fetch_together(launch, [("data.train", url)])
+            return len(copied), said
+        except UserError as error:
+            return len(copied), str(error)
+
+
 def read_when_loading(launch: Launch, folder: str, damage: str = "") -> tuple[list[str], str]:
     """The files of a checkpoint that this process reads to check them, and what is found wrong."""
     names, inner = [], manifest.checksum
@@ -102,19 +118,31 @@ def read_when_loading(launch: Launch, folder: str, damage: str = "") -> tuple[li
     return names, ""
 
 
-def rows_once(launch: Launch, folder: str, cache: str) -> tuple[int, str]:
-    """How many texts a process tokenizes for its conversations, and what they are, or the error."""
+def rows_once(launch: Launch, folder: str, cache: str) -> tuple[int, int, str]:
+    """What a process tokenizes and reads whole for its conversations.
+
+    Returns:
+        How many texts, how often it reads files whole, and the conversations, or the error.
+    """
     data = MixedConversationConfig(train=(f"{folder}/rows.jsonl",), cache=cache, packed=False)
     tokenizer = load_tokenizer(f"{folder}/tokenizer")
     chat, inner, texts = Chat("plain", tokenizer), tokenizer.encode_segments, []
     tokenizer.encode_segments = lambda segments: inner(texts.append(segments) or segments)
-    stores = RowStores.of(data.rows_folder, launch)
+    fingerprint, wholes = row_store.fingerprint, []
 
-    def read(paths, rules) -> Conversations:
+    def whole(*what, **how) -> str:
+        wholes.append(what)
+        return fingerprint(*what, **how)
+
+    def read(paths, rules, stores: RowStores) -> Conversations:
         return Conversations(paths, chat, Structure(), rules, data.packed, stores)
 
-    try:
-        found = Datasets.read_once(launch, data, 0, read).train
-    except UserError as error:
-        return len(texts), str(error)
-    return len(texts), str([found[number].labels.tolist() for number in range(len(found))])
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (row_store, row_source):
+            patch.setattr(module, "fingerprint", whole)
+        try:
+            found = Datasets.read_once(launch, data, 0, read).train
+        except UserError as error:
+            return len(texts), len(wholes), str(error)
+    labels = [found[number].labels.tolist() for number in range(len(found))]
+    return len(texts), len(wholes), str(labels)

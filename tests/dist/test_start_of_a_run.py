@@ -125,6 +125,18 @@ def test_one_process_fetches_what_a_name_on_the_hub_means_and_all_find_it(cluste
     assert "has no such model" in refused[0][0]
 
 
+def test_one_process_fetches_the_files_behind_a_url(cluster, tmp_path):
+    (tmp_path / "rows").mkdir()
+    for name in ("a.jsonl", "b.jsonl"):
+        (tmp_path / "rows" / name).write_text("{}")
+    job, caches = "tests.dist.start_jobs:files_behind_url", f"{tmp_path}/caches"
+    found = cluster.run(4, job, url=f"file://{tmp_path}/rows", caches=caches)
+    assert [count for count, _ in found] == [2, 0, 0, 0]
+    assert "2 of 2 files fetched" in found[0][1][0]
+    (refused,) = set(cluster.run(4, job, url=f"file://{tmp_path}/none", caches=caches))
+    assert "there is no such file, folder or token store" in refused[1]
+
+
 def test_each_file_of_a_checkpoint_is_read_by_one_process(cluster, tmp_path):
     job = "tests.dist.start_jobs:read_when_loading"
     found = cluster.run(4, job, folder=str(tmp_path / "whole"))
@@ -138,7 +150,7 @@ def test_each_file_of_a_checkpoint_is_read_by_one_process(cluster, tmp_path):
     assert "__2_0.distcp: must have" in said.pop()
 
 
-def test_rows_are_tokenized_by_one_process_of_a_node(cluster, tmp_path):
+def test_rows_are_read_and_tokenized_by_one_process_of_a_node(cluster, tmp_path):
     (tmp_path / "texts.jsonl").write_text('{"text": "the red cat"}\n')
     words = ["tokenizer", "train", "--source", f'["{tmp_path}/texts.jsonl"]', "--vocab_size", "260"]
     assert main([*words, "--output", f"{tmp_path}/tokenizer"]) == 0
@@ -148,10 +160,12 @@ def test_rows_are_tokenized_by_one_process_of_a_node(cluster, tmp_path):
     cached, off = {**told, "cache": f"{tmp_path}/cache"}, {**told, "cache": "off"}
     found = cluster.run(3, job, **cached)
     again, alone = cluster.run(3, job, **cached), cluster.run(3, job, **off)
-    assert [count for count, _ in found] == [5, 0, 0]
-    assert [count for count, _ in again] == [0, 0, 0]
-    assert [count for count, _ in alone] == [5, 5, 5]
-    assert len({text for _, text in (*found, *again, *alone)}) == 1
+    assert [count for count, _, _ in found] == [5, 0, 0]
+    assert [count for count, _, _ in again] == [0, 0, 0]
+    assert [count for count, _, _ in alone] == [5, 5, 5]
+    for one in (found, again):
+        assert [count > 0 for _, count, _ in one] == [True, False, False]
+    assert len({text for _, _, text in (*found, *again, *alone)}) == 1
     rows.write_text(rows.read_text() + "{}\n")
-    (said,) = {text for _, text in cluster.run(3, job, **cached)}
+    (said,) = {text for _, _, text in cluster.run(3, job, **cached)}
     assert said.startswith(f"{rows}:6: key 'prompt' is missing")

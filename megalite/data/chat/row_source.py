@@ -47,20 +47,29 @@ class RowSource:
         more = len(self.paths) - SHOWN
         return ", ".join(self.paths[:SHOWN]) + (f" and {more:,} more" if more > 0 else "")
 
+    @property
+    def label(self) -> str:
+        """What it is as far as that is known without reading a file; no other of a run has it."""
+        return json.dumps([self._told(), self.chat.tokenizer.path])
+
+    def _told(self) -> dict[str, Any]:
+        return {
+            "kind": self.kind,
+            "files": list(self.paths),
+            "chat": {name: what for name, what in vars(self.chat).items() if name not in APART},
+            "structure": asdict(self.structure),
+            "rules": asdict(self.rules),
+        }
+
     def key(self) -> dict[str, Any]:
         """All that the tokens depend on, as JSON has it; files by their whole content.
 
         Raises:
             OSError: a file can't be read.
         """
-        told = {
-            "kind": self.kind,
-            "files": list(self.paths),
+        told = self._told() | {
             "content": fingerprint(map(Path, self.paths), whole=True),
             "tokenizer": _tokenizer(self.chat.tokenizer),
-            "chat": {name: what for name, what in vars(self.chat).items() if name not in APART},
-            "structure": asdict(self.structure),
-            "rules": asdict(self.rules),
             "code": _code(),
             "libraries": {name: _version(name) for name in LIBRARIES},
         }

@@ -2,8 +2,9 @@
 
 A store is a folder whose name is the key of :mod:`megalite.data.chat.row_source`: a file for each
 array, and ``rows.json`` with the key, the types and a fingerprint of the arrays. It is written
-under another name and renamed when it is whole; whoever opens it reads all of it once to see that
-it still is. What can't be written or read is said, and the rows are tokenized without it.
+under another name and renamed when it is whole. One process of a node finds the key and reads all
+of the store to see that it still is whole; those that it tells the name map what it has read. What
+can't be written or read is said, and the rows are tokenized without it.
 """
 
 import errno
@@ -16,7 +17,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -38,6 +39,7 @@ KEPT_S = (  # for how long, by their names: what a killed process left, stores t
 )
 LONG_BYTES = 1 << 24  # of files from which on it is said that they are tokenized
 OCCUPIED = (errno.EEXIST, errno.ENOTEMPTY)
+UNUSABLE = (OSError, ValueError, LookupError, TypeError)  # what reading a damaged store raises
 
 T = TypeVar("T")
 
@@ -50,11 +52,14 @@ class RowStores:
         folder: of the stores; None: nothing is kept.
         writes: whether this process makes stores that aren't there.
         speaks: whether this process says what takes long.
+        names: of stores by the labels of their sources, as far as this process, or the one that
+            told it, has read them whole.
     """
 
     folder: Path | None = None
     writes: bool = True
     speaks: bool = False
+    names: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, folder: Path | None, launch: Launch) -> "RowStores":
@@ -73,6 +78,9 @@ class RowStores:
             return make()
         if any(map(is_hub_rows, source.paths)):
             return _noted(make(), f"{source.files}: data.cache keeps the rows of files alone")
+        if (name := self.names.get(source.label)) is not None:
+            with suppress(*UNUSABLE):  # it is gone meanwhile: this process looks for itself
+                return _found(mapped(self.folder / name), source, self.folder / name)
         try:
             state, key = source.state(), source.key()
         except OSError:
@@ -81,9 +89,9 @@ class RowStores:
         try:
             found = opened(place, key)
             if found is not None:
-                note = f"{source.files}: {len(found):,} rows, tokenized before, from {place}"
-                return _noted(found, note)
-        except (OSError, ValueError, LookupError, TypeError) as error:
+                self.names[source.label] = place.name
+                return _found(found, source, place)
+        except UNUSABLE as error:
             notes.append(f"{place}: can't be used: {_reason(error)}: its rows are tokenized again")
         self._announce(source, sum(size for size, _ in state))
         made = make()
@@ -120,8 +128,10 @@ class RowStores:
                 return _noted(rows, f"{source.files}: changed meanwhile: its rows are not kept")
             _sweep(place.parent)
             write(rows, place, key)
-            kept = opened(place, key) or rows
-        except (OSError, ValueError, LookupError, TypeError) as error:
+            if (kept := opened(place, key)) is None:
+                raise FileNotFoundError(errno.ENOENT, "it is gone again")
+            self.names[source.label] = place.name
+        except UNUSABLE as error:
             said = f"data.cache {place.parent}: can't be written: {_reason(error)}"
             return _noted(rows, f"{said}: rows are tokenized at each start")
         size = sum(array.nbytes for array in rows.arrays.values()) / 2**20
@@ -141,13 +151,31 @@ def opened(place: Path, key: dict[str, Any]) -> TokenizedRows | None:
     """
     if not place.exists():
         return None
-    told = json.loads((place / MANIFEST).read_text(encoding="utf-8"))
-    if not isinstance(told, dict) or told["key"] != key or told["check"] != _check(place, told):
+    told = _told(place)
+    if told["key"] != key or told["check"] != _check(place, told):
         raise ValueError("it isn't what was written")
-    arrays = {name: _array(place / name, *how) for name, how in told["arrays"].items()}
     with suppress(OSError):
         os.utime(place)
+    return mapped(place)
+
+
+def mapped(place: Path) -> TokenizedRows:
+    """The rows of a store, which are not read.
+
+    Raises:
+        OSError, ValueError, LookupError, TypeError: it isn't there, or files are shorter than told.
+    """
+    told = _told(place)
+    arrays = {name: _array(place / name, *how) for name, how in told["arrays"].items()}
     return TokenizedRows(arrays, told["types"], told["notes"])
+
+
+def _told(place: Path) -> dict[str, Any]:
+    """What a store's ``rows.json`` says."""
+    told = json.loads((place / MANIFEST).read_text(encoding="utf-8"))
+    if not isinstance(told, dict):
+        raise ValueError("it isn't what was written")
+    return told
 
 
 def write(rows: TokenizedRows, place: Path, key: dict[str, Any]) -> None:
@@ -180,7 +208,7 @@ def _put(partial: Path, place: Path, key: dict[str, Any]) -> None:
     except OSError as error:
         if error.errno not in OCCUPIED:
             raise
-    with suppress(OSError, ValueError, LookupError, TypeError):
+    with suppress(*UNUSABLE):
         opened(place, key)
         return
     aside = partial.with_name(f".{uuid.uuid4().hex}{PARTIAL}")
@@ -209,6 +237,11 @@ def _sweep(folder: Path) -> None:
             kept_s = next((seconds for name, seconds in KEPT_S if name.fullmatch(path.name)), None)
             if kept_s is not None and time.time() - path.stat().st_mtime > kept_s:
                 shutil.rmtree(path, ignore_errors=True)
+
+
+def _found(rows: TokenizedRows, source: RowSource, place: Path) -> TokenizedRows:
+    """Rows that were in a store, with the note that says so."""
+    return _noted(rows, f"{source.files}: {len(rows):,} rows, tokenized before, from {place}")
 
 
 def _noted(rows: TokenizedRows, *notes: str) -> TokenizedRows:

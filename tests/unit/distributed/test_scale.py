@@ -12,10 +12,10 @@ import torch.distributed as dist
 
 from megalite import torch_private
 from megalite.distributed import rendezvous
-from megalite.distributed.agreement import text_of_any
+from megalite.distributed.agreement import text_of_any, text_of_node
 from megalite.distributed.launch import Launch
 from megalite.distributed.rendezvous import _Entries, _give_prefix, _take_prefix
-from megalite.errors import RankFailure
+from megalite.errors import DataError, RankFailure, UserError
 from megalite.training.checkpoint.checking import Checkers
 from megalite.training.watchdog.heartbeat import Heartbeat
 from megalite.training.watchdog.status import OwnStatus
@@ -151,6 +151,54 @@ def test_what_one_refuses_all_hear_in_as_many_requests_for_each(monkeypatch, cou
 
     assert on_all(count, say) == ["no room"] * count
     assert store.requests.total() == 5 * count + 2
+
+
+@pytest.mark.parametrize("count", [16, 256])
+def test_what_a_node_makes_once_its_others_are_given(monkeypatch, count):
+    store, made = CountingStore(), []
+    monkeypatch.setattr(torch_private, "default_store", lambda: store)
+
+    def launched(rank: int) -> Launch:
+        return Launch(rank, count, rank % 4, 4)
+
+    def text(rank: int) -> str:
+        return text_of_node(launched(rank), lambda: made.append(rank) or f"of node {rank // 4}")
+
+    assert on_all(count, text) == [f"of node {rank // 4}" for rank in range(count)]
+    assert sorted(made) == list(range(0, count, 4))
+    assert store.requests.total() <= 8 * count + 1
+
+    def own(rank: int) -> str:
+        return text_of_node(launched(rank), lambda: f"of {rank}", at_once=True)
+
+    assert on_all(count, own) == [f"of {rank}" for rank in range(count)]
+
+    def other_order(rank: int) -> str:
+        return text_of_node(Launch(rank, count, rank // (count // 2), 2), lambda: "made")
+
+    half = count // 2
+    given = on_all(count, other_order)
+    assert given[:half] == ["made"] * half
+    assert set(given[half:]) <= {"made", ""}
+
+
+def test_what_a_node_refuses_all_refuse(monkeypatch):
+    store = CountingStore()
+    monkeypatch.setattr(torch_private, "default_store", lambda: store)
+
+    def make(rank: int) -> str:
+        if rank == 2:
+            raise DataError("no such file")
+        return ""
+
+    def said(rank: int) -> tuple[type, str]:
+        with pytest.raises(UserError) as caught:
+            text_of_node(Launch(rank, 6, rank % 2, 2), lambda: make(rank))
+        return caught.type, str(caught.value)
+
+    kinds = [UserError] * 6
+    kinds[2] = DataError
+    assert on_all(6, said) == [(kind, "no such file") for kind in kinds]
 
 
 @pytest.mark.parametrize("count", [64, 4096])

@@ -185,12 +185,6 @@ def refused_together(url: str) -> str:
     return str(error.value)
 
 
-def test_one_process_of_a_node_fetches(web):
-    second = Launch(rank=0, world_size=1, local_rank=1, local_world_size=2)
-    assert fetch_together(second, [(KEY, f"{web}/train")]) == []
-    assert not Server.asked
-
-
 def test_of_a_run_the_latest_checkpoint_is_fetched_and_what_it_was_told(here, web):
     checkpoints = here / "run" / "checkpoints"
     for step in ("step-00000001", "step-00000002"):

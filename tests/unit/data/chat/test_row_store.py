@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from megalite.data.chat import row_store
+from megalite.data.chat import row_source, row_store
 from megalite.data.chat.chat import Chat
 from megalite.data.chat.datasets import Conversations, RankedAnswers
 from megalite.data.chat.long_rows import RowRules
@@ -120,11 +120,13 @@ def test_a_later_start_tokenizes_nothing_and_has_the_same_samples(
     read = [[path], Chat("plain", tokenizer), STRUCTURES[structure]]
     plain, first = kind(*read, NOWHERE), kind(*read, stores)
     before = tokenizer.calls
-    again = kind(*read, stores)
-    assert tokenizer.calls == before
-    assert samples(again) == samples(first) == samples(plain)
-    assert again.notes[1:] == first.notes[1:] == plain.notes
-    assert ("tokenized once into" in first.notes[0]) and ("tokenized before" in again.notes[0])
+    for later in (RowStores(stores.folder), stores):  # reads it whole; knows that it is
+        again = kind(*read, later)
+        assert tokenizer.calls == before
+        assert samples(again) == samples(first) == samples(plain)
+        assert again.notes[1:] == first.notes[1:] == plain.notes
+        assert "tokenized before" in again.notes[0]
+    assert "tokenized once into" in first.notes[0]
 
 
 def test_what_was_left_out_is_said_by_each_start(start):
@@ -314,6 +316,28 @@ def test_other_processes_of_a_node_write_nothing(start, tmp_path):
     start()
     assert start(other)[1] == 0
     assert samples(start(other)[0]) == samples(found)
+
+
+def test_who_is_told_a_store_reads_none_of_it_unless_it_is_gone(start, tmp_path, monkeypatch):
+    first = RowStores(tmp_path / "cache")
+    whole = samples(start(first)[0])
+    (store,) = stored(tmp_path / "cache")
+
+    def told():
+        return start(RowStores(tmp_path / "cache", names=dict(first.names)))
+
+    with monkeypatch.context() as patch:
+        for module in (row_store, row_source):
+            patch.delattr(module, "fingerprint")
+        found, calls = told()
+    assert not calls
+    assert samples(found) == whole
+    for damage in ("a cut file", "a file that is gone", "nothing told", "half of what is told"):
+        DAMAGE[damage](store)
+        found, calls = told()
+        assert calls, damage
+        assert samples(found) == whole, damage
+        assert told()[1] == 0, damage
 
 
 def test_rows_of_a_file_that_changes_meanwhile_are_not_kept(start, rows, tmp_path, monkeypatch):
