@@ -9,7 +9,7 @@ from megalite.errors import MegaliteError
 
 START = 2.0**16
 GROWTH_STEPS = 1000
-LARGEST = 2.0**24
+LARGEST, LEAST = 2.0**24, 1.0
 MEMORY_STEPS = 100
 LARGEST_BAD_SHARE = 0.25  # a new scale costs at most 16 halvings, then a step in a thousand
 
@@ -49,7 +49,8 @@ class LossScale:
             step: number of the step, for the message.
 
         Raises:
-            MegaliteError: too many steps were not finite; it says what to try.
+            MegaliteError: too many steps were not finite, or one at the least scale; it says what
+                to try.
         """
         self.bad_share += ((not is_finite) - self.bad_share) / MEMORY_STEPS
         if is_finite:
@@ -59,8 +60,13 @@ class LossScale:
             return
         self.bad_steps, self.good_steps = self.bad_steps + 1, 0
         self.dropped_steps += 1
+        if precision == "fp16" and self.value == LEAST:
+            raise MegaliteError(
+                f"step {step}: gradients were not finite at a loss scale of {LEAST:g}, the least: "
+                f"a smaller one would lose the small ones: {_advice(precision)}"
+            )
         if precision == "fp16":
-            self.value = max(self.value / 2, 1.0)
+            self.value = max(self.value / 2, LEAST)
         if self.bad_steps >= most_bad:
             raise MegaliteError(
                 f"step {step}: gradients were not finite for {self.bad_steps} steps in a row: "
@@ -110,7 +116,7 @@ class ScaleAhead:
         is_bad, good = bad > 0, self.good_steps + 1.0
         is_due = good == GROWTH_STEPS
         grown = torch.where(is_due, (self.value * 2.0).clamp(max=LARGEST), self.value)
-        value = torch.where(is_bad, (self.value / 2.0).clamp(min=1.0), grown)
+        value = torch.where(is_bad, (self.value / 2.0).clamp(min=LEAST), grown)
         return ScaleAhead(value, torch.where(is_bad | is_due, 0.0, good))
 
 
