@@ -4,9 +4,10 @@ A message says where, what must hold, what came, and what to do, in one line.
 """
 
 import json
+import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -106,6 +107,13 @@ def naming(path: Path | str) -> Iterator[None]:
         if error.filename is None:
             error.filename = str(path)
         raise
+
+
+def warn(text: str) -> None:
+    """Say something on stderr; where that can't be written, on a full disk say, it ends nothing."""
+    with suppress(OSError):
+        sys.stderr.write(f"megalite: {text}\n")
+        sys.stderr.flush()
 
 
 def write_error_file(path: str, message: str) -> None:

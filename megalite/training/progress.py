@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from megalite.data.skipping import Ranges, place_of
+from megalite.training.stop import Asked
 
 
 @dataclass(frozen=True)
@@ -55,12 +56,12 @@ class StepResult:
         metrics: of the step, by name; or what waits for them and gives them, asking how long the
             step took when they are there. The trainer calls it once, in the order of the steps.
         extra: the stage's own numbers to carry on; see :class:`Progress`.
-        asked_to_stop: whether a process outside the trainer's mesh was asked to stop.
+        asked: what a process outside the trainer's mesh was asked.
     """
 
     metrics: Metrics | ReadMetrics
     extra: Mapping[str, float] = field(default_factory=dict)
-    asked_to_stop: bool = False
+    asked: Asked = Asked()
 
     def known(self, seconds: Seconds) -> Metrics:
         """The metrics; ``seconds`` tells how long the step took so far."""

@@ -346,8 +346,8 @@ class Trainer:
 
     def _step(
         self, items: Iterator[StepItem], work: DoStep[StepItem], evaluate: Evaluate | None
-    ) -> bool:
-        """Begin a step and log what is known; say whether a process elsewhere was asked to stop."""
+    ) -> Asked:
+        """Begin a step and log what is known; give what a process elsewhere was asked."""
         started = time.perf_counter()
         self._heartbeat.stopwatch.begin_step()
         self._heartbeat.step = self.progress.step + 1
@@ -362,7 +362,7 @@ class Trainer:
         self._begun.append(Begun(self.progress.step, started, result, samples, also))
         self._heartbeat.enter("log")
         self._read(self._behind(), evaluate)
-        return result.asked_to_stop
+        return result.asked
 
     def _behind(self) -> int:
         """Steps whose numbers may be unknown now."""
@@ -370,12 +370,13 @@ class Trainer:
         must_know = self._is_done() or is_due
         return 0 if must_know else self.reads_behind
 
-    def _answers(self, stop: StopSignal, elsewhere: bool) -> Asked:
+    def _answers(self, stop: StopSignal, elsewhere: Asked) -> Asked:
         """What the run is asked, as far as that is known. Comm: two numbers over the mesh."""
         ends, saves = self._switches.look()
         back, has_failed = self._wants_back, self._checkpoints.has_failed
         busy = self._checkpoints.is_busy or self._local.is_busy
-        self._asked.append(stop.ask(Asked(elsewhere, ends, saves, back, has_failed, busy)))
+        own = Asked(False, ends, saves, back, has_failed, busy)
+        self._asked.append(stop.ask(own | elsewhere))
         asked = Asked()
         while len(self._asked) > self._behind():
             asked |= self._asked.popleft()()

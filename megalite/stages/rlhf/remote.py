@@ -26,7 +26,7 @@ from megalite.stages.rlhf.placement import Side
 from megalite.stages.rlhf.responses import Responses
 from megalite.stages.rlhf.rollout import FrozenJudgement, LocalModels, TakeJudgement
 from megalite.torch_private import default_store
-from megalite.training.stop import StopSignal
+from megalite.training.stop import Asked, StopSignal
 from megalite.training.watchdog.heartbeat import WAIT, Heartbeat
 
 PAUSE_S = 0.01
@@ -66,11 +66,11 @@ class Reply:
 
     Attributes:
         judgement: of the answers.
-        asked_to_stop: whether the process that sends it was asked to stop.
+        asked: what the process that sends it was asked.
     """
 
     judgement: FrozenJudgement
-    asked_to_stop: bool
+    asked: Asked
 
 
 class Bridge:
@@ -135,16 +135,12 @@ class Bridge:
 
 
 class RemoteModels:
-    """The frozen models as the actor's processes see them.
-
-    Attributes:
-        asked_to_stop: whether a process of theirs was asked to stop.
-    """
+    """The frozen models as the actor's processes see them."""
 
     def __init__(self, bridge: Bridge, heartbeat: Heartbeat) -> None:
         """Ask over ``bridge``; the heartbeat knows the step."""
         self._bridge, self._heartbeat = bridge, heartbeat
-        self.asked_to_stop = False
+        self._asked = Asked()
 
     def ask(self, responses: Responses, micro_batch_size: int) -> TakeJudgement:
         """Hand answers over; they are judged while this process goes on."""
@@ -154,8 +150,13 @@ class RemoteModels:
 
     def _take(self) -> FrozenJudgement:
         reply = self._bridge.take()
-        self.asked_to_stop |= reply.asked_to_stop
+        self._asked |= reply.asked
         return reply.judgement.to(self._bridge.mesh.device)
+
+    def asked(self) -> Asked:
+        """See :class:`FrozenModels`."""
+        found, self._asked = self._asked, Asked()
+        return found
 
     def end(self, stopped: str = "") -> None:
         """Let their processes end."""
@@ -195,7 +196,9 @@ def serve(models: LocalModels, bridge: Bridge, heartbeat: Heartbeat, request: St
             return
         heartbeat.enter("rollout")
         judged = [_judge(models, r, bridge.mesh) for r in requests if isinstance(r, JudgeRequest)]
-        bridge.reply([Reply(one, stop.received > 0) for one in judged])
+        asked = Asked(stop=stop.received > 0, save=request.wants_save)
+        request.wants_save = False
+        bridge.reply([Reply(one, asked) for one in judged])
 
 
 @torch.no_grad()

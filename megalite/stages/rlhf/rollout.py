@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from pydantic import Field
@@ -20,6 +20,7 @@ from megalite.seeds import fold, hash64
 from megalite.stages.rlhf.experience import Judgement
 from megalite.stages.rlhf.responses import Responses, respond, scores_at_end
 from megalite.stages.rlhf.scoring import Scoring
+from megalite.training import stop
 
 DRAWS = hash64("rollout")
 
@@ -73,9 +74,8 @@ TakeJudgement = Callable[[], FrozenJudgement]  # waits until the answers are jud
 class FrozenModels(Protocol):
     """The models that don't learn, wherever they are."""
 
-    @property
-    def asked_to_stop(self) -> bool:
-        """Whether a process of theirs alone was asked to stop."""
+    def asked(self) -> stop.Asked:
+        """What processes of theirs alone were asked, to stop or to save, since the last call."""
 
     def ask(self, responses: Responses, micro_batch_size: int) -> TakeJudgement:
         """Hand answers over to be judged, ``micro_batch_size`` sequences per pass."""
@@ -88,13 +88,11 @@ class LocalModels:
     Attributes:
         reference: log-probabilities of the labels at the rollout's temperature, [B, S].
         rewards: each reward model's values, [B, S], of which an answer's last counts.
-        asked_to_stop: see :class:`FrozenModels`; this process's signals are known otherwise.
         drop: lets go of parameters that were gathered, once all answers are judged.
     """
 
     reference: Callable[[Batch], Tensor]
     rewards: Sequence[Callable[[Batch], Tensor]] = ()
-    asked_to_stop: Literal[False] = False
     drop: Callable[[], None] = lambda: None
 
     def judge(self, responses: Responses, micro_batch_size: int) -> FrozenJudgement:
@@ -110,6 +108,10 @@ class LocalModels:
         judgement = FrozenJudgement(*in_passes(responses, micro_batch_size, ask))
         self.drop()
         return judgement
+
+    def asked(self) -> stop.Asked:
+        """Nothing: this process's signals are known otherwise."""
+        return stop.Asked()
 
     def ask(self, responses: Responses, micro_batch_size: int) -> TakeJudgement:
         """Judge at once; see :class:`FrozenModels`."""

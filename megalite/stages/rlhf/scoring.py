@@ -78,7 +78,7 @@ class Scoring:
                 total = total + weights[name] * score
         if self.guard.model:
             own = parts[self.guard.model]
-            alone = own.sigmoid() < self.guard.below
+            alone = ~(own.sigmoid() >= self.guard.below)  # one that is not a number finds none good
             if guarded is not None:
                 alone = alone | guarded
             total = torch.where(alone, weights[self.guard.model] * own, total)

@@ -1,7 +1,8 @@
 """A step of PPO or GRPO: a rollout, the experience that it makes, and updates of what learns."""
 
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -81,6 +82,7 @@ class PolicyStep:
         bubble = bubble_of_answers(self.models.actor)
         experience, means = self._experience(judged, coefficient)
         metrics = {name: float(value) for name, value in means.items()} | counted
+        self._say_what_is_not_finite(metrics)
         if bubble is not None:
             metrics["rollout_bubble"] = bubble
         metrics["rollout_s"] = time.perf_counter() - started
@@ -95,8 +97,18 @@ class PolicyStep:
         return StepResult(
             metrics,
             extra={KL_COEFFICIENT: adapt(config.kl, coefficient, metrics["kl"], size)},
-            asked_to_stop=self.frozen.asked_to_stop,
+            asked=self.frozen.asked(),
         )
+
+    def _say_what_is_not_finite(self, means: Mapping[str, float]) -> None:
+        """Name the scores for which a step will be dropped: its gradients won't tell."""
+        names = [name for name, value in means.items() if not math.isfinite(value)]
+        if names:
+            self.stage.log.say(
+                f"step {self.stage.heartbeat.step}: {', '.join(names)} of its answers: not finite, "
+                "and nothing is learned from such: look at the weights and the number format of "
+                "the models that say so"
+            )
 
     def _coefficient(self, progress: Progress) -> float:
         """The penalty per nat of this step."""

@@ -10,7 +10,7 @@ from multiprocessing.connection import Connection, Pipe, wait
 from pathlib import Path
 from typing import Any
 
-from megalite.errors import ConfigError, DataError
+from megalite.errors import ConfigError, DataError, warn
 from megalite.stages.rules.worker import Orders
 
 ROOT = str(Path(__file__).parents[3])  # where megalite is
@@ -82,7 +82,8 @@ class _Worker:
 class Workers:
     """Processes that share the calls.
 
-    They start with the first call, and end with :meth:`close` or with this process.
+    They start with the first call, and end with :meth:`close` or with this process. One that was
+    killed while it had no call is started anew: no score depends on it.
     """
 
     def __init__(self, orders: Orders, count: int) -> None:
@@ -91,20 +92,32 @@ class Workers:
         self._workers: list[_Worker] = []
 
     def start(self) -> None:
-        """Start the processes and wait for the functions; nothing where they run already.
+        """Start the processes that don't run, and wait for the functions.
 
         Raises:
             ConfigError: a function can't be loaded.
         """
-        if self._workers:
-            return
-        self._workers = [_Worker(self._orders) for _ in range(self._count)]
+        self._let_go_of_ended()
+        started = [_Worker(self._orders) for _ in range(self._count - len(self._workers))]
+        self._workers += started
         try:
-            for worker in self._workers:
+            for worker in started:
                 worker.check_loaded()
         except BaseException:
             self.close()
             raise
+
+    def _let_go_of_ended(self) -> None:
+        """Forget processes that ended by themselves, and say so."""
+        for worker in list(self._workers):
+            code = worker.process.poll()
+            if code is not None:
+                worker.end()
+                self._workers.remove(worker)
+                warn(
+                    f"a process of reward.function ended with exit code {code} while it had no "
+                    "call, perhaps killed for its memory: it is started anew"
+                )
 
     def close(self) -> None:
         """End the processes."""
@@ -140,10 +153,11 @@ class Workers:
         while busy or (todo and not faults):
             while free and todo and not faults:
                 worker, task = free.pop(), todo.popleft()
-                call = calls[task[1]]
-                worker.connection.send((task[0], call.prompt, call.answer, call.row))
+                if fault := self._ask(worker, task[0], calls[task[1]]):
+                    faults[task] = fault
+                    break
                 busy[worker.connection] = worker, task, time.monotonic() + self._orders.limit_s
-            left = min(deadline for _, _, deadline in busy.values()) - time.monotonic()
+            left = min((end for _, _, end in busy.values()), default=0.0) - time.monotonic()
             for connection in wait(list(busy), max(left, 0.0)):
                 worker, task, _ = busy.pop(connection)
                 reply = self._reply(worker)
@@ -161,6 +175,15 @@ class Workers:
             number, place = min(faults, key=lambda task: (task[1], task[0]))
             raise DataError(self._said(number, calls[place], faults[number, place]))
         return replies
+
+    @staticmethod
+    def _ask(worker: _Worker, number: int, call: Call) -> str:
+        """Hand a call to a process; says why it can't take one, or nothing."""
+        try:
+            worker.connection.send((number, call.prompt, call.answer, call.row))
+        except (BrokenPipeError, ConnectionResetError):
+            return f"its process had ended with exit code {worker.process.wait()}"
+        return ""
 
     @staticmethod
     def _reply(worker: _Worker) -> float | str:

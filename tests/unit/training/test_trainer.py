@@ -13,6 +13,7 @@ from megalite.training.config import OptimizerConfig, ScheduleConfig, TrainConfi
 from megalite.training.learner import Learner, Learning
 from megalite.training.metrics.run_log import RunLog
 from megalite.training.progress import Progress, StepResult
+from megalite.training.stop import Asked
 from megalite.training.trainer import Trainer
 from tests.dist import models
 
@@ -57,13 +58,14 @@ def test_numbers_that_a_step_does_not_change_are_kept():
     assert progress == Progress(1, 4, {"a": 1.0, "b": 3.0})
 
 
-def test_a_stop_that_was_asked_for_elsewhere_ends_the_run_with_the_step_saved(tmp_path):
+def test_what_was_asked_elsewhere_is_a_save_or_ends_the_run_with_the_step_saved(tmp_path):
     def work(_item: str, progress: Progress) -> StepResult:
-        return StepResult({}, asked_to_stop=progress.step == 2)
+        return StepResult({}, asked=Asked(stop=progress.step == 1, save=progress.step == 0))
 
-    with pytest.raises(Stopped, match="step 3 is saved"):
+    with pytest.raises(Stopped, match="step 2 is saved"):
         make_trainer(tmp_path, 9).fit(lambda _progress: "abcdefghi", work)
-    assert (tmp_path / "checkpoints" / "latest").read_text() == "step-00000003"
+    assert (tmp_path / "checkpoints" / "latest").read_text() == "step-00000002"
+    assert (tmp_path / "checkpoints" / "step-00000001").exists()
 
 
 def test_evaluations_come_before_the_first_step_when_due_and_after_the_last(tmp_path):

@@ -28,6 +28,9 @@ def test_a_guard_alone_scores_what_it_finds_bad_and_what_rows_say():
     assert 3 < alone < 11
     assert parts["guarded"].sum() == alone
     assert torch.equal(parts["safety"], scores[:, 1])
+    scores[5, 1] = torch.nan  # no answer is good for a guard that says nothing
+    again, _ = Scoring(Mesh.single(), weights, guard=guard).joined(scores, {}, said)
+    assert torch.equal(again.isnan(), torch.arange(11) == 5)
 
 
 @pytest.fixture(scope="module")

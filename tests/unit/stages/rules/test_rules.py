@@ -1,12 +1,15 @@
 """Reward functions: the ready ones, users' own in worker processes, and every way they can fail."""
 
 import os
+import signal
+import time
 
 import pytest
 
 from megalite.config import load
 from megalite.data.chat.datasets import Question
 from megalite.distributed.mesh import Mesh
+from megalite.distributed.processes import is_alive, start_time
 from megalite.errors import ConfigError, DataError
 from megalite.stages.rules.config import ScoreConfig
 from megalite.stages.rules.scores import Rules
@@ -78,6 +81,24 @@ def test_calls_are_shared_by_processes_that_end_with_the_block(own):
     for process in found:
         with pytest.raises(ProcessLookupError):
             os.kill(int(process), 0)
+
+
+def test_a_process_that_was_killed_between_two_calls_is_started_anew(own, capfd):
+    with rules(f"{own}:process") as made:
+        ask = lambda: made.score(questions({}), [[0]], Mesh.single())[0][0]  # noqa: E731
+        first = ask()
+        os.kill(int(first), signal.SIGKILL)
+        wait_until_dead(int(first))
+        assert ask() not in (first, os.getpid())
+    said = capfd.readouterr().err
+    assert "ended with exit code -9 while it had no call" in said
+    assert len(said.splitlines()) == 1
+
+
+def wait_until_dead(pid: int) -> None:
+    """Until it is a zombie, which its parent has yet to see."""
+    while is_alive(pid, start_time(pid)):
+        time.sleep(0.01)
 
 
 @pytest.mark.parametrize(
