@@ -61,10 +61,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         _report("interrupted", show_traceback)
         return EXIT_INTERRUPTED
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except OSError as error:
+        if _has_lost_reader():
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
         if error.filename is None and error.errno not in DISK:
             raise
         _report(f"{error.filename or 'a file'}: {error.strerror}", show_traceback, _says())
@@ -72,6 +72,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception:
         write_error_file(os.environ.get("TORCHELASTIC_ERROR_FILE", ""), traceback.format_exc())
         raise
+
+
+def _has_lost_reader() -> bool:
+    """Whether nobody reads what is printed any more, as behind ``| head``."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def _dispatch(words: list[str]) -> int:

@@ -1,6 +1,7 @@
 """Processes of this machine, as Linux's /proc shows them."""
 
 import os
+import socket
 from pathlib import Path
 
 
@@ -18,10 +19,22 @@ def start_time(pid: int) -> int:
     return int(fields[19]) if fields else 0
 
 
-def pid_namespace() -> str:
-    """The namespace of this machine's process ids: two containers may use the same numbers."""
+def boot() -> str:
+    """The start of this machine's kernel; where that isn't told, the machine's name."""
     try:
-        return os.readlink("/proc/self/ns/pid")
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
+    except OSError:
+        return socket.gethostname()
+
+
+def pid_namespace() -> str:
+    """Where this process's id counts: two containers, and two machines, may use the same numbers.
+
+    The first namespace of every kernel has the same number, and machines that are copies of one
+    have the same name.
+    """
+    try:
+        return f"{boot()} {os.readlink('/proc/self/ns/pid')}"
     except OSError:
         return ""
 

@@ -290,7 +290,8 @@ class Stage:
             Learner(model, self.mesh, others if number else learning, name, self.heartbeat)
             for number, (name, model) in enumerate(models)
         ]
-        saving = Saving(self.heartbeat, SLOW_FACTOR * self.mesh.timeout, self.mesh.ranks())
+        timeout = SLOW_FACTOR * self.mesh.timeout
+        saving = Saving(self.heartbeat, timeout, self.mesh.ranks(), self.log.write_lines)
         checkpoints = CheckpointManager(
             self.log.folder / "checkpoints",
             keep=config.checkpoint.keep,

@@ -1,13 +1,16 @@
 """Go back to a checkpoint from before a spike, and leave out the samples around it for ever."""
 
+import time
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from megalite.data.skipping import Ranges, in_words, merged
-from megalite.errors import MegaliteError
+from megalite.errors import CheckpointError, MegaliteError
 from megalite.training.checkpoint.manager import CheckpointManager
-from megalite.training.folder.skips import can_go_on, read_skips, write_skips
+from megalite.training.checkpoint.retry import LAST_PAUSES_S
+from megalite.training.checkpoint.write_errors import advice_on, reason_of
+from megalite.training.folder.skips import NAME, can_go_on, read_skips, write_skips
 from megalite.training.progress import Progress
 
 Outcome = Literal["back", "none", "limit"]
@@ -33,6 +36,7 @@ def decide_rollback(
 
     Raises:
         MegaliteError: the limit is reached.
+        CheckpointError: it can't be written, in several tries within some seconds.
     """
 
     def decide() -> tuple[Outcome, str]:
@@ -42,7 +46,7 @@ def decide_rollback(
         for first, end in choices:
             skipped = merged([*progress.skipped, (first, end)])
             if checkpoints.has_one(partial(can_go_on, wanted=skipped)):
-                write_skips(folder, [*entries, {"first": first, "end": end, "step": progress.step}])
+                _write(folder, [*entries, {"first": first, "end": end, "step": progress.step}])
                 text = f"samples {in_words(((first, end),))} of the run's order"
                 return "back", f"{text} are never learned ({len(entries) + 1} of {limit} times)"
         return "none", ""
@@ -55,3 +59,23 @@ def decide_rollback(
             "this step, or raise the limit"
         )
     return text
+
+
+def _write(folder: Path, entries: list[dict[str, int]]) -> None:
+    """Write what a run leaves out; a disk that is full has some seconds to have room again.
+
+    Raises:
+        CheckpointError: it can't be written.
+    """
+    for pause_s in (*LAST_PAUSES_S, None):
+        try:
+            write_skips(folder, entries)
+            return
+        except OSError as error:
+            if pause_s is None:
+                raise CheckpointError(
+                    f"{folder / NAME}: can't be written: {reason_of(error)}: a run goes back "
+                    "before a spike when what it leaves out is on the disk: "
+                    f"{advice_on(error)}, and start again"
+                ) from None
+            time.sleep(pause_s)

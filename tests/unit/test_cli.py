@@ -120,6 +120,17 @@ def test_a_closed_pipe_is_no_error():
     assert done.stderr == ""
 
 
+def test_a_pipe_that_breaks_elsewhere_is_one(monkeypatch):
+    """Exit code 0 would say that all is done."""
+
+    def breaks(_words: list[str]) -> int:
+        raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr("megalite.cli._dispatch", breaks)
+    with pytest.raises(BrokenPipeError):
+        main(["pretrain"])
+
+
 def test_an_unreadable_file_is_named(tmp_path, capsys):
     assert main(["pretrain", str(tmp_path)]) == 2
     assert str(tmp_path) in capsys.readouterr().err

@@ -40,7 +40,7 @@ from megalite.training.checkpoint.write_errors import (
     naming_full_disk,
     reason_of,
 )
-from megalite.training.watchdog.heartbeat import Heartbeat
+from megalite.training.watchdog.heartbeat import SHARED, Heartbeat
 
 Made = TypeVar("Made")
 
@@ -53,11 +53,14 @@ class Saving:
         heartbeat: is told what the writer is doing.
         timeout: of the collectives of a save and of the agreement on what to load.
         ranks: of the processes that save together; None for all of the run.
+        write_before: writes what a start that goes on from the checkpoint takes for written; the
+            first process calls it before the checkpoint is whole.
     """
 
     heartbeat: Heartbeat = field(default_factory=Heartbeat)
     timeout: timedelta = timedelta(minutes=30)
     ranks: list[int] | None = None
+    write_before: Callable[[], None] = lambda: None
 
     def axis(self, name: str) -> Axis:
         """The processes that save together, with a group of CPUs of their own.
@@ -105,7 +108,7 @@ class CheckpointManager:
         """
         self.folder, self._keep, self._asynchronous = Path(folder), keep, asynchronous
         self._say, self._saving = say, saving or Saving()
-        self._axis = self._saving.axis("checkpoints")
+        self._axis = self._saving.axis(SHARED)
         self._group = self._axis.group
         self._rank = dist.get_rank() if dist.is_initialized() else 0
         self._thread: threading.Thread | None = None
@@ -221,6 +224,7 @@ class CheckpointManager:
         """Make a folder whose files are written the newest checkpoint, and delete old ones."""
         enter, path = self._saving.heartbeat.enter_write, partial.with_suffix("")
         enter("write_manifest", step)
+        self._saving.write_before()
         write_manifest(partial, facts, files)
         sync(partial)
         enter("rename", step)

@@ -16,6 +16,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+from megalite.distributed.processes import boot
 from megalite.errors import ConfigError
 
 NAME = ".lock"
@@ -93,7 +94,7 @@ class FolderLock:
         """Watch a holder that this node's kernel may not know of, whether it still beats."""
         first = self._read()
         holder = _parsed(first)
-        if not holder or (is_kernels and holder.get("boot") == _boot()):
+        if not holder or (is_kernels and holder.get("boot") == boot()):
             return
         until = time.monotonic() + SILENT_BEATS * float(holder.get("beat_s", self._beat_s))
         while time.monotonic() < until:
@@ -116,7 +117,7 @@ class FolderLock:
             return ""
 
     def _write(self, beat: int) -> None:
-        content = {"host": socket.gethostname(), "pid": os.getpid(), "boot": _boot()}
+        content = {"host": socket.gethostname(), "pid": os.getpid(), "boot": boot()}
         content |= {"nonce": self.nonce, "beat": beat, "beat_s": self._beat_s}
         self._replace(json.dumps(content))
 
@@ -181,11 +182,3 @@ def _parsed(text: str) -> dict[str, Any]:
     except ValueError:
         return {}
     return content if isinstance(content, dict) and {"host", "pid"} <= content.keys() else {}
-
-
-def _boot() -> str:
-    """The start of this node's kernel, which knows of all its locks."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
-    except OSError:
-        return socket.gethostname()

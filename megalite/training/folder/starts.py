@@ -40,6 +40,7 @@ class Start:
         restart: torchrun's count.
         time: when it began.
         fault: how it failed, if it could say so.
+        reported: bytes of earlier faults in the report of its restart count.
         went_on: step that it went on from, of a local checkpoint perhaps; -1: not known.
     """
 
@@ -48,6 +49,7 @@ class Start:
     time: str
     fault: str = ""
     went_on: int = -1
+    reported: int = 0
 
 
 class Starts:
@@ -87,7 +89,9 @@ class Starts:
             start.fault = self._reported(start) or start.fault
         if len(past) >= self._most:
             return self._diagnosis(past, facts)
-        self._starts = [*past, Start(facts["step"], launch.restart, time.strftime(TIME))]
+        start = Start(facts["step"], launch.restart, time.strftime(TIME))
+        start.reported = len(self._report_of(start))
+        self._starts = [*past, start]
         self._write()
         return ""
 
@@ -179,14 +183,19 @@ class Starts:
 
     def _reported(self, start: Start) -> str:
         """What a start's watchdog reported, or nothing: a process alone may be killed unseen."""
+        new = self._report_of(start)[start.reported :].decode("utf-8", "replace")
+        return new.partition("\n")[0][len(start.time) + 1 :]
+
+    def _report_of(self, start: Start) -> bytes:
+        """What watchdogs have reported at a restart count, by the order of which its starts are.
+
+        Not by the times in it: a clock may be set back.
+        """
         path = self._folder / "faults" / f"restart-{start.restart}" / "report.txt"
         try:
-            lines = path.read_text(encoding="utf-8").splitlines()
+            return path.read_bytes()
         except OSError:
-            return ""
-        length = len(start.time)
-        since = (line for line in lines if line[:4].isdigit() and line[:length] >= start.time)
-        return next(since, "")[length + 1 :]
+            return b""
 
     def _diagnosis(self, past: Sequence[Start], facts: Facts) -> str:
         """What failed starts have in common, and what to do."""

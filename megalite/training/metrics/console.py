@@ -1,9 +1,13 @@
 """The line about a step that a run shows, as wide as the terminal."""
 
+import os
 import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+
+from megalite.training.checkpoint.write_errors import DISK_FULL
 
 SHOWN = {
     "loss": "loss {:.4f}",
@@ -49,7 +53,10 @@ SEPARATOR = " | "
 
 
 class Console:
-    """The console of a run; on a terminal a step's line replaces the one before."""
+    """The console of a run; on a terminal a step's line replaces the one before.
+
+    One that is gone, or a file on a full disk, ends no run: log.txt has the lines, too.
+    """
 
     def __init__(self, total_steps: int, done: Callable[[int], int] = int) -> None:
         """Begin with nothing shown.
@@ -85,23 +92,30 @@ class Console:
         """Show a step's line."""
         if sys.stdout.isatty():
             width = shutil.get_terminal_size().columns - 1
-            sys.stdout.write("\r\x1b[K" + fitted(parts, width))
+            _write("\r\x1b[K" + fitted(parts, width))
             self._is_line_open = True
         else:
-            sys.stdout.write(whole(parts) + "\n")
-        sys.stdout.flush()
+            _write(whole(parts) + "\n")
 
     def say(self, text: str) -> None:
         """Show a line of its own."""
-        sys.stdout.write(("\n" if self._is_line_open else "") + text + "\n")
-        sys.stdout.flush()
+        _write(("\n" if self._is_line_open else "") + text + "\n")
         self._is_line_open = False
 
     def close(self) -> None:
         """End the line."""
-        if self._is_line_open:
-            sys.stdout.write("\n")
-            self._is_line_open = False
+        _write("\n" if self._is_line_open else "", is_last=True)
+        self._is_line_open = False
+
+
+def _write(text: str, is_last: bool = False) -> None:
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except OSError as error:
+        if is_last or error.errno not in DISK_FULL:  # Python writes what is left when it ends
+            with suppress(OSError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _of_a_set(key: str, value: float) -> str:

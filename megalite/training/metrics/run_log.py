@@ -107,6 +107,16 @@ class RunLog:
         if failure and was_written:
             self._console.say(f"{failure}: training goes on, and the lines wait until it can")
 
+    def write_lines(self) -> None:
+        """Write the lines that wait: those of a checkpoint's steps are there before it is.
+
+        Raises:
+            OSError: they can't be written.
+        """
+        failures = [failure for lines in self._lines.values() if (failure := lines.write())]
+        if failures:
+            raise OSError("; ".join(failures))
+
     def write(self, name: str, text: str) -> None:
         """Write a file of the folder, such as config.toml."""
         if self.is_writer:
@@ -126,9 +136,10 @@ class RunLog:
             DataError: lines could not be written all the time.
         """
         self._console.close()
-        failures = [failure for lines in self._lines.values() if (failure := lines.write())]
-        if failures:
-            raise DataError(f"{'; '.join(failures)}: the run is saved, these lines are lost")
+        try:
+            self.write_lines()
+        except OSError as error:
+            raise DataError(f"{error}: the run is saved, these lines are lost") from None
         for name, tracker in self._trackers.items():
             try:
                 tracker.close()

@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Sequence
 
-from megalite.training.watchdog.heartbeat import PHASES, WAIT
+from megalite.training.watchdog.heartbeat import PHASES, SAVE, SAVING_GROUPS, WAIT
 from megalite.training.watchdog.status import ProcessStatus
 
 
@@ -41,11 +41,16 @@ def _progress(status: ProcessStatus) -> tuple[int, int]:
 
 
 def _behind(statuses: Sequence[ProcessStatus]) -> dict[int, tuple[ProcessStatus, str]]:
-    """Each process that is behind in a group, by rank, with its lag and location in words."""
+    """Each process that is behind in a group, by rank, with its lag and location in words.
+
+    Saves that are written beside the steps hold nobody up who doesn't wait for one.
+    """
     most: dict[str, int] = defaultdict(int)
+    waits_for_save = any(status.phase == SAVE for status in statuses)
     for status in statuses:
         for group, count in status.collectives.items():
-            most[group] = max(most[group], count)
+            if waits_for_save or group.rpartition(" ")[0] not in SAVING_GROUPS:
+                most[group] = max(most[group], count)
     found = {}
     for status in statuses:
         lags = [

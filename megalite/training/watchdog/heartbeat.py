@@ -7,6 +7,7 @@ from megalite.engine.model import Model
 from megalite.training.watchdog.stopwatch import Stopwatch
 
 WAIT = "wait"  # for work from other processes, which may take as long as it likes
+SAVE = "save"
 PHASES = (
     "start",
     WAIT,
@@ -18,11 +19,12 @@ PHASES = (
     "log",
     "compare",
     "evaluate",
-    "save",
+    SAVE,
     "end",
 )
 WRITE_POINTS = ("write_data", "write_manifest", "rename", "move_latest", "delete_old")
 BEGINNINGS = {"data": DATA, "evaluate": EVALUATION}  # of a run's time; in other phases it steps
+SAVING_GROUPS = SHARED, LOCAL = "checkpoints", "local checkpoints"  # of threads beside the steps
 LOCAL_POINTS = ("local_data", "local_manifest", "local_copy", "local_delete")
 
 OnPoint = Callable[[str, int, Model | None], None]

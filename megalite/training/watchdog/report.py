@@ -2,12 +2,12 @@
 
 import faulthandler
 import os
-import sys
 import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
+from megalite.errors import warn
 from megalite.training.watchdog.status import ProcessStatus
 
 
@@ -39,19 +39,24 @@ class FaultFolder:
         self._stacks.flush()
 
     def write_error(self, error: BaseException) -> None:
-        """Write an error's traceback among the stacks."""
-        self._stacks.write("".join(traceback.format_exception(error)))
-        self._stacks.flush()
+        """Write an error's traceback among the stacks, if there is room."""
+        try:
+            self._stacks.write("".join(traceback.format_exception(error)))
+            self._stacks.flush()
+        except OSError as failure:
+            warn(f"{self._stacks.name}: can't be written: {failure.strerror}")
 
     def report(self, text: str, statuses: Sequence[ProcessStatus], on_stderr: bool) -> None:
-        """Write a fault and all statuses to the report, and the fault perhaps on stderr."""
+        """Say a fault on stderr perhaps, and write it and all statuses to the report."""
+        if on_stderr:
+            warn(f"{text}; stacks are in {self.path}")
         lines = [time.strftime("%Y-%m-%d %H:%M:%S ") + text]
         lines += [status.line() for status in statuses]
-        with open(self.path / "report.txt", "a", encoding="utf-8") as file:
-            file.writelines(line + "\n" for line in lines)
-        if on_stderr:
-            sys.stderr.write(f"megalite: {text}; stacks are in {self.path}\n")
-            sys.stderr.flush()
+        try:
+            with open(self.path / "report.txt", "a", encoding="utf-8") as file:
+                file.writelines(line + "\n" for line in lines)
+        except OSError as failure:  # a full disk, of which the fault itself may be
+            warn(f"{self.path / 'report.txt'}: can't be written: {failure.strerror}")
 
     def remove_if_empty(self) -> None:
         """Remove what has nothing in it: this rank's file, and the folder."""

@@ -23,7 +23,7 @@ class ProcessStatus:
         host: where it runs.
         pid: its process id there.
         started: when the process started, in the kernel's clock ticks: a reused pid has another.
-        pid_namespace: the kernel's namespace of its process id.
+        pid_namespace: the kernel's start and its namespace of the process id.
         step: under way.
         phase: of the training loop.
         write_point: what the checkpoint's writer is doing, or empty.

@@ -13,6 +13,8 @@ import traceback
 from pathlib import Path
 from types import FrameType, TracebackType
 
+import torch.distributed as dist
+
 from megalite.distributed.launch import Launch
 from megalite.distributed.rendezvous import connection_of_its_own
 from megalite.errors import MegaliteError, RankFailure, Stopped
@@ -26,7 +28,7 @@ from megalite.training.watchdog.report import FaultFolder
 from megalite.training.watchdog.status import OwnStatus
 from megalite.training.watchdog.timeouts import Timeouts
 
-LOST_CONNECTION = ("gloo", "nccl", "connection", "timed out", "socket", "store", "broken pipe")
+LOST_CONNECTION = ("gloo", "nccl", "connection", "timed out", "socket", "broken pipe")
 LEAST_PATIENCE_S = 2.0  # with a process elsewhere, before its silence explains a lost connection
 
 
@@ -74,30 +76,37 @@ class Watchdog:
             self._launcher.stop()
         if monitor is None:
             return
-        if error is None or isinstance(error, Stopped):
-            monitor.wait_until_all_have_ended()
-            monitor.stop()
-            monitor.folder.remove_if_empty()
-            return
-        monitor.stop()
-        monitor.folder.write_error(error)
-        if not isinstance(error, Exception):
-            return
         try:
-            if _is_lost_connection(error):
-                monitor.own.lost_in = _failed_in(error)
-                raise _cause_of_lost_connection(monitor) from error
-            _report_error(monitor, error)
-        except RuntimeError as lost:  # the store's error
-            launcher = monitor.loss_of_launcher()  # which may have held the store
-            what = f": {launcher}" if launcher else _lost_store(lost)
-            failure = RankFailure(
-                f"{monitor.own.now().name()}{what}; stacks are in {monitor.folder.path}"
-            )
-            failure.speaks = True
-            if isinstance(error, MegaliteError):
+            if error is None or isinstance(error, Stopped):
+                monitor.wait_until_all_have_ended()
+                monitor.stop()
+                monitor.folder.remove_if_empty()
                 return
-            raise failure from error
+            monitor.stop()
+            monitor.folder.write_error(error)
+            if isinstance(error, Exception):
+                _tell(monitor, error)
+        finally:
+            monitor.folder.cancel_exit()
+
+
+def _tell(monitor: Monitor, error: Exception) -> None:
+    """Tell the others of an error, or find out which of them it comes from; see ``__exit__``."""
+    try:
+        if _is_lost_connection(error):
+            monitor.own.lost_in = _failed_in(error)
+            raise _cause_of_lost_connection(monitor) from error
+        _report_error(monitor, error)
+    except RuntimeError as lost:  # the store's error
+        launcher = monitor.loss_of_launcher()  # which may have held the store
+        what = f": {launcher}" if launcher else _lost_store(lost)
+        failure = RankFailure(
+            f"{monitor.own.now().name()}{what}; stacks are in {monitor.folder.path}"
+        )
+        failure.speaks = True
+        if isinstance(error, MegaliteError):
+            return
+        raise failure from error
 
 
 def _lost_store(error: RuntimeError) -> str:
@@ -116,6 +125,7 @@ def _is_lost_connection(error: BaseException | None) -> bool:
         return False
     text = f"{type(error).__name__} {error}".lower()
     is_one = isinstance(error, RuntimeError) and any(word in text for word in LOST_CONNECTION)
+    is_one |= isinstance(error, dist.DistError)  # of a store, or of a backend
     return is_one or _is_lost_connection(error.__cause__)
 
 

@@ -16,7 +16,7 @@ from megalite.models.batch import Batch, Stream
 from megalite.models.config import ModelConfig
 from megalite.models.outputs import Loss
 from megalite.ops import RowIntervals
-from megalite.training.checkpoint.manager import CheckpointManager
+from megalite.training.checkpoint.manager import CheckpointManager, Saving
 from megalite.training.config import OptimizerConfig, ScheduleConfig, TrainConfig
 from megalite.training.learner import Learner, Learning
 from megalite.training.metrics.run_log import RunLog
@@ -86,6 +86,7 @@ class Run:
             keep=self.keep,
             asynchronous=self._asynchronous,
             say=log.say,
+            saving=Saving(write_before=log.write_lines),
         )
         trainer = Trainer([self.learner], log, checkpoints, self._every, stop=self.stop)
         trainer.keep_best(self.best)

@@ -2,6 +2,7 @@
 
 import math
 import random
+import threading
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 from megalite.errors import CheckpointError, MegaliteError
 from megalite.tools.report.page import ReportConfig, page
+from megalite.training import rollback
 from megalite.training.learner import Learner
 from megalite.training.spikes import SpikeConfig, SpikeDetector
 from tests.unit.training.runs import BATCH, Run, Texts
@@ -176,6 +178,24 @@ def test_a_spike_that_is_skipped_changes_nothing_in_one_go_or_two(tmp_path):
     assert again.go(40, spikes=skip).rows == run.rows
     with pytest.raises(MegaliteError, match="0 steps were dropped for one, the most that"):
         Run(tmp_path / "none", Texts(BAD)).go(40, spikes={**skip, "limit": 0})
+
+
+def test_a_list_that_cant_be_written_is_tried_again_and_then_ends_the_run(
+    tmp_path, told, monkeypatch
+):
+    monkeypatch.setattr(rollback, "LAST_PAUSES_S", (0.3, 0.3))
+    blocked, run = tmp_path / "skipped.json.partial", Run(tmp_path, Texts(BAD))
+    blocked.mkdir()
+    with pytest.raises(CheckpointError, match=r"skipped\.json: can't be written: Is a directory"):
+        run.go(40, spikes=AROUND)
+    freed = threading.Timer(0.1, blocked.rmdir)
+
+    def free(step: int, _learner: Learner) -> None:
+        if step == SPIKE and blocked.exists():
+            freed.start()
+
+    assert run.go(40, free, spikes=AROUND).rows == told.rows[:40]
+    freed.join()
 
 
 def test_a_damaged_list_is_named(tmp_path):

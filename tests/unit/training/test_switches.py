@@ -96,6 +96,24 @@ def test_training_goes_on_when_a_save_fails_and_tries_again(tmp_path, clean, asy
     assert not list((tmp_path / "checkpoints").glob("*.partial"))
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs Linux's /dev/full")
+def test_a_checkpoint_waits_for_the_lines_of_its_steps(tmp_path, clean):
+    """A start that goes on from it would leave a hole in the curve."""
+    metrics, kept = tmp_path / "metrics.jsonl", tmp_path / "kept"
+
+    def on_step(step: int, _learner: Learner) -> None:
+        if step == 3:
+            metrics.rename(kept)
+            metrics.symlink_to("/dev/full")
+        if step == 9:
+            kept.replace(metrics)
+
+    run = Run(tmp_path, every=4, asynchronous=False)
+    assert run.go(14, on_step).rows == clean.rows
+    assert run.log.count(f"could not be written: {metrics}: can't be written: No space left") == 2
+    assert min(saved(tmp_path)) > 8
+
+
 def test_the_last_save_is_tried_again_and_then_told(tmp_path, monkeypatch):
     monkeypatch.setattr("megalite.training.trainer.LAST_PAUSES_S", (0.0, 0.0))
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)

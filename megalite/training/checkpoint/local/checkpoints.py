@@ -38,6 +38,7 @@ from megalite.training.checkpoint.manager import Saving
 from megalite.training.checkpoint.manifest import Facts
 from megalite.training.checkpoint.together import from_first, together
 from megalite.training.checkpoint.write_errors import naming_full_disk, reason_of
+from megalite.training.watchdog.heartbeat import LOCAL
 
 KEY = "--checkpoint.local.folder"
 
@@ -92,7 +93,7 @@ class LocalCheckpoints:
         Comm: all processes that save call this together; it makes a group.
         """
         self.folder, self._place, self._saving, self.say = Path(root) / run, place, saving, say
-        self._axis = saving.axis("local checkpoints")
+        self._axis = saving.axis(LOCAL)
         self._nodes: dict[int, list[int]] = {}
         for rank, node in enumerate(gather_objects(place.node, self._axis)):
             self._nodes.setdefault(node, []).append(rank)
@@ -189,6 +190,8 @@ class LocalCheckpoints:
                 with naming_full_disk(folder):
                     part = write_part(folder, part, staged.wait())
                 enter("local_manifest", part.step)
+                if part.rank == 0:
+                    self._saving.write_before()
                 write_manifest(folder, part)
             enter("local_copy", part.step)
             if self.copies:

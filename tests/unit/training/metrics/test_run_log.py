@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import sys
 
 import pytest
 from hypothesis import given
@@ -98,6 +99,26 @@ def test_lines_wait_for_a_full_disk_to_have_room(tmp_path, capsys):
     log.metrics(3, {"loss": 1.0}, show=False)
     log.close()
     assert [json.loads(line)["step"] for line in metrics.read_text().splitlines()] == [1, 2, 3]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs Linux's /dev/full")
+@pytest.mark.parametrize("kind", ["full disk", "nobody reads"])
+def test_a_console_that_is_gone_ends_no_run(tmp_path, monkeypatch, kind):
+    if kind == "full disk":
+        writer = os.open("/dev/full", os.O_WRONLY)
+    else:
+        reader, writer = os.pipe()
+        os.close(reader)
+    console = os.fdopen(writer, "w")
+    monkeypatch.setattr(sys, "stdout", console)
+    log = RunLog(tmp_path, True, 2)
+    for step in (1, 2):
+        log.metrics(step, {"loss": 1.0}, show=True)
+        log.say("x" * 9999)
+    log.close()
+    console.close()  # nothing is left that could not be written
+    assert len(rows(tmp_path)) == 2
+    assert (tmp_path / "log.txt").read_text().count("x" * 9999) == 2
 
 
 def test_a_line_that_was_cut_by_a_full_disk_is_written_once_and_whole(tmp_path):

@@ -39,6 +39,17 @@ def test_who_waits_for_another_that_is_behind_is_not_named_with_it():
     assert "rank 0" not in said
 
 
+def test_a_save_beside_the_steps_holds_nobody_up_who_does_not_wait_for_it():
+    writes = status(0, collectives={"tp": 5, "checkpoints 7": 3}, write_point="write_data")
+    hangs = status(1, collectives={"tp": 4, "checkpoints 7": 4}, in_collective=True)
+    said = diagnose([writes, hangs])
+    assert "rank 0 (" not in said
+    assert said.startswith("rank 1 (host, process 101) in step 7, forward_backward is stuck")
+    waits = status(1, "save", collectives={"tp": 5, "checkpoints 7": 4}, in_collective=False)
+    assert "rank 0 (host, process 100)" in diagnose([writes, waits])
+    assert "3 of 4 collectives of checkpoints 7" in diagnose([writes, waits])
+
+
 def test_a_rank_that_left_one_out_is_further_on_while_each_is_behind_somewhere():
     statuses = [
         status(0, collectives={"tp": 5, "world": 8}),

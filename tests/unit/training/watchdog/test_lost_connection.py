@@ -1,6 +1,7 @@
 """Which errors tell that another process is out of reach."""
 
 import pytest
+from torch.distributed import DistNetworkError, DistStoreError
 
 from megalite.errors import MegaliteError
 from megalite.training.watchdog.watchdog import _is_lost_connection
@@ -23,12 +24,15 @@ def test_a_lost_connection_is_seen_through_the_error_of_a_pipelines_pass():
     assert _is_lost_connection(lost)
     assert _is_lost_connection(wrapped)
     assert _is_lost_connection(raised(RuntimeError("1F1B failed"), wrapped))
+    for kind in (DistStoreError, DistNetworkError):
+        assert _is_lost_connection(raised(kind("failed to recv, got 0 bytes")))
 
 
 @pytest.mark.parametrize(
     "error",
     [
         RuntimeError("\n    Failed to run stage backward:\n    Stage output: ()"),
+        RuntimeError("could not restore the storage"),
         ValueError("connection"),
         MegaliteError("connection"),
     ],

@@ -9,7 +9,13 @@ from dataclasses import replace
 import pytest
 from torch.distributed import TCPStore
 
-from megalite.distributed.processes import is_alive, is_stopped, pid_namespace, start_time
+from megalite.distributed.processes import (
+    boot,
+    is_alive,
+    is_stopped,
+    pid_namespace,
+    start_time,
+)
 from megalite.training.watchdog.heartbeat import Heartbeat
 from megalite.training.watchdog.peers import LOOKS, Peers
 from megalite.training.watchdog.status import OwnStatus, ProcessStatus
@@ -97,6 +103,14 @@ def test_a_dead_process_of_this_machine_is_noticed_at_once(peers):
     said = peers.missing([silent, status], 0.0)
     assert said.startswith("rank 1 ")
     assert "was killed or crashed; rank 0 is in step 0, start" in said
+
+
+def test_a_copy_of_this_machine_is_another(peers):
+    """Its name is the same, and so is the number of its kernel's first namespace."""
+    own = OwnStatus(0, Heartbeat()).now()
+    there = replace(own, pid_namespace=own.pid_namespace.replace(boot(), "another"), pid=1 << 22)
+    assert peers.missing([replace(there, rank=1)], 60.0) is None
+    assert "was killed" in peers.missing([replace(own, rank=1, pid=1 << 22)], 60.0)
 
 
 def test_a_process_id_that_is_used_again_is_another_process():
