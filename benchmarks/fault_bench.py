@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -115,16 +116,20 @@ class Bench:
             folder: gets everything.
             timeout_s: of the runs' collectives.
         """
+        self.folder, self.timeout_s = folder, timeout_s
+        self._clean: dict[tuple[str, ...], list[float]] = {}
+        folder.mkdir(parents=True, exist_ok=True)
+        self.prepare()
+
+    def prepare(self) -> None:
+        """Write what all runs read."""
         import numpy as np
 
         from megalite.data.corpus.store import StoreWriter
 
-        self.folder, self.timeout_s = folder, timeout_s
-        self._clean: dict[tuple[str, ...], list[float]] = {}
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.toml").write_text(CONFIG)
+        (self.folder / "config.toml").write_text(CONFIG)
         generator = np.random.default_rng(0)
-        writer = StoreWriter(folder / "data", np.dtype(np.uint16))
+        writer = StoreWriter(self.folder / "data", np.dtype(np.uint16))
         for _ in range(60):
             writer.add(np.cumsum(generator.integers(0, 3, 80)) % 64)
         writer.close()
@@ -152,9 +157,8 @@ class Bench:
     def command(self, layout: str, run: Path, restarts: int) -> list[str]:
         """A run of two processes under torchrun."""
         return [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
-            *("--nproc-per-node=2", f"--max-restarts={restarts}", "-m", "megalite", "pretrain"),
-            *(str(self.folder / "config.toml"), "--run.folder", str(run)),
+            *under_torchrun(2, restarts),
+            *("pretrain", str(self.folder / "config.toml"), "--run.folder", str(run)),
             *("--data.train", json.dumps([str(self.folder / "data")])),
             *("--parallel.timeout_s", str(self.timeout_s), *LAYOUTS[layout]),
         ]
@@ -191,23 +195,36 @@ class Bench:
     def play(self, trial: Trial, name: str) -> Trial:
         """Run a trial and note what did not hold."""
         clean, run = self.clean(trial.layout), self.folder / name
-        started = time.monotonic()
-        process = start([*self.command(trial.layout, run, 1), *trial.words()])
+        command = [*self.command(trial.layout, run, 1), *trial.words()]
+        code, mouth, ear = self.heard(trial, run, command)
+        self._judge(trial, ear, code, mouth.text())
+        self.compare(trial, run, clean)
+        return trial
+
+    def heard(
+        self,
+        trial: Trial,
+        run: Path,
+        command: list[str],
+        act: Callable[[subprocess.Popen], None] | None = None,
+    ) -> tuple[int, "Ear", "Ear"]:
+        """Run to the end; the exit code, and both streams with the time of each line.
+
+        ``act`` is given torchrun, and does something to what it has started.
+        """
+        process = start(command)
         mouth, ear = Ear(process.stdout), Ear(process.stderr)
         try:
+            if act is not None:
+                act(process)
             process.wait(10 * self.timeout_s + 300)
         except subprocess.TimeoutExpired:
             process.terminate()
             trial.faults.append("it hung")
         ear.join()
         mouth.join()
-        trial.total_s = time.monotonic() - started
-        said = "\n".join(line for _, line in mouth.lines)
-        self._judge(trial, ear, process.wait(), said)
-        if losses(run) != clean:
-            trial.faults.append("the losses differ from the clean run's")
-        (run / "stderr.txt").write_text("\n".join(line for _, line in ear.lines))
-        return trial
+        (run / "stderr.txt").write_text(ear.text())
+        return process.wait(), mouth, ear
 
     def _judge(self, trial: Trial, ear: "Ear", code: int, said: str) -> None:
         if code:
@@ -226,6 +243,11 @@ class Bench:
                 trial.faults.append(f"rank {rank} was named")
             if trial.named_s > self.timeout_s + SPARE_S:
                 trial.faults.append("it was named late")
+        self.judge_loss(trial, said)
+
+    @staticmethod
+    def judge_loss(trial: Trial, said: str) -> None:
+        """Note whether a start went on from an older checkpoint than the newest that was whole."""
         went_on = re.search(r"resuming from \S*step-(\d+)", said)
         from_step = int(went_on[1]) if went_on else 0
         if from_step < complete_before(trial.step):
@@ -253,16 +275,27 @@ class Ear(threading.Thread):
         for line in self._stream:
             self.lines.append((time.monotonic(), line.rstrip("\n")))
 
+    def text(self) -> str:
+        """All that was heard."""
+        return "\n".join(line for _, line in self.lines)
+
     def first(self, is_wanted) -> tuple[float, str] | None:
         """The first line of a kind, with its time."""
         return next((pair for pair in self.lines if is_wanted(pair[1])), None)
 
 
-def start(command: list[str]) -> subprocess.Popen:
-    """Start a run."""
+def under_torchrun(processes: int, restarts: int) -> list[str]:
+    """The beginning of a command line."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    counts = [f"--nproc-per-node={processes}", f"--max-restarts={restarts}"]
+    return [*launcher, *counts, "-m", "megalite"]
+
+
+def start(command: list[str], console: IO[str] | None = None) -> subprocess.Popen:
+    """Start a run, its streams in a file, or in pipes."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, env=environment, **pipes)
+    out, errors = (subprocess.PIPE, subprocess.PIPE) if console is None else (console, console)
+    return subprocess.Popen(command, env=environment, stdout=out, stderr=errors, text=True)
 
 
 def losses(run: Path) -> list[float]:

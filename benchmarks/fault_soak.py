@@ -25,7 +25,7 @@ from statistics import median
 
 import numpy as np
 
-from benchmarks.fault_bench import CONFIG, Ear, losses, start
+from benchmarks.fault_bench import CONFIG, losses, start
 from megalite.data.corpus.store import StoreWriter
 from megalite.data.permutation import sample_at
 
@@ -97,8 +97,9 @@ class Soak:
 
     def play(self, minutes: float, calm_minutes: float) -> None:
         """Let things happen for so many minutes, then nothing; stop the run after a step."""
-        process = start(self.command(self.run, 999, MOST_STEPS, *SPIKES, *self._slow_disk))
-        ears = [Ear(process.stdout), Ear(process.stderr)]  # a pipe is no file of a full disk
+        command = self.command(self.run, 999, MOST_STEPS, *SPIKES, *self._slow_disk)
+        with open(self.run.with_suffix(".txt"), "w", encoding="utf-8") as console:  # on the disk
+            process = start(command, console)
         self._began = time.monotonic()
         until = self._began + 60 * minutes
         while time.monotonic() < until and process.poll() is None:
@@ -110,8 +111,6 @@ class Soak:
         self._wait(60 * calm_minutes, process)
         self.run.joinpath("stop").touch()
         process.wait(600)
-        text = "\n".join(line for ear in ears for _, line in ear.lines)
-        self.run.with_suffix(".txt").write_text(text)
 
     def _wait_for_step(self, process: subprocess.Popen, until: float) -> None:
         """Wait until the run has done a step since now."""

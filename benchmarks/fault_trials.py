@@ -12,13 +12,15 @@ file asks for; ``loop``, a fault at every start, which must end the restarts wit
 is wrong once, whose step is computed again and trained on right, or each time, which is named;
 ``memory``, a rank that gets no more, which must say what it asked for and what the plan said;
 ``nan``, a gradient of one rank that is not finite, whose step all drop as if it were another's;
+``scale``, gradients that stay too large for fp16, which ends with advice at the least loss scale;
 ``local``, a kill while checkpoints are saved on the node's own disk, too, which loses nothing
 that was whole; ``change``, a start of another model in the folder, which is refused and changes
-nothing.
+nothing; and ``ppo``, ``reward`` and ``score``, of PPO (``benchmarks/fault_policies.py``).
 """
 
 import argparse
 import json
+import math
 import random
 import re
 import sys
@@ -42,6 +44,8 @@ from benchmarks.fault_bench import (
     draw,
     losses,
 )
+from benchmarks.fault_policies import POLICY_PLAYS
+from megalite.training.loss_scale import LEAST, START
 from megalite.training.watchdog.heartbeat import LOCAL_POINTS
 
 WITH_COPIES, WITH_DATA_PARALLEL = ("tp2",), ("fsdp2",)
@@ -218,6 +222,30 @@ def play_nan(bench: Bench, seed: int, name: str) -> Trial:
     return trial
 
 
+def play_scale(bench: Bench, seed: int, name: str) -> Trial:
+    """fp16 can't hold a rank's gradients: the scale falls to its least, and the run ends there.
+
+    The start after that goes on as one whose gradients were too large up to its checkpoint.
+    """
+    halvings = round(math.log2(START / LEAST))
+    trial, run = drawn(seed, "nan", tuple(LAYOUTS), range(1, STEPS + 1)), bench.folder / name
+    trial.phase, last = "reduce", trial.step + halvings
+    more = ["--train.precision", "fp16", "--train.steps", str(last + STEPS)]
+    code, said = bench.said(trial, run, 0, *more, *trial.words(), "--faults.steps", str(last))
+    trial.happened = f"step {last}: gradients were not finite at a loss scale of 1, the" in said
+    if not code or not trial.happened or len(losses(run)) != last - 1:
+        trial.faults.append(f"exit code {code}, told: {trial.happened}, {len(losses(run))} steps")
+    code, said = bench.said(trial, run, 0, *more)
+    went_on = re.search(r"resuming from \S*step-(\d+)", said)
+    from_step = int(went_on[1]) if went_on else 0
+    if code or from_step < complete_before(last):
+        trial.faults.append(f"exit code {code}, it went on from {from_step}")
+    words = replace(trial, rank=1 - trial.rank).words() if from_step >= trial.step else []
+    steps = ["--faults.steps", str(from_step - trial.step + 1)] if words else []
+    bench.compare(trial, run, bench.clean(trial.layout, *more, *words, *steps))
+    return trial
+
+
 def play_local(bench: Bench, seed: int, name: str) -> Trial:
     """A kill between saves on the node's own disk: the start after that goes on from the last."""
     generator, run = random.Random(f"local {seed}"), bench.folder / name
@@ -264,8 +292,10 @@ PLAYS = {
     "flip": play_flip,
     "memory": play_memory,
     "nan": play_nan,
+    "scale": play_scale,
     "local": play_local,
     "change": play_change,
+    **POLICY_PLAYS,
 }
 
 
