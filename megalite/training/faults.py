@@ -6,7 +6,6 @@ network or bad data would do to the process; nothing else in the run knows of it
 
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -21,7 +20,7 @@ from megalite.config.section import Section
 from megalite.distributed.launch import Launch
 from megalite.engine.copies import INTEGERS, axes_of_copies
 from megalite.engine.model import Model
-from megalite.errors import ConfigError
+from megalite.errors import ConfigError, warn
 from megalite.layers.shards import gradient_of, local_part
 from megalite.training.watchdog.heartbeat import LOCAL_POINTS, PHASES, WRITE_POINTS
 
@@ -98,7 +97,7 @@ class Fault:
             return
         if config.kind == "flip" and self._flipped == step and not config.again:
             return
-        _write_line(f"fault on purpose: {config.kind} of rank {config.rank}, step {step}, {point}")
+        warn(f"fault on purpose: {config.kind} of rank {config.rank}, step {step}, {point}")
         self._happen(config.kind, point, step, model)
 
     def _happen(self, kind: str, point: str, step: int, model: Model | None) -> None:
@@ -122,11 +121,6 @@ class Fault:
                 raise RuntimeError(f"a fault on purpose in step {step}, {point}")
             if kind == "hang":
                 threading.Event().wait()
-
-
-def _write_line(text: str) -> None:
-    sys.stderr.write(f"megalite: {text}\n")
-    sys.stderr.flush()
 
 
 def _later(delay_s: float, act: Callable[[], None]) -> None:

@@ -14,14 +14,16 @@ def diagnose(statuses: Sequence[ProcessStatus]) -> str:
     each of several is behind in some group, they disagree on what comes next, and the one furthest
     on in the step left a collective out; so it did if counts are equal and places differ, or if the
     one behind waits in a collective that all others have begun. Of those behind, who waits in a
-    collective is itself held up by one that is in none. One that waits for work holds nobody up.
+    collective is itself held up by one that is in none, and who waits for its save by one that is
+    behind in that. One that waits for work holds nobody up.
     """
     running = [status for status in statuses if status.is_running]
     running = [status for status in running if status.phase != WAIT] or running
     behind = _behind(running)
     if not behind:
         return _without_counts(running)
-    in_none = {rank: lag for rank, lag in behind.items() if not lag[0].in_collective}
+    late = _late_in_save(running)
+    in_none = {rank: lag for rank, lag in behind.items() if not _waits(lag[0], late)}
     behind = in_none or behind
     if len(behind) == 1 and all(status.in_collective for status in running):
         (last, _), furthest = next(iter(behind.values())), max(running, key=_progress)
@@ -35,6 +37,36 @@ def diagnose(statuses: Sequence[ProcessStatus]) -> str:
     return f"{furthest.name()} left out a collective that {others} made: {lag}"
 
 
+def _waits(status: ProcessStatus, late: set[int]) -> bool:
+    """Whether a process waits for others; ``late`` are those behind in a save."""
+    waits_for_save = status.phase == SAVE and bool(late) and status.rank not in late
+    return status.in_collective or waits_for_save
+
+
+def _late_in_save(statuses: Sequence[ProcessStatus]) -> set[int]:
+    """The processes that are behind in a save."""
+    most = _most(statuses)
+    return {
+        status.rank
+        for status in statuses
+        for group, count in status.collectives.items()
+        if _is_of_saves(group) and count < most[group]
+    }
+
+
+def _is_of_saves(group: str) -> bool:
+    return group.rpartition(" ")[0] in SAVING_GROUPS
+
+
+def _most(statuses: Sequence[ProcessStatus]) -> dict[str, int]:
+    """Collectives begun in each group by the process that has begun most."""
+    most: dict[str, int] = defaultdict(int)
+    for status in statuses:
+        for group, count in status.collectives.items():
+            most[group] = max(most[group], count)
+    return most
+
+
 def _progress(status: ProcessStatus) -> tuple[int, int]:
     """How far a process is, in an order."""
     return status.step, PHASES.index(status.phase)
@@ -45,18 +77,13 @@ def _behind(statuses: Sequence[ProcessStatus]) -> dict[int, tuple[ProcessStatus,
 
     Saves that are written beside the steps hold nobody up who doesn't wait for one.
     """
-    most: dict[str, int] = defaultdict(int)
-    waits_for_save = any(status.phase == SAVE for status in statuses)
-    for status in statuses:
-        for group, count in status.collectives.items():
-            if waits_for_save or group.rpartition(" ")[0] not in SAVING_GROUPS:
-                most[group] = max(most[group], count)
+    most, waits_for_save = _most(statuses), any(status.phase == SAVE for status in statuses)
     found = {}
     for status in statuses:
         lags = [
             f"it has begun {count} of {most[group]} collectives of {group}"
             for group, count in status.collectives.items()
-            if count < most[group]
+            if count < most[group] and (waits_for_save or not _is_of_saves(group))
         ]
         if lags:
             found[status.rank] = (status, f"{'; '.join(lags)}; it is at {status.place}")

@@ -2,6 +2,7 @@
 
 import math
 import sys
+from dataclasses import replace
 
 from megalite.distributed.waiting import counted
 from megalite.training.watchdog.diagnosis import diagnose
@@ -48,6 +49,19 @@ def test_a_save_beside_the_steps_holds_nobody_up_who_does_not_wait_for_it():
     waits = status(1, "save", collectives={"tp": 5, "checkpoints 7": 4}, in_collective=False)
     assert "rank 0 (host, process 100)" in diagnose([writes, waits])
     assert "3 of 4 collectives of checkpoints 7" in diagnose([writes, waits])
+
+
+def test_who_waits_for_a_save_is_held_up_by_one_that_left_it():
+    waits = {"phase": "save", "in_collective": False}
+    statuses = [
+        status(0, "reduce", collectives={"pp": 9, "checkpoints 7": 3}),
+        status(1, **waits, collectives={"pp": 8, "checkpoints 7": 4}),
+        status(2, **waits, collectives={"checkpoints 7": 4}),
+    ]
+    statuses[0] = replace(statuses[0], step=8)
+    said = diagnose(statuses)
+    assert said.startswith("rank 0 (host, process 100) in step 8, reduce left out a collective")
+    assert "3 of 4 collectives of checkpoints 7" in said
 
 
 def test_a_rank_that_left_one_out_is_further_on_while_each_is_behind_somewhere():
