@@ -8,7 +8,7 @@ from megalite.data.example import Example, collate, decoder_example, encoder_dec
 from megalite.distributed.launch import Launch
 from megalite.tools.judging import judge, measure_text
 from tests.dist import models
-from tests.dist.jobs import make_learner
+from tests.dist.jobs import make_learner, mesh_of
 
 FAMILIES = ("llama", "t5")
 COUNT, SIZE = 11, 2  # examples, and those of a forward pass
@@ -27,9 +27,9 @@ def example(number: int, has_encoder: bool) -> Example:
 
 def measure(launch: Launch, layout: dict[str, Any]) -> dict[str, tuple[dict[str, float], list]]:
     """Numbers of all examples together, and of each."""
-    found = {}
+    found, mesh = {}, mesh_of(launch, layout)
     for family in FAMILIES:
-        model = make_learner(launch, family, layout).model
+        model = make_learner(mesh, family, layout).model
         examples = [example(n, model.config.is_encoder_decoder) for n in range(COUNT)]
         with model.gathered():
             whole = measure_text(model, examples, collate, SIZE)

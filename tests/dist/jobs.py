@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
@@ -21,7 +22,7 @@ from megalite.training.drift import Drift
 from megalite.training.learner import Learner, Learning
 from tests.dist import models
 
-ALONE = Launch()
+ALONE, SINGLE = Launch(), Mesh.single()
 
 
 # What published recipes ask for, as far as numbers of the model and of the step go.
@@ -33,25 +34,38 @@ RECIPE_MODEL = {
     "embedding_dropout": 0.05,
 }
 RECIPE_TRAIN = {
-    "max_grad_norm": {"0": 1.0, "16 samples": 0.3},
-    "embedding_gradient": {"0": 0.1, "to 40 samples": 1.0},
-    "dropout_until": "32 samples",
+    "max_grad_norm": {"0": 1.0, "8 samples": 0.3},
+    "embedding_gradient": {"0": 0.1, "to 24 samples": 1.0},
+    "dropout_until": "16 samples",
 }
 RECIPE_LOSS = {"z_loss": 1e-2, "max_z_loss": 1e-2, "label_smoothing": 0.1}
 
 
+def mesh_of(where: Launch | Mesh, layout: dict[str, Any]) -> Mesh:
+    """The mesh of a layout; a process without a group is alone. A mesh is that of its layout."""
+    if isinstance(where, Mesh):
+        return where
+    return build_mesh(where, ParallelConfig(**layout), "cpu") if dist.is_initialized() else SINGLE
+
+
+def of_each(
+    launch: Launch, job: str, layout: dict[str, Any], cases: dict[str, dict[str, Any]]
+) -> dict[str, Any]:
+    """What a job of this file gives in each of several cases, on one mesh."""
+    mesh = mesh_of(launch, layout)
+    return {name: globals()[job](mesh, layout=layout, **case) for name, case in cases.items()}
+
+
 def make_learner(
-    launch: Launch,
+    where: Launch | Mesh,
     model: str,
     layout: dict[str, Any],
     precision: str = "fp32",
     optimizer: dict[str, Any] | None = None,
     recipe: bool = False,
 ) -> Learner:
-    """A learner in a layout; a process alone in fp32 needs no mesh."""
-    parallel = ParallelConfig(**layout)
-    is_alone = launch.world_size == 1 and precision == "fp32"
-    mesh = Mesh.single() if is_alone else build_mesh(launch, parallel, "cpu")
+    """A learner in a layout, on its mesh or on a new one of a launch."""
+    mesh, parallel = mesh_of(where, layout), ParallelConfig(**layout)
     config = models.config(model).model_copy(update=RECIPE_MODEL if recipe else {})
     built = build_model(config, mesh, parallel, seed=1, precision=precision)
     more = RECIPE_TRAIN if recipe else {}
@@ -97,27 +111,27 @@ class GradientsOfFirstStep:
 
 
 def train(
-    launch: Launch, model: str, layout: dict[str, Any], steps: int, recipe: bool = False
+    where: Launch | Mesh, model: str, layout: dict[str, Any], steps: int, recipe: bool = False
 ) -> tuple:
     """Losses and gradient norms of each step, and the first step's gradients, by name."""
-    learner = make_learner(launch, model, layout, recipe=recipe)
+    learner = make_learner(where, model, layout, recipe=recipe)
     gradients, loss = GradientsOfFirstStep(learner), RECIPE_LOSS if recipe else {}
     metrics = [step(learner, model, number, **loss) for number in range(steps)]
     return [m["loss"] for m in metrics], [m["grad_norm"] for m in metrics], gradients.kept
 
 
-def train_in_fp16(launch: Launch, model: str, layout: dict[str, Any], steps: int) -> tuple:
+def train_in_fp16(where: Launch | Mesh, model: str, layout: dict[str, Any], steps: int) -> tuple:
     """Losses and loss scales of each step, from a scale that overflows, and bubbles."""
-    learner = make_learner(launch, model, layout, "fp16")
+    learner = make_learner(where, model, layout, "fp16")
     learner.scale.value = 2.0**26
     metrics = [step(learner, model, number) for number in range(steps)]
     bubbles = [(m["bubble"], m["bubble_theory"]) for m in metrics if "bubble" in m]
     return [m["loss"] for m in metrics], [m["loss_scale"] for m in metrics], bubbles
 
 
-def train_and_save(launch, model: str, layout, steps: int, folder: str, further: int, **optimizer):
+def train_and_save(where, model: str, layout, steps: int, folder: str, further: int, **optimizer):
     """Train, save, go on; the further losses."""
-    learner = make_learner(launch, model, layout, optimizer=optimizer)
+    learner = make_learner(where, model, layout, optimizer=optimizer)
     for number in range(steps):
         step(learner, model, number)
     manager = CheckpointManager(Path(folder), keep=2, asynchronous=False, say=print)
@@ -127,9 +141,9 @@ def train_and_save(launch, model: str, layout, steps: int, folder: str, further:
     return [step(learner, model, number)["loss"] for number in range(steps, steps + further)]
 
 
-def load_and_train(launch, model: str, layout, steps: int, folder: str, further: int, **optimizer):
+def load_and_train(where, model: str, layout, steps: int, folder: str, further: int, **optimizer):
     """Load what another layout saved, and go on; the further losses."""
-    learner = make_learner(launch, model, layout, optimizer=optimizer)
+    learner = make_learner(where, model, layout, optimizer=optimizer)
     path = Path(folder) / f"step-{steps:08d}"
     facts = verify(path)
     load(path, learner.tensors())
@@ -141,9 +155,9 @@ def train_with_rules(
     launch: Launch, model: str, layout: dict[str, Any], steps: int, rules: dict[str, dict]
 ) -> dict[str, tuple]:
     """Losses of each step and all parameters at the end, of each of some optimizers."""
-    found = {}
+    found, mesh = {}, mesh_of(launch, layout)
     for name, optimizer in rules.items():
-        learner = make_learner(launch, model, layout, optimizer=optimizer)
+        learner = make_learner(mesh, model, layout, optimizer=optimizer)
         losses = [step(learner, model, number)["loss"] for number in range(steps)]
         learner.model.reshard()
         drift = Drift([learner], "stop")

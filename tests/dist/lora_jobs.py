@@ -5,13 +5,13 @@ from typing import Any
 from torch.distributed.tensor import DTensor
 
 from megalite.distributed.launch import Launch
-from megalite.distributed.mesh import Mesh, ParallelConfig, build_mesh
+from megalite.distributed.mesh import Mesh, ParallelConfig
 from megalite.engine.build import BuildOptions, build_model
 from megalite.engine.lora import LoRAConfig
 from megalite.training.config import OptimizerConfig, ScheduleConfig, TrainConfig
 from megalite.training.learner import Learner, Learning
 from tests.dist import models
-from tests.dist.jobs import GradientsOfFirstStep, step
+from tests.dist.jobs import GradientsOfFirstStep, mesh_of, step
 
 FAMILIES = {
     "llama": LoRAConfig(rank=3, alpha=6.0, dropout=0.1),
@@ -33,24 +33,25 @@ QUANTISED = {
 
 def train_quantised(launch: Launch, layout: dict[str, Any], steps: int) -> dict[str, tuple]:
     """The same as :func:`train` on bases that are held in 4 or 8 bits."""
-    return {f: _train(launch, f, layout, steps, lora, WIDE) for f, lora in QUANTISED.items()}
+    mesh = mesh_of(launch, layout)
+    return {f: _train(mesh, f, layout, steps, lora, WIDE) for f, lora in QUANTISED.items()}
 
 
 def train(launch: Launch, layout: dict[str, Any], steps: int) -> dict[str, tuple]:
     """Of each family losses and gradient norms of the steps, and the first step's gradients."""
-    return {f: _train(launch, f, layout, steps, lora, {}) for f, lora in FAMILIES.items()}
+    mesh = mesh_of(launch, layout)
+    return {f: _train(mesh, f, layout, steps, lora, {}) for f, lora in FAMILIES.items()}
 
 
 def adapted_learner(
-    launch: Launch,
+    where: Launch | Mesh,
     family: str,
     layout: dict[str, Any],
     lora: LoRAConfig,
     precision: str = "fp32",
     sizes: dict[str, int] | None = None,
 ) -> Learner:
-    parallel, is_alone = ParallelConfig(**layout), launch.world_size == 1
-    mesh = Mesh.single() if is_alone else build_mesh(launch, parallel, "cpu")
+    mesh, parallel = mesh_of(where, layout), ParallelConfig(**layout)
     more = {"precision": precision, "options": BuildOptions(lora=lora)}
     config = models.config(family).model_copy(update=sizes or {})
     model = build_model(config, mesh, parallel, seed=1, **more)
@@ -61,22 +62,23 @@ def adapted_learner(
 
 def first_losses(launch: Launch, layout: dict[str, Any], precision: str) -> tuple:
     """Of a base and of it with adapters, before they have learned; and how weights are held."""
-    base = adapted_learner(launch, "llama", layout, LoRAConfig(), precision)
-    adapted = adapted_learner(launch, "llama", layout, LoRAConfig(rank=3), precision)
+    mesh = mesh_of(launch, layout)
+    base = adapted_learner(mesh, "llama", layout, LoRAConfig(), precision)
+    adapted = adapted_learner(mesh, "llama", layout, LoRAConfig(rank=3), precision)
     held = {(str(p.dtype), p.requires_grad) for p in adapted.model.parameters()}
     cut = any(isinstance(p, DTensor) for p in adapted.model.parameters() if not p.requires_grad)
     return [step(one, "llama", 0)["loss"] for one in (base, adapted)], held, cut
 
 
 def _train(
-    launch: Launch,
+    mesh: Mesh,
     family: str,
     layout: dict[str, Any],
     steps: int,
     lora: LoRAConfig,
     sizes: dict[str, int],
 ) -> tuple:
-    learner = adapted_learner(launch, family, layout, lora, "fp32", sizes)
+    learner = adapted_learner(mesh, family, layout, lora, "fp32", sizes)
     gradients = GradientsOfFirstStep(learner)
     metrics = [step(learner, family, number) for number in range(steps)]
     return [m["loss"] for m in metrics], [m["grad_norm"] for m in metrics], gradients.kept

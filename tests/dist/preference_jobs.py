@@ -8,6 +8,7 @@ import numpy as np
 from megalite.data.chat.preferences import Comparison
 from megalite.data.example import Example, decoder_example, encoder_decoder_example
 from megalite.distributed.launch import Launch
+from megalite.distributed.mesh import Mesh
 from megalite.engine.base import Base
 from megalite.engine.lora import LoRAConfig
 from megalite.models.batch import IGNORE
@@ -15,7 +16,7 @@ from megalite.stages.preferences.config import PreferenceLossConfig
 from megalite.stages.preferences.objective import Comparisons
 from megalite.stages.preferences.step import PreferenceLearner
 from tests.dist import models
-from tests.dist.jobs import make_learner
+from tests.dist.jobs import make_learner, mesh_of
 from tests.dist.lora_jobs import FLAT, adapted_learner
 
 BATCH = 4  # rankings of a step
@@ -49,24 +50,25 @@ def ranking(number: int, has_encoder: bool) -> tuple[Comparison, np.ndarray]:
 
 def train(launch: Launch, layout: dict[str, Any], steps: int) -> dict[str, list[dict[str, float]]]:
     """Metrics of each step of each family."""
-    return {family: _train(launch, family, layout, steps) for family in KINDS}
+    mesh = mesh_of(launch, layout)
+    return {family: _train(mesh, family, layout, steps) for family in KINDS}
 
 
 def train_adapted(
     launch: Launch, layout: dict[str, Any], steps: int, forms: Sequence[str]
 ) -> dict[str, list[dict[str, float]]]:
     """DPO of one family by adapters of bases held in some forms, which are asked as reference."""
-    found = {}
+    found, mesh = {}, mesh_of(launch, layout)
     for form in forms:
         lora = LoRAConfig(rank=3, alpha=6.0, base_format=form)
-        learner = adapted_learner(launch, "llama", layout, lora, sizes=FLAT)
+        learner = adapted_learner(mesh, "llama", layout, lora, sizes=FLAT)
         learns = PreferenceLearner(PreferenceLossConfig(), learner, Base(learner.model))
         found[form] = _steps(learns, steps)
     return found
 
 
-def _train(launch: Launch, family: str, layout: dict[str, Any], steps: int) -> list[dict]:
-    learner = make_learner(launch, family, layout)
+def _train(mesh: Mesh, family: str, layout: dict[str, Any], steps: int) -> list[dict]:
+    learner = make_learner(mesh, family, layout)
     return _steps(PreferenceLearner(PreferenceLossConfig(**KINDS[family]), learner), steps)
 
 

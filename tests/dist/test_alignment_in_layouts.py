@@ -1,4 +1,4 @@
-"""Five steps of DPO, GRPO and PPO, full or by adapters, are one process's in every layout.
+"""Steps of DPO, GRPO and PPO, full or by adapters, are one process's in every layout.
 
 Each layout has some of the methods and families, which other files have not compared in it.
 """
@@ -7,7 +7,7 @@ import pytest
 
 from tests.dist import alignment_jobs, jobs
 
-STEPS = 5
+STEPS = 3
 FULL, ADAPTED = False, True
 LAYOUTS = {
     "tp2": (2, {"tp": 2}),

@@ -5,7 +5,7 @@ import pytest
 from tests.dist import jobs, lora_jobs
 from tests.dist.same_training import check_same_training
 
-STEPS = 5
+STEPS = 3
 LAYOUTS = {
     "tp3 sequence, uneven heads": (3, {"tp": 3, "sequence_parallel": True, "recompute": "full"}),
     "fsdp2": (2, {"shard": 2, "reshard_after_forward": True, "recompute": "selective"}),
@@ -45,7 +45,7 @@ def test_a_frozen_base_in_half_precision_gives_the_bits_of_one_in_fp32(cluster, 
 
 @pytest.fixture(scope="module")
 def quantised_alone():
-    return lora_jobs.train_quantised(jobs.ALONE, {}, 3)
+    return lora_jobs.train_quantised(jobs.ALONE, {}, 2)
 
 
 @pytest.mark.parametrize("layout", ["tp2 sequence", "fsdp2", "tp2 fsdp2 pp2"])
@@ -57,7 +57,7 @@ def test_a_quantised_base_gives_the_losses_and_gradients_of_one_process(
         layout
     ]
     job = "tests.dist.lora_jobs:train_quantised"
-    results = cluster.run(processes, job, layout=sizes, steps=3)
+    results = cluster.run(processes, job, layout=sizes, steps=2)
     for family, wanted in quantised_alone.items():
         found = [result[family] for result in results]
         check_same_training(found, wanted, of_norms=1e-5, floor=1e-9)

@@ -42,7 +42,6 @@ threads = 1
 LAYOUTS = {
     "1": (1, {}),
     "tp2 sequence": (2, {"tp": 2, "sequence_parallel": "true"}),
-    "tp2": (2, {"tp": 2}),
     "pp2": (2, {"pp": 2}),
     "fsdp2": (2, {"shard": 2}),
     "dp2": (2, {}),
@@ -202,9 +201,7 @@ def ppo_alone(ppo):
     return ppo("1")
 
 
-@pytest.mark.parametrize(
-    "layout", ["tp2", "pp2", "tp2 pp2", "1 + 1", "dp2 + tp2", "tp2 fsdp2 + pp2 fsdp2"]
-)
+@pytest.mark.parametrize("layout", ["tp2 pp2", "1 + 1", "dp2 + tp2", "tp2 fsdp2 + pp2 fsdp2"])
 def test_the_first_update_of_ppo_is_that_of_one_process(ppo, ppo_alone, layout):
     """Rollouts with a KV cache, whitening over the batch, and pretraining text beside answers."""
     alone = ppo_alone

@@ -2,7 +2,8 @@
 
 What includes PyTorch's headers is compiled by ``python -m benchmarks.kernel_resources --binding``;
 without ``--binding`` it compiles what is left out here: files in half that newer GPUs share with
-sm_80, and differ from those in bfloat16 by the kind of a product alone.
+sm_80, and differ from those in bfloat16 by the kind of a product alone; and sm_90's files of rows,
+which are compiled for sm_80 and sm_100 on either side of it.
 """
 
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ EVERY = [
     for architecture in ARCHITECTURES
     for source in sources(architecture)
     if architecture <= 80 or not source.stem.endswith("_half")
+    if architecture != 90 or source.parent.name != "rows"
 ]
 # sm_80's files in other GPUs' code are hardly others; those for blocks of 99 KiB are only here.
 EVERY += [
