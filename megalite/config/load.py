@@ -128,16 +128,26 @@ def read_toml(path: Path) -> dict[str, object]:
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such config file; megalite config prints one") from None
     except IsADirectoryError:
-        raise ConfigError(
-            f"{path}: is a folder, where a config file's name stands; all else is given by its "
-            f"key, such as --model {path}"
-        ) from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not UTF-8 text at byte {error.start}") from None
+        raise ConfigError(f"{path}: is a folder, where {_by_key(path)}") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read as a config file: {error.strerror}") from None
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path}: not valid TOML: {error}") from None
+    except ValueError as error:
+        raise ConfigError(f"{path}: {_not_toml(path, error)}") from None
+
+
+def _not_toml(path: Path, error: ValueError) -> str:
+    if path.suffix != ".toml":
+        return f"is no TOML file, where {_by_key(path)}"
+    if isinstance(error, UnicodeDecodeError):
+        return f"not UTF-8 text at byte {error.start}"
+    return f"not valid TOML: {error}"
+
+
+def _by_key(path: Path) -> str:
+    return (
+        "a config file's name stands; all else is given by its key, such as --model "
+        f"{path} or --data.train '[\"{path}\"]'"
+    )
 
 
 def _parse_overrides(cls: type[Section], words: Sequence[str]) -> dict[tuple[str, ...], object]:

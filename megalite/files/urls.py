@@ -7,7 +7,7 @@ import os
 import re
 from pathlib import Path
 
-from megalite.errors import ConfigError
+from megalite.errors import ConfigError, DataError
 
 URL = re.compile(r"([a-z][a-z0-9+.-]*)://(.*)", re.DOTALL)
 CHAIN = re.compile(r"[a-z][a-z0-9+.-]*::")
@@ -39,7 +39,16 @@ def place_of(url: str) -> Path:
 
 
 def local(name: str) -> str:
-    """A name as a path on this machine: a URL's copy, anything else as it is."""
+    """A name as a path on this machine: a URL's copy, anything else as it is.
+
+    Raises:
+        DataError: it is empty, which as a path would be the working folder.
+    """
+    if not name:
+        raise DataError(
+            '"" names no file or folder, perhaps as a variable of the shell is empty: give a '
+            'name, or "." for the working folder'
+        )
     return str(place_of(name)) if URL.match(name) else name
 
 

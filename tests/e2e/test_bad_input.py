@@ -34,6 +34,7 @@ def refused(capsys, words) -> str:
         (["--checkpoint.start", "nowhere"], ["nowhere"]),
         (["--run.device", "tpu"], ["run.device", "tpu"]),
         (["--run.folder", "/proc/run"], ["run.folder", "/proc/run"]),
+        (["--run.folder", "/proc/version"], ["--run.folder /proc/version: is a file"]),
         (["--optimizer.kind", "apex"], ["apex.optimizers.FusedAdam"]),
     ],
 )

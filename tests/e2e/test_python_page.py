@@ -71,7 +71,7 @@ def test_a_failed_call_leaves_nothing_and_names_the_key(tmp_path, monkeypatch):
         megalite.train("sftt")
     with pytest.raises(megalite.MegaliteError, match="no such tokenizer"):
         megalite.train("sft", data={"train": [tmp_path / "rows.jsonl"]}, run={"device": "cpu"})
-    with pytest.raises(megalite.MegaliteError, match="no checkpoint there"):
+    with pytest.raises(megalite.MegaliteError, match="there is no such folder"):
         megalite.load_model(tmp_path / "nowhere")
     assert state() == before
 

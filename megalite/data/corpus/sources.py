@@ -9,6 +9,7 @@ from typing import Literal
 from megalite.data.files import format_of, is_parquet, open_bytes, refuse_unreadable
 from megalite.data.records import beginning, parse_line, starts_list
 from megalite.errors import DataError
+from megalite.files.urls import local
 
 FileFormat = Literal["auto", "rows", "text"]
 FORMAT = (
@@ -69,7 +70,7 @@ def find_sources(sources: Sequence[str], text_key: str, as_what: FileFormat = "a
     """
     files: list[SourceFile] = []
     left_out: list[str] = []
-    for source in map(Path, sources):
+    for source in map(Path, map(local, sources)):
         if source.is_file():
             files.append(SourceFile(source, _has_rows(source, as_what, text_key)))
         elif source.is_dir():

@@ -77,7 +77,7 @@ def find_checkpoint(path: Path | str) -> Path:
         raise CheckpointError(
             f"{path}: is an adapter in PEFT's format: `megalite convert` makes a checkpoint of it"
         )
+    what = "no checkpoint is there" if path.exists() else "there is no such folder"
     raise CheckpointError(
-        f"{path}: no checkpoint there; give a run's folder, a step-... folder of it or a Hugging "
-        "Face folder"
+        f"{path}: {what}; give a run's folder, a step-... folder of it or a Hugging Face folder"
     )

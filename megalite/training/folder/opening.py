@@ -52,6 +52,8 @@ class RunFolder:
     def _take(self, check: Callable[[Path], None]) -> str:
         """The first process's part; gives what the lock shows."""
         check(self.path)
+        if self.path.exists() and not self.path.is_dir():
+            raise DataError(f"--run.folder {self.path}: is a file: give a folder for the run")
         with self._writing():
             self.path.mkdir(parents=True, exist_ok=True)
             lock = FolderLock(self.path)

@@ -116,9 +116,13 @@ def test_without_a_file_a_missing_value_is_an_option_of_the_command() -> None:
         load(Named)
 
 
-def test_a_folder_in_a_config_files_place_says_how_it_is_given(tmp_path: Path) -> None:
+def test_what_is_no_config_in_its_place_says_how_it_is_given(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=f"is a folder.* such as --model {tmp_path}"):
         load(Config, tmp_path)
+    for content in (b'{"prompt": "a"}', b"\xff\xfe"):
+        (rows := tmp_path / "rows.jsonl").write_bytes(content)
+        with pytest.raises(ConfigError, match=f"is no TOML file.* such as --model {rows} or"):
+            load(Config, rows)
 
 
 def test_validator_of_a_combination_passes_its_own_message() -> None:

@@ -2,6 +2,7 @@
 
 import pytest
 
+from megalite.data.corpus.sources import find_sources
 from megalite.data.named_files import files_of, row_files, store_names
 from megalite.errors import DataError
 
@@ -57,6 +58,14 @@ def test_what_means_nothing_is_refused(folder, find, name):
     with pytest.raises(DataError) as error:
         find([name])
     assert str(error.value).startswith(f"{name}: no ")
+
+
+@pytest.mark.parametrize(
+    "find", [row_files, store_names, lambda names: find_sources(names, "text")]
+)
+def test_an_empty_name_is_not_the_working_folder(folder, find):
+    with pytest.raises(DataError, match='^"" names no file or folder'):
+        find([""])
 
 
 def test_a_fingerprint_covers_what_is_read(folder):

@@ -37,6 +37,12 @@ def test_what_is_saved_is_loaded(tmp_path, asynchronous):
     assert find_checkpoint(tmp_path) == path
 
 
+def test_a_folder_that_is_not_there_is_told_from_one_without_a_checkpoint(tmp_path):
+    for path, says in ((tmp_path, "no checkpoint is there"), (tmp_path / "x", "no such folder")):
+        with pytest.raises(CheckpointError, match=f"^{path}: .*{says}"):
+            find_checkpoint(path)
+
+
 def test_a_copy_is_saved_not_what_later_steps_make_of_it(tmp_path):
     manager, state = CheckpointManager(tmp_path), tensors()
     manager.save(1, state, FACTS)
