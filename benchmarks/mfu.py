@@ -43,6 +43,13 @@ def figures(workload: Workload, rounds: int) -> dict[str, Any]:
     return row | {name: metrics[name] for name in ("bubble", "bubble_theory") if name in metrics}
 
 
+def measured(launch: Launch, words: list[str], steps: int) -> dict[str, Any]:
+    """The figures of a config file and its overrides. Comm: every process calls this."""
+    config, _ = load_config(find_command(["pretrain"])[0], words)
+    row = {"case": f"mfu {words[0]}", "processes": launch.world_size}
+    return row | figures(make_workload(config, launch), steps)
+
+
 def taken(words: list[str], name: str, default: str) -> str:
     """Take an option and its value out of a command line."""
     if name not in words:
@@ -79,9 +86,7 @@ def main() -> int:
         words = [CONFIG, *words]
     launch = Launch.from_environment(os.environ)
     try:
-        config, _ = load_config(find_command(["pretrain"])[0], words)
-        row = {"case": f"mfu {words[0]}", "processes": launch.world_size}
-        row |= figures(make_workload(config, launch), steps)
+        row = measured(launch, words, steps)
     except MegaliteError as error:
         sys.stderr.write(f"benchmarks.mfu: {error}\n")
         return error.exit_code

@@ -2,13 +2,14 @@
 
 import gc
 import importlib
-import multiprocessing
 import pickle
 import tempfile
 import traceback
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
+
+from tests.forked import CONTEXT
 
 PROCESSES = 8  # the most that a test needs
 TIMEOUT_S = 200
@@ -62,8 +63,6 @@ class Cluster:
 
     def __init__(self, count: int = PROCESSES) -> None:
         """Start the processes."""
-        self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["torch", "torch.distributed.fsdp", "tests.dist.jobs"])
         self._stores = tempfile.TemporaryDirectory()
         self._jobs = 0
         self._start(count)
@@ -71,8 +70,8 @@ class Cluster:
     def _start(self, count: int) -> None:
         self._pipes, self._processes = list[Connection](), list[Any]()
         for rank in range(count):
-            mine, theirs = self._context.Pipe()
-            process = self._context.Process(target=_work, args=(rank, theirs), daemon=True)
+            mine, theirs = CONTEXT.Pipe()
+            process = CONTEXT.Process(target=_work, args=(rank, theirs), daemon=True)
             process.start()
             theirs.close()
             self._pipes.append(mine)

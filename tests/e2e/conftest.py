@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.dist.cluster import Cluster
+from tests.forked import Forked
+
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 WORDS = ["red", "green", "blue", "one", "two", "three", "cat", "dog", "sees", "likes", "and", "the"]
@@ -43,17 +46,10 @@ threads = 1
 """
 
 
-def megalite(*words: str, processes: int = 1, **options) -> subprocess.CompletedProcess:
+def megalite(*words: str, processes: int = 1) -> subprocess.CompletedProcess:
     """Run a command as a user would; torchrun starts it where there are several processes."""
-    return subprocess.run(
-        command_line(words, processes),
-        capture_output=True,
-        text=True,
-        env=environment(),
-        timeout=200,
-        check=False,
-        **options,
-    )
+    line, options = command_line(words, processes), {"capture_output": True, "text": True}
+    return subprocess.run(line, env=environment(), timeout=200, check=False, **options)
 
 
 def command_line(words: Sequence[str], processes: int = 1) -> list[str]:
@@ -97,15 +93,15 @@ class Work:
         rankings = [{"prompt": a, "answers": [b, sentence(generator), "x"]} for a, b in pairs]
         self.write("rankings", rankings)
         self.write("prompts", [{"prompt": a} for a, _ in pairs])
+        self.runs = self.commands = 0
         for words in (
             ["tokenizer", "train", "--source", f'["{folder}/corpus.jsonl"]', "--vocab_size", "300"]
             + ["--output", f"{folder}/tokenizer"],
             ["data", "prepare", "--source", f'["{folder}/corpus.jsonl"]', "--tokenizer"]
             + [f"{folder}/tokenizer", "--output", f"{folder}/data", "--processes", "1"],
         ):
-            done = megalite(*words)
+            done = self.start(words).wait()
             assert done.returncode == 0, done.stderr
-        self.runs = 0
 
     def write(self, name: str, rows: list) -> None:
         text = "".join(json.dumps(row) + "\n" for row in rows)
@@ -128,9 +124,14 @@ class Work:
         paths = ["--tokenizer.path", f"{self.folder}/tokenizer", "--run.folder", str(run)]
         return ["pretrain", str(self.config(steps)), *data, *paths, *more]
 
-    def pretrain(self, run: Path, *more: str, processes: int = 1, steps: int = 20):
-        """Pretrain; must succeed."""
-        done = megalite(*self.pretrain_words(run, *more, steps=steps), processes=processes)
+    def start(self, words: Sequence[object], **limits: int) -> Forked:
+        """Start a command in a process whose imports are done."""
+        self.commands += 1
+        return Forked(words, self.folder / f"command{self.commands}", **limits)
+
+    def pretrain(self, run: Path, *more: str):
+        """Pretrain in such a process; must succeed."""
+        done = self.start(self.pretrain_words(run, *more)).wait()
         assert done.returncode == 0, done.stderr[-3000:]
         return done
 
@@ -150,7 +151,16 @@ def work(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def whole(work):
-    """An uninterrupted run of 20 steps."""
+    """An uninterrupted run of 20 steps, as a user starts it."""
     run = work.new_run()
-    work.pretrain(run)
+    done = megalite(*work.pretrain_words(run))
+    assert done.returncode == 0, done.stderr[-3000:]
     return run
+
+
+@pytest.fixture(scope="session")
+def pair():
+    """Two processes that run stages together, without torchrun."""
+    started = Cluster(2)
+    yield started
+    started.close()

@@ -33,14 +33,23 @@ def results(*words: str, timeout_s: float) -> list[dict]:
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 
 
-@pytest.mark.parametrize(
-    ("layout", "calls"),
-    [(["--parallel.pp", "2"], "send"), (["--parallel.shard", "2"], "_reduce_scatter_base_")],
-)
-def test_mfu_says_all_its_figures(layout, calls):
+def test_mfu_says_all_its_figures_of_a_pipeline():
     launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
-    words = ["benchmarks.mfu", *TINY, *layout, "--steps", "2", "--json"]
+    words = ["benchmarks.mfu", *TINY, "--parallel.pp", "2", "--steps", "2", "--json"]
     *_, row = results(*launcher, *words, timeout_s=200)
+    check_mfu(row, "send")
+    assert row["bubble_theory"] == pytest.approx(1 / 5)
+    assert 0 < row["bubble"] < 1
+
+
+def test_mfu_says_all_its_figures_of_sharded_parameters(pair):
+    words = ["configs/small.toml", *TINY, "--parallel.shard", "2"]
+    row, _ = pair.run(2, "benchmarks.mfu:measured", words=words, steps=2)
+    check_mfu(row, "_reduce_scatter_base_")
+    assert "bubble" not in row
+
+
+def check_mfu(row: dict, calls: str) -> None:
     assert row["case"] == "mfu configs/small.toml"
     assert 0 < row["mfu"] < row["hfu"] < 1
     assert row["tokens_per_s"] == pytest.approx(8 * 16 / row["ours_s"])
@@ -48,10 +57,6 @@ def test_mfu_says_all_its_figures(layout, calls):
     assert row["memory_gib"] > 0
     assert row["communication_share"] == pytest.approx(row["communication_s"] / row["ours_s"])
     assert row["communication"][calls]["mib"] > 0
-    assert ("bubble" in row) == ("--parallel.pp" in layout)
-    if "bubble" in row:
-        assert row["bubble_theory"] == pytest.approx(1 / 5)
-        assert 0 < row["bubble"] < 1
 
 
 def test_random_faults_leave_the_curve_as_it_is():

@@ -17,9 +17,8 @@ CASES = {  # the tiny model has a global batch of 4; tests/unit/engine has all m
 }
 
 
-@pytest.mark.parametrize("kind", CASES)
-def test_a_layout_that_does_not_fit_is_refused_with_those_that_do(work, kind):
-    more, says = CASES[kind]
+def test_torchrun_ends_with_the_exit_code_of_a_layout_that_does_not_fit(work):
+    more, says = CASES["processes"]
     run = work.new_run()
     done = megalite(*work.pretrain_words(run, *more), processes=2)
     assert done.returncode != 0
@@ -28,4 +27,16 @@ def test_a_layout_that_does_not_fit_is_refused_with_those_that_do(work, kind):
     assert codes <= {"2", "-15"}  # torchrun ends the others at the first's end
     for part in [*says, "layouts that fit"]:
         assert part in done.stderr
+    assert not run.exists()
+
+
+@pytest.mark.parametrize("kind", CASES)
+def test_every_process_refuses_a_layout_that_does_not_fit_with_those_that_do(work, pair, kind):
+    more, says = CASES[kind]
+    run = work.new_run()
+    words = work.pretrain_words(run, *more)
+    for said in pair.run(2, "tests.dist.start_jobs:refusal", words=words, last=[]):
+        assert said.startswith("2 --")
+        for part in [*says, "layouts that fit"]:
+            assert part in said
     assert not run.exists()

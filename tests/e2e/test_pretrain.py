@@ -1,5 +1,6 @@
 """Pretraining as users run it: repeats, processes, kills, damaged checkpoints."""
 
+import os
 import shutil
 import signal
 import subprocess
@@ -9,7 +10,8 @@ import pytest
 
 from megalite.distributed.beginning import PARTS
 from megalite.training.folder.history import read_history
-from tests.e2e.conftest import command_line, environment, losses, megalite
+from tests.e2e.conftest import losses
+from tests.forked import Forked
 
 
 def test_the_loss_falls(whole):
@@ -41,57 +43,50 @@ def test_another_seed_gives_another_curve(work, whole):
 
 
 @pytest.mark.dist
-def test_two_processes_give_the_losses_of_one(work, whole):
+def test_two_processes_give_the_losses_of_one(work, pair, whole):
     run = work.new_run()
-    work.pretrain(run, "--parallel.tp", "2", processes=2)
+    words = work.pretrain_words(run, "--parallel.tp", "2")
+    pair.run(2, "tests.dist.stage_jobs:run_stage", words=words)
     assert losses(run) == pytest.approx(losses(whole), rel=1e-5)
 
 
-def wait_for_steps(process: subprocess.Popen, run, count: int) -> None:
+def wait_for_steps(process: Forked, run, count: int) -> None:
     until = time.monotonic() + 120
     while time.monotonic() < until:
         if (run / "metrics.jsonl").exists() and len(losses_so_far(run)) >= count:
             return
-        assert process.poll() is None, process.stderr.read()
+        assert not process.has_ended(), process.wait().stderr
         time.sleep(0.01)
     raise AssertionError(f"no {count} steps within two minutes")
+
+
+SLOWLY = ("--faults.kind", "slow", "--faults.phase", "data", "--faults.delay_s", "0.1")
+SLOWLY += ("--faults.step", "3", "--faults.steps", "99")  # a signal meets it in its middle
 
 
 def losses_so_far(run) -> list[str]:
     return (run / "metrics.jsonl").read_text().splitlines()
 
 
-def start(work, run, *more: str, processes: int = 1) -> subprocess.Popen:
-    words = work.pretrain_words(run, *more)
-    return subprocess.Popen(
-        command_line(words, processes),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment(),
-        start_new_session=True,
-    )
-
-
 def test_a_killed_run_goes_on_bit_for_bit(work, whole):
     run = work.new_run()
-    process = start(work, run)
+    process = work.start(work.pretrain_words(run, *SLOWLY))
     wait_for_steps(process, run, 7)
-    process.kill()
-    process.communicate()
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait().returncode == -signal.SIGKILL
     work.pretrain(run)
     assert losses(run) == losses(whole)
 
 
 def test_a_stop_on_request_saves_and_says_so(work, whole):
     run = work.new_run()
-    process = start(work, run)
+    process = work.start(work.pretrain_words(run, *SLOWLY))
     wait_for_steps(process, run, 3)
-    process.send_signal(signal.SIGTERM)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 3
-    assert "is saved" in said
-    assert "Traceback" not in said
+    os.kill(process.pid, signal.SIGTERM)
+    done = process.wait()
+    assert done.returncode == 3
+    assert "is saved" in done.stderr
+    assert "Traceback" not in done.stderr
     done = work.pretrain(run)
     assert "resuming from" in done.stdout + done.stderr
     assert losses(run) == losses(whole)
@@ -127,7 +122,7 @@ def test_no_whole_checkpoint_is_an_error_not_a_fresh_start(work, whole):
     for step in (run / "checkpoints").glob("step-*"):
         for file in step.glob("*.distcp"):
             file.write_bytes(file.read_bytes()[:-10])
-    done = megalite(*work.pretrain_words(run))
+    done = work.start(work.pretrain_words(run)).wait()
     assert done.returncode == 2
     assert "no checkpoint is intact" in done.stderr
     assert "Traceback" not in done.stderr
@@ -136,7 +131,7 @@ def test_no_whole_checkpoint_is_an_error_not_a_fresh_start(work, whole):
 
 def test_a_checkpoint_of_another_model_is_refused(work, whole):
     run = copy_of(work, whole)
-    done = megalite(*work.pretrain_words(run, "--model.hidden_size", "64"))
+    done = work.start(work.pretrain_words(run, "--model.hidden_size", "64")).wait()
     assert done.returncode == 2, done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert "checkpoints/step-" in done.stderr
@@ -163,7 +158,7 @@ def test_a_disk_that_is_full_of_metrics_does_not_end_the_run(fills, work, tmp_pa
             "--run.trackers",
             '["tensorboard"]',
         ]
-        done = megalite(*words, *more)
+        done = work.start([*words, *more]).wait()
         assert f"{tmp_path}/{fills}" in done.stdout
         assert "No space left on device: training goes on" in done.stdout
         assert "Traceback" not in done.stderr
@@ -178,14 +173,8 @@ def test_a_disk_that_is_full_of_metrics_does_not_end_the_run(fills, work, tmp_pa
 
 
 def test_a_full_disk_is_one_line_and_keeps_what_was_saved(work, whole):
-    import resource
-
     run = work.new_run()
-
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-
-    done = megalite(*work.pretrain_words(run), preexec_fn=limit)
+    done = work.start(work.pretrain_words(run), file_bytes=100_000).wait()
     assert done.returncode == 2, done.stderr[-2000:]
     assert "Traceback" not in done.stderr
     assert "File too large" in done.stderr or "space" in done.stderr
