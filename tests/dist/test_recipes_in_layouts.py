@@ -19,8 +19,10 @@ SHORT = {"bloom-176b": 6, "t5-small": 3}  # steps
 LONG = 30
 LOSSES, NORMS = ("loss", "value_loss"), ("grad_norm", "critic_grad_norm")
 FIRST = 3  # steps whose norms are compared
-OF_LOSSES = 1e-5
-OF_NORMS = 1e-4  # rounding decides on which side of 0 an input of ReLU's is
+BOUNDS = {"loss": 1e-5, "value_loss": 1e-5, "grad_norm": 1e-4, "critic_grad_norm": 1e-4}
+# T5 1.0 has ReLU, and rounding decides on which side of 0 an input is; Adafactor then moves a unit
+# that had no gradient as far as any other. With GELU T5 11B is within the bounds above.
+OF_RELU = {"loss": 1e-4, "grad_norm": 1e-2}
 
 
 def pytest_generate_tests(metafunc):
@@ -34,6 +36,10 @@ def text(tmp_path_factory):
     folder = tmp_path_factory.mktemp("text")
     make_text(folder)
     return folder
+
+
+def is_relu(name: str) -> bool:
+    return name.startswith("t5-") and not name.startswith("t5-v1.1-")
 
 
 def farthest(found, alone) -> dict[str, float]:
@@ -67,5 +73,5 @@ def test_a_scaled_recipe_learns_as_in_one_process(
         far = farthest(found, alone)
         record_property(layout, far)
         assert far
-        for key, one in far.items():
-            assert one <= (OF_NORMS if key in NORMS else OF_LOSSES), (layout, key, far)
+        bounds = OF_RELU if is_relu(name) and steps == LONG else BOUNDS
+        assert all(one <= bounds[key] for key, one in far.items()), (layout, far)
