@@ -9,8 +9,9 @@ length on both sides: there by a stopping criterion a row, here by ``limits``.
 
 Beside seconds: the copies to the host that ours made of what is on the model's device, for a token
 drawn in each row; and memory that answering takes at most, beyond what the process holds with its
-model after a first round, against the cache that ours says before the start. What stays of the
-first round (buffers and code of libraries) is a figure of its own.
+model after a first round, against what ours says before the start: the cache, and what passes and
+draws take beside it. What stays of the first round (buffers and code of libraries) is a figure of
+its own.
 """
 
 import argparse
@@ -77,7 +78,7 @@ def make_ours(family: str, case: str):
         prompts = [Prompt([0], encoder_tokens=row) for row in rows]
     config = SamplingConfig(max_new_tokens=max(load.answers), seed=SEED)
     asked = Asked(prompts, range(len(rows)), SLOTS, limits=load.answers)
-    decode = decode_with(model)
+    decode, room = decode_with(model), asked.room(config)
 
     def step() -> None:
         answers = answer(decode, asked, config, Ending(()))
@@ -88,7 +89,8 @@ def make_ours(family: str, case: str):
         "copies": _copies(lambda: answer(decode, asked, config, Ending(()))),
         "steps": max(load.answers),
         "tokens": sum(load.answers),
-        "cache_bytes": asked.room(config).size_bytes(model.config, 4),
+        "cache_bytes": room.size_bytes(model.config, 4),
+        "working_bytes": room.working_bytes(model.config, 4, config),
     }
 
 
@@ -159,6 +161,7 @@ def compare(family: str, case: str, ours: Side, peer: Side) -> Result:
         "tokens_per_s": facts["tokens"] / ours.best("seconds"),
         "copies_per_row_token": facts["copies"] / facts["steps"],
         "cache_mib": facts["cache_bytes"] / 2**20,
+        "working_mib": facts["working_bytes"] / 2**20,
     }
     for name, side in (("ours", ours), ("peer", peer)):
         most, stays = side.facts["extra_bytes"]

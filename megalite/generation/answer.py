@@ -10,8 +10,9 @@ from torch.nn.functional import pad
 from megalite.generation.decoder import Forward, Pipelined
 from megalite.generation.generate import Answers, Ending, Writing, writing
 from megalite.generation.prompts import Prompt, batch_prompts
+from megalite.generation.room import Room
 from megalite.generation.sampling import SamplingConfig
-from megalite.generation.slots import Room, SlotDecoder, Supply
+from megalite.generation.slots import SlotDecoder, Supply
 
 SLOTS = 32  # answers that are written side by side where nothing says how many
 

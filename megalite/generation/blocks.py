@@ -85,6 +85,12 @@ class Blocks:
             pool.view(-1, width).index_copy_(0, lines, new.reshape(-1, width).to(pool.dtype))
         return pools
 
+    def read(self, layer: str, rows: "Rows", dtype: torch.dtype) -> KeysValues:
+        """Copies of keys and values of one sequence, each [1, T, G, H]."""
+        places = rows.blocks, slice(None), rows.rows
+        keys, values = (pool[places][None].to(dtype) for pool in self._pools[layer])
+        return keys, values
+
     def __getitem__(self, layer: str) -> Pools:
         """The pools of a layer that has written."""
         return self._pools[layer]
@@ -127,6 +133,10 @@ class Rows:
         block = tables.gather(1, (last // BLOCK_ROWS)[:, None])[:, 0]
         return cls(block.long(), last % BLOCK_ROWS)
 
+    def piece(self, first: int, last: int) -> "Rows":
+        """Of the keys [first, last) of these."""
+        return Rows(self.blocks[first:last], self.rows[first:last])
+
     def of_heads(self, groups: int) -> Tensor:
         """Lines of a pool as [blocks * G * R, H], all heads of a key together: int64 [T * G]."""
         if groups not in self._of_heads:
@@ -138,17 +148,19 @@ class Rows:
 
 @dataclass(frozen=True)
 class Reading:
-    """The cache of a pass that reads one whole prompt.
+    """The cache of a pass that reads one prompt, or a piece of it.
 
     Attributes:
         own: blocks of the decoder's keys.
-        rows: places of the prompt's rows in them.
+        rows: places of this pass's rows in them.
+        seen: those of the prompt's rows up to this pass's last; None where it has the first ones.
         cross: blocks of the encoder's keys.
-        cross_rows: places of the encoder's rows in them.
+        cross_rows: places of the encoder's rows in them, which come with the first pass.
     """
 
     own: Blocks
     rows: Rows
+    seen: Rows | None
     cross: Blocks
     cross_rows: Rows
 
@@ -163,6 +175,8 @@ class Reading:
         """See :class:`megalite.models.context.KeyValueCache`."""
         q, k, v = qkv
         self.own.write(layer, self.rows, k[0], v[0])
+        if self.seen is not None:
+            k, v = self.own.read(layer, self.seen, q.dtype)
         return attention(q, k, v, mask, bias, options)
 
     def attend_to(
@@ -174,8 +188,11 @@ class Reading:
         options: AttentionOptions,
     ) -> Tensor:
         """See :class:`megalite.models.context.KeyValueCache`."""
-        k, v = make()
-        self.cross.write(layer, self.cross_rows, k[0], v[0])
+        if self.seen is None:
+            k, v = make()
+            self.cross.write(layer, self.cross_rows, k[0], v[0])
+        else:
+            k, v = self.cross.read(layer, self.cross_rows, q.dtype)
         return attention(q, k, v, mask, None, options)
 
 

@@ -1,6 +1,7 @@
 """A model as a source of next-token logits, token by token with a cache."""
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -39,6 +40,17 @@ def begin_pass(forward: Forward, batch: Batch, cache: KeyValueCache) -> Take:
         return forward.begin(batch, cache)
     logits = forward(batch, cache)
     return lambda: logits
+
+
+def overlapping(begun: Iterable[Take], most: int) -> Iterator[Tensor]:
+    """The logits of passes, each taken when ``most`` others behind it are begun."""
+    under_way = deque[Take]()
+    for take in begun:
+        under_way.append(take)
+        if len(under_way) > most:
+            yield under_way.popleft()()
+    while under_way:
+        yield under_way.popleft()()
 
 
 class Decoder(Protocol):

@@ -15,9 +15,10 @@ import torch
 from megalite.generation.decoder import Forward
 from megalite.generation.generate import Begun, Ending, Writing
 from megalite.generation.prompts import Prompt, batch_prompts
+from megalite.generation.room import Room
 from megalite.generation.sampling import SamplingConfig
 from megalite.generation.scores import Scored
-from megalite.generation.slots import Room, SlotDecoder
+from megalite.generation.slots import SlotDecoder
 
 Reason = Literal["stop", "length", "closed", "failed"]
 

@@ -12,9 +12,7 @@ from megalite.generation.sampling import (
     Repetition,
     SamplingConfig,
     Uniforms,
-    choose,
-    penalise_presence,
-    penalise_repetition,
+    choose_in_parts,
 )
 from megalite.generation.scores import Scored
 from megalite.generation.slots import SlotDecoder
@@ -215,21 +213,28 @@ class Writing:
 
     def step(self) -> bool:
         """Draw the next token of each open answer; False: none is open, and none waits."""
-        logits = None if self._coming is None else self._coming()
-        begun = self._source.refill()
-        if begun is not None:
-            numbers, first = begun
-            self._begin(numbers, first)
-            logits = first if logits is None else torch.cat((logits, first))
+        logits = self._logits()
         if logits is None:
             return False
         tokens = self._choose(logits)
+        del logits  # the next ones take as much
         kept = self._look()
         if kept is not None:
             self._source.select(kept)
             tokens = tokens.index_select(0, kept)
         self._coming = self._source.advance(tokens) if len(tokens) else None
         return True
+
+    def _logits(self) -> Tensor | None:
+        """Logits of the next token of each open answer, [A, V], those that begin among them."""
+        coming, self._coming = self._coming, None
+        logits = None if coming is None else coming()
+        begun = self._source.refill()
+        if begun is None:
+            return logits
+        numbers, first = begun
+        self._begin(numbers, first)
+        return first if logits is None else torch.cat((logits, first))
 
     def close(self, number: int) -> None:
         """End an answer that is open at the next token, whatever it is."""
@@ -384,12 +389,9 @@ class Writing:
 
 def _draw(logits: Tensor, rows: _Rows, group: _Group) -> tuple[Tensor, Tensor]:
     """The next tokens of rows that are drawn alike, and their log-probabilities."""
-    config = group.config
-    if config.penalises and rows.seen is not None and rows.counts is not None:
-        logits = penalise_repetition(logits, rows.seen, config.repetition_penalty)
-        presence, frequency = config.presence_penalty, config.frequency_penalty
-        logits = penalise_presence(logits, rows.counts, presence, frequency)
-    return choose(logits, config, group.uniforms)
+    uniform = None if group.config.temperature == 0 else group.uniforms.next()
+    came = None if rows.seen is None or rows.counts is None else (rows.seen, rows.counts)
+    return choose_in_parts(logits, group.config, uniform, came)
 
 
 class _Texts:

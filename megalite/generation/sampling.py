@@ -13,6 +13,7 @@ from megalite.ops.draw import draw_tokens
 from megalite.ops.random import philox
 
 AHEAD = 16  # tokens whose random numbers are made together: a hundred operators, of few elements
+CHANGED_AT_ONCE = 2**19  # logits that are penalised, sorted and cut together, in some ten copies
 
 
 class SamplingConfig(Section):
@@ -205,21 +206,50 @@ def pick(logits: Tensor, uniform: Tensor) -> Tensor:
     return draw_tokens(logits, uniform, 1.0)[0]
 
 
-def choose(logits: Tensor, config: SamplingConfig, uniforms: Uniforms) -> tuple[Tensor, Tensor]:
+def choose(logits: Tensor, config: SamplingConfig, uniform: Tensor | None) -> tuple[Tensor, Tensor]:
     """The next token of each sequence, all on the logits' device.
 
     Args:
         logits: [B, V] fp32 after penalties.
         config: how it is chosen.
-        uniforms: of these rows; unused at temperature 0.
+        uniform: a number of each row, fp64 [B] in (0, 1); None at temperature 0.
 
     Returns:
         [B] int64, and the log-probability by which each was drawn, [B] fp32: 0 of the likeliest
         token at temperature 0.
     """
-    if config.temperature == 0:
+    if uniform is None:
         return logits.argmax(-1), torch.zeros_like(logits[:, 0])
-    uniform = uniforms.next()
     if config.truncates:
         return draw_tokens(truncate(logits, config), uniform, 1.0)
     return draw_tokens(logits, uniform, config.temperature)
+
+
+def choose_in_parts(
+    logits: Tensor,
+    config: SamplingConfig,
+    uniform: Tensor | None,
+    came: tuple[Tensor, Tensor] | None,
+) -> tuple[Tensor, Tensor]:
+    """The same after penalties; as many rows at once as make :data:`CHANGED_AT_ONCE` logits.
+
+    Args:
+        logits: [B, V] fp32.
+        config: how a token is chosen.
+        uniform: as :func:`choose`.
+        came: bool [B, V], tokens of prompt and answer, and [B, V], how often the answer has each;
+            None: nothing is penalised.
+    """
+    if not config.penalises and not config.truncates:
+        return choose(logits, config, uniform)
+    size, found = max(1, CHANGED_AT_ONCE // logits.shape[1]), []
+    for first in range(0, len(logits), size):
+        part = slice(first, first + size)
+        own = logits[part]
+        if config.penalises and came is not None:
+            own = penalise_repetition(own, came[0][part], config.repetition_penalty)
+            presence, frequency = config.presence_penalty, config.frequency_penalty
+            own = penalise_presence(own, came[1][part], presence, frequency)
+        found.append(choose(own, config, None if uniform is None else uniform[part]))
+    tokens, log_probs = zip(*found, strict=True)
+    return torch.cat(tokens), torch.cat(log_probs)

@@ -1,13 +1,13 @@
 """Continuous batching: a fixed number of slots, each given to the next prompt when it is free.
 
-What is computed for an answer is a function of its prompt alone: a prompt is read in a pass of its
+What is computed for an answer is a function of its prompt alone: a prompt is read in passes of its
 own, and a token is read by products and attention that look at its own row (on a GPU by passes of
 always equally many rows). So an answer is the same beside any others, in any slot and order.
 """
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -21,81 +21,13 @@ from megalite.generation.blocks import (
     Stepping,
     num_blocks,
 )
-from megalite.generation.decoder import Forward, Pipelined, Take, begin_pass
+from megalite.generation.decoder import Forward, Pipelined, Take, begin_pass, overlapping
 from megalite.generation.prompts import Prompt, batch_prompts
+from megalite.generation.room import Room, pieces
 from megalite.models.batch import IGNORE, Batch, Stream
-from megalite.models.config import ModelConfig
 from megalite.ops import RowIntervals
 from megalite.ops.linear import is_by_rows, products_by_rows
-from megalite.ops.paged_attention import KEY_TILE
 from megalite.ops.tape import Taped, Trust
-
-
-@dataclass(frozen=True)
-class Room:
-    """The memory that answers need, known before the first is begun.
-
-    Attributes:
-        slots: most answers that are written side by side.
-        blocks: of the decoder's keys and values.
-        cross_blocks: of the encoder's.
-        most_keys: of one answer with its prompt, rounded up.
-        most_read: rows of the longest that an encoder reads.
-    """
-
-    slots: int
-    blocks: int
-    cross_blocks: int
-    most_keys: int
-    most_read: int
-
-    @classmethod
-    def of(cls, prompts: Sequence[Prompt], limits: Sequence[int], slots: int) -> "Room":
-        """The room for the answers that need most, side by side.
-
-        Args:
-            prompts: one for each answer.
-            limits: most tokens of each answer.
-            slots: most answers that are written side by side.
-        """
-        keys = [len(p.tokens) + n for p, n in zip(prompts, limits, strict=True)]
-        read = [len(p.encoder_tokens) for p in prompts]
-        held = num_blocks(max(len(p.tokens) for p in prompts))
-        blocks = sorted(map(num_blocks, keys), reverse=True)[:slots]
-        cross = sorted(map(num_blocks, read), reverse=True)[:slots]
-        most = -(-max(keys) // KEY_TILE) * KEY_TILE
-        return cls(slots, sum(blocks) + held, sum(cross) + cross[0], most, max(read))
-
-    @classmethod
-    def for_any(cls, slots: int, most_keys: int, most_read: int = 0) -> "Room":
-        """The room for any answers that come.
-
-        Args:
-            slots: most answers that are written side by side.
-            most_keys: tokens of the longest answer with its prompt.
-            most_read: tokens of the longest that an encoder reads; 0 without an encoder.
-        """
-        blocks, cross = ((slots + 1) * num_blocks(rows) for rows in (most_keys, most_read))
-        return cls(slots, blocks, cross, -(-most_keys // KEY_TILE) * KEY_TILE, most_read)
-
-    def split(self, groups: int, count: int) -> list["Room"]:
-        """The same blocks for groups of slots that are as equal as can be.
-
-        Args:
-            groups: number of them.
-            count: of answers, no less than groups; slots beyond it are left out.
-        """
-        if groups == 1:
-            return [self]
-        slots = min(self.slots, count)
-        each, more = divmod(slots, groups)
-        return [replace(self, slots=each + (number < more)) for number in range(groups)]
-
-    def size_bytes(self, model: ModelConfig, number_bytes: int) -> int:
-        """Memory of keys and values of a whole model, whose numbers have so many bytes."""
-        row = 2 * model.num_layers * model.kv_heads * model.head_dim * number_bytes
-        cross = self.cross_blocks + 1 if model.is_encoder_decoder else 0
-        return (self.blocks + 1 + cross) * BLOCK_ROWS * row
 
 
 @dataclass
@@ -201,8 +133,14 @@ class SlotDecoder:
             return None
         numbers = [waiting.popleft() for _ in range(count)]
         self._leave_step()
-        begun = [self._begin(number) for number in numbers]
-        return numbers, torch.cat([_last_rows(take(), 1) for take in begun])
+        under_way = self._forward.groups if isinstance(self._forward, Pipelined) else 0
+        begun = overlapping((self._begin(number) for number in numbers), under_way)
+        first = _last_rows(next(begun), 1)
+        rows = first.new_empty(count, first.shape[1])
+        rows[0] = first[0]
+        for row, logits in enumerate(begun, 1):
+            rows[row] = _last_rows(logits, 1)[0]
+        return numbers, rows
 
     def _begin(self, number: int) -> Take:
         """Put an answer into a slot; gives what waits for the logits of its first token."""
@@ -230,15 +168,24 @@ class SlotDecoder:
             self._cross.release(held.cross)
 
     def _read(self, prompt: Prompt, key: tuple[object, ...]) -> _Prompt:
-        """Read a prompt in a pass of its own."""
+        """Read a prompt by itself, in the passes of :func:`pieces`."""
         batch = batch_prompts([prompt], [0]).to(self._device)
         length, read = len(prompt.tokens), len(prompt.encoder_tokens)
         blocks, cross = self._own.take(num_blocks(length)), self._cross.take(num_blocks(read))
         rows = Rows.first(blocks, length, self._device)
         cross_rows = Rows.first(cross or [SPARE], read, self._device)
-        cache = Reading(self._own, rows, self._cross, cross_rows)
-        logits = begin_pass(self._forward, batch, cache)
-        return _Prompt(key, blocks, cross, logits, batch.decoder.positions[:, -1:])
+        passes = list[Take]()
+        for first, last in pieces(length, prompt.prefix):
+            seen = rows.piece(0, last) if first else None
+            cache = Reading(self._own, rows.piece(first, last), seen, self._cross, cross_rows)
+            passes.append(begin_pass(self._forward, batch.piece(first, last), cache))
+
+        def last_logits() -> Tensor:
+            while len(passes) > 1:
+                passes.pop(0)()
+            return passes[0]()
+
+        return _Prompt(key, blocks, cross, last_logits, batch.decoder.positions[:, -1:])
 
     @torch.inference_mode()
     def advance(self, tokens: Tensor) -> Take:

@@ -60,6 +60,11 @@ class Stream:
             RowIntervals.joined([part.mask for part in parts]),
         )
 
+    def piece(self, first: int, last: int) -> "Stream":
+        """Rows [first, last) of a stream that is read in pieces; a cache has those before them."""
+        positions, mask = self.positions[:, first:last], self.mask.piece(first, last, last)
+        return Stream(self.tokens[:, first:last], positions, mask)
+
     def padded(self, length: int) -> "Stream":
         """This stream with padding behind, up to ``length`` rows."""
         return Stream(
@@ -123,6 +128,20 @@ class Batch:
     def without_targets(self) -> "Batch":
         """The batch with nothing to learn: it runs, and weighs nothing."""
         return replace(self, labels=torch.full_like(self.labels, IGNORE), rows=None)
+
+    def piece(self, first: int, last: int) -> "Batch":
+        """The decoder's rows [first, last) of a batch without targets that is read in pieces.
+
+        A cache has those before them; an encoder runs with the first piece.
+        """
+        cross = self.cross
+        return Batch(
+            self.decoder.piece(first, last),
+            self.labels[:, first:last],
+            self.sample_ids,
+            encoder=self.encoder if first == 0 else None,
+            cross=None if cross is None else cross.piece(first, last, cross.num_keys),
+        )
 
     def padded(self, length: int, encoder_length: int) -> "Batch":
         """The batch with padding behind each stream, up to these lengths."""

@@ -126,6 +126,10 @@ class RowIntervals:
         """The mask of each sequence's last row alone."""
         return RowIntervals(self.start[:, -1:], self.end[:, -1:], self.num_keys)
 
+    def piece(self, first: int, last: int, num_keys: int) -> "RowIntervals":
+        """The mask of rows [first, last), which see none of the keys behind ``num_keys``."""
+        return RowIntervals(self.start[:, first:last], self.end[:, first:last], num_keys)
+
     def padded(self, queries: int, num_keys: int) -> "RowIntervals":
         """The mask with empty rows behind, up to ``queries``, over ``num_keys`` keys."""
         spare = queries - self.start.shape[1]

@@ -226,14 +226,15 @@ def _say_what_is_not_taken(speaker: Speaker) -> None:
 
 
 def _say_memory(config: GenerateConfig, prompts: Sequence[Prompt], speaker: Speaker) -> None:
-    """Tell the memory of keys and values of many answers, before the first is begun."""
+    """Tell the memory that many answers take, before the first is begun."""
     if len(prompts) <= config.batch_size or config.beam.num_beams > 1:
         return
     room = Asked(prompts, range(len(prompts)), config.batch_size).room(config.sampling)
-    size = room.size_bytes(speaker.model_config, speaker.number_bytes) / 2**20
+    model, number = speaker.model_config, speaker.number_bytes
     sys.stderr.write(
         f"megalite: {len(prompts)} prompts, {config.batch_size} answered side by side: their keys "
-        f"and values take {size:.1f} MiB\n"
+        f"and values take {room.size_bytes(model, number) / 2**20:.1f} MiB, passes and draws up to "
+        f"{room.working_bytes(model, number, config.sampling) / 2**20:.1f} MiB\n"
     )
 
 
@@ -266,7 +267,7 @@ def _draw(
     """Draw an answer to every prompt."""
     sampling = config.sampling
     asked = Asked(prompts, range(len(prompts)), config.batch_size, model.mesh.device)
-    every = 1 if shown.streams else LOOK_EVERY
+    every = 1 if len(prompts) == 1 else LOOK_EVERY  # the same on all processes: they leave together
     ending = replace(ending, on_text=shown.add, on_end=shown.end, look_every=every)
     answer(decode_with(model), asked, sampling, ending)
     bubble = bubble_of_answers(model)

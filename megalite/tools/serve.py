@@ -15,8 +15,8 @@ from pydantic import Field
 from megalite.distributed.launch import Launch
 from megalite.errors import ConfigError
 from megalite.generation.desk import Desk
+from megalite.generation.room import Room
 from megalite.generation.sampling import SamplingConfig
-from megalite.generation.slots import Room
 from megalite.stages.samples import decode_with
 from megalite.tools.service import STOPPING, LimitsConfig, Service, tell
 from megalite.tools.speaker import Speaker, SpeakerConfig, check_language_model, open_speaker
@@ -55,10 +55,12 @@ def run(config: ServeConfig, launch: Launch) -> int:
         ending = speaker.ending(config.stop)
         room = room_of(config, speaker)
         model = speaker.load_model()
-        size = room.size_bytes(speaker.model_config, speaker.number_bytes) / 2**20
+        shape, number = speaker.model_config, speaker.number_bytes
         tell(
             f"{config.model}: template {speaker.template}, {room.slots} answers of {room.most_keys}"
-            f" tokens side by side, whose keys and values take up to {size:.1f} MiB"
+            f" tokens side by side, whose keys and values take up to "
+            f"{room.size_bytes(shape, number) / 2**20:.1f} MiB, passes and draws up to "
+            f"{room.working_bytes(shape, number) / 2**20:.1f} MiB"
         )
         desk = Desk(decode_with(model), room, ending, config.limits.queue, speaker.device)
         sampling, limits = config.sampling, config.limits
@@ -87,7 +89,8 @@ def room_of(config: ServeConfig, speaker: Speaker) -> Room:
             "lower it"
         )
     tokens = wanted or min(model.max_positions, CONTEXT_TOKENS)
-    return Room.for_any(config.limits.slots, tokens, tokens * model.is_encoder_decoder)
+    read = tokens * model.is_encoder_decoder
+    return Room.for_any(config.limits.slots, tokens, read, speaker.structure.is_prefix)
 
 
 @contextmanager

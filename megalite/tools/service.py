@@ -16,9 +16,9 @@ from megalite.data.layout import as_prompt
 from megalite.errors import UserError
 from megalite.generation.desk import Desk, End, Order
 from megalite.generation.prompts import Prompt
+from megalite.generation.room import Room
 from megalite.generation.sampling import SamplingConfig
 from megalite.generation.scores import Scored
-from megalite.generation.slots import Room
 from megalite.tools.openai_bodies import Asked, ChatBody, CompletionBody, Refused
 from megalite.tools.speaker import Speaker, split_stops
 from megalite.tools.token_scores import TokenScores

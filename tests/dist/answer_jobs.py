@@ -1,6 +1,8 @@
 """Answers of a pipeline that writes groups of them in turns, as a job of some processes."""
 
-from collections.abc import Callable
+import contextlib
+import io
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +20,8 @@ from megalite.generation.sampling import SamplingConfig
 from megalite.models.batch import Batch
 from megalite.models.context import KeyValueCache
 from megalite.stages.samples import bubble_of_answers, decode_with
+from megalite.tools.generate import GenerateConfig, run
+from megalite.training.config import RunConfig
 from tests.dist import models
 
 FAMILIES = ("llama", "t5")
@@ -79,3 +83,16 @@ def write(launch: Launch, layout: dict[str, Any], groups: int) -> dict[str, dict
             "bubble": bubble_of_answers(model),
         }
     return found
+
+
+def speak(
+    launch: Launch, layout: dict[str, Any], folder: str, asked: Sequence[dict[str, Any]]
+) -> list[str]:
+    """What ``megalite generate`` prints in this process for each set of options."""
+    parallel, printed = ParallelConfig(**layout), []
+    for options in asked:
+        given = {"model": folder, "run": RunConfig(device="cpu"), "parallel": parallel} | options
+        with contextlib.redirect_stdout(io.StringIO()) as out:
+            assert run(GenerateConfig(**given), launch) == 0
+        printed.append(out.getvalue())
+    return printed

@@ -1,14 +1,11 @@
 """Jobs that weigh what FSDP2 holds beyond its shards while a step runs."""
 
 import gc
-import itertools
 import weakref
-from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
-from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -23,6 +20,7 @@ from megalite.models.outputs import Loss
 from megalite.training.config import OptimizerConfig, ScheduleConfig, TrainConfig
 from megalite.training.learner import Learner, Learning
 from tests.dist import jobs
+from tests.memory import most_bytes
 
 TRIALS = 4  # steps that are counted
 
@@ -80,16 +78,7 @@ def peak(launch: Launch, layout: dict[str, Any], sizes: dict[str, Any]) -> int:
     step()
     gc.collect()
     before = _weigh([local_part(tensor) for tensor in learner.tensors().values()])
-    return before + min(max(_grown(step)) for _ in range(TRIALS))
-
-
-def _grown(step: Callable[[], None]) -> list[int]:
-    """The bytes of tensors after each allocation and release of a step, from 0 at its start."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        step()
-    events = profiler.profiler.kineto_results.events()
-    changes = [(e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"]
-    return list(itertools.accumulate(size for _, size in sorted(changes, key=lambda one: one[0])))
+    return before + min(most_bytes(step) for _ in range(TRIALS))
 
 
 class Living(TorchDispatchMode):

@@ -8,8 +8,8 @@ import pytest
 from megalite.generation.answer import Asked, answer
 from megalite.generation.desk import Desk, DeskFull, DeskStopped, End, Order
 from megalite.generation.generate import Ending
+from megalite.generation.room import Room
 from megalite.generation.sampling import SamplingConfig
-from megalite.generation.slots import Room
 from megalite.stages.samples import decode_with
 from tests.unit.generation.test_slots import ENDS, PAD, make, prompts_of
 

@@ -54,11 +54,11 @@ def test_presence_and_frequency_are_subtracted_by_what_the_answer_has():
 
 def test_the_log_probability_of_a_draw_is_that_of_what_it_is_drawn_from():
     ids, config = torch.arange(5), SamplingConfig(temperature=0.6, top_k=9, top_p=0.8, min_p=0.05)
-    tokens, log_probs = choose(_logits(), config, Uniforms(config.seed, ids, ids))
+    tokens, log_probs = choose(_logits(), config, Uniforms(config.seed, ids, ids).next())
     expected = truncate(_logits(), config).log_softmax(-1).gather(1, tokens[:, None])[:, 0]
     assert torch.allclose(log_probs, expected, atol=1e-6)
     alone = [Uniforms(config.seed, i[None], i[None]) for i in ids]
-    one_by_one = [choose(_logits()[i : i + 1], config, alone[i]) for i in range(5)]
+    one_by_one = [choose(_logits()[i : i + 1], config, alone[i].next()) for i in range(5)]
     assert torch.equal(tokens, torch.cat([token for token, _ in one_by_one]))
 
 
@@ -71,7 +71,7 @@ def test_repetition_penalty_equals_transformers(penalty):
 
 
 def test_zero_temperature_takes_the_likeliest():
-    tokens, log_probs = choose(_logits(), SamplingConfig(temperature=0.0), _uniforms())
+    tokens, log_probs = choose(_logits(), SamplingConfig(temperature=0.0), None)
     assert torch.equal(tokens, _logits().argmax(-1))
     assert not log_probs.any()
 
@@ -115,6 +115,6 @@ def test_the_ends_of_the_unit_interval_fall_on_possible_tokens():
 
 def test_top_k_one_is_greedy_at_any_temperature():
     config = SamplingConfig(temperature=9.0, top_k=1)
-    tokens, log_probs = choose(_logits(), config, _uniforms())
+    tokens, log_probs = choose(_logits(), config, _uniforms().next())
     assert torch.equal(tokens, _logits().argmax(-1))
     assert not log_probs.any()

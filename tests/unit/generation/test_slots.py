@@ -11,6 +11,7 @@ from megalite.generation.answer import Asked, answer
 from megalite.generation.decoder import CachedDecoder
 from megalite.generation.generate import Ending, generate
 from megalite.generation.prompts import Prompt, batch_prompts
+from megalite.generation.room import READ_ROWS
 from megalite.generation.sampling import SamplingConfig
 from megalite.models.config import ModelConfig
 from megalite.models.outputs import LogProbs
@@ -107,3 +108,29 @@ def test_several_answers_to_a_prompt_read_it_once_and_share_its_blocks(name):
     together = answer(counted, Asked(asked, range(5), 2), config, Ending(ENDS, PAD))
     assert [together.answer(i) for i in range(5)] == alone
     assert reads["Reading"] == 2
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_long_prompt_is_read_in_passes_that_give_what_one_gives(name):
+    """The prefix of GLM's prompt, which is seen both ways, is read at once."""
+    model, config = make(name), SamplingConfig(max_new_tokens=6, seed=5)
+    prompts = prompts_of(name, lengths=(3, 2 * READ_ROWS + 9))
+    if name == "t5":
+        row = [5 + n % 40 for n in range(2 * READ_ROWS + 9)]
+        prompts = [Prompt([1], encoder_tokens=row[:3]), Prompt(row, encoder_tokens=row[:50])]
+    if name not in ("t5", "glm"):
+        prompts = [Prompt(prompt.tokens, prefix=2) for prompt in prompts]
+    decode, rows = decode_with(model), list[int]()
+
+    def counted(batch, cache):
+        rows.append(batch.decoder.length)
+        return decode(batch, cache)
+
+    ours = answer(counted, Asked(prompts, range(2), 2), config, Ending(ENDS, PAD))
+    pieces = [2 * READ_ROWS + 8, 1] if name == "glm" else [READ_ROWS, READ_ROWS, 9]
+    assert rows[1 : 1 + len(pieces)] == pieces
+    batch = batch_prompts(prompts, range(2), PAD)
+    decoder = CachedDecoder(decode, batch, config.max_new_tokens)
+    whole = generate(decoder, batch, config, Ending(ENDS, PAD))
+    assert torch.equal(ours.tokens, whole.tokens)
+    assert torch.allclose(ours.log_probs, whole.log_probs, atol=1e-4)
