@@ -107,6 +107,27 @@ struct Modes {
   }
 };
 
+/// A tensor that has a slot. Its addresses stay its own, so that no later one is taken for it; its
+/// elements are freed as soon as whoever is recorded lets it go.
+struct Seen {
+  c10::weak_intrusive_ptr<c10::TensorImpl, c10::UndefinedTensorImpl> tensor;
+  std::optional<c10::weak_intrusive_ptr<c10::StorageImpl>> storage;
+  int64_t offset = 0;
+  std::vector<int64_t> sizes, strides;
+  caffe2::TypeMeta dtype;
+
+  explicit Seen(const Tensor& x) : tensor(x.getIntrusivePtr()), dtype(x.dtype()) {
+    if (!x.has_storage()) return;
+    storage.emplace(x.storage().getWeakStorageImpl());
+    offset = x.storage_offset(), sizes = x.sizes().vec(), strides = x.strides().vec();
+  }
+  /// Whether x, of the same storage, has the same elements.
+  bool is_like(const Tensor& x) const {
+    return x.storage_offset() == offset && x.sizes() == sizes && x.strides() == strides &&
+           x.dtype() == dtype;
+  }
+};
+
 bool has_slot(const Argument& argument) {
   if (argument.slot != kConstant) return true;
   for (const Argument& element : argument.elements)
@@ -136,7 +157,7 @@ class Tape : public torch::CustomClassHolder {
   std::string end(const std::vector<Tensor>& outputs) {
     stop();
     for (const Tensor& output : outputs) outputs_.push_back(argument_of(output));
-    slots_.clear(), of_storage_.clear(), held_.clear(), inputs_.clear(), arguments_.clear();
+    slots_.clear(), of_storage_.clear(), seen_.clear(), inputs_.clear(), arguments_.clear();
     mark_last_uses();
     if (!why_not_.empty()) calls_.clear();
     return why_not_;
@@ -144,6 +165,7 @@ class Tape : public torch::CustomClassHolder {
 
   /// Whether another recording has the same calls, with the same constants.
   bool equals(const c10::intrusive_ptr<Tape>& other) const {
+    const c10::impl::ExcludeDispatchKeyGuard alone(c10::python_ks);  // Python sees no comparison
     if (!why_not_.empty() || !other->why_not_.empty() || calls_.size() != other->calls_.size() ||
         num_slots_ != other->num_slots_)
       return false;
@@ -211,9 +233,13 @@ class Tape : public torch::CustomClassHolder {
     for (const IValue& input : inputs_) arguments_.push_back(argument_of(input));
   }
 
-  /// Take the call over unless it only looks at constants.
   void finish(const std::vector<IValue>& outputs) {
-    if (!op_ || !why_not_.empty()) return;
+    if (op_ && why_not_.empty()) take_over(outputs);
+    inputs_.clear(), arguments_.clear();  // what nobody else holds any more is freed
+  }
+
+  /// Record the call unless it only looks at constants.
+  void take_over(const std::vector<IValue>& outputs) {
     bool reads_tensors = false, reads_slots = false;
     for (size_t i = 0; i < inputs_.size(); ++i) {
       reads_tensors = reads_tensors || has_tensors(inputs_[i]);
@@ -276,7 +302,7 @@ class Tape : public torch::CustomClassHolder {
     if (!x.defined()) return kConstant;
     const auto [found, is_first] = slots_.try_emplace(x.unsafeGetTensorImpl(), num_slots_);
     if (is_first) {
-      held_.push_back(x), ++num_slots_;  // held: no other tensor gets its address
+      seen_.emplace_back(x), ++num_slots_;
       if (x.has_storage()) of_storage_[x.storage().unsafeGetStorageImpl()].push_back(found->second);
     }
     return found->second;
@@ -290,12 +316,8 @@ class Tape : public torch::CustomClassHolder {
     if (!x.has_storage()) return kConstant;
     const auto same = of_storage_.find(x.storage().unsafeGetStorageImpl());
     if (same == of_storage_.end()) return kConstant;
-    for (const int64_t slot : same->second) {
-      const Tensor& other = held_[slot];
-      if (x.storage_offset() == other.storage_offset() && x.sizes() == other.sizes() &&
-          x.strides() == other.strides() && x.dtype() == other.dtype())
-        return slot;
-    }
+    for (const int64_t slot : same->second)
+      if (seen_[slot].is_like(x)) return slot;
     refuse("a view", "came of no operator");
     return kConstant;
   }
@@ -359,7 +381,7 @@ class Tape : public torch::CustomClassHolder {
   int64_t depth_ = 0;
   std::unordered_map<const c10::TensorImpl*, int64_t> slots_;
   std::unordered_map<const c10::StorageImpl*, std::vector<int64_t>> of_storage_;
-  std::vector<Tensor> held_;
+  std::vector<Seen> seen_;  // by slot
   std::optional<c10::OperatorHandle> op_;
   std::vector<IValue> inputs_;
   std::vector<Argument> arguments_;

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from megalite.ops.tape import Taped, Trust
+from tests.memory import most_bytes
 
 
 class Counted:
@@ -132,6 +133,20 @@ def test_functions_of_one_kind_are_recorded_once_when_one_is_proven():
     assert calls == 2
     _, calls, _ = calls_of(function, *[(torch.ones(7),)] * 4, trust=trust)
     assert calls == 1
+
+
+def test_what_the_function_lets_go_is_freed_while_it_is_recorded():
+    def function(x):
+        for _ in range(20):
+            x = x + 1
+        return [x]
+
+    given, size = torch.zeros(100_000), 400_000
+    with torch.inference_mode():
+        taped = Taped(function, Trust())
+        for _ in range(4):  # two are recorded, two run
+            assert most_bytes(lambda: taped(given)) < 4 * size
+        assert torch.equal(taped(given)[0], torch.full_like(given, 20))
 
 
 def test_an_error_leaves_nothing_recording():
