@@ -1,4 +1,4 @@
-"""The commands as a user types them: four stages, answers, a GPU's curve beside the CPU's, PPO."""
+"""The commands as a user types them: five stages, answers, a GPU's curve beside the CPU's, PPO."""
 
 import json
 import shutil
@@ -16,7 +16,7 @@ from megalite.tools.demo import STAGES, DemoConfig, steps
 from megalite.tools.stdlib_corpus import write_corpus
 
 CORPUS_BYTES = 800_000
-NUM_STEPS = {"pretrain": 60, "sft": 10, "rm": 10, "ppo": 3}
+NUM_STEPS = {"pretrain": 60, "sft": 10, "rm": 10, "ppo": 3, "dpo": 3}
 SMALL = ["--run.trackers", "[]", "--train.log_every", "1"]
 CURVE_STEPS, CURVE_LIMIT = 40, 0.03  # the most that losses may differ, as a share
 PPO_MODEL = {"hidden_size": 768, "num_layers": 12, "num_heads": 12, "num_kv_heads": 12}
@@ -79,6 +79,7 @@ def run(here: Here) -> None:
     expected = {"bfloat16": "bf16", "float16": "fp16"}.get(expected, expected)
     before = {"sft": ["--checkpoint.start", str(runs / "pretrain")]}
     before["rm"] = ["--checkpoint.start", str(runs / "sft")]
+    before["dpo"] = [*before["rm"], "--answers.reward_model", str(runs / "rm")]
     before["ppo"] = [*before["rm"], "--reward_model", str(runs / "rm")]
     shrunk = _size(TINY_MODEL) if here.is_tiny else []
     for name in STAGES:

@@ -14,7 +14,9 @@ from benchmarks.gpu.driver import Budget, _ended, of_part, read_rows
 from benchmarks.gpu.external import read_counters
 from benchmarks.gpu.figures import markdown
 from benchmarks.gpu.here import Here
+from benchmarks.gpu.stages import NUM_STEPS
 from megalite.ops.backends import available
+from megalite.tools.demo import STAGES
 from tests.e2e.conftest import ROOT, environment
 
 
@@ -68,6 +70,10 @@ def test_both_parts_fit_the_time_and_shares_grow_with_it():
     assert double.share(checks[0]) == pytest.approx(checks[0].seconds * double.scale)
     with pytest.raises(SystemExit, match="no check is called 'row'; there are operators, stages"):
         named("row")
+
+
+def test_each_stage_of_the_demo_has_a_number_of_steps():
+    assert set(NUM_STEPS) == set(STAGES)
 
 
 def test_counters_are_read_behind_what_else_ncu_prints():
