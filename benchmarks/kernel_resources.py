@@ -23,6 +23,7 @@ from benchmarks.toolchain import (
     compile_against_torch,
     compile_source,
     kernels_of,
+    name_of,
     sources,
 )
 from megalite.ops import (
@@ -40,6 +41,7 @@ from megalite.ops import (
     rope_tables,
 )
 from megalite.ops import mask as masks
+from megalite.ops.paged_attention import Places, Pools, paged_attention
 from megalite.ops.quantised import dequantised, quantised
 
 EXTENSION = ("-DTORCH_API_INCLUDE_EXTENSION_H", "-DTORCH_EXTENSION_NAME=_kernels")
@@ -94,6 +96,15 @@ def _attend(
         out.sum().backward()
 
 
+def _attend_in_blocks(dtype: torch.dtype) -> None:
+    for head_dim in (16, *HEAD_DIMS):
+        pools = Pools(*torch.randn(2, 1, 1, 16, head_dim).to(dtype))
+        tables, start = torch.zeros(1, 1, dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
+        places = Places(tables, start, torch.full_like(start, 16), 16)
+        q = torch.randn(1, 1, head_dim).to(dtype)
+        paged_attention(q, pools, places, None, AttentionOptions())
+
+
 def _run_rows(dtype: torch.dtype) -> None:
     for size in (64, 65):  # with 16-byte accesses, and without
         x = torch.randn(1, 2, 1, size, dtype=dtype)
@@ -124,6 +135,7 @@ def launch_all() -> dict[str, tuple[int, int]]:
     with backend("simt"):
         for dtype in (torch.float16, torch.bfloat16, torch.float32):
             _run_rows(dtype)
+            _attend_in_blocks(dtype)
         for architecture, dtypes in types.items():
             emulator.set_architecture(architecture)
             for dtype in dtypes:
@@ -146,6 +158,8 @@ def table(architectures: list[int]) -> list[dict]:
     for architecture in architectures:
         for source in sources(architecture):
             for kernel in kernels_of(compile_source(source, architecture)):
+                if kernel.symbol not in shapes:
+                    raise KeyError(f"launch_all() runs no {kernel.name} of {name_of(source)}")
                 shape = shapes[kernel.symbol]
                 found.append(
                     {

@@ -1,4 +1,4 @@
-"""Kernels compile for real GPUs without spilling.
+"""Kernels compile for real GPUs without spilling, and each of them runs on the emulator.
 
 What includes PyTorch's headers is compiled by ``python -m benchmarks.kernel_resources --binding``;
 without ``--binding`` it compiles what is left out here: files in half that newer GPUs share with
@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.kernel_resources import launch_all
 from benchmarks.toolchain import (
     ARCHITECTURES,
     ToolMissing,
@@ -50,10 +51,16 @@ def cubins(request: pytest.FixtureRequest) -> Iterator[Cubins]:
     pool.shutdown(cancel_futures=True)
 
 
+@pytest.fixture(scope="module")
+def launched() -> dict[str, tuple[int, int]]:
+    """What the emulator has run, by mangled name."""
+    return launch_all()
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(("source", "architecture"), EVERY)
-def test_no_kernel_spills(source: Path, architecture: int, cubins: Cubins):
+def test_no_kernel_spills(source: Path, architecture: int, cubins: Cubins, launched):
     try:
         cubin = cubins[source, architecture].result()
     except ToolMissing as missing:
@@ -61,4 +68,5 @@ def test_no_kernel_spills(source: Path, architecture: int, cubins: Cubins):
     kernels = kernels_of(cubin)
     assert kernels
     assert [(k.name, k.spill_bytes) for k in kernels if k.spill_bytes] == []
+    assert [k.name for k in kernels if k.symbol not in launched] == []
     assert all(k.registers <= 255 and k.registers * k.threads <= 65536 for k in kernels)
