@@ -23,7 +23,7 @@ from megalite.stages.rlhf.updates import RankingLoss, Rankings
 from megalite.training.checkpoint.manager import CheckpointManager
 from megalite.training.config import OptimizerConfig, ScheduleConfig, TrainConfig
 from megalite.training.learner import TARGETS, Learner, Learning, Update
-from megalite.training.loss_scale import GROWTH_STEPS, LARGEST, LossScale, ScaleAhead
+from megalite.training.loss_scale import GROWTH_STEPS, LARGEST, LEAST, LossScale, ScaleAhead
 from megalite.training.metrics.run_log import RunLog
 from megalite.training.progress import Progress, StepResult
 from megalite.training.trainer import Trainer
@@ -99,7 +99,7 @@ def test_what_would_wait_is_refused_by_the_stand_in():
 def test_the_scale_on_the_device_is_that_of_the_host():
     """Also at both ends of its range and where it is due to grow."""
     flags = [True] * 3 + [False] * (GROWTH_STEPS + 1) + [True] * 2 + [False] * GROWTH_STEPS
-    for start in (2.0**16, LARGEST, 1.0):
+    for start in (2.0**16, LARGEST, 2.0**4 * LEAST):
         host = LossScale(start, good_steps=GROWTH_STEPS - 2)
         ahead = ScaleAhead.of(host, torch.device("cpu"))
         for is_bad in flags:
