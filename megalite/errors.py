@@ -109,7 +109,7 @@ def naming(path: Path | str) -> Iterator[None]:
         raise
 
 
-def warn(text: str) -> None:
+def tell(text: str) -> None:
     """Say something on stderr; where that can't be written, on a full disk say, it ends nothing."""
     with suppress(OSError):
         sys.stderr.write(f"megalite: {text}\n")

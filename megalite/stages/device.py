@@ -1,14 +1,13 @@
 """What a process computes on, and in which number format: a GPU where our kernels can run on it."""
 
 import os
-import sys
 import warnings
 from typing import Literal
 
 import torch
 
 from megalite.distributed.launch import Launch
-from megalite.errors import ConfigError
+from megalite.errors import ConfigError, tell
 from megalite.models.config import ModelConfig
 from megalite.ops.backends import UNCOMPILED, compiled, unusable
 from megalite.training.config import RunConfig
@@ -34,11 +33,11 @@ def choose_device(run: RunConfig, launch: Launch) -> torch.device:
         raise ConfigError(f"--run.device cuda: {fault}, or choose cpu")
     if run.device == "cpu" or fault is not None:
         if fault is not None and torch.cuda.is_available() and launch.rank == 0:
-            sys.stderr.write(f"megalite: --run.device auto: takes the CPU: {fault}\n")
+            tell(f"--run.device auto: takes the CPU: {fault}")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             if not compiled() and launch.rank == 0:
-                sys.stderr.write(f"megalite: {UNCOMPILED}\n")
+                tell(UNCOMPILED)
         cores = os.cpu_count() or 1
         torch.set_num_threads(run.threads or max(cores // launch.local_world_size, 1))
         return torch.device("cpu")

@@ -9,7 +9,7 @@ from pydantic import Field
 from megalite.config import load
 from megalite.data.records import check_unicode
 from megalite.distributed.launch import Launch
-from megalite.errors import ConfigError, DataError, UserError
+from megalite.errors import ConfigError, DataError, UserError, tell
 from megalite.generation.sampling import SamplingConfig
 from megalite.tools.speaker import SpeakerConfig, check_language_model, open_speaker
 from megalite.tools.talk import Said, Talk
@@ -44,7 +44,7 @@ def run(config: ChatConfig, launch: Launch) -> int:
     speaker.ending(config.stop)  # refuses what can't end an answer before the weights are read
     model = speaker.load_model()
     talk = Talk(speaker, model, config.sampling, config.stop, config.system)
-    _tell(
+    tell(
         f"{config.model}: template {speaker.template}, {speaker.model_config.max_positions} "
         f"positions, {speaker.device.type} {speaker.precision}; /help names the commands, Ctrl-C "
         "stops an answer, Ctrl-D ends"
@@ -78,7 +78,7 @@ def _lines() -> Iterator[str]:
             if not is_terminal:
                 raise
             sys.stdout.write("\n")
-            _tell("Ctrl-D ends")
+            tell("Ctrl-D ends")
             continue
         except UnicodeDecodeError as error:
             raise DataError(f"standard input: not UTF-8 text at byte {error.start}") from None
@@ -105,12 +105,12 @@ def _answer(talk: Talk, question: str) -> None:
         check_unicode(question)
         said = talk.ask(question, show)
     except (DataError, ValueError) as error:
-        _tell(f"{error}; the conversation is as it was")
+        tell(f"{error}; the conversation is as it was")
         return
     sys.stdout.write("\n\n")
     sys.stdout.flush()
     for note in notes_on(said):
-        _tell(note)
+        tell(note)
 
 
 def notes_on(said: Said) -> list[str]:
@@ -146,9 +146,9 @@ def _obey(talk: Talk, words: str) -> bool:
         "": lambda: "a command follows /: /help names them",
     }
     try:
-        _tell(commands[name]() if name in commands else _set(talk, name, rest))
+        tell(commands[name]() if name in commands else _set(talk, name, rest))
     except UserError as error:
-        _tell(str(error).replace("--", "/", 1))
+        tell(str(error).replace("--", "/", 1))
     return True
 
 
@@ -181,9 +181,3 @@ def _set(talk: Talk, name: str, value: str) -> str:
     told = getattr(load(SamplingConfig, None, [f"--{name}={value}"]), name)
     talk.sampling = talk.sampling.model_copy(update={name: told})
     return f"{name} is {told}"
-
-
-def _tell(text: str) -> None:
-    """Say something that is no answer."""
-    sys.stderr.write(f"megalite: {text}\n")
-    sys.stderr.flush()

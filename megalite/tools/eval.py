@@ -21,7 +21,7 @@ from megalite.data.loader import Dataset
 from megalite.data.named_files import notes_of_others, row_files, store_names
 from megalite.distributed.launch import Launch
 from megalite.engine.model import Model
-from megalite.errors import ConfigError
+from megalite.errors import ConfigError, tell
 from megalite.files.fetch import fetch_together
 from megalite.files.urls import is_url
 from megalite.models.hub import folder_of
@@ -190,7 +190,7 @@ def read_datasets(
     urls = [(key, name) for key, names in keys.items() for name in names if is_url(name)]
     said = fetch_together(speaker.launch, urls)
     for text in said if speaker.launch.rank == 0 else ():
-        sys.stderr.write(f"megalite: {text}\n")
+        tell(text)
     if config.stores:
         found |= _stores(config, speaker)
     rules = RowRules(speaker.model_config.max_positions, config.long_rows, config.columns)
@@ -201,7 +201,7 @@ def read_datasets(
         found[name] = dataset, make
         notes = (*dataset.notes, *notes_of_others(left_out))
         for note in notes if speaker.launch.rank == 0 else ():
-            sys.stderr.write(f"megalite: {note}\n")
+            tell(note)
     return found
 
 

@@ -13,7 +13,7 @@ from megalite.data.config import COLUMNS
 from megalite.data.records import Records
 from megalite.distributed.launch import Launch
 from megalite.engine.model import Model
-from megalite.errors import ConfigError, DataError
+from megalite.errors import ConfigError, DataError, tell
 from megalite.generation.answer import Asked, answer
 from megalite.generation.beam import BeamConfig, BeamSearch
 from megalite.generation.decoder import CachedDecoder
@@ -211,18 +211,15 @@ def _say_what_is_not_taken(speaker: Speaker) -> None:
     config, tokenizer = speaker.config, speaker.chat.tokenizer
     is_raw = speaker.template == "raw" and "template" not in config.model_fields_set
     if is_raw and tokenizer.chat_template:
-        sys.stderr.write(
-            f"megalite: prompts are written raw; {tokenizer.path} has a chat template, which "
-            "--template tokenizer writes by\n"
+        tell(
+            f"prompts are written raw; {tokenizer.path} has a chat template, which "
+            "--template tokenizer writes by"
         )
     folder = folder_of(config.model)
     said = generation_config(folder) if is_hugging_face(folder) else {}
     found = ", ".join(f"{key} {said[key]}" for key in SUGGESTED if key in said)
     if found:
-        sys.stderr.write(
-            f"megalite: {folder}/generation_config.json suggests {found}; options of the command "
-            "decide\n"
-        )
+        tell(f"{folder}/generation_config.json suggests {found}; options of the command decide")
 
 
 def _say_memory(config: GenerateConfig, prompts: Sequence[Prompt], speaker: Speaker) -> None:
@@ -231,10 +228,10 @@ def _say_memory(config: GenerateConfig, prompts: Sequence[Prompt], speaker: Spea
         return
     room = Asked(prompts, range(len(prompts)), config.batch_size).room(config.sampling)
     model, number = speaker.model_config, speaker.number_bytes
-    sys.stderr.write(
-        f"megalite: {len(prompts)} prompts, {config.batch_size} answered side by side: their keys "
+    tell(
+        f"{len(prompts)} prompts, {config.batch_size} answered side by side: their keys "
         f"and values take {room.size_bytes(model, number) / 2**20:.1f} MiB, passes and draws up to "
-        f"{room.working_bytes(model, number, config.sampling) / 2**20:.1f} MiB\n"
+        f"{room.working_bytes(model, number, config.sampling) / 2**20:.1f} MiB"
     )
 
 
@@ -244,12 +241,12 @@ def _questions(config: GenerateConfig, launch: Launch) -> list[tuple[Turn, ...]]
         records = Records(config.prompts, parse_prompt, config.columns)
         questions += [turns for _, turns in records]
         for note in records.notes() if launch.rank == 0 else ():
-            sys.stderr.write(f"megalite: {note}\n")
+            tell(note)
     if not questions:
         if launch.world_size > 1:
             raise ConfigError("--prompt: must be given where several processes answer")
         if sys.stdin.isatty():
-            sys.stderr.write("megalite: waits for prompts, a line each; Ctrl-D ends them\n")
+            tell("waits for prompts, a line each; Ctrl-D ends them")
         lines = [line.rstrip("\n") for line in sys.stdin]
         questions = [(Turn("user", line),) for line in lines if line]
     if not questions:
@@ -272,9 +269,7 @@ def _draw(
     answer(decode_with(model), asked, sampling, ending)
     bubble = bubble_of_answers(model)
     if bubble is not None and shown.is_writer:
-        sys.stderr.write(
-            f"megalite: a stage of the pipeline computed nothing for {bubble:.0%} of the time\n"
-        )
+        tell(f"a stage of the pipeline computed nothing for {bubble:.0%} of the time")
 
 
 def _search(

@@ -13,12 +13,12 @@ from pathlib import Path
 from pydantic import Field
 
 from megalite.distributed.launch import Launch
-from megalite.errors import ConfigError
+from megalite.errors import ConfigError, tell
 from megalite.generation.desk import Desk
 from megalite.generation.room import Room
 from megalite.generation.sampling import SamplingConfig
 from megalite.stages.samples import decode_with
-from megalite.tools.service import STOPPING, LimitsConfig, Service, tell
+from megalite.tools.service import STOPPING, LimitsConfig, Service
 from megalite.tools.speaker import Speaker, SpeakerConfig, check_language_model, open_speaker
 
 CONTEXT_TOKENS = 4096  # of a model that has more positions, where nothing says how many

@@ -1,7 +1,6 @@
 """What is served to clients: requests become orders of a desk, within limits."""
 
 import secrets
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -211,9 +210,3 @@ def _role(role: str) -> str:
 def _num_read(prompt: Prompt) -> int:
     """Tokens that are read of a prompt: the encoder's, where there is one."""
     return len(prompt.encoder_tokens) or len(prompt.tokens)
-
-
-def tell(text: str) -> None:
-    """Say something to who started the server."""
-    sys.stderr.write(f"megalite: {text}\n")
-    sys.stderr.flush()

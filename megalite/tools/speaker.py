@@ -4,7 +4,6 @@ Tokenizer, template, structure and special tokens come with the model's run or f
 command's options don't name them.
 """
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -32,7 +31,7 @@ from megalite.engine.build import build_model
 from megalite.engine.data_parallel import COMPUTE_DTYPES
 from megalite.engine.layout import Demand, check_layout
 from megalite.engine.model import Model
-from megalite.errors import ConfigError
+from megalite.errors import ConfigError, tell
 from megalite.files.urls import is_url
 from megalite.generation.generate import Ending
 from megalite.generation.prompts import Prompt
@@ -215,7 +214,7 @@ def with_names(config: StoredConfigT, launch: Launch, device: torch.device) -> S
         path, more = pinned(launch, "tokenizer.path", tokenizer.path, "tokenizer")
         tokenizer = tokenizer.model_copy(update={"path": path})
     for text in filter(None, (said, more) if launch.rank == 0 else ()):
-        sys.stderr.write(f"megalite: {text}\n")
+        tell(text)
     return config.model_copy(update={"model": model, "tokenizer": tokenizer})
 
 

@@ -17,6 +17,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from megalite.errors import tell
 from megalite.generation.desk import DeskFull, DeskStopped
 from megalite.generation.scores import Scored
 from megalite.tools.openai_bodies import (
@@ -29,7 +30,7 @@ from megalite.tools.openai_bodies import (
     parsed,
     usage_of,
 )
-from megalite.tools.service import STOPPING, Event, Service, tell
+from megalite.tools.service import STOPPING, Event, Service
 from megalite.tools.token_scores import TokenScore
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)

@@ -20,7 +20,7 @@ from megalite.config.section import Section
 from megalite.distributed.launch import Launch
 from megalite.engine.copies import INTEGERS, axes_of_copies
 from megalite.engine.model import Model
-from megalite.errors import ConfigError, warn
+from megalite.errors import ConfigError, tell
 from megalite.layers.shards import gradient_of, local_part
 from megalite.training.watchdog.heartbeat import LOCAL_POINTS, PHASES, WRITE_POINTS
 
@@ -97,7 +97,7 @@ class Fault:
             return
         if config.kind == "flip" and self._flipped == step and not config.again:
             return
-        warn(f"fault on purpose: {config.kind} of rank {config.rank}, step {step}, {point}")
+        tell(f"fault on purpose: {config.kind} of rank {config.rank}, step {step}, {point}")
         self._happen(config.kind, point, step, model)
 
     def _happen(self, kind: str, point: str, step: int, model: Model | None) -> None:

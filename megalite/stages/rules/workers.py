@@ -10,7 +10,7 @@ from multiprocessing.connection import Connection, Pipe, wait
 from pathlib import Path
 from typing import Any
 
-from megalite.errors import ConfigError, DataError, warn
+from megalite.errors import ConfigError, DataError, tell
 from megalite.stages.rules.worker import Orders
 
 ROOT = str(Path(__file__).parents[3])  # where megalite is
@@ -114,7 +114,7 @@ class Workers:
             if code is not None:
                 worker.end()
                 self._workers.remove(worker)
-                warn(
+                tell(
                     f"a process of reward.function ended with exit code {code} while it had no "
                     "call, perhaps killed for its memory: it is started anew"
                 )

@@ -1,8 +1,9 @@
 """The torchrun that started this process: without it nobody would end this process or start it."""
 
 import os
-import sys
 import threading
+
+from megalite.errors import tell
 
 INTERVAL_S = 1.0
 
@@ -37,7 +38,6 @@ class LauncherWatch:
             lost = loss_of_launcher(self._launcher)
             if lost is not None:
                 try:
-                    sys.stderr.write(f"megalite: rank 0 ends: {lost}\n")
-                    sys.stderr.flush()
+                    tell(f"rank 0 ends: {lost}")
                 finally:
                     os._exit(1)

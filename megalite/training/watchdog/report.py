@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from megalite.errors import warn
+from megalite.errors import tell
 from megalite.training.watchdog.status import ProcessStatus
 
 
@@ -44,19 +44,19 @@ class FaultFolder:
             self._stacks.write("".join(traceback.format_exception(error)))
             self._stacks.flush()
         except OSError as failure:
-            warn(f"{self._stacks.name}: can't be written: {failure.strerror}")
+            tell(f"{self._stacks.name}: can't be written: {failure.strerror}")
 
     def report(self, text: str, statuses: Sequence[ProcessStatus], on_stderr: bool) -> None:
         """Say a fault on stderr perhaps, and write it and all statuses to the report."""
         if on_stderr:
-            warn(f"{text}; stacks are in {self.path}")
+            tell(f"{text}; stacks are in {self.path}")
         lines = [time.strftime("%Y-%m-%d %H:%M:%S ") + text]
         lines += [status.line() for status in statuses]
         try:
             with open(self.path / "report.txt", "a", encoding="utf-8") as file:
                 file.writelines(line + "\n" for line in lines)
         except OSError as failure:  # a full disk, of which the fault itself may be
-            warn(f"{self.path / 'report.txt'}: can't be written: {failure.strerror}")
+            tell(f"{self.path / 'report.txt'}: can't be written: {failure.strerror}")
 
     def remove_if_empty(self) -> None:
         """Remove what has nothing in it: this rank's file, and the folder."""
