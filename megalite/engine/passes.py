@@ -14,10 +14,11 @@ from megalite.distributed.sums import all_reduce_sum
 from megalite.engine.bubble import BusyClock
 from megalite.models.batch import Batch
 from megalite.models.context import KeyValueCache
+from megalite.models.outputs import LAST_ROW, Kept, Output
 
 Sent = list[tuple[dist.Work | None, Tensor]]  # what is under way, and what it reads
 # The result of the last process's parts, else None, and what was sent on.
-RunParts = Callable[[Batch, KeyValueCache, BusyClock], tuple[Any, Sent]]
+RunParts = Callable[[Batch, KeyValueCache, BusyClock, Output], tuple[Any, Sent]]
 
 
 class Passes:
@@ -32,34 +33,40 @@ class Passes:
         """Begin none yet.
 
         Args:
-            run: this process's parts, for the logits of the last rows.
+            run: this process's parts.
             mesh: the mesh.
-            form: a meta tensor like those logits, [B, 1, V].
+            form: a meta tensor like the logits of the last rows, [B, 1, V].
         """
         self._run, self._mesh, self._form = run, mesh, form
         self._clock: BusyClock | None = None
 
     @torch.no_grad()
-    def begin(self, batch: Batch, cache: KeyValueCache) -> Callable[[], Tensor]:
+    def begin(
+        self, batch: Batch, cache: KeyValueCache, output: Output = LAST_ROW
+    ) -> Callable[[], Tensor]:
         """Begin a pass: the same ones in the same order on all processes.
 
         Comm: what :meth:`Pipeline.evaluate` does, but for shapes, which all know.
 
         Returns:
-            What waits for the logits [B, 1, V]; it may be called several times.
+            What waits for the logits [B, 1, V], or for a pass of which only a cache keeps
+            something; it may be called several times.
         """
         if self._clock is None:
             self._clock = BusyClock(self._mesh.device)
         clock = self._clock
-        result, sent = self._run(batch, cache, clock)
-        coming = start_share_from_last(result, self._form(batch), self._mesh)
+        result, sent = self._run(batch, cache, clock, output)
+        form = self._form(batch)
+        is_kept = isinstance(output, Kept)
+        coming = None if is_kept else start_share_from_last(result, form, self._mesh)
 
         @kept
         def take() -> Tensor:
             for work, _ in sent:
                 if work is not None:
                     work.wait()
-            logits = coming.wait()
+            nothing = torch.empty_like(form[:, :0], device=self._mesh.device)
+            logits = nothing if coming is None else coming.wait()
             clock.end()
             return logits
 

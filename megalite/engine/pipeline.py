@@ -35,7 +35,7 @@ from megalite.engine.passes import Passes, Sent
 from megalite.layers.shards import gradient_of, local_part
 from megalite.models.batch import Batch
 from megalite.models.context import KeyValueCache
-from megalite.models.outputs import Logits, Output, Scale
+from megalite.models.outputs import Output, Scale
 from megalite.models.transformer import Transformer
 from megalite.torch_private import StagePasses, shaped
 
@@ -297,9 +297,11 @@ class Pipeline(Parts):
 
     def passes(self) -> Passes:
         """Passes over prompts and next tokens, several of which may be under way."""
-        output, dtype = Logits(last_row=True), COMPUTE_DTYPES[self.how.precision]
+        dtype = COMPUTE_DTYPES[self.how.precision]
 
-        def run(batch: Batch, cache: KeyValueCache, clock: BusyClock) -> tuple[Any, Sent]:
+        def run(
+            batch: Batch, cache: KeyValueCache, clock: BusyClock, output: Output
+        ) -> tuple[Any, Sent]:
             return self._run_parts(batch, output, cache, clock)
 
         def form(batch: Batch) -> Tensor:
@@ -318,13 +320,15 @@ class Pipeline(Parts):
             for meta in shapes.into(part)
         )
         for tensor in tensors:
+            if tensor.numel() == 0:  # of a decoder that reads no row
+                continue
             dist.recv(tensor, src=pp.global_rank((part.index - 1) % pp.size), group=pp.group)
         return tensors
 
     def _send(self, module: Transformer, flow: Flow) -> Sent:
         pp = self.mesh.pp
         target = pp.global_rank((module.part.index + 1) % pp.size)
-        tensors = [tensor.contiguous() for tensor in flow]
+        tensors = [tensor.contiguous() for tensor in flow if tensor.numel()]
         return [(dist.isend(t, dst=target, group=pp.group), t) for t in tensors]
 
 

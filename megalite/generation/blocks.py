@@ -191,6 +191,8 @@ class Reading:
         if self.seen is None:
             k, v = make()
             self.cross.write(layer, self.cross_rows, k[0], v[0])
+            if q.shape[1] == 0:
+                return q
         else:
             k, v = self.cross.read(layer, self.cross_rows, q.dtype)
         return attention(q, k, v, mask, None, options)

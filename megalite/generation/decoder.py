@@ -1,7 +1,6 @@
 """A model as a source of next-token logits, token by token with a cache."""
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -11,10 +10,18 @@ from torch import Tensor
 from megalite.generation.cache import Cache
 from megalite.models.batch import IGNORE, Batch, Stream
 from megalite.models.context import KeyValueCache
+from megalite.models.outputs import LAST_ROW, Output
 from megalite.ops import RowIntervals
 
-Forward = Callable[[Batch, KeyValueCache], Tensor]
+Step = Callable[[Batch, KeyValueCache], Tensor]
 Take = Callable[[], Tensor]  # waits for logits, and gives them at each call
+
+
+class Forward(Protocol):
+    """Runs a model on a batch and a cache, without dropout."""
+
+    def __call__(self, batch: Batch, cache: KeyValueCache, output: Output = LAST_ROW) -> Tensor:
+        """Give what is asked: the last row's logits, [B, 1, V], or what is of no use (``Kept``)."""
 
 
 @dataclass(frozen=True)
@@ -26,31 +33,22 @@ class Pipelined:
         groups: passes under way that keep all parts at work.
     """
 
-    begin: Callable[[Batch, KeyValueCache], Take]
+    begin: Callable[[Batch, KeyValueCache, Output], Take]
     groups: int
 
-    def __call__(self, batch: Batch, cache: KeyValueCache) -> Tensor:
+    def __call__(self, batch: Batch, cache: KeyValueCache, output: Output = LAST_ROW) -> Tensor:
         """Run a pass to its end."""
-        return self.begin(batch, cache)()
+        return self.begin(batch, cache, output)()
 
 
-def begin_pass(forward: Forward, batch: Batch, cache: KeyValueCache) -> Take:
+def begin_pass(
+    forward: Forward, batch: Batch, cache: KeyValueCache, output: Output = LAST_ROW
+) -> Take:
     """Begin a pass; one of a model that is whole here ends at once."""
     if isinstance(forward, Pipelined):
-        return forward.begin(batch, cache)
-    logits = forward(batch, cache)
-    return lambda: logits
-
-
-def overlapping(begun: Iterable[Take], most: int) -> Iterator[Tensor]:
-    """The logits of passes, each taken when ``most`` others behind it are begun."""
-    under_way = deque[Take]()
-    for take in begun:
-        under_way.append(take)
-        if len(under_way) > most:
-            yield under_way.popleft()()
-    while under_way:
-        yield under_way.popleft()()
+        return forward.begin(batch, cache, output)
+    result = forward(batch, cache, output)
+    return lambda: result
 
 
 class Decoder(Protocol):
@@ -73,7 +71,7 @@ class CachedDecoder:
     stream, and cross-attention finds its keys and values in the cache.
     """
 
-    def __init__(self, forward: Forward, prompts: Batch, max_new_tokens: int) -> None:
+    def __init__(self, forward: Step, prompts: Batch, max_new_tokens: int) -> None:
         """Hold prompts until :meth:`start`.
 
         Args:

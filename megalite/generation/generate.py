@@ -98,7 +98,7 @@ class Source(Protocol):
     """What gives the logits of answers; see :class:`megalite.generation.slots.SlotDecoder`."""
 
     def refill(self) -> tuple[list[int], Tensor] | None:
-        """Begin answers: their numbers, and the logits of their first tokens; None: none begins."""
+        """Begin answers: their numbers, and the tokens to read first; None: none begins."""
 
     def advance(self, tokens: Tensor) -> Take:
         """Read one more token of each open answer; gives what waits for the next logits."""
@@ -110,16 +110,18 @@ class Source(Protocol):
 class _AtOnce:
     """A decoder that has all its prompts from the start, as one whose slots none waits for."""
 
-    def __init__(self, decoder: Decoder, count: int) -> None:
-        self._decoder, self._count = decoder, count
+    def __init__(self, decoder: Decoder, prompts: Stream) -> None:
+        self._decoder, self._last = decoder, prompts.tokens[:, -1]
+        self._is_begun = self._has_read = False
         self.select = decoder.select
 
     def refill(self) -> tuple[list[int], Tensor] | None:
-        count, self._count = self._count, 0
-        return (list(range(count)), self._decoder.start()) if count else None
+        is_begun, self._is_begun = self._is_begun, True
+        return None if is_begun else (list(range(len(self._last))), self._last)
 
     def advance(self, tokens: Tensor) -> Take:
-        logits = self._decoder.advance(tokens)
+        logits = self._decoder.advance(tokens) if self._has_read else self._decoder.start()
+        self._has_read = True
         return lambda: logits
 
 
@@ -210,31 +212,41 @@ class Writing:
         self._groups: list[_Group] = []
         self.rows: _Rows | None = None
         self._coming: Take | None = None  # logits of the next tokens
+        self._beginning: list[int] = []  # answers whose first ones are among them
 
     def step(self) -> bool:
-        """Draw the next token of each open answer; False: none is open, and none waits."""
-        logits = self._logits()
-        if logits is None:
-            return False
+        """Draw the next token of each open answer, or begin where none is open.
+
+        Returns:
+            False: none is open, and none waits.
+        """
+        if self._coming is None:
+            return self._go_on(None)
+        logits = self._coming()
+        if self._beginning:
+            self._begin(self._beginning, logits)
         tokens = self._choose(logits)
+        self._coming = None
         del logits  # the next ones take as much
         kept = self._look()
         if kept is not None:
             self._source.select(kept)
             tokens = tokens.index_select(0, kept)
-        self._coming = self._source.advance(tokens) if len(tokens) else None
+        self._go_on(tokens if len(tokens) else None)
         return True
 
-    def _logits(self) -> Tensor | None:
-        """Logits of the next token of each open answer, [A, V], those that begin among them."""
-        coming, self._coming = self._coming, None
-        logits = None if coming is None else coming()
-        begun = self._source.refill()
-        if begun is None:
-            return logits
-        numbers, first = begun
-        self._begin(numbers, first)
-        return first if logits is None else torch.cat((logits, first))
+    def _go_on(self, tokens: Tensor | None) -> bool:
+        """Begin answers in free slots, and the pass for the next logits; False: there are none.
+
+        Args:
+            tokens: of the open answers, [A] int64; None: none is open.
+        """
+        begun, self._beginning = self._source.refill(), []
+        if begun is not None:
+            self._beginning, first = begun
+            tokens = first if tokens is None else torch.cat((tokens, first))
+        self._coming = None if tokens is None else self._source.advance(tokens)
+        return tokens is not None
 
     def close(self, number: int) -> None:
         """End an answer that is open at the next token, whatever it is."""
@@ -455,7 +467,7 @@ def writing(
         limits: most tokens of each answer; None: ``config.max_new_tokens``.
     """
     count, device = len(prompts.sample_ids), prompts.decoder.tokens.device
-    source = decoder if isinstance(decoder, SlotDecoder) else _AtOnce(decoder, count)
+    source = decoder if isinstance(decoder, SlotDecoder) else _AtOnce(decoder, prompts.decoder)
     limits = [config.max_new_tokens] * count if limits is None else limits
     ids = prompts.sample_ids.to(device)
 

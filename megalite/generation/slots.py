@@ -1,8 +1,10 @@
 """Continuous batching: a fixed number of slots, each given to the next prompt when it is free.
 
-What is computed for an answer is a function of its prompt alone: a prompt is read in passes of its
-own, and a token is read by products and attention that look at its own row (on a GPU by passes of
-always equally many rows). So an answer is the same beside any others, in any slot and order.
+What is computed for an answer is a function of its prompt alone: a prompt but for its last token is
+read in passes of its own, and that token and those behind it by products and attention that look at
+their own row (on a GPU by passes of always equally many rows). So an answer is the same beside any
+others, in any slot and order; the head and an encoder's decoder read their weights for many prompts
+at once.
 """
 
 from collections import deque
@@ -21,10 +23,11 @@ from megalite.generation.blocks import (
     Stepping,
     num_blocks,
 )
-from megalite.generation.decoder import Forward, Pipelined, Take, begin_pass, overlapping
+from megalite.generation.decoder import Forward, Pipelined, Take, begin_pass
 from megalite.generation.prompts import Prompt, batch_prompts
 from megalite.generation.room import Room, pieces
 from megalite.models.batch import IGNORE, Batch, Stream
+from megalite.models.outputs import Kept
 from megalite.ops import RowIntervals
 from megalite.ops.linear import is_by_rows, products_by_rows
 from megalite.ops.tape import Taped, Trust
@@ -37,8 +40,7 @@ class _Prompt:
     key: tuple[object, ...]
     blocks: list[int]
     cross: list[int]
-    logits: Take
-    position: Tensor
+    position: Tensor  # [1, 1] or [1, 1, 2], of the row before its last one
 
 
 class Supply:
@@ -54,7 +56,7 @@ class Supply:
 
 @dataclass
 class _Slot:
-    """An answer that is being written: its blocks, and what its next row needs."""
+    """An answer that is being written: its blocks, rows that they hold, and the last position."""
 
     blocks: list[int]
     cross: list[int]
@@ -66,8 +68,8 @@ class _Slot:
 class SlotDecoder:
     """Writes answers to many prompts, some side by side; see the module.
 
-    Whoever samples calls :meth:`refill` for the first logits of answers that are begun,
-    :meth:`advance` for those of their next tokens, and :meth:`select` to leave some.
+    Whoever samples calls :meth:`refill` to begin answers, :meth:`advance` for the logits of their
+    next tokens, and :meth:`select` to leave some.
     """
 
     def __init__(
@@ -80,8 +82,7 @@ class SlotDecoder:
         """Have no prompts yet.
 
         Args:
-            forward: runs the model on a batch and a cache without dropout; gives the logits of the
-                last row, [B, 1, V], on ``device``.
+            forward: runs the model, on ``device``.
             room: for all answers that will be asked for.
             device: of the model.
             supply: of other decoders too; None: of this one alone.
@@ -124,8 +125,9 @@ class SlotDecoder:
         """Begin answers in the free slots.
 
         Returns:
-            Their numbers, and the logits [n, V] fp32 of their first tokens; they stand behind the
-            rows that are here. None: no slot is free, or nothing waits.
+            Their numbers, and the last token of each one's prompt, [n] int64, which is the next
+            one to read; they stand behind the rows that are here. None: no slot is free, or
+            nothing waits.
         """
         waiting = self._supply.waiting
         count = min(self.room.slots - len(self._slots), len(waiting))
@@ -133,33 +135,34 @@ class SlotDecoder:
             return None
         numbers = [waiting.popleft() for _ in range(count)]
         self._leave_step()
-        under_way = self._forward.groups if isinstance(self._forward, Pipelined) else 0
-        begun = overlapping((self._begin(number) for number in numbers), under_way)
-        first = _last_rows(next(begun), 1)
-        rows = first.new_empty(count, first.shape[1])
-        rows[0] = first[0]
-        for row, logits in enumerate(begun, 1):
-            rows[row] = _last_rows(logits, 1)[0]
-        return numbers, rows
+        most = self._forward.groups if isinstance(self._forward, Pipelined) else 0
+        under_way, last = deque[Take](), list[int]()
+        for number in numbers:
+            prompt, limit = self._supply.asked.pop(number)
+            last.append(prompt.tokens[-1])
+            under_way += self._begin(prompt, limit)
+            while len(under_way) > most:
+                under_way.popleft()()
+        for take in under_way:
+            take()
+        return numbers, torch.tensor(last, device=self._device)
 
-    def _begin(self, number: int) -> Take:
-        """Put an answer into a slot; gives what waits for the logits of its first token."""
-        supply = self._supply
-        prompt, limit = supply.asked.pop(number)
-        key = _key(prompt)
+    def _begin(self, prompt: Prompt, limit: int) -> list[Take]:
+        """Put an answer into a slot; gives what waits for passes that read its prompt."""
+        supply, key, passes = self._supply, _key(prompt), list[Take]()
         if supply.held is None or supply.held.key != key:
             self._drop_held()
-            supply.held = self._read(prompt, key)
-        held, length = supply.held, len(prompt.tokens)
-        needed = num_blocks(length + limit)
-        whole = length // BLOCK_ROWS
+            supply.held, passes = self._read(prompt, key)
+        held, known = supply.held, len(prompt.tokens) - 1
+        needed = num_blocks(known + 1 + limit)
+        whole = known // BLOCK_ROWS
         blocks = self._own.use(held.blocks[:whole])
         blocks += self._own.take(needed - whole)
-        if length % BLOCK_ROWS:
+        if known % BLOCK_ROWS:
             self._own.copy(held.blocks[whole], blocks[whole])
         cross, read = self._cross.use(held.cross), len(prompt.encoder_tokens)
-        self._slots.append(_Slot(blocks, cross, length, read, held.position))
-        return held.logits
+        self._slots.append(_Slot(blocks, cross, known, read, held.position))
+        return passes
 
     def _drop_held(self) -> None:
         held, self._supply.held = self._supply.held, None
@@ -167,25 +170,25 @@ class SlotDecoder:
             self._own.release(held.blocks)
             self._cross.release(held.cross)
 
-    def _read(self, prompt: Prompt, key: tuple[object, ...]) -> _Prompt:
-        """Read a prompt by itself, in the passes of :func:`pieces`."""
+    def _read(self, prompt: Prompt, key: tuple[object, ...]) -> tuple[_Prompt, list[Take]]:
+        """Begin to read a prompt by itself, in the passes of :func:`pieces`.
+
+        Its last token is left to the pass that reads those of all answers, which reads it again
+        where others see it.
+        """
         batch = batch_prompts([prompt], [0]).to(self._device)
-        length, read = len(prompt.tokens), len(prompt.encoder_tokens)
+        last_position = batch.decoder.positions[:, -1:]
+        length, read = max(len(prompt.tokens) - 1, prompt.prefix), len(prompt.encoder_tokens)
         blocks, cross = self._own.take(num_blocks(length)), self._cross.take(num_blocks(read))
         rows = Rows.first(blocks, length, self._device)
         cross_rows = Rows.first(cross or [SPARE], read, self._device)
         passes = list[Take]()
-        for first, last in pieces(length, prompt.prefix):
+        for first, last in list(pieces(length, prompt.prefix)) or [(0, 0)] * bool(read):
             seen = rows.piece(0, last) if first else None
             cache = Reading(self._own, rows.piece(first, last), seen, self._cross, cross_rows)
-            passes.append(begin_pass(self._forward, batch.piece(first, last), cache))
-
-        def last_logits() -> Tensor:
-            while len(passes) > 1:
-                passes.pop(0)()
-            return passes[0]()
-
-        return _Prompt(key, blocks, cross, last_logits, batch.decoder.positions[:, -1:])
+            with products_by_rows():  # at so few rows no slower than a BLAS
+                passes.append(begin_pass(self._forward, batch.piece(first, last), cache, Kept()))
+        return _Prompt(key, blocks, cross, last_position - _growth(last_position)), passes
 
     @torch.inference_mode()
     def advance(self, tokens: Tensor) -> Take:
@@ -265,10 +268,7 @@ class _Step:
     def next(self, tokens: Tensor, own: Blocks, cross: Blocks) -> tuple[Batch, Stepping]:
         """The pass that reads ``tokens`` of the slots' rows."""
         self.lengths += self.growth
-        # of two axes of positions the first stays at the mask that is filled, the second counts
-        step = torch.ones_like(self.positions)
-        if self.positions.dim() == 3:
-            step[..., 0] = 0
+        step = _growth(self.positions)
         self.positions += step * self.growth.view(-1, *[1] * (step.dim() - 1))
         spare = len(self.lengths) - len(tokens)
         tokens = torch.cat((tokens, tokens.new_zeros(spare)))[:, None]
@@ -283,6 +283,17 @@ class _Step:
         )
         rows = Rows.last(self.tables, self.lengths)
         return batch, Stepping(own, self.tables, self.lengths, rows, cross, self.cross_tables)
+
+
+def _growth(positions: Tensor) -> Tensor:
+    """From a row's position to the next one's: [B, 1], or [B, 1, 2] where there are two axes.
+
+    Of two the first stays at the mask that is filled, the second counts.
+    """
+    step = torch.ones_like(positions)
+    if positions.dim() == 3:
+        step[..., 0] = 0
+    return step
 
 
 def _last_rows(logits: Tensor, count: int) -> Tensor:

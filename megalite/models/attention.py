@@ -193,10 +193,27 @@ class CrossAttention(_Heads):
             q = self.query_norm(q)
 
         def make() -> tuple[Tensor, Tensor]:
-            key, value = self.key(memory, random), self.value(memory, random)
-            return key if self.key_norm is None else self.key_norm(key), value
+            return self._keys_values(memory, random)
 
         return self.output.finish(self._attended_to(q, make, context, context.cross))
+
+    def keep(self, context: Context, memory: Tensor | None) -> None:
+        """Let the cache keep the encoder's keys and values; no row attends to them yet."""
+        first, last = self.layout.queries
+        assert context.cache is not None and context.cross is not None and memory is not None
+        q = memory.new_empty(len(memory), 0, last - first, self.config.head_dim)
+        if last > first:
+            context.cache.attend_to(
+                self.name,
+                q,
+                lambda: self._of_queries(*self._keys_values(memory, context.dropout)),
+                context.cross,
+                self._options(context),
+            )
+
+    def _keys_values(self, memory: Tensor | None, random: Dropout | None) -> tuple[Tensor, Tensor]:
+        key, value = self.key(memory, random), self.value(memory, random)
+        return key if self.key_norm is None else self.key_norm(key), value
 
     def _attended_to(
         self,

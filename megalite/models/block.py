@@ -69,10 +69,14 @@ class Block(nn.Module):
         """Map the residual stream.
 
         Args:
-            x: [B, S, D], or [B, S/tp, D] under sequence parallelism.
+            x: [B, S, D], or [B, S/tp, D] under sequence parallelism; [B, 0, D] where the cache
+                is to keep the encoder's keys and values alone.
             context: masks, tables, bias, dropout and cache of the batch.
             memory: the encoder's rows [B, Se, D], on all of tp.
         """
+        if self.cross is not None and context.length == 0:
+            self.cross.keep(context, memory)
+            return x
         if self.config.parallel_block != "no":
             return self._parallel(x, context)
         sublayers: list[tuple[str, Callable[[Tensor], Tensor]]]

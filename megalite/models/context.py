@@ -44,7 +44,10 @@ class KeyValueCache(Protocol):
         mask: RowIntervals,
         options: AttentionOptions,
     ) -> Tensor:
-        """Attend to an encoder's keys and values, [B, Se, G, H], made at the first call."""
+        """Attend to an encoder's keys and values, [B, Se, G, H], made at the first call.
+
+        The first call may come with no row, q [B, 0, N, H].
+        """
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,9 @@ class Logits:
     last_row: bool = False
 
 
+LAST_ROW = Logits(last_row=True)
+
+
 @dataclass(frozen=True)
 class LogProbs:
     """``(log_probs, entropy)`` of the labels, each fp32 [B, S], 0 where there is no target.
@@ -55,4 +58,9 @@ class Hidden:
     """The last hidden states, normalised, [B, S, D]."""
 
 
-Output = Loss | Logits | LogProbs | Judgement | Values | Hidden
+@dataclass(frozen=True)
+class Kept:
+    """Only what a cache keeps of the batch: the result is of no use."""
+
+
+Output = Loss | Logits | LogProbs | Judgement | Values | Hidden | Kept

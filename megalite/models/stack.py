@@ -207,7 +207,7 @@ class Stack(nn.Module):
 
     def _bias(self, length: int, past: int, device: torch.device) -> Tensor | None:
         """The bias of each distance: index key - query + length - 1, query counted without past."""
-        if self.config.position not in ("relative", "alibi"):
+        if self.config.position not in ("relative", "alibi") or length == 0:
             return None
         distance = torch.arange(2 * length + past - 1, device=device) - (length - 1 + past)
         if self.relative is not None:

@@ -14,7 +14,7 @@ from megalite.models.block import Block
 from megalite.models.config import ModelConfig
 from megalite.models.context import KeyValueCache
 from megalite.models.head import Head
-from megalite.models.outputs import Output
+from megalite.models.outputs import Kept, Output
 from megalite.models.part import Part
 from megalite.models.stack import Stack
 from megalite.ops import Dropout
@@ -89,7 +89,8 @@ class Transformer(nn.Module):
             flow: what the part before gave: (decoder rows), (encoder rows), or (encoder rows,
                 decoder rows), each [B, S, D] or [B, S/tp, D] under sequence parallelism.
             dropout_seed: of the step; None is no dropout.
-            cache: for decoding; the encoder runs only when the batch has its stream.
+            cache: for decoding; the encoder runs only when the batch has its stream. Where the
+                decoder reads no row, the cache gets what later ones attend to.
 
         Returns:
             What ``output`` asks, or the next part's flow.
@@ -106,6 +107,8 @@ class Transformer(nn.Module):
         hidden = self._decode(self.decoder, batch, rows, memory, random, cache)
         if self.head is None:
             return (hidden,) if memory is None else (memory.view_as(memory), hidden)
+        if isinstance(output, Kept):
+            return hidden
         tied = None
         if self.is_tied and self.embedding is not None:
             tied = self.embedding.local("weight")
@@ -132,7 +135,9 @@ class Transformer(nn.Module):
         if memory is not None and batch.cross is not None:
             memory = enter(memory, self.mesh, batch.cross.num_keys)
         context = stack.context(batch.decoder, random, cache, batch.cross)
-        if self.part.starts_decoder and self.embedding is not None:
+        if memory is not None and batch.decoder.length == 0:
+            hidden = memory[:, :0]
+        elif self.part.starts_decoder and self.embedding is not None:
             hidden = stack.embed(self.embedding, batch.decoder, context)
         else:
             (hidden,) = rows

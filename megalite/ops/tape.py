@@ -1,10 +1,10 @@
 """A function of tensors that is called again and again: from the third call on without Python.
 
-Its first two calls are recorded: which operators they called, on what. Where both recordings are
-the same, later calls run those operators, with the same constants, so they give the same bits. All
-that differs from call to call must stand in the arguments, or in tensors that the function writes
-to in place. What reads a number from a tensor or waits for another process can't be repeated, and
-is called each time.
+Its calls are recorded: which operators they called, on what. Where two in a row are the same, later
+calls run those operators, with the same constants, so they give the same bits; the first may differ
+from them, as it may make memory that the others use. All that differs from call to call must stand
+in the arguments, or in tensors that the function writes to in place. What reads a number from a
+tensor or waits for another process can't be repeated, and is called each time.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,6 +15,7 @@ from torch import Tensor
 from megalite.ops.backends import tape_class
 
 Function = Callable[..., Sequence[Tensor]]
+MOST_DIFFERENCES = 2  # of calls from those before them; then none is recorded any more
 
 
 class Trust:
@@ -22,12 +23,14 @@ class Trust:
 
     Attributes:
         is_proven: two calls of one were the same.
+        differences: calls that were not what the call before them was.
         why_not: why none is repeated; empty where nothing is known against it.
     """
 
     def __init__(self) -> None:
         """Know nothing."""
         self.is_proven = False
+        self.differences = 0
         self.why_not = ""
 
 
@@ -73,7 +76,9 @@ class Taped:
     def _judge(self, tape: Any, why_not: str) -> None:
         trust, first = self._trust, self._first
         if not why_not and first is not None and not first.equals(tape):
-            why_not = "a second call was another one"
+            trust.differences, first = trust.differences + 1, None
+            if trust.differences > MOST_DIFFERENCES:
+                why_not = "its calls differ"
         trust.why_not = why_not
         if why_not:
             self._first = None

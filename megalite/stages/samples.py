@@ -14,14 +14,14 @@ from megalite.data.chat.long_rows import RowRules
 from megalite.engine.model import Model
 from megalite.engine.pipeline import Pipeline
 from megalite.generation.answer import SLOTS, Asked, answer
-from megalite.generation.decoder import Forward, Pipelined
+from megalite.generation.decoder import Forward, Pipelined, Take
 from megalite.generation.generate import Ending
 from megalite.generation.prompts import Prompt
 from megalite.generation.sampling import SamplingConfig
 from megalite.models.batch import Batch
 from megalite.models.config import ModelConfig
 from megalite.models.context import KeyValueCache
-from megalite.models.outputs import Logits
+from megalite.models.outputs import LAST_ROW, Output
 from megalite.stages.conversation import ChatFormat
 from megalite.stages.positions import check_positions
 from megalite.stages.setup import Stage
@@ -39,18 +39,22 @@ class SamplesConfig(Section):
 
 
 def decode_with(model: Model) -> Forward:
-    """The model as a function of a batch and a cache: the last row's logits, on its device.
+    """The model as a function of a batch and a cache, on its device.
 
     Passes of a pipeline overlap; :func:`bubble_of_answers` tells how busy they keep its stages.
     """
     device = model.mesh.device
     if isinstance(model, Pipeline):
         passes = model.passes()
-        return Pipelined(lambda batch, cache: passes.begin(batch.to(device), cache), model.groups)
 
-    def forward(batch: Batch, cache: KeyValueCache) -> Tensor:
-        logits: Tensor = model.evaluate([batch.to(device)], Logits(last_row=True), cache)[0]
-        return logits
+        def begin(batch: Batch, cache: KeyValueCache, output: Output) -> Take:
+            return passes.begin(batch.to(device), cache, output)
+
+        return Pipelined(begin, model.groups)
+
+    def forward(batch: Batch, cache: KeyValueCache, output: Output = LAST_ROW) -> Tensor:
+        result: Tensor = model.evaluate([batch.to(device)], output, cache)[0]
+        return result
 
     return forward
 

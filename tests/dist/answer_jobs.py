@@ -19,6 +19,7 @@ from megalite.generation.prompts import Prompt
 from megalite.generation.sampling import SamplingConfig
 from megalite.models.batch import Batch
 from megalite.models.context import KeyValueCache
+from megalite.models.outputs import Output
 from megalite.stages.samples import bubble_of_answers, decode_with
 from megalite.tools.generate import GenerateConfig, run
 from megalite.training.config import RunConfig
@@ -38,8 +39,8 @@ class Counted:
     under_way: int = 0
     most: int = 0
 
-    def begin(self, batch: Batch, cache: KeyValueCache) -> Callable[[], Tensor]:
-        take, waits = self.decode.begin(batch, cache), True
+    def begin(self, batch: Batch, cache: KeyValueCache, output: Output) -> Callable[[], Tensor]:
+        take, waits = self.decode.begin(batch, cache, output), True
         if not isinstance(cache, Stepping):  # a prompt's
             return take
         self.under_way += 1

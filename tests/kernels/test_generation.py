@@ -50,7 +50,7 @@ def attended(name: str, case: tuple, options: AttentionOptions) -> torch.Tensor:
         return paged_attention(*on_device(name, *case), options).cpu()
 
 
-@pytest.mark.parametrize("shape", [(4, 2, 24, 47), (3, 3, 7, 64), (8, 1, 64, 130)])
+@pytest.mark.parametrize("shape", [(4, 2, 24, 47), (3, 3, 7, 64), (8, 1, 64, 130), (2, 1, 150, 40)])
 @pytest.mark.parametrize("kind", ["plain", "bias", "cap"])
 def test_paged_attention_is_as_good_as_attention_over_copies(shape, kind):
     check_paged("cpu", paged_case(*shape), kind)
@@ -110,7 +110,7 @@ def test_keys_that_no_block_has_are_refused(name, of):
         attended(name, case, AttentionOptions())
 
 
-@pytest.mark.parametrize("sizes", [(1, 1), (7, 3), (64, 61), (513, 130)])
+@pytest.mark.parametrize("sizes", [(1, 1), (7, 3), (64, 61), (513, 130), (11003, 5)])
 @pytest.mark.parametrize("has_bias", [False, True])
 def test_products_by_rows_are_as_good_and_each_is_its_rows_own(sizes, has_bias):
     depth, width = sizes
@@ -136,6 +136,10 @@ def test_draws_are_those_of_the_definition(width):
     tokens, log_probs = draw_tokens(logits, uniform, 0.8)
     with backend("reference"):
         expected, theirs = draw_tokens(logits, uniform, 0.8)
-    assert torch.equal(tokens, expected)
+    ends = torch.softmax(logits.double() / 0.8, -1).cumsum(-1)
+    border = (ends.gather(1, torch.minimum(tokens, expected)[:, None])[:, 0] - uniform).abs()
+    assert ((tokens == expected) | (border < 1e-6)).all()
+    log_probs, theirs = log_probs[tokens == expected], theirs[tokens == expected]
+    assert len(theirs) >= 295
     assert torch.isfinite(log_probs).all()
     assert torch.allclose(log_probs, theirs, atol=1e-5)

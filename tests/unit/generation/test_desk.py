@@ -84,9 +84,9 @@ def test_each_answer_is_the_one_given_alone_whatever_comes_beside_it(name):
         ]
         for at in range(0, len(orders), 4):  # they come while others are written
             office.desk.ask(orders[at : at + 4])
-            taken[at].done.wait()
+            assert taken[at].done.wait(60)
         for own in taken:
-            own.done.wait()
+            assert own.done.wait(60)
     for n, ((prompt, sampling), own) in enumerate(zip(pairs, taken, strict=True)):
         config = SamplingConfig(max_new_tokens=LIMIT, **sampling)
         asked = Asked([prompt], [0], 1)
@@ -106,13 +106,13 @@ def test_stop_texts_are_each_orders_own():
     with Office("llama") as office:
         whole, cut = Taken(), Taken()
         office.desk.ask([office.order(prompt, whole, temperature=0.0)])
-        whole.done.wait()
+        assert whole.done.wait(60)
         assert len(whole.text) > 2
         stop = whole.text[1:3]
         both = [office.order(prompt, cut, [stop], temperature=0.0)]
         again = Taken()
         office.desk.ask([*both, office.order(prompt, again, temperature=0.0)])
-        again.done.wait()
+        assert again.done.wait(60)
     assert cut.text == whole.text[: whole.text.index(stop)]
     assert cut.end.reason == "stop"
     assert again.text == whole.text
@@ -123,27 +123,27 @@ def test_more_orders_than_may_wait_are_refused_whole_and_closed_ones_end():
     gate, entered = threading.Event(), threading.Event()
     inner = decode_with(make("llama"))
 
-    def decode(batch, cache):
+    def decode(batch, cache, *output):
         entered.set()
-        gate.wait()
-        return inner(batch, cache)
+        assert gate.wait(60)
+        return inner(batch, cache, *output)
 
     with Office("llama", 1, decode) as office:
         taken = [Taken() for _ in range(5)]
         orders = [office.order(prompt, own, temperature=0.0) for own in taken]
         office.desk.ask(orders[:3])
-        entered.wait()
+        assert entered.wait(60)
         office.desk.ask([orders[3]])
         with pytest.raises(DeskFull):
             office.desk.ask([orders[4]])
         office.desk.close([orders[0], orders[3]])
         gate.set()
         for own in taken[:4]:
-            own.done.wait()
+            assert own.done.wait(60)
         assert [own.end.reason == "closed" for own in taken[:4]] == [True, False, False, True]
         assert taken[4].end is None
         office.desk.ask([orders[4]])
-        taken[4].done.wait()
+        assert taken[4].done.wait(60)
         assert taken[4].text == taken[1].text
     with pytest.raises(DeskStopped, match="done"):
         office.desk.ask([orders[4]])
@@ -153,17 +153,17 @@ def test_a_failure_is_told_and_the_next_order_is_answered():
     prompt, fails = prompts_of("llama")[0], [True]
     inner = decode_with(make("llama"))
 
-    def decode(batch, cache):
+    def decode(batch, cache, *output):
         if fails:
             fails.clear()
             raise MemoryError("no room")
-        return inner(batch, cache)
+        return inner(batch, cache, *output)
 
     with Office("llama", decode=decode) as office:
         first, second = Taken(), Taken()
         office.desk.ask([office.order(prompt, first)])
-        first.done.wait()
+        assert first.done.wait(60)
         assert (first.end.reason, first.end.why) == ("failed", "MemoryError: no room")
         office.desk.ask([office.order(prompt, second)])
-        second.done.wait()
+        assert second.done.wait(60)
         assert second.end.reason in ("stop", "length")
