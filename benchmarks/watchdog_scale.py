@@ -34,7 +34,6 @@ from megalite.engine.model import Task
 from megalite.errors import MegaliteError
 from megalite.models.config import ModelConfig
 from megalite.models.outputs import Loss
-from megalite.stages.setup import STALL_SHARE
 from megalite.training.config import OptimizerConfig, ScheduleConfig, TrainConfig
 from megalite.training.faults import Fault, FaultConfig
 from megalite.training.learner import Learner, Learning
@@ -83,7 +82,7 @@ def be_process(launch: Launch, trial: Trial, folder: Path, timeout_s: float) -> 
     mesh = build_mesh(launch, parallel, torch.device("cpu"))
     told = FaultConfig(kind=trial.kind, rank=trial.rank, step=FAULT_STEP)
     heartbeat = Heartbeat(Fault(told, launch))
-    with Watchdog(launch, heartbeat, Timeouts(STALL_SHARE * timeout_s), folder / "faults"):
+    with Watchdog(launch, heartbeat, Timeouts.beside(timeout_s), folder / "faults"):
         model = build_model(MODEL, mesh, parallel, seed=0)
         train = TrainConfig(global_batch_size=launch.world_size)
         learning = Learning(train, OptimizerConfig(), ScheduleConfig(), 0)

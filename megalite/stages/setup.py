@@ -67,7 +67,6 @@ from megalite.training.watchdog.timeouts import SLOW_FACTOR, Timeouts
 from megalite.training.watchdog.watchdog import Watchdog
 
 TITLE = "# megalite "  # begins a run's config.toml, before its stage
-STALL_SHARE = 0.75  # of a collective's timeout: a hung process is named before collectives give up
 
 MakeBatch = Callable[[Sequence[Any], Sequence[int]], Any]
 
@@ -471,7 +470,7 @@ def _stage_in(
     peak = peak_tflops(device, config.train.precision)
     speed = Speed(config.model, mesh, peak, recomputed_blocks(config.model, config.parallel))
     heartbeat = Heartbeat(Fault(config.faults, launch), launch.beginning)
-    timeouts = Timeouts(STALL_SHARE * config.parallel.timeout_s)
+    timeouts = Timeouts.beside(config.parallel.timeout_s)
     faults = log.folder / "faults" / f"restart-{launch.restart}"
     watchdog = Watchdog(launch, heartbeat, timeouts, faults)
     return Stage(

@@ -35,6 +35,7 @@ from megalite.stages.rules.config import MODEL, ScoreConfig
 from megalite.stages.samples import SamplesConfig
 from megalite.training.config import RunConfig
 from megalite.training.folder.record import REWARD_MODELS
+from megalite.training.watchdog.timeouts import Timeouts
 
 PolicyConfigT = TypeVar("PolicyConfigT", bound="PolicyConfig")
 
@@ -197,6 +198,13 @@ class PolicyConfig(LanguageConfig):
             raise ConfigError(
                 f"--reward.guard.model {reward.guard.model}: is the only score: give another, "
                 "which counts where this one finds nothing bad"
+            )
+        stall_s = Timeouts.beside(self.parallel.timeout_s).stall_s
+        if reward.function and reward.time_limit_s >= stall_s:
+            raise ConfigError(
+                f"--reward.time_limit_s {reward.time_limit_s:g}: must be less than {stall_s:g}, "
+                "after which a process that stands still has hung: lower it, or raise "
+                "parallel.timeout_s"
             )
 
     def _check_mini_batches(self) -> None:

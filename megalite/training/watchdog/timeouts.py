@@ -8,6 +8,7 @@ from megalite.training.watchdog.heartbeat import WAIT
 LONGEST_SILENCE_S = (
     60.0  # the thread reports whatever the main thread does, unless one holds Python
 )
+STALL_SHARE = 0.75  # of a collective's timeout: a hung process is named before collectives give up
 SLOW_PHASES, SLOW_FACTOR = ("start", "save"), 4.0  # they read or write much, and nothing else moves
 
 
@@ -20,6 +21,11 @@ class Timeouts:
     """
 
     stall_s: float
+
+    @classmethod
+    def beside(cls, collectives_s: float) -> "Timeouts":
+        """Those of a run whose collectives give up after so many seconds."""
+        return cls(STALL_SHARE * collectives_s)
 
     def stall_in(self, phase: str) -> float:
         """Seconds that a main thread may stand still in a phase."""
