@@ -70,11 +70,17 @@ class Conversations:
         self._check = LengthCheck(paths, rules)
         source = RowSource("conversations", paths, chat, structure, rules)
         self._rows = stores.rows(source, partial(self._read, paths, stores))
-        self.notes = self._rows.notes
         decoder, encoder = self._rows.lengths()
         alone = [np.array([number]) for number in range(len(decoder))]
         length = rules.length
         self._sequences = first_fit(decoder, length, encoder, length) if packed else alone
+        self.notes = self._rows.notes
+        if len(self._sequences) < len(alone):
+            self.notes = [
+                *self.notes,
+                f"{', '.join(paths)}: data.packed puts {len(alone):,} conversations side by side, "
+                f"samples: {len(self._sequences):,}",
+            ]
 
     def _read(self, paths: Sequence[str], stores: RowStores) -> TokenizedRows:
         """Tokenize the files' records."""

@@ -95,6 +95,8 @@ def test_their_tokens_are_not_kept_and_that_is_said(folder, tokenizer, tmp_path)
     rules = RowRules(64, columns={"instruction": "question"})
     read = [[name], Chat("plain", tokenizer), Structure(), rules, True]
     found = Conversations(*read, stores)
-    assert found.notes == [f"{name}: data.cache keeps the rows of files alone"]
+    kept, packed = found.notes
+    assert kept == f"{name}: data.cache keeps the rows of files alone"
+    assert packed == f"{name}: data.packed puts 7 conversations side by side, samples: 1"
     assert found.num_examples == len(ROWS)
     assert not (tmp_path / "cache").exists()
