@@ -7,6 +7,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from megalite.generation.prompts import Prompt
+from megalite.models.outputs import LAST_ROW
 from megalite.ops import AttentionOptions
 from megalite.stages.rlhf.experience import Judgement, RewardConfig, gather_experience
 from megalite.stages.rlhf.kl import KLConfig, adapt
@@ -52,7 +53,7 @@ class Run:
         hidden = self.reference.transformer(batch.decoder.tokens).last_hidden_state.detach()
         return self.critic(hidden).squeeze(-1)
 
-    def decode(self, batch, cache):
+    def decode(self, batch, cache, output=LAST_ROW):
         """Logits of the rows that are new, by the weights of the Hugging Face model."""
         body = self.actor.transformer
         x = body.wte.weight[batch.decoder.tokens] + body.wpe.weight[batch.decoder.positions.long()]
