@@ -65,7 +65,7 @@ def test_a_reward_model_scores_groups_and_text_is_another_in_each_update(work, m
         (["--advantage.kind", "gae"], "--advantage.kind"),
         (
             ["--parallel.timeout_s", "12"],
-            "--reward.time_limit_s 10: must be less than 9, after which a process that stands still",
+            "--reward.time_limit_s 10: must be less than 9, after which a process that stands",
         ),
         (["--train.micro_batch_size", "32"], "8, whose 4 answers each fill whole micro-batches"),
     ],
