@@ -179,11 +179,16 @@ def _accepts(cls: type[Section], key: tuple[str, ...], kind: object) -> bool:
 
 
 def _parse_value(cls: type[Section], key: tuple[str, ...], text: str) -> object:
-    """Read a value as TOML, or as plain text where the field is text or TOML can't read it."""
+    """Read a value as TOML, or as plain text where the field is text or TOML can't read it.
+
+    Where a list of texts is wanted, a text that begins no list is one of it.
+    """
     field = find_field(cls, key)
     kinds = members(field.annotation) if field is not None else ()
     if any(kind in (str, Path) or _is_literal_text(kind) for kind in kinds):
         return text
+    if kinds == (tuple[str, ...],) and text and not text.startswith("["):
+        return [text]
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:

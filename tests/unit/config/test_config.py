@@ -32,6 +32,7 @@ class Data(Section):
     folder: Path = Path("data")
     sources: tuple[Source, ...] = ()
     sizes: tuple[int, ...] = (1, 2)
+    files: tuple[str, ...] = ()
     names: dict[str, float] = Field(default_factory=dict)
 
 
@@ -77,6 +78,25 @@ def test_negative_numbers_lists_and_none_are_values() -> None:
     overrides = ["--seed", "-3", "--data.sizes", "[4, 5]", "--model.window_tokens", "none"]
     config = load(Config, None, overrides)
     assert (config.seed, config.data.sizes, config.model.window_tokens) == (-3, (4, 5), None)
+
+
+@pytest.mark.parametrize(
+    ("word", "files"),
+    [
+        ("a.jsonl", ("a.jsonl",)),
+        ("a b,c", ("a b,c",)),
+        ("7", ("7",)),
+        ('["a", "b"]', ("a", "b")),
+        ("[]", ()),
+    ],
+)
+def test_one_text_stands_for_a_list_of_it(word: str, files: tuple[str, ...]) -> None:
+    assert load(Config, None, ["--data.files", word]).data.files == files
+
+
+@pytest.mark.parametrize("word", ["", "[a", "[3]"])
+def test_what_is_no_list_of_texts_is_refused(word: str) -> None:
+    assert "--data.files" in message("--data.files", word)
 
 
 def test_unknown_key_names_the_closest() -> None:
