@@ -1,6 +1,7 @@
 """Jobs that weigh what FSDP2 holds beyond its shards while a step runs."""
 
 import gc
+import time
 import weakref
 from typing import Any
 
@@ -114,6 +115,9 @@ class Living(TorchDispatchMode):
         self.bytes -= size
 
 
+SETTLES_S = 0.1  # until gloo's threads have let go of what a collective read or wrote
+
+
 def activations(
     launch: Launch, layouts: list[dict[str, Any]], shapes: list[dict[str, Any]], length: int
 ) -> list[tuple[int, int]]:
@@ -125,6 +129,7 @@ def activations(
         (part,) = build_model(config, mesh, parallel, seed=1, precision="fp32").parts
         with Living([local_part(parameter) for parameter in part.parameters()]) as living:
             loss = part(batch_of(config, 2, length), Loss(1.0))
+            time.sleep(SETTLES_S)
             kept = living.bytes
             loss.backward()
         found.append((kept, living.most))
