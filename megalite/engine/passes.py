@@ -18,7 +18,7 @@ from megalite.models.outputs import LAST_ROW, Kept, Output
 
 Sent = list[tuple[dist.Work | None, Tensor]]  # what is under way, and what it reads
 # The result of the last process's parts, else None, and what was sent on.
-RunParts = Callable[[Batch, KeyValueCache, BusyClock, Output], tuple[Any, Sent]]
+RunParts = Callable[[Batch, Output, KeyValueCache, BusyClock], tuple[Any, Sent]]
 
 
 class Passes:
@@ -55,18 +55,17 @@ class Passes:
         if self._clock is None:
             self._clock = BusyClock(self._mesh.device)
         clock = self._clock
-        result, sent = self._run(batch, cache, clock, output)
-        form = self._form(batch)
-        is_kept = isinstance(output, Kept)
-        coming = None if is_kept else start_share_from_last(result, form, self._mesh)
+        result, sent = self._run(batch, output, cache, clock)
+        coming = None
+        if not isinstance(output, Kept):
+            coming = start_share_from_last(result, self._form(batch), self._mesh)
 
         @kept
         def take() -> Tensor:
             for work, _ in sent:
                 if work is not None:
                     work.wait()
-            nothing = torch.empty_like(form[:, :0], device=self._mesh.device)
-            logits = nothing if coming is None else coming.wait()
+            logits = torch.empty(0) if coming is None else coming.wait()
             clock.end()
             return logits
 

@@ -299,16 +299,11 @@ class Pipeline(Parts):
         """Passes over prompts and next tokens, several of which may be under way."""
         dtype = COMPUTE_DTYPES[self.how.precision]
 
-        def run(
-            batch: Batch, cache: KeyValueCache, clock: BusyClock, output: Output
-        ) -> tuple[Any, Sent]:
-            return self._run_parts(batch, output, cache, clock)
-
         def form(batch: Batch) -> Tensor:
             shape = len(batch.decoder.tokens), 1, self.config.vocab_size
             return torch.empty(shape, dtype=dtype, device="meta")
 
-        self.last_passes = Passes(run, self.mesh, form)
+        self.last_passes = Passes(self._run_parts, self.mesh, form)
         return self.last_passes
 
     def _receive(self, module: Transformer, shapes: Flows) -> Flow:

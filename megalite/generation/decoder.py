@@ -13,7 +13,6 @@ from megalite.models.context import KeyValueCache
 from megalite.models.outputs import LAST_ROW, Output
 from megalite.ops import RowIntervals
 
-Step = Callable[[Batch, KeyValueCache], Tensor]
 Take = Callable[[], Tensor]  # waits for logits, and gives them at each call
 
 
@@ -26,7 +25,7 @@ class Forward(Protocol):
 
 @dataclass(frozen=True)
 class Pipelined:
-    """A :data:`Forward` of a model whose parts stand in several processes: passes may overlap.
+    """A :class:`Forward` of a model whose parts stand in several processes: passes may overlap.
 
     Attributes:
         begin: begins a pass; all processes begin the same passes, in one order.
@@ -51,6 +50,17 @@ def begin_pass(
     return lambda: result
 
 
+def growth(positions: Tensor) -> Tensor:
+    """From a row's position to the next one's: of [B, 1], or of [B, 1, 2] where there are two axes.
+
+    Of two the first stays at the mask that is filled, the second counts.
+    """
+    step = torch.ones_like(positions)
+    if positions.dim() == 3:
+        step[..., 0] = 0
+    return step
+
+
 class Decoder(Protocol):
     """What sampling and beam search need from a model."""
 
@@ -71,7 +81,7 @@ class CachedDecoder:
     stream, and cross-attention finds its keys and values in the cache.
     """
 
-    def __init__(self, forward: Step, prompts: Batch, max_new_tokens: int) -> None:
+    def __init__(self, forward: Forward, prompts: Batch, max_new_tokens: int) -> None:
         """Hold prompts until :meth:`start`.
 
         Args:
@@ -94,15 +104,11 @@ class CachedDecoder:
         """Read one more token of each sequence, [B] int64; give the next logits, [B, V] fp32."""
         last = self._batch
         positions = last.decoder.positions[:, -1:]
-        # of two axes of positions the first stays at the mask that is filled, the second counts
-        step = torch.ones_like(positions)
-        if positions.dim() == 3:
-            step[..., 0] = 0
         start, keys = last.decoder.mask.start[:, -1:], self._cache.length + 1
         mask = RowIntervals(start, torch.full_like(start, keys), keys)
         self._batch = replace(
             last,
-            decoder=Stream(tokens[:, None], positions + step, mask),
+            decoder=Stream(tokens[:, None], positions + growth(positions), mask),
             labels=torch.full_like(tokens[:, None], IGNORE),
             encoder=None,
             cross=None if last.cross is None else last.cross.last_row(),

@@ -102,8 +102,8 @@ class Room:
     ) -> int:
         """Memory of a pass and of a draw beside them, at most; ``sampling`` None: of any.
 
-        A pass holds the residual stream and a sub-layer's products, a draw logits: those of the
-        rows that go on, those of rows that begin, and both together. Penalties keep what each row
+        A pass holds the residual stream and a sub-layer's products, a draw logits, as the model
+        gives them and in fp32. Penalties keep what each row
         has, 5 bytes a token of the vocabulary, twice while rows come or go.
         """
         heads = 2 * (model.num_heads + model.kv_heads)  # queries, results, keys, values

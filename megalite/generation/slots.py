@@ -23,7 +23,7 @@ from megalite.generation.blocks import (
     Stepping,
     num_blocks,
 )
-from megalite.generation.decoder import Forward, Pipelined, Take, begin_pass
+from megalite.generation.decoder import Forward, Pipelined, Take, begin_pass, growth
 from megalite.generation.prompts import Prompt, batch_prompts
 from megalite.generation.room import Room, pieces
 from megalite.models.batch import IGNORE, Batch, Stream
@@ -182,13 +182,15 @@ class SlotDecoder:
         blocks, cross = self._own.take(num_blocks(length)), self._cross.take(num_blocks(read))
         rows = Rows.first(blocks, length, self._device)
         cross_rows = Rows.first(cross or [SPARE], read, self._device)
-        passes = list[Take]()
-        for first, last in list(pieces(length, prompt.prefix)) or [(0, 0)] * bool(read):
+        bounds, passes = list(pieces(length, prompt.prefix)), list[Take]()
+        if read and not bounds:
+            bounds = [(0, 0)]  # the encoder runs all the same
+        for first, last in bounds:
             seen = rows.piece(0, last) if first else None
             cache = Reading(self._own, rows.piece(first, last), seen, self._cross, cross_rows)
             with products_by_rows():  # at so few rows no slower than a BLAS
                 passes.append(begin_pass(self._forward, batch.piece(first, last), cache, Kept()))
-        return _Prompt(key, blocks, cross, last_position - _growth(last_position)), passes
+        return _Prompt(key, blocks, cross, last_position - growth(last_position)), passes
 
     @torch.inference_mode()
     def advance(self, tokens: Tensor) -> Take:
@@ -268,7 +270,7 @@ class _Step:
     def next(self, tokens: Tensor, own: Blocks, cross: Blocks) -> tuple[Batch, Stepping]:
         """The pass that reads ``tokens`` of the slots' rows."""
         self.lengths += self.growth
-        step = _growth(self.positions)
+        step = growth(self.positions)
         self.positions += step * self.growth.view(-1, *[1] * (step.dim() - 1))
         spare = len(self.lengths) - len(tokens)
         tokens = torch.cat((tokens, tokens.new_zeros(spare)))[:, None]
@@ -283,17 +285,6 @@ class _Step:
         )
         rows = Rows.last(self.tables, self.lengths)
         return batch, Stepping(own, self.tables, self.lengths, rows, cross, self.cross_tables)
-
-
-def _growth(positions: Tensor) -> Tensor:
-    """From a row's position to the next one's: [B, 1], or [B, 1, 2] where there are two axes.
-
-    Of two the first stays at the mask that is filled, the second counts.
-    """
-    step = torch.ones_like(positions)
-    if positions.dim() == 3:
-        step[..., 0] = 0
-    return step
 
 
 def _last_rows(logits: Tensor, count: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -191,25 +192,16 @@ class CrossAttention(_Heads):
 
         if self.query_norm is not None:
             q = self.query_norm(q)
-
-        def make() -> tuple[Tensor, Tensor]:
-            return self._keys_values(memory, random)
-
+        make = partial(self._keys_values, memory, random)
         return self.output.finish(self._attended_to(q, make, context, context.cross))
 
     def keep(self, context: Context, memory: Tensor | None) -> None:
         """Let the cache keep the encoder's keys and values; no row attends to them yet."""
         first, last = self.layout.queries
-        assert context.cache is not None and context.cross is not None and memory is not None
+        assert context.cross is not None and memory is not None
         q = memory.new_empty(len(memory), 0, last - first, self.config.head_dim)
-        if last > first:
-            context.cache.attend_to(
-                self.name,
-                q,
-                lambda: self._of_queries(*self._keys_values(memory, context.dropout)),
-                context.cross,
-                self._options(context),
-            )
+        make = partial(self._keys_values, memory, context.dropout)
+        self._attended_to(q, make, context, context.cross)
 
     def _keys_values(self, memory: Tensor | None, random: Dropout | None) -> tuple[Tensor, Tensor]:
         key, value = self.key(memory, random), self.value(memory, random)

@@ -1,4 +1,4 @@
-"""A function of tensors that is called again and again: from the third call on without Python.
+"""A function of tensors that is called again and again: after a few calls without Python.
 
 Its calls are recorded: which operators they called, on what. Where two in a row are the same, later
 calls run those operators, with the same constants, so they give the same bits; the first may differ
