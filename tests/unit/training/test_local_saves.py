@@ -34,12 +34,13 @@ class LocalRun(Run):
         return trainer
 
     def fail_in(self, step: int) -> "LocalRun":
-        """A start that fails in a step, with what it was writing written."""
+        """A start that fails in a step; each save is whole before the next step, so none is left
+        out because a slow disk still writes the one before."""
 
         def fail(now: int, _learner) -> None:
+            self.local.wait()
+            self.shared.wait()
             if now == step:
-                self.local.wait()
-                self.shared.wait()
                 raise RuntimeError("a fault")
 
         with pytest.raises(RuntimeError, match="a fault"):
