@@ -98,22 +98,28 @@ class Room:
         return (self.blocks + 1 + cross) * BLOCK_ROWS * row
 
     def working_bytes(
-        self, model: ModelConfig, number_bytes: int, sampling: SamplingConfig | None = None
+        self,
+        model: ModelConfig,
+        number_bytes: int,
+        sampling: SamplingConfig | None = None,
+        on_gpu: bool = False,
     ) -> int:
         """Memory of a pass and of a draw beside them, at most; ``sampling`` None: of any.
 
         A pass holds the residual stream and a sub-layer's products, a draw logits, as the model
-        gives them and in fp32. Penalties keep what each row
-        has, 5 bytes a token of the vocabulary, twice while rows come or go.
+        gives them and in fp32. Penalties keep what each row has, 5 bytes a token of the
+        vocabulary, twice while rows come or go. On a GPU the graph of a pass over next tokens
+        keeps what such a pass holds.
         """
         heads = 2 * (model.num_heads + model.kv_heads)  # queries, results, keys, values
         inner = max(heads * model.head_dim, (2 + model.gated) * model.ffn_size)
         rows = max(self.pass_rows, self.slots)
-        passes = rows * (4 * model.hidden_size + inner) * number_bytes
+        row = (4 * model.hidden_size + inner) * number_bytes
+        graph = self.slots * (row + model.vocab_size * (number_bytes + 4)) if on_gpu else 0
         keys = max(self.most_keys, self.pass_rows)  # copied of blocks, and as a kernel reads them
         copies = 4 * keys * model.kv_heads * model.head_dim * number_bytes
         logits = 2 * self.slots * model.vocab_size * 4
-        total = passes + copies + logits
+        total = rows * row + copies + logits + graph
         if sampling is None or sampling.penalises:
             total += 2 * self.slots * model.vocab_size * 5
         if sampling is None or sampling.penalises or sampling.truncates:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from megalite.generation.blocks import (
     BLOCK_ROWS,
@@ -78,6 +79,7 @@ class SlotDecoder:
         room: Room,
         device: torch.device | str = "cpu",
         supply: Supply | None = None,
+        trust: Trust | None = None,
     ) -> None:
         """Have no prompts yet.
 
@@ -86,15 +88,17 @@ class SlotDecoder:
             room: for all answers that will be asked for.
             device: of the model.
             supply: of other decoders too; None: of this one alone.
+            trust: of passes over next tokens; None: nothing is known yet.
         """
         self._forward, self.room = forward, room
         self._device = torch.device(device)
         self._supply = supply or Supply(room)
         self._own, self._cross = self._supply.own, self._supply.cross
         self._slots: list[_Slot] = []
-        self._step: _Step | None = None
-        self._taped: Taped | None = None  # the pass over the rows of this step
-        self._trust = Trust()
+        self._step: _Step | None = None  # the last one
+        self._is_stepping = False  # whether its rows are those of the slots
+        self._taped: Taped | None = None  # the pass over its rows
+        self._trust = trust or Trust()
 
     def ask(self, number: int, prompt: Prompt, limit: int) -> None:
         """Hold a prompt until :meth:`refill`.
@@ -197,22 +201,32 @@ class SlotDecoder:
         """Read one more token of each answer, [B] int64.
 
         Returns:
-            What waits for the next logits, [B, V] fp32.
+            What waits for the next logits, [B, V] fp32, which stand until the next call.
         """
-        count = len(self._slots)
-        if self._step is None:
-            by_rows = is_by_rows(tokens.new_empty(0, dtype=torch.float32))
-            rows = count if by_rows else self.room.slots
-            self._step = _Step.of(self._slots, rows, self.room, self._device)
+        count, step = len(self._slots), self._step_of_slots()
         for slot in self._slots:
             slot.length += 1
+        tokens = pad(tokens, (0, step.rows - count))
         if isinstance(self._forward, Pipelined):
             take = self._pass(tokens)
-            return lambda: _last_rows(take(), count)
+            return lambda: _last_rows(take())[:count]
         if self._taped is None:
-            self._taped = Taped(lambda x: [_last_rows(self._pass(x)(), count)], self._trust)
-        logits = self._taped(tokens)[0]
+            self._taped = Taped(lambda x: [_last_rows(self._pass(x)())], self._trust, step.state)
+        logits = self._taped(tokens)[0][:count]
         return lambda: logits
+
+    def _step_of_slots(self) -> "_Step":
+        """The rows of the next pass; those of the last one where as many are asked for."""
+        if not self._is_stepping:
+            by_rows = is_by_rows(torch.empty(0, dtype=torch.float32, device=self._device))
+            rows = len(self._slots) if by_rows else self.room.slots
+            if self._step is None or self._step.rows != rows:
+                self._step = _Step(rows, self.room, self._slots[0].position)
+                self._taped = None
+            self._step.load(self._slots)
+            self._is_stepping = True
+        assert self._step is not None
+        return self._step
 
     def _pass(self, tokens: Tensor) -> Take:
         """Begin the pass over one more token of each answer."""
@@ -231,74 +245,95 @@ class SlotDecoder:
         self._slots = [self._slots[number] for number in kept]
 
     def _leave_step(self) -> None:
-        """Before rows come or go: each slot gets its own next row back."""
-        if self._step is not None:
-            for slot, position in zip(self._slots, self._step.positions.split(1), strict=False):
+        """Before rows come or go: each slot gets its own position back."""
+        if self._is_stepping and self._step is not None:
+            positions = self._step.positions.clone().split(1)
+            for slot, position in zip(self._slots, positions, strict=False):
                 slot.position = position
-            self._step = self._taped = None
+        self._is_stepping = False
 
 
 class _Step:
-    """The rows of a pass over the slots, while the same answers are in them: all on the device."""
+    """The rows of a pass over the slots, in memory that stays where it is; all on the device.
 
-    def __init__(self, stream: tuple[Tensor, Tensor], cross: RowIntervals | None, room: Room):
-        """Hold lengths and positions of rows."""
-        self.lengths, self.positions = stream
-        self.cross, self._room = cross, room
-        self.tables = self.cross_tables = torch.empty(0)
-        self.growth = torch.ones_like(self.lengths)
+    Attributes:
+        rows: number of them.
+        positions: [rows, 1] or [rows, 1, 2] int64, of the last tokens that were read.
+    """
 
-    @classmethod
-    def of(cls, slots: Sequence[_Slot], rows: int, room: Room, device: torch.device) -> "_Step":
-        """The slots' rows, and behind them rows that stand for nothing, up to ``rows``."""
-        spare = rows - len(slots)
-        own = _table([slot.blocks for slot in slots], rows, device)
-        cross = _table([slot.cross for slot in slots], rows, device)
-        lengths = torch.tensor([slot.length for slot in slots] + [0] * spare, dtype=torch.int32)
-        read = torch.tensor([[slot.read] for slot in slots] + [[0]] * spare, dtype=torch.int32)
-        positions = torch.cat([slot.position for slot in slots])
-        filling = positions.new_zeros(spare, *positions.shape[1:])
-        mask = None
+    def __init__(self, rows: int, room: Room, position: Tensor) -> None:
+        """Make rows that stand for nothing.
+
+        Args:
+            rows: number of them.
+            room: of the answers.
+            position: of one, as :class:`_Slot` has it.
+        """
+        self.rows, self._room, device = rows, room, position.device
+        self.positions = position.new_zeros(rows, *position.shape[1:])
+        self._lengths = torch.ones(rows, dtype=torch.int32, device=device)
+        self._growth = torch.zeros_like(self._lengths)
+        self._tables = _spare_table(rows, room.most_keys, device)
+        self._cross_tables = _spare_table(rows, room.most_read, device)
+        self._read = torch.zeros(rows, 1, dtype=torch.int32, device=device)
+        self._cross = None
         if room.most_read:
-            mask = RowIntervals(torch.zeros_like(read), read, room.most_read).to(device)
-        step = cls((lengths.to(device), torch.cat((positions, filling))), mask, room)
-        step.tables, step.cross_tables = own, cross
-        step.growth[len(slots) :] = 0
-        step.lengths[len(slots) :] = 1
-        return step
+            self._cross = RowIntervals(torch.zeros_like(self._read), self._read, room.most_read)
+
+    @property
+    def state(self) -> list[Tensor]:
+        """What a pass changes for the next one, besides keys and values of the new rows."""
+        return [self._lengths, self.positions]
+
+    def load(self, slots: Sequence[_Slot]) -> None:
+        """Let the first rows be those of the slots, the others stand for nothing."""
+        spare = self.rows - len(slots)
+        self._lengths.copy_(_int32([slot.length for slot in slots] + [1] * spare))
+        self._growth.copy_(_int32([1] * len(slots) + [0] * spare))
+        self._read[:, 0] = _int32([slot.read for slot in slots] + [0] * spare)
+        self.positions.zero_()[: len(slots)] = torch.cat([slot.position for slot in slots])
+        _fill(self._tables, [slot.blocks for slot in slots])
+        _fill(self._cross_tables, [slot.cross for slot in slots])
 
     def next(self, tokens: Tensor, own: Blocks, cross: Blocks) -> tuple[Batch, Stepping]:
-        """The pass that reads ``tokens`` of the slots' rows."""
-        self.lengths += self.growth
+        """The pass that reads ``tokens`` of the rows, [rows] int64."""
+        self._lengths += self._growth
         step = growth(self.positions)
-        self.positions += step * self.growth.view(-1, *[1] * (step.dim() - 1))
-        spare = len(self.lengths) - len(tokens)
-        tokens = torch.cat((tokens, tokens.new_zeros(spare)))[:, None]
+        self.positions += step * self._growth.view(-1, *[1] * (step.dim() - 1))
         keys = self._room.most_keys
-        start = keys - self.lengths[:, None]
+        start = keys - self._lengths[:, None]
         mask = RowIntervals(start, torch.full_like(start, keys), keys)
         batch = Batch(
-            Stream(tokens, self.positions, mask),
-            torch.full_like(tokens, IGNORE),
-            torch.zeros_like(tokens[:, 0]),
-            cross=self.cross,
+            Stream(tokens[:, None], self.positions, mask),
+            torch.full_like(tokens[:, None], IGNORE),
+            torch.zeros_like(tokens),
+            cross=self._cross,
         )
-        rows = Rows.last(self.tables, self.lengths)
-        return batch, Stepping(own, self.tables, self.lengths, rows, cross, self.cross_tables)
+        rows = Rows.last(self._tables, self._lengths)
+        return batch, Stepping(own, self._tables, self._lengths, rows, cross, self._cross_tables)
 
 
-def _last_rows(logits: Tensor, count: int) -> Tensor:
-    """The first sequences' last logits, [count, V] fp32, of [B, S, V]."""
-    return logits[:count, -1].float()
+def _last_rows(logits: Tensor) -> Tensor:
+    """The sequences' last logits, [B, V] fp32, of [B, S, V]."""
+    return logits[:, -1].float()
 
 
-def _table(blocks: Sequence[Sequence[int]], rows: int, device: torch.device) -> Tensor:
-    """Blocks of each row, int32 [rows, T], the spare one behind them."""
-    width = max(1, *(len(own) for own in blocks))
-    table = torch.full((rows, width), SPARE, dtype=torch.int32)
-    for row, own in enumerate(blocks):
-        table[row, : len(own)] = torch.tensor(list(own), dtype=torch.int32)
-    return table.to(device)
+def _int32(values: Sequence[int]) -> Tensor:
+    return torch.tensor(values, dtype=torch.int32)
+
+
+def _spare_table(rows: int, most_keys: int, device: torch.device) -> Tensor:
+    """Blocks of rows that stand for nothing, int32 [rows, T]."""
+    shape = rows, max(1, num_blocks(most_keys))
+    return torch.full(shape, SPARE, dtype=torch.int32, device=device)
+
+
+def _fill(table: Tensor, blocks: Sequence[Sequence[int]]) -> None:
+    """Write the blocks of the first rows, the spare one behind and below them."""
+    own = torch.full(table.shape, SPARE, dtype=torch.int32)
+    for row, numbers in enumerate(blocks):
+        own[row, : len(numbers)] = _int32(list(numbers))
+    table.copy_(own)
 
 
 def _key(prompt: Prompt) -> tuple[object, ...]:

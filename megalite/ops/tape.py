@@ -5,14 +5,19 @@ calls run those operators, with the same constants, so they give the same bits; 
 from them, as it may make memory that the others use. All that differs from call to call must stand
 in the arguments, or in tensors that the function writes to in place. What reads a number from a
 tensor or waits for another process can't be repeated, and is called each time.
+
+On a GPU they become one launch, a CUDA graph, if it gives the same bits when it is tried.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from megalite.ops.backends import tape_class
+from megalite.ops.graph import Graph, graph_class
 
 Function = Callable[..., Sequence[Tensor]]
 MOST_DIFFERENCES = 2  # of calls from those before them; then none is recorded any more
@@ -25,19 +30,20 @@ class Trust:
         is_proven: two calls of one were the same.
         differences: calls that were not what the call before them was.
         why_not: why none is repeated; empty where nothing is known against it.
+        why_no_graph: why none becomes one launch; likewise.
     """
 
     def __init__(self) -> None:
         """Know nothing."""
         self.is_proven = False
         self.differences = 0
-        self.why_not = ""
+        self.why_not = self.why_no_graph = ""
 
 
 class Taped:
     """A function whose calls are the same operators on tensors of the same shapes."""
 
-    def __init__(self, function: Function, trust: Trust) -> None:
+    def __init__(self, function: Function, trust: Trust, state: Sequence[Tensor] = ()) -> None:
         """Have no recording yet.
 
         Args:
@@ -45,19 +51,45 @@ class Taped:
                 write in place to memory that it knows, and change nothing else.
             trust: of functions that differ in their shapes alone: once two calls of one were the
                 same, one call of another is enough.
+            state: memory by which a second call with the same inputs differs from the first.
         """
-        self._function, self._trust = function, trust
+        self._function, self._trust, self._state = function, trust, list(state)
         self._first: Any = None
         self._tape: Any = None
+        self._graph: Graph | None = None
 
     def __call__(self, *inputs: Tensor) -> Sequence[Tensor]:
-        """Call it, or run what it called before."""
+        """Call it, or run what it called before; what is given stands until the next call."""
+        if self._graph is not None:
+            return self._graph.run(inputs)
         if self._tape is not None:
-            outputs: Sequence[Tensor] = self._tape.run(list(inputs))
-            return outputs
+            return self._run_tape(inputs)
         if self._trust.why_not:
             return self._function(*inputs)
         return self._recorded(inputs)
+
+    def _run_tape(self, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Run the tape, and where a graph may take its place the graph too, from the same state."""
+        make = None if self._trust.why_no_graph else graph_class(inputs[0])
+        before = [x.clone() for x in self._state] if make else []
+        outputs: list[Tensor] = self._tape.run(list(inputs))
+        if make is None:
+            return outputs
+        after = [x.clone() for x in self._state]
+        _restore(self._state, before)
+        try:
+            graph = make(self._tape.run, inputs)
+            again = [*graph.run(inputs), *self._state]
+            if all(map(torch.equal, again, [*outputs, *after])):
+                self._graph = graph
+            else:
+                self._trust.why_no_graph = "it gives other bits"
+        except RuntimeError as error:
+            self._trust.why_no_graph = str(error).splitlines()[0]
+        _restore(self._state, after)
+        if self._trust.why_no_graph:
+            warnings.warn(f"no CUDA graph for decoding: {self._trust.why_no_graph}", stacklevel=2)
+        return outputs
 
     def _recorded(self, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
         make = tape_class(inputs[0])
@@ -86,3 +118,8 @@ class Taped:
             trust.is_proven, self._first, self._tape = True, None, tape
         else:
             self._first = tape
+
+
+def _restore(state: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    for x, value in zip(state, values, strict=True):
+        x.copy_(value)

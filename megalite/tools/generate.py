@@ -228,10 +228,11 @@ def _say_memory(config: GenerateConfig, prompts: Sequence[Prompt], speaker: Spea
         return
     room = Asked(prompts, range(len(prompts)), config.batch_size).room(config.sampling)
     model, number = speaker.model_config, speaker.number_bytes
+    on_gpu = speaker.device.type == "cuda"
     tell(
         f"{len(prompts)} prompts, {config.batch_size} answered side by side: their keys "
         f"and values take {room.size_bytes(model, number) / 2**20:.1f} MiB, passes and draws up to "
-        f"{room.working_bytes(model, number, config.sampling) / 2**20:.1f} MiB"
+        f"{room.working_bytes(model, number, config.sampling, on_gpu) / 2**20:.1f} MiB"
     )
 
 

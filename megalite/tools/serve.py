@@ -56,11 +56,12 @@ def run(config: ServeConfig, launch: Launch) -> int:
         room = room_of(config, speaker)
         model = speaker.load_model()
         shape, number = speaker.model_config, speaker.number_bytes
+        on_gpu = speaker.device.type == "cuda"
         tell(
             f"{config.model}: template {speaker.template}, {room.slots} answers of {room.most_keys}"
             f" tokens side by side, whose keys and values take up to "
             f"{room.size_bytes(shape, number) / 2**20:.1f} MiB, passes and draws up to "
-            f"{room.working_bytes(shape, number) / 2**20:.1f} MiB"
+            f"{room.working_bytes(shape, number, on_gpu=on_gpu) / 2**20:.1f} MiB"
         )
         desk = Desk(decode_with(model), room, ending, config.limits.queue, speaker.device)
         sampling, limits = config.sampling, config.limits

@@ -17,6 +17,7 @@ from megalite.models.config import ModelConfig
 from megalite.models.outputs import LogProbs
 from megalite.stages.rlhf.responses import respond
 from megalite.stages.samples import decode_with
+from tests.graphs import cpu_graphs
 
 SHAPE = {"vocab_size": 61, "hidden_size": 24, "num_layers": 2, "num_heads": 4, "ffn_size": 40}
 ENDS, PAD, LIMIT = {2, 3}, 0, 23
@@ -79,6 +80,27 @@ def test_no_bit_of_an_answer_depends_on_slots_batch_or_order(name):
             assert part.answer(row) == whole.answer(number)
             length = len(part.answer(row))
             assert torch.equal(part.log_probs[row, :length], whole.log_probs[number, :length])
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_passes_of_always_as_many_rows_become_one_launch(monkeypatch, name):
+    """As on a GPU: one graph while answers come and go, of which no bit depends on it."""
+    model, prompts = make(name), prompts_of(name)
+    plain = answers(model, prompts, range(7), slots=4)
+    monkeypatch.setattr("megalite.generation.slots.is_by_rows", lambda _like: False)
+    made, steps, decode = cpu_graphs(monkeypatch), Counter(), decode_with(model)
+
+    def counted(batch, cache, *output):
+        steps[type(cache).__name__] += 1
+        return decode(batch, cache, *output)
+
+    config = SamplingConfig(max_new_tokens=LIMIT, seed=5)
+    ours = answer(counted, Asked(prompts, range(7), 4), config, Ending(ENDS, PAD))
+    assert torch.equal(ours.tokens, plain.tokens)
+    assert torch.equal(ours.log_probs, plain.log_probs)
+    assert steps["Stepping"] <= 3  # T5's first one makes memory
+    (graph,) = made
+    assert graph.launches > 15
 
 
 @pytest.mark.parametrize("name", ["llama", "t5"])

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from megalite.ops.tape import Taped, Trust
+from tests.graphs import CpuGraph, cpu_graphs
 from tests.memory import most_bytes
 
 
@@ -178,3 +179,58 @@ def test_a_tape_is_run_in_the_modes_that_it_was_recorded_in():
         taped(torch.ones(3)), taped(torch.ones(3))
         with torch.autocast("cpu", torch.bfloat16), pytest.raises(RuntimeError, match="modes"):
             taped(torch.ones(3))
+
+
+def _sum_so_far():
+    """A function whose calls differ by what it keeps, and a tape of it."""
+    state = torch.zeros(3)
+    counted = Counted(lambda x: [state.add_(x) * 2])
+    return Taped(counted, Trust(), [state]), counted, state
+
+
+def _sums(taped, count=6):
+    with torch.inference_mode():
+        return [taped(*inputs)[0].clone() for inputs in numbers(count)]
+
+
+def test_a_tape_becomes_one_launch_that_goes_on_from_the_same_state(monkeypatch):
+    made, (taped, counted, state) = cpu_graphs(monkeypatch), _sum_so_far()
+    sums = torch.stack([x for (x,) in numbers(6)]).cumsum(0)
+    assert torch.equal(torch.stack(_sums(taped)), 2 * sums)
+    assert torch.equal(state, sums[-1])
+    assert (counted.calls, [graph.launches for graph in made]) == (2, [4])
+
+
+class _OtherBits(CpuGraph):
+    def run(self, inputs):
+        return [x.nextafter(x + 1) for x in super().run(inputs)]
+
+
+class _OtherState(CpuGraph):
+    def run(self, inputs):
+        super().run(inputs)
+        return super().run(inputs)
+
+
+class _Uncaptured(CpuGraph):
+    def __init__(self, run, inputs):
+        super().__init__(run, inputs)
+        raise RuntimeError("operation not permitted when stream is capturing\nmore of it")
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        (_OtherBits, "it gives other bits"),
+        (_OtherState, "it gives other bits"),
+        (_Uncaptured, "operation not permitted when stream is capturing$"),
+    ],
+)
+def test_a_graph_that_fails_or_differs_is_told_once_and_the_tape_runs_on(monkeypatch, kind, reason):
+    made, (taped, counted, state) = cpu_graphs(monkeypatch, kind), _sum_so_far()
+    with pytest.warns(UserWarning, match=f"no CUDA graph for decoding: {reason}") as told:
+        given = _sums(taped)
+    sums = torch.stack([x for (x,) in numbers(6)]).cumsum(0)
+    assert torch.equal(torch.stack(given), 2 * sums)
+    assert torch.equal(state, sums[-1])
+    assert (counted.calls, len(made), len(told)) == (2, 1, 1)
