@@ -3,7 +3,6 @@
 import time
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 from megalite.data.skipping import Ranges, in_words, merged
 from megalite.errors import CheckpointError, MegaliteError
@@ -13,52 +12,44 @@ from megalite.training.checkpoint.write_errors import advice_on, reason_of
 from megalite.training.folder.skips import NAME, can_go_on, read_skips, write_skips
 from megalite.training.progress import Progress
 
-Outcome = Literal["back", "none", "limit"]
-
 
 def decide_rollback(
     checkpoints: CheckpointManager, folder: Path, progress: Progress, choices: Ranges, limit: int
 ) -> str:
     """Decide which samples a run leaves out, and write it into its folder.
 
-    Comm: a broadcast of what the first process decides.
+    Comm: broadcasts of what the first process reads, and as :meth:`CheckpointManager.has_whole`.
 
     Args:
         checkpoints: of the run; none is being written.
         folder: of the run.
         progress: after the step with the spike.
-        choices: ranges of places that may be left out; the first is taken that a checkpoint has
-            not learned anything of.
+        choices: ranges of places that may be left out; the first is taken that a whole checkpoint
+            has not learned anything of.
         limit: most decisions of a run.
 
     Returns:
-        What is left out, in words; empty where no checkpoint is from before the spike.
+        What is left out, in words; empty where no whole checkpoint is from before the spike.
 
     Raises:
         MegaliteError: the limit is reached.
         CheckpointError: it can't be written, in several tries within some seconds.
     """
-
-    def decide() -> tuple[Outcome, str]:
-        entries = read_skips(folder)
-        if len(entries) >= limit:
-            return "limit", ""
-        for first, end in choices:
-            skipped = merged([*progress.skipped, (first, end)])
-            if checkpoints.has_one(partial(can_go_on, wanted=skipped)):
-                _write(folder, [*entries, {"first": first, "end": end, "step": progress.step}])
-                text = f"samples {in_words(((first, end),))} of the run's order"
-                return "back", f"{text} are never learned ({len(entries) + 1} of {limit} times)"
-        return "none", ""
-
-    outcome, text = checkpoints.from_first(decide)
-    if outcome == "limit":
+    entries = checkpoints.from_first(lambda: read_skips(folder))
+    if len(entries) >= limit:
         raise MegaliteError(
             f"step {progress.step}: a spike, and the run went back {limit} times, the most that "
             "train.spikes.limit allows: lower --optimizer.learning_rate, look at the data near "
             "this step, or raise the limit"
         )
-    return text
+    for first, end in choices:
+        skipped = merged([*progress.skipped, (first, end)])
+        if checkpoints.has_whole(partial(can_go_on, wanted=skipped)):
+            decided = [*entries, {"first": first, "end": end, "step": progress.step}]
+            checkpoints.from_first(partial(_write, folder, decided))
+            text = f"samples {in_words(((first, end),))} of the run's order"
+            return f"{text} are never learned ({len(decided)} of {limit} times)"
+    return ""
 
 
 def _write(folder: Path, entries: list[dict[str, int]]) -> None:

@@ -29,10 +29,9 @@ from megalite.training.checkpoint.manifest import (
     MANIFEST,
     Facts,
     Files,
-    read_manifest,
     write_manifest,
 )
-from megalite.training.checkpoint.search import Search, newest_facts, step_folders
+from megalite.training.checkpoint.search import Search, manifests, newest_facts, step_folders
 from megalite.training.checkpoint.together import from_first, together
 from megalite.training.checkpoint.write_errors import (
     advice_on,
@@ -109,6 +108,7 @@ class CheckpointManager:
         self.folder, self._keep, self._asynchronous = Path(folder), keep, asynchronous
         self._say, self._saving = say, saving or Saving()
         self._axis = self._saving.axis(SHARED)
+        self._checkers = Checkers(self._axis.rank, self._axis.size, self._axis)
         self._group = self._axis.group
         self._rank = dist.get_rank() if dist.is_initialized() else 0
         self._thread: threading.Thread | None = None
@@ -310,11 +310,11 @@ class CheckpointManager:
             CheckpointError: there are checkpoints, but none of them is intact and can be taken.
         """
         search = Search(self.folder, why_not, self._say)
-        checkers = Checkers(self._axis.rank, self._axis.size, self._axis)
         while (found := self.from_first(search.next)) is not None:
             path, facts, files = found
-            fault = fault_in(path, files, checkers)
+            fault = fault_in(path, files, self._checkers)
             if not fault:
+                self._checkers.known.clear()
                 return path, facts
             if self._rank == 0:
                 search.pass_over(fault)
@@ -329,12 +329,24 @@ class CheckpointManager:
 
         return self.from_first(find)
 
-    def has_one(self, fits: Callable[[Facts], bool]) -> bool:
-        """Whether a checkpoint's facts fit; of its files only the manifest is read."""
-        for path in self._folders():
-            try:
-                if fits(read_manifest(path)[0]):
-                    return True
-            except CheckpointError:
-                continue  # said where the checkpoints are read
+    def has_whole(self, fits: Callable[[Facts], bool]) -> bool:
+        """Whether the facts of an intact checkpoint fit; says what is wrong with those that aren't.
+
+        Comm: as :meth:`latest`, which doesn't check again what is checked here.
+
+        Raises:
+            CheckpointError: this user may not read one.
+        """
+
+        def fitting() -> list[tuple[Path, Files]]:
+            return [(path, files) for path, facts, files in manifests(self.folder) if fits(facts)]
+
+        faults = []
+        for path, files in self.from_first(fitting):
+            fault = fault_in(path, files, self._checkers)
+            if not fault:
+                return True
+            faults.append(fault)
+        for fault in faults:
+            self._say(fault)
         return False

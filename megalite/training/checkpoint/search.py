@@ -13,6 +13,7 @@ from megalite.training.checkpoint.manifest import (
     unreadable,
 )
 
+LEARN = "take what they have learned out of --train.skip and the run's skipped.json"
 Candidate = tuple[Path, Facts, Files]
 
 
@@ -32,20 +33,29 @@ def step_folders(folder: Path) -> list[Path]:
     return sorted(folder / name for name in found)
 
 
-def newest_facts(folder: Path) -> tuple[Path, Facts] | None:
-    """The newest checkpoint whose manifest is intact, and its facts; its files aren't read.
+def manifests(folder: Path) -> Iterator[Candidate]:
+    """The checkpoints whose manifests are intact, the newest first; their files aren't read.
 
     Raises:
         UnreadableCheckpoint: this user may not read one.
     """
     for path in reversed(step_folders(folder)):
         try:
-            return path, read_manifest(path)[0]
+            yield path, *read_manifest(path)
         except UnreadableCheckpoint:
             raise
         except CheckpointError:
             continue  # said where the checkpoints are read
-    return None
+
+
+def newest_facts(folder: Path) -> tuple[Path, Facts] | None:
+    """The newest checkpoint whose manifest is intact, and its facts; its files aren't read.
+
+    Raises:
+        UnreadableCheckpoint: this user may not read one.
+    """
+    found = next(manifests(folder), None)
+    return None if found is None else found[:2]
 
 
 class Search:
@@ -77,9 +87,13 @@ class Search:
         except PermissionError as error:
             raise unreadable(self._folder, error) from None
         if found is None and self._damages:
-            what = "can be taken" if self._are_passed_over else "is intact"
-            damages = "; ".join(self._damages)
-            raise CheckpointError(f"{self._folder}: no checkpoint {what}: {damages}")
+            what, do = "is intact", "put one back"
+            if self._are_passed_over:
+                what, do = "can be taken", f"{do} as it was, {LEARN}"
+            raise CheckpointError(
+                f"{self._folder}: no checkpoint {what}: {'; '.join(self._damages)}: {do}, or move "
+                "all of them away to begin anew"
+            )
         return found
 
     def pass_over(self, fault: str) -> None:

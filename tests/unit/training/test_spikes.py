@@ -145,6 +145,42 @@ def test_a_run_goes_back_as_often_as_it_may_and_only_where_it_can(tmp_path):
     assert run.rows == Run(tmp_path / "c", Texts(BAD), every=0).go(40).rows  # as with a warning
 
 
+def flip(run: Run, step: int) -> None:
+    """Change a byte in the middle of a checkpoint's tensors."""
+    file = run.folder / f"checkpoints/step-{step:08}/__0_0.distcp"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def damaging(run: Run, *steps: int) -> Callable[[int, Learner], None]:
+    """Damage the checkpoints of these steps in the step of the spike, once."""
+    left = list(steps)
+
+    def on_step(number: int, _learner: Learner) -> None:
+        while number == SPIKE and left:
+            flip(run, left.pop())
+
+    return on_step
+
+
+def test_a_run_goes_back_to_the_newest_whole_checkpoint_before_a_spike(tmp_path, told):
+    run = Run(tmp_path, Texts(BAD))
+    assert run.go(40, damaging(run, 30), spikes=AROUND).rows == told.rows[:40]
+    assert "step-00000030" in run.log
+    assert "step-00000020" in run.log.split("resuming from")[1]
+
+
+def test_a_run_without_a_whole_checkpoint_before_a_spike_decides_nothing_and_goes_on(tmp_path):
+    run = Run(tmp_path, Texts(BAD))
+    run.go(40, damaging(run, 30, 20, 10), spikes=AROUND)
+    assert f"step {SPIKE}: no checkpoint is from before the spike: going on" in run.log
+    assert "step-00000030/__0_0.distcp: its checksum doesn't match" in run.log
+    assert not (tmp_path / "skipped.json").exists()
+    again = run.go(42, spikes=AROUND)  # from step 40, as nothing is skipped
+    assert "step-00000040" in again.log.split("resuming from")[1]
+
+
 def test_a_run_that_is_told_to_skip_what_it_has_learned_goes_back(tmp_path):
     run = Run(tmp_path / "run", Texts(BAD))
     with pytest.raises(Killed):
@@ -153,7 +189,9 @@ def test_a_run_that_is_told_to_skip_what_it_has_learned_goes_back(tmp_path):
     assert run.go(42, skip=(SKIPPED,)).rows == told.rows
     assert "step-00000030" in run.log.split("resuming from")[1]
     assert "step-00000040: it has learned samples that the run skips" in run.log
-    with pytest.raises(CheckpointError, match="no checkpoint can be taken.*that the run skips"):
+    with pytest.raises(
+        CheckpointError, match="no checkpoint can be taken.*run skips.*out of --train.skip"
+    ):
         run.go(43, skip=((0, 4),))
 
 
