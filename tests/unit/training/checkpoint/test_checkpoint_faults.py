@@ -63,6 +63,9 @@ def saves_until_killed(folder: Path, asynchronous: bool) -> None:
 def test_a_kill_at_any_moment_leaves_the_last_complete_step(tmp_path, asynchronous: bool):
     """Twenty real kills in one folder; each next start goes on from the newest whole step."""
     generator, reached = random.Random(3), 0
+    started = time.monotonic()
+    save(tmp_path / "timed", 1)
+    most_s = max(0.25, 3 * (time.monotonic() - started))
     for _ in range(20):
         child = os.fork()
         if child == 0:
@@ -71,7 +74,7 @@ def test_a_kill_at_any_moment_leaves_the_last_complete_step(tmp_path, asynchrono
                 saves_until_killed(tmp_path, asynchronous)
             finally:
                 os._exit(1)
-        time.sleep(generator.uniform(0.02, 0.25))
+        time.sleep(generator.uniform(0.02, most_s))
         os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
         assert os.WTERMSIG(status) == signal.SIGKILL
@@ -82,7 +85,7 @@ def test_a_kill_at_any_moment_leaves_the_last_complete_step(tmp_path, asynchrono
             reached = step
         else:
             assert reached == 0
-    assert reached > 0  # how far in so short a time is the machine's affair
+    assert reached > 0  # how far is the machine's affair
 
 
 class Held(Heartbeat):
