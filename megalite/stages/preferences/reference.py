@@ -112,10 +112,14 @@ class StoredReference:
         return table
 
     def _key(self, answers: PreferredAnswers) -> str:
-        """Of the reference's weights, which the first process looked at, number format and rows."""
-        stage = self._stage
+        """Of the reference's weights, which the first process looked at, how they are held, rows.
+
+        A vocabulary that grew is of another softmax.
+        """
+        stage, config = self._stage, self._stage.config
         source = stage.record.sources.get("checkpoint.start", {})
-        told = [str(source.get("fingerprint")), stage.config.train.precision]
+        told = [str(source.get("fingerprint")), config.train.precision]
+        told += [config.lora.base_format, str(config.model.vocab_size)]
         text = "\n".join([*told, answers.fingerprint()])
         return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
 

@@ -20,19 +20,20 @@ def group_advantages(scores: Tensor, size: int, kind: Kind) -> Tensor:
             denominator; ``dr_grpo``: r - mean; ``rloo``: r - mean of the G - 1 others.
 
     Returns:
-        [B] fp32.
+        [B] fp32; 0 in groups whose scores are all equal, whose rounded mean need not be.
 
     Source: GRPO: Shao et al. 2024, arXiv:2402.03300, section 4.1.2. Dr. GRPO: Liu et al. 2025,
     arXiv:2503.20783, section 3.2. RLOO: Kool et al. 2019; Ahmadian et al. 2024, arXiv:2402.14740,
     section 3.
     """
-    groups = scores.view(-1, size)
+    groups = scores.double().view(-1, size)
     advantages = groups - groups.mean(1, keepdim=True)
     if kind == "rloo":
         advantages = advantages * size / (size - 1)
     if kind == "grpo":
         advantages = advantages / (groups.std(1, keepdim=True) + DEVIATION_ADDED)
-    return advantages.view(-1)
+    nothing = are_equal(scores, size)[:, None]
+    return advantages.masked_fill(nothing, 0.0).view(-1).to(scores.dtype)
 
 
 def returns_to_go(rewards: Tensor, mask: Tensor) -> Tensor:

@@ -13,10 +13,12 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 
-FENCED = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)```", re.DOTALL)
+FENCE = re.compile(r"((?:(?!```|~~~).)*)(`{3,}|~{3,})([^`]*)")  # text before it, fence, language
+PYTHON = ("", "python", "python3", "py", "py3")  # languages of blocks that are an answer's code
 OUTPUT_BYTES = 1 << 20  # of each file that the code writes, its output included
 
 
@@ -36,18 +38,55 @@ class TestLimits:
 
 
 def code_of(answer: str) -> str:
-    """The code of an answer: its fenced blocks, or all of it without any."""
-    blocks = FENCED.findall(answer)
+    """The code of an answer: its fenced blocks of Python, or all of it without any.
+
+    A block that isn't closed goes to the answer's end. A fence behind text, in one line, opens a
+    block where nothing but its language follows.
+
+    Source: of fences CommonMark 0.31, section 4.5.
+    """
+    blocks: list[str] = []
+    lines = iter(answer.replace("\r\n", "\n").split("\n"))
+    for line in lines:
+        found = FENCE.fullmatch(line)
+        if found is None:
+            continue
+        before, fence, info = found.groups()
+        language = next(iter(info.lower().strip("{} \t").split()), "")
+        if before.strip() and info.strip().lower() not in PYTHON:
+            continue
+        indent = 0 if before.strip() else len(before)
+        block = list(_block(lines, fence, indent))
+        if language in PYTHON:
+            blocks.append("\n".join(block))
     return "\n".join(blocks) if blocks else answer
+
+
+def _block(lines: Iterator[str], fence: str, indent: int) -> Iterator[str]:
+    """The lines of a block up to its closing fence, without its indentation."""
+    for line in lines:
+        text = line.rstrip()
+        body = text.rstrip(fence[0])
+        is_closed = len(text) - len(body) >= len(fence)
+        if is_closed and (body.strip() or len(body) <= indent + 3):
+            if body.strip():
+                yield _dedented(body, indent)
+            return
+        yield _dedented(line, indent)
+
+
+def _dedented(line: str, indent: int) -> str:
+    return line[min(indent, len(line) - len(line.lstrip())) :]
 
 
 def passes_tests(answer: str, tests: str, limits: TestLimits) -> bool:
     """Whether the tests, statements behind the answer's code, all run without an error.
 
-    A word that the code can't know is printed behind the tests, so ending early doesn't pass.
+    A line that the code can't know is written behind the tests, so ending early doesn't pass;
+    whatever the code did with its output, it is a line of its own.
     """
-    word = secrets.token_hex(16)
-    program = f"{code_of(answer)}\n{tests}\nprint({word!r})\n"
+    word = f"\n{secrets.token_hex(16)}\n".encode()
+    program = f"{code_of(answer)}\n{tests}\n__import__('os').write(1, {word!r})\n"
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as output:
         process = subprocess.Popen(
             [sys.executable, "-I", "-"],
@@ -66,7 +105,7 @@ def passes_tests(answer: str, tests: str, limits: TestLimits) -> bool:
         finally:
             _end(process)
         output.seek(0)
-        return process.returncode == 0 and output.read().split()[-1:] == [word.encode()]
+        return process.returncode == 0 and word in output.read()
 
 
 def _limit(limits: TestLimits) -> None:

@@ -14,8 +14,9 @@ from megalite.stages.rules.python_tests import TestLimits, passes_tests
 
 Row = Mapping[str, Any]
 Rule = Callable[[str, str, Row], float]
-NUMBER = re.compile(r"(?:(?<![\w.)])[-+])?(?:\d[\d,]*\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
-RELATIVE = 1e-6  # two numbers are equal within it
+NUMBER = re.compile(r"(?:(?<![\w.)])[-+\u2212])?(?:\d[\d,]*\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
+MINUS = "\u2212"  # the typographer's, beside the keyboard's
+RELATIVE = 1e-6  # two numbers are equal within it, unless both are whole
 READY = ("exact_match", "numeric_answer", "regular_expression", "length", "python_tests")
 READS_COLUMN = ("exact_match", "numeric_answer", "python_tests")
 
@@ -80,7 +81,7 @@ def fault_of_row(name: str, settings: Settings, row: Row) -> str | None:
 def last_number(text: str) -> float | None:
     """The last number of a text, its thousands perhaps divided by commas; None without one."""
     found = NUMBER.findall(text)
-    return float(found[-1].replace(",", "")) if found else None
+    return float(found[-1].replace(",", "").replace(MINUS, "-")) if found else None
 
 
 def _right(value: Any) -> list[str]:
@@ -96,9 +97,14 @@ def _numeric_answer(_prompt: str, answer: str, row: Row, column: str) -> float:
     given = last_number(answer)
     right = map(last_number, _right(row[column]))
     return float(
-        given is not None
-        and any(one is not None and math.isclose(given, one, rel_tol=RELATIVE) for one in right)
+        given is not None and any(one is not None and _is_same(given, one) for one in right)
     )
+
+
+def _is_same(given: float, right: float) -> bool:
+    if given.is_integer() and right.is_integer():
+        return given == right
+    return math.isclose(given, right, rel_tol=RELATIVE)
 
 
 def _regular_expression(_prompt: str, answer: str, _row: Row, pattern: re.Pattern[str]) -> float:

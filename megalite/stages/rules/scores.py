@@ -10,7 +10,7 @@ from megalite.distributed.gather import gather_objects
 from megalite.distributed.mesh import Mesh
 from megalite.errors import ConfigError, DataError
 from megalite.generation.prompts import Prompt
-from megalite.stages.rules.config import ScoreConfig
+from megalite.stages.rules.config import GUARDED, MODEL, ScoreConfig
 from megalite.stages.rules.ready import READY, fault_of_row
 from megalite.stages.rules.worker import Orders
 from megalite.stages.rules.workers import Call, Workers
@@ -118,7 +118,8 @@ def _call(prompt: Prompt, answer: str) -> Call:
 
 
 def _names(functions: Sequence[str]) -> tuple[str, ...]:
-    """A name for each function: the last part of its own where no other has it."""
+    """A name for each function: the last part of its own where no other part of a score has it."""
     last = [name.rpartition(":")[2] for name in functions]
+    taken = [*last, MODEL, GUARDED]
     pairs = zip(functions, last, strict=True)
-    return tuple(name if last.count(short) > 1 else short for name, short in pairs)
+    return tuple(name if taken.count(short) > 1 else short for name, short in pairs)

@@ -5,9 +5,9 @@ It gets ``Orders`` and answers with None, or with why a function can't be loaded
 wrong in words. It ends with its parent's side of the connection.
 """
 
+import importlib
 import importlib.util
 import inspect
-import math
 import os
 import signal
 import sys
@@ -22,6 +22,7 @@ from typing import Any
 from megalite.stages.rules.ready import READY, Rule, Settings, ready_rule
 
 LONGEST = 200  # characters of an error that are said
+LARGEST = 3.4028234663852886e38  # finite number of fp32, in which scores are learned from
 GRACE_S = 5.0  # beyond the limit, after which a worker ends that nobody waits for
 
 
@@ -44,7 +45,7 @@ def main(descriptor: int) -> None:
     """Serve calls on the connection of this file descriptor until it closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is asked, and closes the connection
     os.dup2(2, 1)  # what a function prints is no output of the command
-    connection = Connection(descriptor)
+    connection, own = Connection(descriptor), os.getpid()
     try:
         orders: Orders = connection.recv()
         functions, fault = _loaded(orders)
@@ -54,6 +55,8 @@ def main(descriptor: int) -> None:
             # whatever the call hangs in, the kernel ends it where the parent can't
             signal.setitimer(signal.ITIMER_REAL, orders.limit_s + GRACE_S)
             reply = _score(functions[number], call)
+            if os.getpid() != own:
+                os._exit(0)  # a fork of the function's, which came back: its parent replies
             signal.setitimer(signal.ITIMER_REAL, 0)
             connection.send(reply)
     except (EOFError, BrokenPipeError, ConnectionResetError):
@@ -79,10 +82,16 @@ def _loaded(orders: Orders) -> tuple[list[Rule], str | None]:
 
 
 def _module(path: str) -> ModuleType:
-    """A user's file as a module; it can import what lies beside it."""
+    """A user's file as a module; it can import what lies beside it, by its package too."""
     file = Path(path).resolve()
-    if str(file.parent) not in sys.path:
-        sys.path.insert(0, str(file.parent))
+    package = file.parent
+    while (package / "__init__.py").is_file():
+        package = package.parent
+    for folder in (package, file.parent):
+        if str(folder) not in sys.path:
+            sys.path.insert(0, str(folder))
+    if package != file.parent:
+        return importlib.import_module(".".join(file.relative_to(package).with_suffix("").parts))
     spec = importlib.util.spec_from_file_location(f"reward_{file.stem}", file)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -136,7 +145,9 @@ def _score(function: Rule, call: Sequence[Any]) -> float | str:
         number = float(value)
     except Exception as error:  # of a user's own type, or a tensor of several numbers
         return f"gave {_short(repr(value))}, which is not a number: {_said(error, '')}"
-    return number if math.isfinite(number) else f"gave {number}, which is not a finite number"
+    return (
+        number if abs(number) <= LARGEST else f"gave {number}, which is not a finite number of fp32"
+    )
 
 
 def _said(error: BaseException, path: str) -> str:

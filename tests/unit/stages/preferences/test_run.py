@@ -136,6 +136,13 @@ def test_runs_share_a_reference_and_complete_what_a_stop_left(work, whole, tmp_p
     assert np.allclose(load_file(path)["log_probs"], values, rtol=1e-6)
 
 
+def test_a_base_that_is_held_otherwise_is_another_reference(work, tmp_path):
+    more = ["--reference.folder", str(tmp_path), "--train.steps", "1", "--lora.rank", "2"]
+    for form in ("nf4", "compute"):
+        loss = work.dpo(f"held as {form}", *more, "--lora.base_format", form)[0]["heldout_loss"]
+        assert loss == pytest.approx(0.693147, abs=1e-6)
+
+
 def test_a_reference_that_is_asked_in_every_step_says_what_is_stored(work, whole):
     rows = work.dpo("asked", "--reference.kind", "model")
     assert not (work.folder / "asked/reference").exists()

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from megalite.stages.rlhf.advantages import are_equal
+from megalite.stages.rlhf.advantages import are_equal, group_advantages
 from megalite.stages.rlhf.experience import Judgement
 from megalite.stages.rlhf.groups import GroupLearning, group_experience
 from megalite.stages.rlhf.losses import Clip
@@ -153,3 +153,10 @@ def test_before_an_update_the_ratio_is_one_and_the_kl_counts_nothing_at_the_refe
 def test_groups_are_equal_but_for_rounding():
     scores = torch.tensor([0.1, 0.1 + 1e-8, 0.0, 0.0, 1.0, 1.01, -3.0, -3.0])
     assert are_equal(scores, 2).tolist() == [True, True, False, True]
+
+
+@pytest.mark.parametrize("kind", ["grpo", "dr_grpo", "rloo"])
+@pytest.mark.parametrize("size", [3, 7, 8])
+def test_nothing_is_learned_of_equal_scores_whose_mean_is_rounded(kind, size):
+    scores = torch.tensor([0.1, 1000.1, -12345.6]).repeat_interleave(size)
+    assert not group_advantages(scores, size, kind).any()

@@ -24,6 +24,15 @@ def test_a_score_of_several_parts_is_their_weighted_sum(work):
         assert row["reward"] == pytest.approx(sum_of_parts, rel=1e-5)
 
 
+def test_a_function_named_as_another_part_of_a_score_counts_beside_it(work):
+    own = work.folder / "named.py"
+    own.write_text("def model(prompt, answer, row):\n    return 100.0\n")
+    more = ["--reward_model", str(work.reward), "--train.steps", "1"]
+    (row,) = work.align("ppo", "named", *more, "--reward.function", f"{own}:model")
+    assert row[f"reward/{own}:model"] == 100
+    assert row["reward"] == pytest.approx(100 + row["reward/model"], rel=1e-6)
+
+
 def refused(capsys, words: list[str]) -> str:
     capsys.readouterr()
     assert main(words) == 2

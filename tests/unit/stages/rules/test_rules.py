@@ -41,6 +41,10 @@ def leaves(prompt, answer, row):
     raise SystemExit(3)
 def two(prompt, answer):
     return 0
+def huge(prompt, answer, row):
+    return 1e39
+def forks(prompt, answer, row):
+    return 10.0 * (os.fork() == 0) + len(answer)
 """
 ANSWERS = ["cat", "dog", "a cat", ""]
 
@@ -71,6 +75,21 @@ def scores(*functions, rows=None, answers=ANSWERS, **more) -> list[list[float]]:
 def test_functions_of_a_file_get_prompt_answer_and_row(own):
     found = scores(f"{own}:length", f"{own}:whole", workers=2)
     assert found == [[3, 3, 5, 0], [1, 0, 0, 0]]
+
+
+def test_a_fork_that_comes_back_doesnt_reply(own):
+    assert scores(f"{own}:forks") == [[3, 3, 5, 0]]
+
+
+def test_a_file_of_a_package_imports_what_is_beside_it(tmp_path):
+    folder = tmp_path / "package_of_rewards" / "by_length"
+    folder.mkdir(parents=True)
+    for package in (folder, folder.parent):
+        (package / "__init__.py").touch()
+    (folder.parent / "sizes.py").write_text("def size(answer):\n    return len(answer)\n")
+    text = "from ..sizes import size\ndef f(prompt, answer, row):\n    return size(answer)\n"
+    (folder / "own.py").write_text(text)
+    assert scores(f"{folder}/own.py:f") == [[3, 3, 5, 0]]
 
 
 def test_calls_are_shared_by_processes_that_end_with_the_block(own):
@@ -107,6 +126,7 @@ def wait_until_dead(pid: int) -> None:
         ("raises", "raised ValueError: first second in line "),
         ("lacks", "raised KeyError: 'colour' in line "),
         ("nan", "gave nan, which is not a finite number"),
+        ("huge", "gave 1e+39, which is not a finite number of fp32"),
         ("text", "gave '1', which is not a number"),
         ("nothing", "gave None, which is not a number"),
         ("dies", "ended its process with exit code 7"),
@@ -181,6 +201,11 @@ def test_a_row_that_lacks_what_a_ready_function_reads_is_named(function, row, sa
         ("7-3", 3, 1),
         (".5", "0.50", 1),
         ("1e3", 1000, 1),
+        ("x = \u22125", "-5", 1),
+        ("5", "\u22125", 0),
+        ("7\u22123", 3, 1),
+        ("1000001", "1000002", 0),
+        ("0.3333333", "0.33333333", 1),
         ("41", "42", 0),
         ("none", "42", 0),
         ("5", ["4", "5"], 1),
@@ -200,6 +225,11 @@ def test_the_other_ready_functions():
 CODE = {
     "def f(x): return x * 2": 1,
     "So:\n```python\ndef f(x):\n    return 2 * x\n```\ndone": 1,
+    "In a shell:\n```bash\npip list\n```\nThen\n```python\ndef f(x): return 2 * x\n```": 1,
+    "1. So:\n   ```Python3 title=f\r\n   def f(x):\r\n       return 2 * x\r\n   ```\nIs it?": 1,
+    "So: ```python\ndef f(x): return 2 * x```\nas ``` says.": 1,
+    "~~~{python}\ndef f(x):\n    '''\n    ```\n    '''\n    return 2 * x": 1,
+    "import io, sys\nprint(1, end='')\nsys.stdout = io.StringIO()\ndef f(x): return 2 * x": 1,
     "def f(x): return 5": 0,
     "def f(x) return": 0,
     "import sys; sys.exit(0)": 0,
