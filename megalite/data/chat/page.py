@@ -76,9 +76,10 @@ class Page:
         self.written.append(Written(number, len(self.answers) - 1, self.end_id))
 
     def opening(self) -> None:
-        """Write what the tokenizer itself writes before a text."""
+        """Write what the tokenizer itself writes before a text, which still begins behind it."""
         for number in self.tokenizer.before:
             self.token(number)
+        self.cut()
 
     def cut(self) -> None:
         """Tokenize what follows apart from what stands before."""

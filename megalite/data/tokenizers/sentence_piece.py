@@ -11,6 +11,11 @@ from megalite.data.tokenizers.tokenizer import Tokenizer, no_template, shown
 if TYPE_CHECKING:
     from sentencepiece import SentencePieceProcessor
 
+SPACE = "▁"  # a space in a piece
+# A model's file ended by this says ``normalizer_spec { add_dummy_prefix: false }``: of protobuf's
+# fields the last word counts. Source: fields 3 and 3 of sentencepiece_model.proto.
+NO_SPACE = b"\x1a\x02\x18\x00"
+
 
 class SentencePieceTokenizer(Tokenizer):
     """The tokenizer of a ``.model`` file.
@@ -92,10 +97,20 @@ class SentencePieceTokenizer(Tokenizer):
         shutil.copyfile(self.path, Path(folder) / "tokenizer.model")
 
 
-def spans_of_pieces(processor: "SentencePieceProcessor", text: str) -> tuple[list[int], list[Span]]:
-    """The tokens of a text, and the characters of each."""
+def without_space(processor: "SentencePieceProcessor") -> "SentencePieceProcessor":
+    """The same model, which puts no space in front of a text."""
+    from sentencepiece import SentencePieceProcessor
+
+    return SentencePieceProcessor(model_proto=processor.serialized_model_proto() + NO_SPACE)
+
+
+def spans_of_pieces(
+    processor: "SentencePieceProcessor", text: str, before: str = ""
+) -> tuple[list[int], list[Span]]:
+    """The tokens of a text, those of ``before`` in front of it left out, and their characters."""
     before_0_2_2 = getattr(processor, "encode_as_immutable_proto", None)
-    pieces = (before_0_2_2 or processor.encode_as_proto)(text).pieces
+    pieces = (before_0_2_2 or processor.encode_as_proto)(before + text).pieces
+    pieces = pieces[len(processor.encode(before)) :]
     spans: list[Span] = []
     end = len(text)
     for piece in reversed(pieces):  # the first bytes of a character have no text of their own

@@ -6,13 +6,13 @@ between them.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megalite.data.tokenizers.hugging_face import HuggingFaceTokenizer, folder_config
-from megalite.data.tokenizers.segments import Owned, Segment, by_stretches
-from megalite.data.tokenizers.sentence_piece import spans_of_pieces
+from megalite.data.tokenizers.segments import Span
+from megalite.data.tokenizers.sentence_piece import SPACE, spans_of_pieces, without_space
 
 if TYPE_CHECKING:
     from sentencepiece import SentencePieceProcessor
@@ -36,6 +36,8 @@ class SentencePieceFolder(HuggingFaceTokenizer):
         self._plain = _pattern(token for token in added.values() if not token.special)
         # folders that are older than this key were trained with the space
         self._joins = folder_config(path).get("legacy") is False
+        self._unknown = processor.id_to_piece(processor.unk_id())
+        self._joined = without_space(processor) if self._joins else processor
         super().__init__(path, inner)
 
     def encode(self, text: str) -> list[int]:
@@ -50,30 +52,51 @@ class SentencePieceFolder(HuggingFaceTokenizer):
         """Token ids of several texts."""
         return [self._read(text, self._any if special else self._plain) for text in texts]
 
-    def encode_segments(self, segments: Sequence[Segment]) -> Owned:
-        """Tokens of texts with special tokens between them."""
-        if self._joins:
-            return super().encode_segments(segments)
-        return by_stretches(segments, lambda text, _cuts: spans_of_pieces(self._processor, text))
+    def _spans(self, text: str, cuts: Sequence[int]) -> tuple[list[int], list[Span]]:
+        ids: list[int] = []
+        spans: list[Span] = []
+        for at, part, token in self._parts(text, self._any):
+            own, places = ([token], [(0, len(part))]) if token is not None else self._told(part, at)
+            ids += own
+            spans += [(at + first, at + last) for first, last in places]
+        return ids, spans
 
     def _read(self, text: str, added: re.Pattern[str] | None) -> list[int]:
-        if added is None:
-            return self._processor.encode(text)
         ids: list[int] = []
+        for at, part, token in self._parts(text, added):
+            ids += [token] if token is not None else self._stretch(part, at)
+        return ids
+
+    def _parts(
+        self, text: str, added: re.Pattern[str] | None
+    ) -> Iterator[tuple[int, str, int | None]]:
+        """Added tokens in a text and the stretches between them, each with its place."""
         at = 0
-        for found in added.finditer(text):
-            ids += self._stretch(text[at : found.start()], at)
+        for found in added.finditer(text) if added is not None else ():
+            if at < found.start():
+                yield at, text[at : found.start()], None
             name = found[0] if found[0] in self._added else found[0].strip()
-            ids.append(self._added[name])
+            yield found.start(), found[0], self._added[name]
             at = found.end()
-        return ids + self._stretch(text[at:], at)
+        if at < len(text):
+            yield at, text[at:], None
 
     def _stretch(self, text: str, at: int) -> list[int]:
         """A text between added tokens; behind one it begins with a space, if not told otherwise."""
-        if not text or not at or not self._joins:
-            return self._processor.encode(text) if text else []
-        unknown = self._processor.id_to_piece(self._processor.unk_id())
-        return self._processor.encode(unknown + text)[len(self._processor.encode(unknown)) :]
+        if not at or not self._joins:
+            return self._processor.encode(text)
+        before = self._before(text)
+        return self._joined.encode(before + text)[len(self._joined.encode(before)) :]
+
+    def _told(self, text: str, at: int) -> tuple[list[int], list[Span]]:
+        """What :meth:`_stretch` gives, and the characters of each token."""
+        if not at or not self._joins:
+            return spans_of_pieces(self._processor, text)
+        return spans_of_pieces(self._joined, text, self._before(text))
+
+    def _before(self, text: str) -> str:
+        """What keeps a space that a text begins with, which some models leave out."""
+        return self._unknown if text.startswith((" ", SPACE)) else ""
 
 
 def _pattern(added: Iterable[Any]) -> re.Pattern[str] | None:

@@ -10,6 +10,8 @@ from tokenizers import BertWordPieceTokenizer, ByteLevelBPETokenizer
 from transformers import dynamic_module_utils
 
 from megalite.data import files
+from megalite.data.chat.chat import Chat
+from megalite.data.chat.turns import Turn
 from megalite.data.corpus.store import TokenStore
 from megalite.data.tokenizers.load import load_tokenizer
 from megalite.errors import DataError
@@ -69,6 +71,47 @@ def test_a_folder_may_say_that_no_space_stands_behind_a_special_token(tmp_path, 
     assert found[: found.index(2)] == theirs.encode("the")
     assert theirs.decode(found[found.index(2) + 1 :]) == "the cat"
     assert found[found.index(2) + 1 :] != theirs.encode("the cat")
+
+
+ADDED = {"400": {"content": "<|im_end|>", "special": True}}
+MIXED = [*SPACED, "<s>  two", "the</s>  cat<|im_end|>\n  a</s>", "a</s> b", "</s>▁x", " ▁x"]
+
+
+@pytest.mark.parametrize("legacy", [None, True, False])
+def test_a_conversation_is_read_as_its_text_is(tmp_path, model, legacy):
+    """Parts of a text, and special tokens between them, give the tokens of the whole."""
+    more = {} if legacy is None else {"legacy": legacy}
+    ours = load_tokenizer(folder_of(tmp_path / "own", model, added_tokens_decoder=ADDED, **more))
+    for text in MIXED:
+        for cut in range(len(text) + 1):
+            owned = ours.encode_segments([text[:cut], text[cut:]])
+            assert [token for token, _ in owned] == ours.encode(text)
+        whole = ours.encode(f"{text}</s>{text}")
+        assert [token for token, _ in ours.encode_segments([text, 2, text])] == whole
+    assert [n for _, n in ours.encode_segments(["a  b", 2, "  c", " d"])][-3:] == [2, 3, 3]
+
+
+def test_what_stands_behind_a_special_token_is_whole_where_no_space_is_put_there(tmp_path):
+    """A letter that the model hasn't was joined with another one in front and lost."""
+    folder = tmp_path / "t5"
+    plain = train_sentencepiece(tmp_path, "unigram")
+    folder_of(folder, plain, tokenizer_class="T5Tokenizer", extra_ids=0, legacy=False)
+    ours, unknown = load_tokenizer(folder), 0
+    theirs = sentencepiece.SentencePieceProcessor(model_file=str(plain))
+    assert ours.encode("the</s>☃")[-2:] == [2, unknown]
+    assert ours.encode("☃")[-1] == theirs.unk_id() == unknown
+
+
+@pytest.mark.parametrize("template", ["plain", "raw", "vicuna", "alpaca", "zephyr"])
+@pytest.mark.parametrize("legacy", [True, False])
+def test_a_prompt_is_the_tokenizers_own_encoding_of_its_text(tmp_path, model, legacy, template):
+    """Behind the ``<s>`` that the tokenizer writes a text still begins with its space."""
+    ours = load_tokenizer(folder_of(tmp_path / "own", model, legacy=legacy))
+    prompt = Chat(template, ours).prompt([Turn("user", "  two\n    words")])
+    text = ours.decode(prompt)
+    after = prompt.index(2) if 2 in prompt else len(prompt)  # zephyr's end of a question
+    assert prompt[:after] == [1, *ours.encode(text)][:after]
+    assert "  two\n    words" in text
 
 
 def test_a_folder_of_another_way_to_read_text_is_left_to_transformers(tmp_path, model):
