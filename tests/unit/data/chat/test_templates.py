@@ -160,6 +160,35 @@ def test_a_tokenizers_own_template_is_written_as_transformers_writes_it(tokenize
     assert written[: len(prompt) + len(answer)] == prompt + answer
 
 
+# As Qwen 3's, which opens the last answer alone with its thoughts; as Phi 3's, which ends the text.
+HM = "{{ 'hm, ' if loop.last and m.role == 'assistant' }}"
+THINKS = OWN.replace("{{ m.content", HM + "{{ m.content")
+ENDS = OWN.replace("{{ eos_token }}", "<over>") + "{{ eos_token if not add_generation_prompt }}"
+
+
+@pytest.mark.parametrize(
+    ("template", "learned", "followed"),
+    [
+        (OWN, "three{end}blue dog{end}", "three{end}blue dog{end}"),
+        (THINKS, "three{end}hm, blue dog{end}", "three{end}blue dog{end}"),
+        (ENDS, "three<over>\nblue dog<over>\n{end}", "three<over>\nblue dog<over>\n"),
+    ],
+)
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_conversation_is_what_transformers_writes_of_all_of_it(
+    template, learned, followed, first, tokenizer_folder, tmp_path
+):
+    """Whatever a template writes of an earlier turn alone; an answer may stand first."""
+    tokenizer, theirs = with_template(tokenizer_folder, tmp_path, template)
+    for turns, targets in ((TURNS[first:], learned), ((*TURNS[first:], TURNS[0]), followed)):
+        messages = [{"role": turn.role, "content": turn.text} for turn in turns]
+        conversation = Chat("tokenizer", tokenizer).conversation(turns)
+        written = theirs.apply_chat_template(messages, return_dict=False)
+        assert conversation.tokens.tolist() == written
+        found = conversation.targets[conversation.targets != IGNORE]
+        assert text_of(tokenizer, found) == targets
+
+
 def test_a_reward_is_read_at_the_end_token_and_not_behind_it(tokenizer_folder, tmp_path):
     """The template writes a line break behind the end, which no rollout has."""
     tokenizer, _ = with_template(tokenizer_folder, tmp_path, OWN)
@@ -177,11 +206,13 @@ def test_a_reward_is_read_at_the_end_token_and_not_behind_it(tokenizer_folder, t
         ("", ConfigError, "has no chat template"),
         (WRITES + "<over>\n{% endfor %}" + BEGINS, ConfigError, "must end with the end token"),
         (OWN + "{{ messages | length }}", DataError, "rewrites earlier turns"),
+        (OWN.replace("m.content", "m.content[0].text"), ConfigError, "whose content is text"),
+        (OWN + "{{ messages[0].content + 1 }}", DataError, "its chat template refuses turns of"),
         (
             "{% if messages[0].role == 'system' %}{{ raise_exception('no systems') }}{% endif %}"
             + OWN,
             DataError,
-            "refuses turns of system, user: no systems",
+            "refuses turns of system, user, assistant, user, assistant: no systems",
         ),
     ],
 )
