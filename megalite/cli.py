@@ -56,7 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _dispatch(words)
     except MegaliteError as error:
         is_mistake = error.exit_code == EXIT_USER
-        _report(str(error), show_traceback, _says(error.speaks, is_mistake))
+        message = _line(str(error)) if is_mistake else str(error)
+        _report(message, show_traceback, _says(error.speaks, is_mistake))
         return error.exit_code
     except KeyboardInterrupt:
         _report("interrupted", show_traceback)
@@ -273,6 +274,12 @@ def _says(speaks: bool | None = None, is_mistake: bool = True) -> bool | None:
     """Whether this process says an error; a mistake is told once by ``megalite launch``."""
     is_launched = "TORCHELASTIC_ERROR_FILE" in os.environ and LAUNCHED in os.environ
     return False if is_launched and is_mistake else speaks
+
+
+def _line(text: str) -> str:
+    """A mistake as one line, whatever the name or value holds that it repeats."""
+    shown = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return "".join(shown)
 
 
 def _report(message: str, show_traceback: bool, speaks: bool | None = None) -> None:

@@ -2,8 +2,9 @@
 
 import difflib
 import json
+import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails as Problem
@@ -37,10 +38,14 @@ def explain(
         problems[_key(cls, problem)].append(problem)
     lines = []
     for key, found in problems.items():
-        name = ".".join(key)
-        where = f"--{name}" if key in overridden or not source else f"{source}: {name}"
-        lines.append(_problem(cls, key, found, where))
+        lines.append(_problem(cls, key, found, where(key, source, overridden)))
     return "; ".join(lines)
+
+
+def where(key: tuple[str, ...], source: str, overridden: Collection[tuple[str, ...]]) -> str:
+    """A key as the user wrote it: an option, or where it stands in ``source``."""
+    name = ".".join(key)
+    return f"--{name}" if key in overridden or not source else f"{source}: {name}"
 
 
 def _key(cls: type[Section], problem: Problem) -> tuple[str, ...]:
@@ -63,30 +68,34 @@ def _holds(cls: type[Section], key: tuple[str, ...]) -> bool:
     return not key or (field is not None and section_class(field.annotation) is not None)
 
 
-def _problem(cls: type[Section], key: tuple[str, ...], found: list[Problem], where: str) -> str:
+def _problem(cls: type[Section], key: tuple[str, ...], found: list[Problem], name: str) -> str:
     first = found[0]
     field = find_field(cls, key)
     if first["type"] == "missing":
         what = field.description if field is not None else None
-        return f"{where} must be set" + (f": {what}" if what else "")
+        return f"{name} must be set" + (f": {what}" if what else "")
     if first["type"] == "extra_forbidden" and (reason := cls.lacking.get(".".join(key))):
-        return f"{where}: {reason}"
+        return f"{name}: {reason}"
     if first["type"] == "extra_forbidden":
-        return f"{where}: no such key; {_suggestion(cls, key)}"
+        return f"{name}: no such key; {_suggestion(cls, key)}"
     if first["type"] in ("model_type", "model_attributes_type"):
         inner = section_class(field.annotation) if field is not None else None
         keys = ", ".join(inner.model_fields) if inner is not None else ""
-        return f"{where} is a section with the keys {keys}; got {first['input']!r}"
+        return f"{name} is a section with the keys {keys}; got {first['input']!r}"
     if first["type"] in ("value_error", "assertion_error"):
-        return f"{where}: {first['msg'].partition(', ')[2] or first['msg']}"
+        return f"{name}: {first['msg'].partition(', ')[2] or first['msg']}"
     wanted = " or ".join(dict.fromkeys(_requirement(problem) for problem in found))
     value = first["input"]
     close = _meant(first, value)
-    return f"{where} = {value!r}: must be {wanted}{close}"
+    return f"{name} = {value!r}: must be {wanted}{close}"
 
 
 def _requirement(problem: Problem) -> str:
     """Say what was asked for, from pydantic's sentence."""
+    if problem["type"] == "string_too_short":
+        return "a text that is not empty"
+    if problem["type"] == "too_short":
+        return f"a list of at least {problem['ctx']['min_length']}"
     text = problem["msg"].removeprefix("Input should be ")
     if not text.startswith("a valid "):
         return text
@@ -99,12 +108,19 @@ def _requirement(problem: Problem) -> str:
 
 def _meant(problem: Problem, value: object) -> str:
     if problem["type"] in ("tuple_type", "list_type") and isinstance(value, str):
-        return f", such as '[\"{value}\"]'"
+        items = ", ".join(map(_item, value.strip("[]").split(",")))
+        return f", such as '[{items}]'"
     if problem["type"] != "literal_error" or not isinstance(value, str):
         return ""
     choices = problem["ctx"]["expected"].replace(" or ", ", ").replace("'", "").split(", ")
     close = difflib.get_close_matches(value, choices, n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _item(text: str) -> str:
+    """An item of a list whose quotes a shell took, as TOML has it."""
+    text = text.strip().strip("\"'")
+    return text if re.fullmatch(r"[+-]?\d[\d.e+-]*", text) else json.dumps(text, ensure_ascii=False)
 
 
 def _suggestion(cls: type[Section], key: tuple[str, ...]) -> str:

@@ -1,6 +1,7 @@
 """Read a config: a TOML file and its bases, ``--section.key value`` overrides, then validation."""
 
 import json
+import math
 import sys
 import typing
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -10,7 +11,7 @@ from typing import Any, TypeVar, cast
 from pydantic import ValidationError
 
 from megalite.config.bases import BASE, TABLE, Based, file_of, is_recipe, merged
-from megalite.config.explain import explain, placed
+from megalite.config.explain import explain, placed, where
 from megalite.config.section import Section, find_field, members
 from megalite.errors import ConfigError
 
@@ -20,6 +21,7 @@ else:
     import tomli as tomllib
 
 SectionT = TypeVar("SectionT", bound=Section)
+MOST = 2**63 - 1  # of a whole number, as TOML has it
 NONE = "none"  # how TOML, which has no null, says that an optional value is not set
 
 
@@ -77,12 +79,29 @@ def validated(
         raise ConfigError(
             f"{source or 'config'}: dates and times are not config values ({error})"
         ) from None
+    _check_numbers(values, (), lambda key: where(key, source, given))
     try:
         return cls.model_validate_json(text)
     except ValidationError as error:
         raise ConfigError(explain(error, cls, source, set(given))) from None
     except ConfigError as error:
         raise ConfigError(placed(str(error), cls, values)) from None
+
+
+def _check_numbers(
+    value: object, key: tuple[str, ...], name: Callable[[tuple[str, ...]], str]
+) -> None:
+    """Refuse what TOML can write and no key means: inf, nan, whole numbers beyond 64 bits."""
+    if isinstance(value, Mapping):
+        for part, inner in value.items():
+            _check_numbers(inner, (*key, str(part)), name)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            _check_numbers(inner, key, name)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{name(key)} = {value}: must be a finite number")
+    elif isinstance(value, int) and not -MOST <= value <= MOST:
+        raise ConfigError(f"{name(key)} = {value}: must be a whole number of at most 64 bits")
 
 
 def _check_stage(cls: type[Section], based: Based, path: str | Path | None) -> None:
@@ -124,7 +143,7 @@ def read_toml(path: Path) -> dict[str, object]:
         ConfigError: the file is missing, unreadable or not TOML; names the line.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such config file; megalite config prints one") from None
     except IsADirectoryError:
@@ -187,12 +206,17 @@ def _parse_value(cls: type[Section], key: tuple[str, ...], text: str) -> object:
     kinds = members(field.annotation) if field is not None else ()
     if any(kind in (str, Path) or _is_literal_text(kind) for kind in kinds):
         return text
-    if kinds == (tuple[str, ...],) and text and not text.startswith("["):
+    if text and not text.startswith("[") and all(map(_is_list_of_texts, kinds)) and kinds:
         return [text]
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         return text
+
+
+def _is_list_of_texts(kind: object) -> bool:
+    items = typing.get_args(kind)
+    return typing.get_origin(kind) is tuple and (items[0] is str or _is_literal_text(items[0]))
 
 
 def _is_literal_text(kind: object) -> bool:

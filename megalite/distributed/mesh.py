@@ -68,6 +68,7 @@ class ParallelConfig(Section):
     timeout_s: float = Field(
         600.0,
         gt=0,
+        le=1e9,
         description="seconds after which a collective has hung; the culprit is named after 3/4",
     )
 

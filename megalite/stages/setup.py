@@ -101,6 +101,8 @@ class StageConfig(Section):
     def _give_folder(cls, run: Any) -> Any:
         """A section without a folder has the stage's."""
         is_without = isinstance(run, dict) and "folder" not in run
+        if isinstance(run, dict) and run.get("folder") == "":
+            raise ConfigError("--run.folder: is empty: give a folder, or leave it out")
         return {**run, "folder": cls.model_fields["run"].default.folder} if is_without else run
 
     def batch_sizes(self) -> BatchSizes:

@@ -48,7 +48,9 @@ COMPARED = {  # of their answers to the same held-out prompts, with what is show
 class DemoConfig(Section):
     """The demo's folder and size."""
 
-    folder: str = Field(FOLDER, description="folder of the corpus, the runs and report.html")
+    folder: str = Field(
+        FOLDER, min_length=1, description="folder of the corpus, the runs and report.html"
+    )
     configs: str = Field("configs/demo", description="folder of the steps' configs")
     processes: int = Field(
         0,
@@ -211,6 +213,11 @@ def run(config: DemoConfig, launch: Launch) -> int:
     """Make the corpus, run every stage, write the report, check the promises."""
     if launch.world_size > 1:
         raise ConfigError("demo: starts its own processes; run it without torchrun")
+    if not Path(config.configs).is_dir():
+        raise ConfigError(
+            f"--configs {config.configs}: there is no such folder here: run it in a copy of "
+            "megalite's repository, which has them, or name where they are"
+        )
     started = time.monotonic()
     gpus = usable_gpus()
     config = config.model_copy(update={"processes": processes_for(config, gpus)})

@@ -164,6 +164,8 @@ def _check(config: EvalConfig) -> None:
         raise ConfigError(f"--task_folder {config.task_folder}: there is no such folder")
     if config.output and not Path(config.output).resolve().parent.is_dir():
         raise ConfigError(f"--output {config.output}: there is no such folder: make it")
+    if config.output and Path(config.output).is_dir():
+        raise ConfigError(f"--output {config.output}: is a folder: give a new file in it")
 
 
 def _check_kind(config: EvalConfig, is_reward_model: bool) -> None:

@@ -13,7 +13,7 @@ from megalite.data.config import COLUMNS
 from megalite.data.records import Records
 from megalite.distributed.launch import Launch
 from megalite.engine.model import Model
-from megalite.errors import ConfigError, DataError, tell
+from megalite.errors import ConfigError, DataError, naming, tell
 from megalite.generation.answer import Asked, answer
 from megalite.generation.beam import BeamConfig, BeamSearch
 from megalite.generation.decoder import CachedDecoder
@@ -114,16 +114,18 @@ class Output:
 
     def __exit__(self, *_: object) -> None:
         if self._file is not None:
-            self._file.close()
+            with naming(self._path):
+                self._file.close()
 
     def add(self, questions: Sequence[Sequence[Turn]], answers: Sequence[str]) -> None:
         """Write some questions and their answers."""
         if self._file is None:
             return
-        for turns, text in zip(questions, answers, strict=True):
-            record = {"prompt": turns[-1].whole, "answer": text}
-            self._file.write(json.dumps(record, ensure_ascii=False) + "\n")
-        self._file.flush()
+        with naming(self._path):
+            for turns, text in zip(questions, answers, strict=True):
+                record = {"prompt": turns[-1].whole, "answer": text}
+                self._file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            self._file.flush()
 
 
 class Shown:

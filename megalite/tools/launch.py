@@ -12,7 +12,7 @@ from argparse import Namespace
 from collections.abc import Mapping, MutableMapping, Sequence
 from typing import TYPE_CHECKING
 
-from megalite.errors import ConfigError, MegaliteError, UserError
+from megalite.errors import ConfigError, MegaliteError, UserError, first_line
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
@@ -47,12 +47,13 @@ def launch(words: Sequence[str], environment: MutableMapping[str, str]) -> int:
     Raises:
         ConfigError: torchrun refuses its options.
         UserError: a process refused the user's input; the message is the process's own.
-        Ended: a process failed, or a signal ended the launcher; the exit code is the process's, or
-            128 + the signal.
+        Ended: the processes don't meet, one failed, or a signal ended the launcher; the exit code
+            is the process's, or 128 + the signal.
     """
-    from torch.distributed import run
+    from torch.distributed import DistError, run
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous import RendezvousError
 
     options = options_of(words)
     _quiet(has_restarts=options.max_restarts > 0)
@@ -62,6 +63,11 @@ def launch(words: Sequence[str], environment: MutableMapping[str, str]) -> int:
         run.run(options)
     except ChildFailedError as error:
         raise told(error.failures) from None
+    except (ValueError, AssertionError) as error:  # of an option's value
+        raise _refused(first_line(error)) from None
+    except (RendezvousError, DistError) as error:
+        place = options.rdzv_endpoint or f"{options.master_addr}:{options.master_port}"
+        raise Ended(f"launch: no rendezvous at {place}: {first_line(error)}", 1) from None
     except SignalException as error:
         raise Ended(f"launch: ended by {error.sigval.name}", 128 + error.sigval) from None
     return 0
@@ -81,13 +87,19 @@ def options_of(words: Sequence[str]) -> Namespace:
             options = run.parse_args(["-m", *words])
     except SystemExit:
         reason = said.getvalue().strip().splitlines()[-1].partition("error: ")[2]
-        raise ConfigError(
-            f"megalite launch: {reason}: give torchrun's options, a command and its words; "
-            "`megalite launch --help` has an example"
-        ) from None
+        raise _refused(reason) from None
+    if options.nproc_per_node.lstrip("-").isdigit() and int(options.nproc_per_node) < 1:
+        raise _refused(f"--nproc-per-node {options.nproc_per_node}: must be at least 1")
     options.training_script_args = [options.training_script, *options.training_script_args]
     options.training_script = "megalite"
     return options
+
+
+def _refused(reason: str) -> ConfigError:
+    return ConfigError(
+        f"megalite launch: {reason}: give torchrun's options, a command and its words; "
+        "`megalite launch --help` has an example"
+    )
 
 
 def _quiet(has_restarts: bool) -> None:

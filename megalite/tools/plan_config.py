@@ -70,24 +70,19 @@ class PlanOptions(Section):
     price_per_gpu_hour: float = Field(
         0.0,
         ge=0,
-        allow_inf_nan=False,
         description="price of a device, an hour, for the cost; 0: not asked",
     )
     power: float = Field(
         0.0,
         ge=0,
-        allow_inf_nan=False,
         description="watts of a device with its share of node and cooling; 0: not asked",
     )
     failures: float = Field(
         6.5,
         ge=0,
-        allow_inf_nan=False,
         description="failures that stop a run, of a thousand nodes a day",
     )
-    save_s: float = Field(
-        60.0, gt=0, allow_inf_nan=False, description="seconds that a checkpoint stops training for"
-    )
+    save_s: float = Field(60.0, gt=0, description="seconds that a checkpoint stops training for")
     of_stage: Literal["", "pretrain", "sft", "rm", "ppo", "dpo"] = Field(
         "",
         description="stage that is planned: pretrain, sft, rm, ppo or dpo; empty: that whose keys "
@@ -107,7 +102,6 @@ class PlanOptions(Section):
     days: float = Field(
         0.0,
         ge=0,
-        allow_inf_nan=False,
         description="days in which the run must end: the fewest devices are searched; 0: not asked",
     )
     calibration: str = Field(

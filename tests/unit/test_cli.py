@@ -131,6 +131,34 @@ def test_a_pipe_that_breaks_elsewhere_is_one(monkeypatch):
         main(["pretrain"])
 
 
+def test_a_mistake_is_one_line_whatever_the_value_holds(capsys):
+    assert main(["pretrain", "--model.preset", "a\nb\x1b[31m"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(r"megalite: --model.preset a\nb\x1b[31m: no such preset")
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("pretrain", "--run.folder=", "--data.train=x"), "--run.folder: is empty"),
+        (("data prepare", "--source=x", "--output="), "--output = '': must be a text that is not"),
+        (("tokenizer train", "--source=x", "--output="), "--output = ''"),
+        (("report", "--runs=x", "--output="), "--output = ''"),
+        (("report", "--runs=[]"), "--runs = []: must be a list of at least 1"),
+        (("demo", "--folder="), "--folder = ''"),
+        (("demo", "--configs=no"), "--configs no: there is no such folder here: run it in a copy"),
+    ],
+)
+def test_an_empty_name_where_something_is_written_is_refused(
+    words, says, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    assert main([*words[0].split(), *words[1:]]) == 2
+    assert says in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_unreadable_file_is_named(tmp_path, capsys):
     assert main(["pretrain", str(tmp_path)]) == 2
     assert str(tmp_path) in capsys.readouterr().err

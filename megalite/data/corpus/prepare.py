@@ -18,6 +18,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -58,7 +59,7 @@ class PrepareConfig(Section):
         "input; hf:NAME: a dataset, read as a stream"
     )
     format: FileFormat = Field("auto", description=FORMAT)
-    output: str = Field(description="new token store, without .bin and .idx")
+    output: str = Field(min_length=1, description="new token store, without .bin and .idx")
     tokenizer: str = Field(
         "tokenizer", description="Hugging Face folder, tokenizer.json or SentencePiece .model"
     )
@@ -127,16 +128,15 @@ def run(config: PrepareConfig, launch: Launch) -> int:
     sources = find_sources(files, config.text_key, config.format) if files else Sources([], [])
     folder = Path(f"{config.output}.parts")
     parts = list(_parts(sources.files, config.part_bytes, folder)) if files else []
-    _open_folder(folder, config, [file.path for file in sources.files])
     if slow := tokenizer.why_slow(sys.maxsize if streams else sum(p.num_bytes for p in parts)):
         sys.stdout.write(
             f"{tokenizer.path}: isn't read by tiktoken, which is some ten times as fast: {slow}\n"
         )
-    _tokenize_all(config, parts)
-    parts += _tokenize_streams(config, streams, folder)
-    _join(config, parts, tokenizer)
-    skipped = _join_skipped(config, parts)
-    shutil.rmtree(folder)
+    with _opened(folder, config, [file.path for file in sources.files]):
+        _tokenize_all(config, parts)
+        parts += _tokenize_streams(config, streams, folder)
+        _join(config, parts, tokenizer)
+        skipped = _join_skipped(config, parts)
     _report(config, sources, skipped)
     if config.append_end and tokenizer.end_id is None:
         sys.stdout.write(
@@ -163,8 +163,12 @@ def _parts(files: list[SourceFile], most: int, folder: Path) -> Iterator[_Part]:
     yield _Part(tuple(group), f"{folder}/{number}", filled)
 
 
-def _open_folder(folder: Path, config: PrepareConfig, paths: list[Path]) -> None:
-    """Keep finished parts of the same job, drop those of another."""
+@contextmanager
+def _opened(folder: Path, config: PrepareConfig, paths: list[Path]) -> Iterator[None]:
+    """Keep finished parts of the same job, drop those of another; at the end all are dropped.
+
+    Those of a file that is refused go too: once it is mended they are another job's.
+    """
     own = folder_of(config.tokenizer)
     read = [*paths, *(sorted(own.iterdir()) if own.is_dir() else [own])]
     facts = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in read]
@@ -174,6 +178,13 @@ def _open_folder(folder: Path, config: PrepareConfig, paths: list[Path]) -> None
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
     mark.touch()
+    try:
+        yield
+    except DataError:
+        if not any(map(is_stream, config.source)):
+            shutil.rmtree(folder)
+        raise
+    shutil.rmtree(folder)
 
 
 def _tokenize_all(config: PrepareConfig, parts: list[_Part]) -> None:

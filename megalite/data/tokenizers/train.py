@@ -22,7 +22,9 @@ class TokenizerTrainConfig(Section):
     source: tuple[str, ...] = Field(description="folders, text files, JSON or Parquet files")
     format: FileFormat = Field("auto", description=FORMAT)
     text_key: str = Field("text", description="key of a record's text")
-    output: str = Field("tokenizer", description="new Hugging Face folder of the tokenizer")
+    output: str = Field(
+        "tokenizer", min_length=1, description="new Hugging Face folder of the tokenizer"
+    )
     vocab_size: int = Field(8192, ge=260, description="number of tokens, special ones included")
     max_bytes: int = Field(100_000_000, gt=0, description="most bytes of text to read")
     end_token: str = Field("<|endoftext|>", description="token of a document's end and of padding")

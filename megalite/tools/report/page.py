@@ -87,8 +87,10 @@ SUMMED = ("Learning", "Reinforcement learning")  # groups of which the table tel
 class ReportConfig(Section):
     """Which runs a report covers."""
 
-    runs: tuple[str, ...] = Field(description="folders of runs, in the order of the report")
-    output: str = Field("report.html", description="new HTML page")
+    runs: tuple[str, ...] = Field(
+        min_length=1, description="folders of runs, in the order of the report"
+    )
+    output: str = Field("report.html", min_length=1, description="new HTML page")
     title: str = Field("megalite", description="heading of the page")
 
 

@@ -94,6 +94,29 @@ def test_one_text_stands_for_a_list_of_it(word: str, files: tuple[str, ...]) -> 
     assert load(Config, None, ["--data.files", word]).data.files == files
 
 
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--model.dropout", "nan"), "--model.dropout = nan: must be a finite number"),
+        (("--data.names", "{ a = -inf }"), "--data.names.a = -inf: must be a finite number"),
+        (("--seed", str(2**63)), f"--seed = {2**63}: must be a whole number of at most 64 bits"),
+        (("--data.sizes", f"[1, {-(2**70)}]"), "at most 64 bits"),
+    ],
+)
+def test_numbers_are_finite_and_fit_64_bits(words: tuple[str, str], says: str) -> None:
+    assert says in message(*words)
+    assert load(Config, None, ["--seed", str(2**63 - 1)]).seed == 2**63 - 1
+
+
+def test_a_list_whose_quotes_the_shell_took_is_shown_with_them() -> None:
+    assert message("--data.files", "[a.jsonl,b c]").endswith("""such as '["a.jsonl", "b c"]'""")
+    assert message("--data.sizes", "2,3").endswith("such as '[2, 3]'")
+
+
+def test_a_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    assert load_text(tmp_path, "\ufeff[model]\nnum_layers = 5\n").model.num_layers == 5
+
+
 @pytest.mark.parametrize("word", ["", "[a", "[3]"])
 def test_what_is_no_list_of_texts_is_refused(word: str) -> None:
     assert "--data.files" in message("--data.files", word)

@@ -120,6 +120,7 @@ def test_a_reward_model_ranks_rows(causal, tmp_path, capsys):
         (["--rows", '["nowhere.jsonl"]'], "nowhere.jsonl"),
         (["--data.train", '["x"]', "--rows", '["x"]'], "--data.train: is of a training run"),
         (["--stores", '["x"]', "--output", "no/where.json"], "there is no such folder"),
+        (["--stores", '["x"]', "--output", "."], "--output .: is a folder"),
         (["--rows", '["x"]', "--limit", "3"], "--limit: is of tasks: give --tasks"),
         (["--tasks", '["x"]', "--task_folder", "no"], "--task_folder no: there is no such folder"),
     ],

@@ -38,6 +38,24 @@ def test_an_option_that_torchrun_refuses_is_one_line(words, says):
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("--nproc-per-node two", "Unsupported nproc_per_node value: two"),
+        ("--nproc-per-node 0", "--nproc-per-node 0: must be at least 1"),
+        ("--nnodes 2:1", "min_nodes=2, max_nodes=1"),
+        ("--max-restarts -1", "max_restarts must be >= 0"),
+        ("--rdzv-backend nonsense", "'nonsense' is not registered"),
+    ],
+)
+def test_a_value_that_torchrun_refuses_is_one_line(words, says, capsys, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("MEGALITE_LAUNCH", "1")
+    assert main(["launch", *words.split(), "pretrain"]) == 2
+    said = capsys.readouterr().err
+    assert says in said and "Traceback" not in said
+
+
 def test_a_mistake_is_told_before_what_it_did_to_the_others(tmp_path):
     error = told({0: failure(tmp_path, 0, -15, "other"), 1: failure(tmp_path, 1, 2, "--a: wrong")})
     assert (type(error), str(error)) == (UserError, "--a: wrong")
