@@ -167,8 +167,6 @@ def json_records(path: Path) -> Iterator[tuple[str, Record]]:
         return
     with open_bytes(path) as file:
         for number, line in enumerate(file, 1):
-            if line.strip() == b"{":
-                raise DataError(f"{path}:{number}: a record must be on one line, or in a list")
             if line.strip():
                 yield f"{path}:{number}", parse_line(f"{path}:{number}", line)
 
@@ -199,6 +197,8 @@ def parse_line(where: str, line: bytes) -> Record:
     except UnicodeDecodeError:
         raise DataError(f"{where}: must be UTF-8") from None
     except json.JSONDecodeError as error:
+        if line.strip() == b"{":
+            raise DataError(f"{where}: a record must be on one line, or in a list") from None
         raise DataError(f"{where}: not JSON: {error.msg} at column {error.pos + 1}") from None
     except (ValueError, RecursionError) as error:  # a number of thousands of digits; deep nesting
         raise DataError(f"{where}: not JSON that can be read: {error}") from None

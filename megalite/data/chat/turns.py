@@ -38,7 +38,8 @@ UNWRITABLE = ("tools", "functions", "images", "image", "videos", "video", "audio
 CALLS = ("tool_calls", "tool_call_id", "function_call")
 REASONING = ("reasoning_content", "reasoning", "thinking")
 HH = re.compile(r"\n\n(Human|Assistant):")
-QUESTIONS = ("prompt", "instruction", "messages", "conversations")
+WHOLE = ("conversations", "messages")  # each a whole conversation
+QUESTIONS = ("prompt", "instruction", *WHOLE)
 KNOWN: tuple[str, ...] = (*QUESTIONS, "input", "context", "system", "history", *ANSWERS, "answers")
 KNOWN += ("chosen", "rejected", "margin", "label", "role", "content", *IS_LEARNED)
 KNOWN += ("meta_instruction", "chat", "num_turns")
@@ -62,8 +63,8 @@ class Turn:
 
     @property
     def whole(self) -> str:
-        """The text, and its context on the next line."""
-        return f"{self.text}\n{self.context}" if self.context else self.text
+        """The text, and its context on the next line; what is empty has no line."""
+        return "\n".join(part for part in (self.text, self.context) if part)
 
 
 Turns = tuple[Turn, ...]
@@ -93,10 +94,13 @@ def parse_conversation(record: Record) -> Turns:
     """A conversation whose assistant turns are to be learned."""
     fields = Fields.of(record)
     _refuse(fields, UNWRITABLE)
-    if _is_whole(fields):
-        turns = _whole(fields)
+    key = _first(fields, (*WHOLE, "instruction", "prompt"))
+    if key in WHOLE:
+        turns = _before(fields, _messages(fields, fields[key], key))
+    elif _is_moss(fields):
+        turns = _moss(fields)
     else:
-        question = _instruction(fields) if "instruction" in fields else _prompt(fields)
+        question = _instruction(fields) if key == "instruction" else _prompt(fields)
         turns = (*_before(fields, question), *_answer(fields))
     if not any(turn.role == "assistant" for turn in turns):
         raise ValueError("the conversation has no assistant message to learn")
@@ -108,12 +112,15 @@ def parse_prompt(record: Record) -> Turns:
     fields = Fields.of(record)
     _refuse(fields, UNWRITABLE)
     fields.pass_over(*ANSWERS, "answers", "chosen", "rejected")
-    if "prompt" in fields:
+    key = _first(fields, ("prompt", "instruction", *WHOLE))
+    if key == "prompt":
         return _before(fields, _prompt(fields))
-    if "instruction" in fields:
+    if key == "instruction":
         return _before(fields, _instruction(fields))
-    if _is_whole(fields):
-        turns = _whole(fields)
+    if key in WHOLE:
+        turns = _before(fields, _messages(fields, fields[key], key))
+    elif _is_moss(fields):
+        turns = _moss(fields)
     elif "chosen" in fields:
         turns = _answered((), fields, fields["chosen"], "chosen")
     else:
@@ -172,7 +179,7 @@ def parse_judged(record: Record) -> Ranking:
     if not _is_judged(fields):
         return parse_ranking(fields)
     label = fields["label"]
-    if not isinstance(label, int) or label not in (0, 1):
+    if label not in (0, 1):
         raise ValueError(f"'label' must be true or false, came {label!r}")
     turns = parse_conversation(fields)
     if turns[-1].role != "assistant":
@@ -215,7 +222,8 @@ def _messages(fields: Fields, items: object, name: str) -> Turns:
     if isinstance(items, dict):
         items = [items]
     if not isinstance(items, list) or not items:
-        raise ValueError(f"{name!r} must be a list of at least one message")
+        came = type(items).__name__ if items else "none"
+        raise ValueError(f"{name!r} must be a list of at least one message, came {came}")
     return tuple(_message(fields, item) for item in items)
 
 
@@ -228,7 +236,8 @@ def _message(fields: Fields, item: object) -> Turn:
     text_key = "value" if "value" in message and "content" not in message else "content"
     for key in (role_key, text_key):
         if key not in message:
-            raise ValueError(f"a message must have {key!r}, has {', '.join(map(repr, item))}")
+            has = "null there" if key in message.whole else ", ".join(map(repr, item)) or "nothing"
+            raise ValueError(f"a message must have {key!r}, has {has}")
     role = _text(message[role_key], role_key)
     if role.lower() not in ROLES:
         raise ValueError(f"{role_key} {role!r} must be one of {', '.join(ROLES)}")
@@ -251,17 +260,17 @@ def _is_learned(message: Fields, role: str) -> bool:
     return all(said.values())
 
 
-def _is_whole(fields: Fields) -> bool:
-    is_moss = "meta_instruction" in fields and "chat" in fields
-    return is_moss or "messages" in fields or "conversations" in fields
+def _first(fields: Fields, keys: Sequence[str]) -> str:
+    """The first of some keys that a record has, one that holds something if any does; or empty.
+
+    Rows of several formats in one table have all their columns.
+    """
+    present = [key for key in keys if key in fields]
+    return next((key for key in present if fields[key] not in EMPTY), next(iter(present), ""))
 
 
-def _whole(fields: Fields) -> Turns:
-    """A conversation that is a list of messages, or MOSS's."""
-    if "messages" not in fields and "conversations" not in fields:
-        return _moss(fields)
-    name = "conversations" if "conversations" in fields else "messages"
-    return _before(fields, _messages(fields, fields[name], name))
+def _is_moss(fields: Fields) -> bool:
+    return "meta_instruction" in fields and "chat" in fields
 
 
 def _moss(fields: Fields) -> Turns:
@@ -314,7 +323,7 @@ def _prompt(fields: Fields) -> Turns:
 
 def _instruction(fields: Fields) -> Turns:
     text = _text(fields["instruction"], "instruction")
-    key = "input" if "input" in fields else "context"
+    key = _first(fields, ("input", "context"))
     return (Turn("user", text, _text(fields.get(key, ""), key)),)
 
 
@@ -338,8 +347,8 @@ def _history(fields: Fields) -> Iterator[Turn]:
 
 
 def _answer(fields: Fields) -> Turns:
-    key = next((key for key in ANSWERS if key in fields), None)
-    if key is None:
+    key = _first(fields, ANSWERS)
+    if not key:
         raise KeyError(ANSWERS[0] if "instruction" in fields else ANSWERS[1])
     answer = fields[key]
     if isinstance(answer, list):

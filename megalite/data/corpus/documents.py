@@ -149,13 +149,16 @@ def _listed(path: Path, key: str, on_error: OnError) -> Iterator[DocumentPiece]:
 def _text_of(record: object, key: str) -> str:
     if not isinstance(record, dict):
         raise DataError(f": must be a JSON object, came {type(record).__name__}")
-    has = ", ".join(map(repr, record)) or "nothing"
-    return _text(record.get(key), f"text under {key!r}, has {has}")
+    if key not in record:
+        has = ", ".join(map(repr, record)) or "nothing"
+        raise DataError(f": must have text under {key!r}, has {has}; see --text_key")
+    return _text(record[key], f"under {key!r}")
 
 
-def _text(value: object, what: str) -> str:
+def _text(value: object, where: str) -> str:
     if not isinstance(value, str):
-        raise DataError(f": must have {what}; see --text_key")
+        came = "null" if value is None else type(value).__name__
+        raise DataError(f": must have text {where}, came {came}; see --on_error and --text_key")
     try:
         check_unicode(value)
     except ValueError as error:
@@ -184,7 +187,7 @@ def _parquet(source: FileRange, key: str, on_error: OnError) -> Iterator[Documen
             for value in batch.column(0).to_pylist():
                 number += 1
                 try:
-                    text = _text(value, f"text in column {key!r}")
+                    text = _text(value, f"in column {key!r}")
                 except DataError as error:
                     on_error(DataError(f"{source.path}:record {number}{error}"))
                     continue

@@ -12,6 +12,7 @@ from megalite.data.chat.turns import (
     Ranking,
     Turn,
     parse_conversation,
+    parse_judged,
     parse_prompt,
     parse_ranking,
     parse_with_margin,
@@ -87,6 +88,18 @@ CONVERSATIONS = {
             ]
         },
         (Turn("user", "hh"), HELLO[1]),
+    ),
+    "empty columns of another format": (
+        {"messages": [], "conversations": [], "instruction": "hi", "output": "hello"},
+        HELLO,
+    ),
+    "empty columns of a like format": (
+        {"instruction": "hi", "input": "", "output": "", "context": "you", "response": "hello"},
+        (Turn("user", "hi", "you"), HELLO[1]),
+    ),
+    "an answer that is empty": (
+        {"prompt": "hi", "completion": ""},
+        (HELLO[0], Turn("assistant", "")),
     ),
     "nulls beside another format": (
         {"messages": None, "prompt": None, "instruction": "hi", "input": None, "output": "hello"},
@@ -299,6 +312,8 @@ def test_what_no_template_writes_is_refused_by_name(key, parse):
         ({"messages": [{"role": "tool", "content": "x"}]}, "role 'tool' must be one of"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "type 'image_url'"),
         ({"messages": [{"role": "user"}]}, "a message must have 'content', has 'role'"),
+        ({"messages": [{"role": "user", "content": None}]}, "must have 'content', has null there"),
+        ({"messages": "[]"}, "'messages' must be a list of at least one message, came str"),
         ({"system": "a", "messages": [{"role": "system", "content": "b"}]}, "keep one of them"),
         ({"history": ["a"], "instruction": "b", "output": "c"}, "'history' must be a list of"),
         ({"instruction": "b", "output": ["c"]}, "a message must be an object, came str"),
@@ -317,6 +332,20 @@ def test_ultrafeedback_is_read_binarized_and_refused_with_scores():
     assert parse_conversation(record)[-1].text == "chosen"
     with pytest.raises(ValueError, match="'completions' with scores .UltraFeedback. have no order"):
         parse_ranking({"instruction": "hi", "completions": [{"response": "a", "overall_score": 7}]})
+
+
+def test_a_context_stands_alone_where_the_text_is_empty():
+    assert Turn("user", "", "1 2").whole == "1 2"
+    assert Turn("user", "add", "1 2").whole == "add\n1 2"
+
+
+@pytest.mark.parametrize("label", [True, 1, 1.0])
+def test_a_label_may_be_a_number(label):
+    """As pandas writes a column of true and false that has gaps."""
+    judged = parse_judged({"prompt": "hi", "completion": "hello", "label": label})
+    assert (judged.conversations, judged.num_good) == ((HELLO,), 1)
+    with pytest.raises(ValueError, match="'label' must be true or false, came 0.5"):
+        parse_judged({"prompt": "hi", "completion": "hello", "label": 0.5})
 
 
 def test_a_missing_key_names_those_that_there_are(tmp_path):

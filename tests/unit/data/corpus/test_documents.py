@@ -119,13 +119,17 @@ def test_a_bad_row_is_named_by_file_and_line_in_any_part(tmp_path, kind):
         texts([path])
 
 
+SEE = "see --on_error and --text_key"
+
+
 def test_bad_rows_of_parquet_are_named(tmp_path):
     path = tmp_path / "rows.parquet"
     pyarrow.parquet.write_table(pyarrow.table({"text": ["a", None, "b"]}), path)
     found: list[str] = []
     pieces = range_documents(FileRange(rows(path)), "text", lambda error: found.append(str(error)))
     assert [piece.text for piece in pieces] == ["a", "b"]
-    assert found == [f"{path}:record 2: must have text in column 'text'; see --text_key"]
+    (said,) = found
+    assert said == f"{path}:record 2: must have text in column 'text', came null; " + SEE
     with pytest.raises(DataError, match="has no column 'body' but text"):
         texts([path], "body")
     pyarrow.parquet.write_table(pyarrow.table({"text": [1, 2]}), path)
