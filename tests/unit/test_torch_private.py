@@ -155,11 +155,14 @@ def test_checkpoint_files_are_all_that_a_save_writes(tmp_path):
     assert torch_private.checkpoint_files(tmp_path, 1) == []
 
 
-def test_bf16_tiles_are_those_of_the_system():
-    """Where the kernel lists a processor's units; PyTorch also asks to use them."""
-    flags = Path("/proc/cpuinfo").read_text().split()
-    if torch_private.has_bf16_tiles():
-        assert "amx_tile" in flags
+def test_bf16_units_are_those_of_the_system():
+    """Where the kernel lists a processor's units; PyTorch also asks to use AMX's."""
+    words = Path("/proc/cpuinfo").read_text().split()
+    is_amd = "AuthenticAMD" in words and "avx512_bf16" in words
+    if torch_private.has_bf16_units():
+        assert is_amd or "amx_tile" in words
+    else:
+        assert not is_amd
 
 
 def test_tensorboard_writer_is_told_from_other_threads(tmp_path):

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from megalite.config.section import Section
 from megalite.distributed.mesh import Axis
 from megalite.layers.shards import local_box, local_part
-from megalite.torch_private import has_bf16_tiles
+from megalite.torch_private import has_bf16_units
 from megalite.training.updates.orthogonal import operations, orthogonalised
 from megalite.training.updates.rule import Rule, Weight, finite_gradient
 from megalite.training.updates.whole import WholeMatrices
@@ -142,7 +142,7 @@ def product_dtype(products: Literal["auto", "fp32", "bf16"], device: torch.devic
 def _has_bf16_units(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    return device.type == "cpu" and has_bf16_tiles()
+    return device.type == "cpu" and has_bf16_units()
 
 
 def sides_of(weight: Weight) -> tuple[int, int]:
