@@ -25,6 +25,7 @@ from megalite.models.families.table import Entry, Family
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX, WEIGHT = "base_model.model.", ".weight"
+MERGE = "merge it with PEFT (merge_and_unload), and convert the merged model"
 DOWN, UP = ".lora_A.weight", ".lora_B.weight"
 SIZES = ".lora_magnitude_vector"
 # What is read, and what says how an adapter was made or which modules have one, as the names of its
@@ -109,12 +110,13 @@ class PeftAdapter:
             if key not in KNOWN and value:
                 raise CheckpointError(
                     f"{where}: {key} {json.dumps(value)}: an adapter here has nothing of the kind: "
-                    "merge it with PEFT (merge_and_unload), and convert the merged model"
+                    f"{MERGE}"
                 )
         for key, right in (("peft_type", ("LORA",)), ("bias", ("none", None))):
             if config.get(key) not in right:
                 raise CheckpointError(
-                    f"{where}: {key} {json.dumps(config.get(key))}: must be {json.dumps(right[0])}"
+                    f"{where}: {key} {json.dumps(config.get(key))}: must be "
+                    f"{json.dumps(right[0])}: {MERGE}"
                 )
         initial = config.get("init_lora_weights", True)
         if initial not in INITIAL:
@@ -198,7 +200,7 @@ def our_factors(
         names = ", ".join(sorted(tensors)[:5]) or "nothing"
         raise CheckpointError(
             f"{adapter.path / WEIGHTS}: has {names} beside adapters of a {family.name}'s linear "
-            "layers: nothing else has adapters here"
+            f"layers: nothing else has adapters here: {MERGE}"
         )
     return found, {f"head.value.{name.removeprefix('score.')}": t for name, t in whole.items()}
 

@@ -200,7 +200,7 @@ def folder_of(path: Path) -> tuple[dict, dict]:
     [
         ({"use_dora": True}, "q_proj.lora_magnitude_vector, and adapter_config.json says use_dora"),
         ({"lora_bias": True}, "lora_bias true: an adapter here has nothing of the kind"),
-        ({"bias": "all"}, 'bias "all": must be "none"'),
+        ({"bias": "all"}, 'bias "all": must be "none": merge it with PEFT'),
         ({"peft_type": "IA3"}, 'peft_type "IA3": must be "LORA"'),
         ({"init_lora_weights": "pissa"}, 'init_lora_weights "pissa": changes the base'),
         ({"base_model_name_or_path": None}, "--base: "),

@@ -118,8 +118,10 @@ class PolicyConfig(LanguageConfig):
         prompt, answer = self.data.sequence_length, self.rollout.max_new_tokens
         rows = max(prompt, 1 + answer) if self.model.is_encoder_decoder else prompt + answer
         key = f"data.sequence_length {prompt} with rollout.max_new_tokens {answer}"
-        for model in self.models():
-            check_positions(model, rows, key)
+        check_positions(self.model, rows, key)
+        shapes = self.shapes_of_reward_models()
+        for whose, model in zip(self.reward_models(), shapes, strict=True):
+            check_positions(model, rows, key, f"{whose}'s model")
         if self.update.pretrain_coefficient:
             check_corpus_positions(self.model, self.pretraining, "pretraining")
         self._check_bases()
