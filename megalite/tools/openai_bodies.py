@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from megalite.tools.token_scores import TokenScore, chat_form, completion_form
 
@@ -18,6 +18,7 @@ MOST_CHOICES = 128
 MOST_LIKELIEST_OF_CHAT, MOST_LIKELIEST = 20, 5  # tokens beside a drawn one
 Finish = Literal["stop", "length"]
 NOT_HERE = {  # what OpenAI's API has and this server hasn't, but for values that ask for nothing
+    "annotations",
     "audio",
     "best_of",
     "function_call",
@@ -32,9 +33,11 @@ NOT_HERE = {  # what OpenAI's API has and this server hasn't, but for values tha
     "suffix",
     "tool_choice",
     "tools",
+    "tool_calls",
     "verbosity",
     "web_search_options",
 }
+NOTHING: tuple[object, ...] = (None, [], {})
 
 
 class Refused(Exception):
@@ -61,7 +64,16 @@ class Refused(Exception):
 
 
 class _Body(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _leave_out_nothing(cls, told: Any) -> Any:
+        """Without the keys that are not here and ask for nothing, as clients write them all."""
+        if not isinstance(told, dict):
+            return told
+        own = cls.model_fields
+        return {k: v for k, v in told.items() if k in own or k not in NOT_HERE or v not in NOTHING}
 
 
 class TextPart(_Body):

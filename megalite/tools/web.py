@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
@@ -36,6 +36,7 @@ from megalite.tools.token_scores import TokenScore
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 PATIENCE_S = 2  # for clients that don't read what they asked for, once all is answered
 PAUSE_S = 0.05
+GONE = "the client has gone"
 Handler = Callable[[Request], Awaitable[Response]]
 BodyT = TypeVar("BodyT", bound=Asked)
 
@@ -138,6 +139,8 @@ async def _body(service: Service, request: Request) -> bytes:
 
     try:
         return await asyncio.wait_for(read(), service.limits.body_s)
+    except ClientDisconnect:
+        raise Refused(499, GONE) from None
     except asyncio.TimeoutError:
         raise Refused(408, f"the body did not come in {service.limits.body_s:g} s") from None
 
@@ -259,7 +262,7 @@ async def _collected(request: Request, answering: Answering) -> None:
         if tasks[0].done():
             tasks[0].result()
         else:
-            raise Refused(499, "the client has gone")
+            raise Refused(499, GONE)
     finally:
         answering.close()
         for task in tasks:

@@ -4,6 +4,7 @@ import asyncio
 import json
 import re
 import signal
+import socket
 import subprocess
 import threading
 import urllib.error
@@ -260,7 +261,7 @@ ASK = {"model": "tiny", "prompt": "a"}
 NOT_HERE = "is not supported by this server"
 JSON = {"type": "json_object"}
 IMAGE = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}
-CALL = {"role": "assistant", "content": None, "tool_calls": []}
+CALL = {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}
 BAD = [
     (CHAT, b"{", 400, "Invalid JSON", None),
     (CHAT, b'{"model": "tiny"}', 400, "messages: Field required", "messages"),
@@ -281,6 +282,7 @@ BAD = [
     (CHAT, HELLO | {"messages": [IMAGE]}, 400, f"content.0.image_url: {NOT_HERE}", "messages"),
     (CHAT, HELLO | {"messages": [CALL]}, 400, f"messages.0.tool_calls: {NOT_HERE}", "messages"),
     (CHAT, HELLO | {"nonsense": 1}, 400, "Unrecognized request argument: nonsense", "nonsense"),
+    (CHAT, HELLO | {"min_p": float("nan")}, 400, "finite number", "min_p"),
     (CHAT, HELLO | {"stop": [""]}, 400, "stop", "stop"),
     (CHAT, HELLO | {"stream_options": {}}, 400, "only with stream", "stream_options"),
     (CHAT, HELLO | {"model": "other"}, 404, "'other' is not here", "model"),
@@ -310,6 +312,24 @@ def test_bad_bodies_are_refused_in_openais_form(server):
         ask(server.client(), model="other")
     with pytest.raises(openai.BadRequestError, match="temperature"):
         ask(server.client(), temperature=9)
+
+
+def test_keys_that_ask_for_nothing_are_no_obstacle(client):
+    nothing = dict.fromkeys(("functions", "prediction", "audio", "suffix", "best_of", "stop"))
+    said = ask(client, extra_body=nothing | {"tools": [], "functions": []}).choices[0].message
+    asked = {"role": "user", "content": "the cat"}
+    turns = [asked, said.model_dump() | {"annotations": []}, asked]
+    found = client.chat.completions.create(model="tiny", messages=turns, max_tokens=2)
+    assert found.usage.completion_tokens == 2
+
+
+def test_a_client_that_goes_amid_its_body_leaves_no_word(server, client):
+    with socket.create_connection(("127.0.0.1", server.port)) as gone:
+        head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\n"
+        gone.sendall(f'{head}Content-Length: 90\r\n\r\n{{"model"'.encode())
+        gone.shutdown(socket.SHUT_WR)
+        assert gone.recv(1) == b""
+    assert ask(client, max_tokens=2).usage.completion_tokens == 2
 
 
 def test_more_than_may_wait_is_refused_and_a_client_that_goes_frees_its_slots(client):
@@ -346,3 +366,4 @@ def test_a_signal_in_the_middle_ends_it_and_tells_who_waits(server, client):
     said = "".join(server.lines())
     assert re.search(r"stopping; \d+ running answers have 0 s", said)
     assert re.search(r"\d+ answers are cut, and their clients told", said)
+    assert "Traceback" not in said
