@@ -147,8 +147,9 @@ def fill_all(
         if name not in parameters:
             continue
         parameter = parameters[name]
-        piece = grown(name, piece, parameter.shape[0])
-        fill(parameter, fitted(name, piece, parameter.shape, path))
+        rows = config.vocab_size if name in VOCABULARY else parameter.shape[0]
+        piece = fitted(name, piece, torch.Size((rows, *parameter.shape[1:])), path)
+        fill(parameter, grown(name, piece, parameter.shape[0]))
 
 
 @torch.no_grad()

@@ -16,6 +16,7 @@ from megalite.errors import CheckpointError, ConfigError
 from megalite.models.config import ModelConfig
 from megalite.models.families import FAMILIES
 from megalite.models.families.table import ONE_LABEL, Family, decisive
+from megalite.models.files import has_weights
 from megalite.models.tensor_files import TensorFiles
 
 # What a config says of special tokens; where it doesn't, the defaults of its class stand.
@@ -53,6 +54,8 @@ def read_config(path: Path) -> tuple[ModelConfig, Family]:
             f"{', '.join(dict.fromkeys(known))}"
         )
     try:
+        if found[0].tied_by_files and has_weights(path):
+            theirs = _tied_as_files_are(theirs, path, *found[0].tied_by_files)
         return found[0].read(theirs), found[0]
     except KeyError as error:
         raise CheckpointError(f"{where}: must have the key or value {error}") from None
@@ -60,6 +63,21 @@ def read_config(path: Path) -> tuple[ModelConfig, Family]:
         raise CheckpointError(explain(error, ModelConfig, where, set())) from None
     except (ValueError, ConfigError) as error:
         raise CheckpointError(f"{where}: {error}") from None
+    except (TypeError, AttributeError, ArithmeticError) as error:
+        raise CheckpointError(
+            f"{where}: a value is of another kind than a {found[0].name} has: {error}: compare it "
+            "with the published file"
+        ) from None
+
+
+def _tied_as_files_are(
+    theirs: dict[str, Any], path: Path, head: str, embedding: str
+) -> dict[str, Any]:
+    """A config that says of a folder's head what its files hold, where it has one of its own."""
+    files = TensorFiles(path)
+    if not {head, embedding} <= set(files.names()) or files.is_copy(head, embedding):
+        return theirs
+    return theirs | {"tie_word_embeddings": False}
 
 
 def unread_keys(path: Path) -> str:
@@ -94,12 +112,14 @@ def our_tensors(path: Path, config: ModelConfig, family: Family) -> Iterator[tup
     files = TensorFiles(path)
     names, entries = set(files.names()), list(family.entries(config))
     prefix = _missing_prefix(names, {entry.theirs for entry in entries})
-    wanted = {entry.theirs.removeprefix(prefix) for entry in entries}
+    stored = {entry.theirs: entry.theirs.removeprefix(prefix) for entry in entries}
+    table = next(e.theirs for e in entries if "embedding.weight" in e.ours)
+    stored[table] = embedding = _kept_as(stored[table], names - set(stored.values()), names)
+    wanted = set(stored.values())
     zero = {name for name in names if name.endswith(family.zero)}
     unknown = {name for name in names - wanted - zero if not name.endswith(family.ignored)}
-    embedding = next(e.theirs for e in entries if "embedding.weight" in e.ours)
     if wanted <= names:
-        unknown -= _copies(files, unknown, embedding.removeprefix(prefix), path)
+        unknown -= _copies(files, unknown, embedding, path)
     if wanted - names or unknown:
         raise CheckpointError(
             f"{path}: is not a whole {family.name}: missing {_list(wanted - names)}; "
@@ -108,7 +128,7 @@ def our_tensors(path: Path, config: ModelConfig, family: Family) -> Iterator[tup
     for name in sorted(zero):
         _check_zero(name, files.read(name), path)
     for entry in entries:
-        tensor = files.read(entry.theirs.removeprefix(prefix))
+        tensor = files.read(stored[entry.theirs])
         try:
             pieces = entry.split(tensor, config)
         except RuntimeError:
@@ -116,6 +136,15 @@ def our_tensors(path: Path, config: ModelConfig, family: Family) -> Iterator[tup
                 f"{path}: {entry.theirs} is {list(tensor.shape)}; its config.json says otherwise"
             ) from None
         yield from zip(entry.ours, pieces, strict=True)
+
+
+COPIES = ("lm_head.weight", "embed_tokens.weight")  # endings of other names of a tied table
+
+
+def _kept_as(embedding: str, others: set[str], names: set[str]) -> str:
+    """The embedding's name in the files: of the names of a tied table any one may be kept."""
+    kept = [] if embedding in names else sorted(n for n in others if n.endswith(COPIES))
+    return kept[0] if kept else embedding
 
 
 def _copies(files: TensorFiles, names: set[str], embedding: str, path: Path) -> set[str]:
@@ -126,10 +155,9 @@ def _copies(files: TensorFiles, names: set[str], embedding: str, path: Path) -> 
     """
     copies, shape = set(), files.shape(embedding)
     for name in sorted(names):
-        is_alike = files.shape(name) == shape
-        if is_alike and torch.equal(files.read(name), files.read(embedding)):
+        if files.is_copy(name, embedding):
             copies.add(name)
-        elif is_alike and name.endswith(("lm_head.weight", "embed_tokens.weight")):
+        elif files.shape(name) == shape and name.endswith(COPIES):
             raise CheckpointError(
                 f"{path}: {name} must be {embedding} again, as config.json ties them, and has "
                 "other values: set tie_word_embeddings to false there, or leave it out of the files"
@@ -150,11 +178,13 @@ def fitted(name: str, piece: Tensor, shape: torch.Size, path: Path) -> Tensor:
     """A tensor in the shape of our parameter.
 
     Raises:
-        CheckpointError: it has another size.
+        CheckpointError: it has another shape, one of as many elements too, as a transposed matrix.
     """
-    if piece.numel() != shape.numel():
+    came, wanted = _flat(name, piece).shape, _flat(name, torch.empty(shape, device="meta")).shape
+    if came != wanted:
         raise CheckpointError(
-            f"{path}: {name} is {list(piece.shape)}, this model's is {list(shape)}"
+            f"{path}: {name} is {list(came)}, and {list(wanted)} by config.json: correct that, "
+            "or take the files that belong to it"
         )
     return piece.reshape(shape)
 
@@ -300,7 +330,7 @@ def _flat(name: str, tensor: Tensor) -> Tensor:
         return tensor.flatten()
     if tensor.dim() < 3:
         return tensor
-    return tensor.flatten(1) if name.endswith("output.weight") else tensor.flatten(0, 1)
+    return tensor.flatten(1) if name.endswith("output.weight") else tensor.flatten(0, -2)
 
 
 def _name_shards(path: Path, where: dict[str, int], count: int, total: int) -> None:

@@ -59,12 +59,17 @@ def forget_a_tensor(path: Path) -> None:
     index.write_text(json.dumps(told))
 
 
-def reshape_a_tensor(path: Path) -> None:
-    for shard in path.glob("*.safetensors"):
-        tensors = load_file(shard)
-        if "model.norm.weight" in tensors:
-            tensors["model.norm.weight"] = torch.ones(35)
-            save_file(tensors, shard)
+def change_a_tensor(
+    name: str, change: Callable[[torch.Tensor], torch.Tensor]
+) -> Callable[[Path], None]:
+    def damage(path: Path) -> None:
+        for shard in path.glob("*.safetensors"):
+            tensors = load_file(shard)
+            if name in tensors:
+                tensors[name] = change(tensors[name]).contiguous()
+                save_file(tensors, shard)
+
+    return damage
 
 
 def spoil_the_index(path: Path) -> None:
@@ -100,7 +105,14 @@ DAMAGES = {
         forget_a_tensor,
         "missing model.norm.weight; unknown model.layers.0.surprise",
     ),
-    "a tensor of another size": (reshape_a_tensor, r"decoder.norm.weight is \[35\].*\[36\]"),
+    "a tensor of another size": (
+        change_a_tensor("model.norm.weight", lambda tensor: tensor[1:]),
+        r"decoder.norm.weight is \[35\].*\[36\]",
+    ),
+    "a matrix the other way round": (
+        change_a_tensor("model.layers.0.mlp.up_proj.weight", lambda tensor: tensor.t()),
+        r"layers.0.ffn.up.weight is \[36, 50\], and \[50, 36\] by config.json",
+    ),
     "a broken index": (spoil_the_index, "index.json: can't be read"),
     "no weights": (no_weights, "has no model.safetensors"),
     "a broken pickle": (a_broken_pickle, "pytorch_model.bin: can't be read"),

@@ -290,6 +290,52 @@ def test_what_is_written_loads_in_transformers_and_gives_the_same_logits(name, r
     assert read_config(tmp_path)[0] == config
 
 
+@pytest.mark.parametrize("name", ["t5", "t5 v1.1, untied", "mt5"])
+def test_a_model_that_transformers_5_saved_again_is_the_same(name: str, root: Path, tmp_path: Path):
+    """It says of all of them that the head is tied; the files tell."""
+    peer, path = folder_of(name, root)
+    type(peer).from_pretrained(path).save_pretrained(tmp_path / "again")
+    assert read_their_config(tmp_path / "again")["tie_word_embeddings"]
+    model, config, _ = ours_from(tmp_path / "again")
+    batch, places = packed_and_padded(name, documents := documents_of(name, [7, 1, 5, 9, 6]))
+    tensors = {n: p.detach() for n, p in model.named_parameters()}
+    published = read_their_config(tmp_path / "again")
+    write_folder(tmp_path / "written", config, tensors, published=published)
+    written = type(peer).from_pretrained(tmp_path / "written").eval()
+    with torch.no_grad():
+        together = model(batch, Logits())
+        for document, (row, rows) in zip(documents, places, strict=True):
+            theirs = peer(**document.inputs(), use_cache=False).logits[0]
+            out = written(**document.inputs(), use_cache=False).logits[0]
+            for found in (together[row, rows], out):
+                assert (found - theirs).abs().max() <= 1e-5 * theirs.abs().max()
+
+
+def test_a_tied_mt5_is_scaled_as_the_version_that_wrote_it_scales(tmp_path: Path):
+    """Transformers 4 does, 5 no longer does."""
+    from transformers import MT5ForConditionalGeneration
+
+    config = PEERS["mt5"].make().config
+    config.tie_word_embeddings = True
+    MT5ForConditionalGeneration(config).save_pretrained(tmp_path)
+    assert read_config(tmp_path)[0].logit_scale == 1.0
+    theirs = read_their_config(tmp_path) | {"transformers_version": "4.57.3"}
+    (tmp_path / "config.json").write_text(json.dumps(theirs))
+    assert read_config(tmp_path)[0].logit_scale == 36**-0.5
+
+
+def test_bart_is_read_with_the_numbers_that_fairseq_left_in_its_files(root: Path, tmp_path: Path):
+    from safetensors.torch import load_file, save_file
+
+    _, path = folder_of("bart", root)
+    (tmp_path / "config.json").write_text((path / "config.json").read_text())
+    tensors = load_file(path / "model.safetensors")
+    versions = {f"model.{stack}.version": torch.tensor([3.0]) for stack in ("encoder", "decoder")}
+    save_file(tensors | versions, tmp_path / "model.safetensors")
+    found, expected = (dict(our_tensors(p, *read_config(p))) for p in (tmp_path, path))
+    assert found.keys() == expected.keys()
+
+
 def test_an_unknown_architecture_is_named(tmp_path: Path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "mamba"}))
     with pytest.raises(CheckpointError, match="model_type 'mamba' must be one of"):

@@ -74,6 +74,17 @@ def test_no_key_that_transformers_knows_is_dropped_unread(name: str, theirs: dic
             "partial_rotary_factor",
         ),
         ("gpt2", {"logit_scale": 0.1}, "logit_scale is 0.1"),
+        ("Llama-2-7b", {"rope_scaling": {"rope_theta": 5.0}, "rope_theta": 6.0}, "two values"),
+        (
+            "Llama-2-7b",
+            {"num_hidden_layers": "32"},
+            'num_hidden_layers must be a number, came "32"',
+        ),
+        ("Llama-2-7b", {"num_attention_heads": [32]}, "num_attention_heads must be a number"),
+        ("falcon-rw-1b", {"hidden_size": None}, "hidden_size must be a number, came null"),
+        ("Qwen2.5-0.5B", {"max_window_layers": "a"}, "max_window_layers must be a number"),
+        ("bloom", {"initializer_range": {}}, "initializer_range must be a number"),
+        ("Llama-2-7b", {"tie_word_embeddings": "no"}, "must be true or false"),
         ("Llama-2-7b", {"architectures": ["LlamaForSequenceClassification"]}, "one label"),
     ],
 )
@@ -104,6 +115,18 @@ def test_a_key_that_no_one_knows_is_named_in_a_stacks_config_too():
     theirs = CONFIGS["t5gemma-2b-2b-ul2"][2]
     changed = theirs | {"encoder": theirs["encoder"] | {"residual_gate": 2}}
     assert family_of(theirs).unread(changed) == ["encoder.residual_gate"]
+
+
+def test_values_that_change_nothing_are_passed_over():
+    """A base that stands where the newer versions put it, how YaRN was trained, an unused null."""
+    llama, qwen = CONFIGS["Llama-2-7b"][2], CONFIGS["Qwen2.5-0.5B"][2]
+    inner = llama | {"rope_theta": None, "rope_scaling": {"type": "default", "rope_theta": 5e5}}
+    assert family_of(inner).read(inner).rope_base == 5e5
+    yarn = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 1024}
+    read = family_of(llama).read
+    said = read(llama | {"rope_scaling": yarn | {"finetuned": True}})
+    assert said == read(llama | {"rope_scaling": yarn})
+    assert family_of(qwen).read(qwen | {"max_window_layers": None}).windows == ()
 
 
 def test_a_key_that_no_one_knows_is_named():

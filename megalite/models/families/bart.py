@@ -89,6 +89,8 @@ def _from_theirs(theirs: dict[str, Any]) -> ModelConfig:
     return ModelConfig(**(BASE | values_of(theirs)))
 
 
+VERSIONS = ("encoder.version", "decoder.version")  # fairseq's, in the first files
+
 FAMILY = Family(
     name="bart",
     architecture="BartForConditionalGeneration",
@@ -102,6 +104,7 @@ FAMILY = Family(
         "num_attention_heads": "encoder_attention_heads",
         "num_hidden_layers": "encoder_layers",
     },
+    ignored=VERSIONS,
     zero=("final_logits_bias",),
     fixed={
         "add_final_layer_norm": False,

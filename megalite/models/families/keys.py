@@ -1,5 +1,6 @@
 """Keys of published configs that no family reads: which change nothing, and which must be off."""
 
+import json
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -56,6 +57,9 @@ OFF: dict[str, tuple[Any, ...]] = {
 }
 
 
+_KINDS = {bool: "true or false", int: "a number", float: "a number"}  # of a default
+
+
 class Recorded(dict[str, Any]):
     """A config that remembers which of its keys were asked for.
 
@@ -69,13 +73,28 @@ class Recorded(dict[str, Any]):
         self.read: set[str] = set()
 
     def get(self, key: str, default: Any = None) -> Any:
-        """As a dict's."""
+        """As a dict's, but that a default that is a number needs one.
+
+        Raises:
+            ValueError: the value is of another type.
+        """
         self.read.add(key)
-        return super().get(key, default)
+        value = super().get(key, default)
+        if isinstance(default, int | float) and not isinstance(value, int | float | None):
+            raise ValueError(f"{key} must be {_KINDS[type(default)]}, came {json.dumps(value)}")
+        return value
 
     def __getitem__(self, key: str) -> Any:
+        """As a dict's; what has no default is a size, or a config.
+
+        Raises:
+            ValueError: the value is of another type.
+        """
         self.read.add(key)
-        return super().__getitem__(key)
+        value = super().__getitem__(key)
+        if not isinstance(value, int | float | Mapping):
+            raise ValueError(f"{key} must be a number, came {json.dumps(value)}")
+        return value
 
     def __contains__(self, key: object) -> bool:
         self.read.add(str(key))

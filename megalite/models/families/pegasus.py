@@ -8,7 +8,7 @@ from typing import Any
 
 from megalite.models.config import ModelConfig
 from megalite.models.families.bart import FAMILY as BART
-from megalite.models.families.bart import values_of
+from megalite.models.families.bart import VERSIONS, values_of
 from megalite.models.presets.pegasus import BASE, PRESETS
 
 
@@ -21,7 +21,7 @@ FAMILY = replace(
     name="pegasus",
     architecture="PegasusForConditionalGeneration",
     from_theirs=_from_theirs,
-    ignored=("embed_positions.weight",),
+    ignored=("embed_positions.weight", *VERSIONS),
     fixed={
         "add_final_layer_norm": True,
         "normalize_before": True,

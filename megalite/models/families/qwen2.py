@@ -17,7 +17,8 @@ def values_of(theirs: dict[str, Any]) -> dict[str, Any]:
     """Our values of a config's keys; Qwen3's has the same."""
     values = shared_values(theirs)
     layers, full = values["num_layers"], theirs.get("max_window_layers", 28)
-    windows = read_windows(theirs, [layer >= full for layer in range(layers)], 4096)
+    has_window = [full is not None and layer >= full for layer in range(layers)]
+    windows = read_windows(theirs, has_window, 4096)
     return values | {"windows": windows if theirs.get("use_sliding_window", False) else ()}
 
 

@@ -36,6 +36,7 @@ _KEYS = {
     ),
 }
 _ELSEWHERE = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
+_ELSEWHERE |= {"finetuned"}  # YaRN's files: how they were trained, which changes nothing
 
 
 def read_rope(theirs: dict[str, Any]) -> dict[str, Any]:
@@ -56,7 +57,7 @@ def read_rope(theirs: dict[str, Any]) -> dict[str, Any]:
                 f"{key} is {new[key]!r} in rope_parameters and {old[key]!r} in rope_scaling: keep "
                 "one of them"
             )
-    bases = {float(b) for b in (theirs.get("rope_theta"), new.get("rope_theta")) if b}
+    bases = {float(part["rope_theta"]) for part in (theirs, new, old) if part.get("rope_theta")}
     if len(bases) > 1:
         raise ValueError(f"rope_theta has two values, {' and '.join(map(str, sorted(bases)))}")
     said = {k: v for k, v in (new or old).items() if k not in _ELSEWHERE and v is not None}

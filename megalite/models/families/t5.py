@@ -18,12 +18,22 @@ ACTIVATIONS: dict[str, tuple[Any, bool]] = {  # their name: ours, and whether it
 }
 
 
+def _is_scaled(theirs: dict[str, Any]) -> bool:
+    """Whether what a config doesn't say is scaled before the head.
+
+    It is where the head is tied, but for mT5 in transformers 5, which never scales.
+    """
+    first, _, _ = str(theirs.get("transformers_version")).partition(".")
+    is_never = theirs.get("model_type") == "mt5" and first.isdecimal() and int(first) >= 5
+    return theirs.get("tie_word_embeddings", True) and not is_never
+
+
 def _from_theirs(theirs: dict[str, Any]) -> ModelConfig:
-    kind = theirs.get("feed_forward_proj", "relu")
+    default = "gated-gelu" if theirs.get("model_type") == "mt5" else "relu"
+    kind = theirs.get("feed_forward_proj", default)
     if kind not in ACTIVATIONS:
         raise ValueError(f"feed_forward_proj {kind!r}; {', '.join(ACTIVATIONS)} are known")
     activation, gated = ACTIVATIONS[kind]
-    is_tied = theirs.get("tie_word_embeddings", True)
     size = theirs["d_model"]
     return ModelConfig(
         vocab_size=theirs["vocab_size"],
@@ -40,8 +50,8 @@ def _from_theirs(theirs: dict[str, Any]) -> ModelConfig:
         position="relative",
         relative_buckets=theirs.get("relative_attention_num_buckets", 32),
         relative_max_distance=theirs.get("relative_attention_max_distance", 128),
-        tie_embeddings=is_tied,
-        logit_scale=size**-0.5 if theirs.get("scale_decoder_outputs", is_tied) else 1.0,
+        tie_embeddings=theirs.get("tie_word_embeddings", True),
+        logit_scale=size**-0.5 if theirs.get("scale_decoder_outputs", _is_scaled(theirs)) else 1.0,
         dropout=theirs.get("dropout_rate", 0.1),
         attention_dropout=theirs.get("dropout_rate", 0.1),
     )
@@ -118,5 +128,6 @@ FAMILY = Family(
     },
     # Cross-attention has no bias of its own, though the first files have one for it.
     ignored=("EncDecAttention.relative_attention_bias.weight",),
+    tied_by_files=("lm_head.weight", "shared.weight"),
     presets=PRESETS,
 )

@@ -194,6 +194,8 @@ class Family:
         aliases: other names of keys of their config, and the ones that are read for them.
         ignored: endings of tensors of theirs that are no parameters.
         zero: endings of tensors of theirs that must be 0, as a model of ours has none.
+        tied_by_files: names of a head and an embedding of which only the files tell whether they
+            are one, as transformers 5 writes ``tie_word_embeddings`` true for every model.
         presets: its published sizes by name.
         sections: keys of their config that hold a config, and what reads it.
     """
@@ -213,6 +215,7 @@ class Family:
     aliases: Mapping[str, str] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
     zero: tuple[str, ...] = ()
+    tied_by_files: tuple[str, str] | None = None
     presets: Mapping[str, Preset] = field(default_factory=dict)
     sections: Mapping[str, "Family"] = field(default_factory=dict)
 

@@ -151,3 +151,16 @@ def test_linear_scaling_goes_out_in_the_form_it_came_in_or_in_both(tmp_path: Pat
     write_folder(tmp_path / "changed", changed.config, tensors, published=came)
     written = json.loads((tmp_path / "changed" / "config.json").read_text())
     assert written["rope_scaling"]["factor"] == written["rope_parameters"]["factor"] == 4.0
+
+
+@pytest.mark.parametrize("rows", [39, 43])
+def test_a_table_of_other_rows_than_its_config_says_is_never_filled_up(tmp_path: Path, rows: int):
+    """A vocabulary may grow from what the folder has by its own config alone."""
+    trained = model(seed=3)
+    tensors = {name: p.detach() for name, p in trained.named_parameters()}
+    tensors["embedding.weight"] = torch.ones(rows, 24)
+    write_folder(tmp_path, trained.config, tensors)
+    said = rf"embedding.weight is \[{rows}, 24\], and \[41, 24\] by config.json: correct that"
+    for wanted in (41, 45):
+        with pytest.raises(CheckpointError, match=said):
+            load_start(model(seed=1, vocab_size=wanted), str(tmp_path), grows=True)

@@ -159,6 +159,12 @@ def test_a_copy_of_the_embedding_is_left_out_and_a_stranger_refused(tmp_path: Pa
     tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
     save_file(tensors, file)
     assert convert(tmp_path / "hf", tmp_path / "ours") == 0
+    kept = {name: tensor for name, tensor in tensors.items() if "embed_tokens" not in name}
+    save_file(kept, file)  # the one name of it that some libraries keep
+    assert convert(tmp_path / "hf", tmp_path / "again") == 0
+    assert convert(tmp_path / "again", tmp_path / "hf2") == 0
+    embedding = load_file(tmp_path / "hf2" / "model.safetensors")["model.embed_tokens.weight"]
+    assert torch.equal(embedding, tensors["lm_head.weight"])
     save_file(tensors | {"model.stranger.weight": torch.ones(300, 25)}, file)
     assert convert(tmp_path / "hf", tmp_path / "none") == 2
 
