@@ -109,6 +109,11 @@ class StageConfig(Section):
         """Samples of a step, and how they are divided."""
         return self.train.batch_sizes()
 
+    @property
+    def code(self) -> Sequence[str]:
+        """Files of a user's own that the run calls."""
+        return ()
+
     def settled_in(self: StageConfigT, measure: Measure, total: int) -> StageConfigT:
         """The stage's own lengths and places, in samples of a run of ``total``."""
         return self
@@ -382,7 +387,7 @@ def set_up(
     config = _with_precision(config, choose_precision(config.train.precision, device))
     start_process_group(launch, device, config.parallel.timeout_s)
     with launch.beginning.within(DATA):
-        record = record_of(config, launch, versions(device, launch.world_size))
+        record = record_of(config, launch, versions(device, launch.world_size, config.code))
     check_same_run(launch, record)
     folder = RunFolder(config.run.folder, launch)
     folder.open(lambda path: _check_run_of(path, record, config.checkpoint.start))
@@ -428,8 +433,7 @@ def _check_run_of(folder: Path, record: RunRecord, start: str) -> None:
         _check_stage_of(folder, record.stage)
         origin_of(start)
         return
-    path, facts = found
-    record.check(facts, path)
+    record.check(found[1], found[0])
 
 
 def _check_stage_of(folder: Path, stage: str) -> None:

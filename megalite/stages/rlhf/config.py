@@ -77,6 +77,11 @@ class PolicyConfig(LanguageConfig):
         return 1
 
     @property
+    def code(self) -> list[str]:
+        """See :class:`StageConfig`."""
+        return [name.rpartition(":")[0] for name in self.reward.function if ":" in name]
+
+    @property
     @abstractmethod
     def kl_is_in_loss(self) -> bool:
         """Whether the KL penalty is in the loss, not in the rewards."""

@@ -2,6 +2,7 @@
 
 import importlib.util
 import platform
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -12,12 +13,13 @@ from megalite.files.content import fingerprint
 KERNELS = "megalite._kernels"
 
 
-def versions(device: torch.device, processes: int) -> dict[str, str]:
+def versions(device: torch.device, processes: int, code: Iterable[str] = ()) -> dict[str, str]:
     """Versions by name, as this process has them.
 
     Args:
         device: that computes.
         processes: of the run.
+        code: files of a user's own that it calls.
     """
     spec = importlib.util.find_spec(KERNELS)
     library = Path(spec.origin) if spec is not None and spec.origin else None
@@ -27,6 +29,7 @@ def versions(device: torch.device, processes: int) -> dict[str, str]:
         "torch": torch.__version__,
         "python": platform.python_version(),
         "processes": str(processes),
+        **{file: fingerprint([Path(file)])[:12] for file in code},
     }
     if device.type == "cuda":
         found["gpu"] = torch.cuda.get_device_name(device)

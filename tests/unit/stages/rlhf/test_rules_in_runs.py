@@ -33,6 +33,19 @@ def test_a_function_named_as_another_part_of_a_score_counts_beside_it(work):
     assert row["reward"] == pytest.approx(100 + row["reward/model"], rel=1e-6)
 
 
+def test_a_run_that_goes_on_says_that_a_file_of_rewards_was_changed(work, capsys):
+    own = work.folder / "edited.py"
+    more = ["--reward.function", f"{own}:f", "--rollout.answers", "2", "--train.steps"]
+    said = []
+    for steps, score in (("1", 0), ("2", 0), ("3", 1)):
+        own.write_text(f"def f(prompt, answer, row):\n    return {score}\n")
+        capsys.readouterr()
+        work.align("grpo", "edited", *more, steps)
+        lines = capsys.readouterr().out.splitlines()
+        said.append([line for line in lines if line.startswith(f"going on with {own} ")])
+    assert [len(lines) for lines in said] == [0, 0, 1]
+
+
 def refused(capsys, words: list[str]) -> str:
     capsys.readouterr()
     assert main(words) == 2
