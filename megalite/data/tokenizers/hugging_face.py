@@ -12,6 +12,7 @@ from megalite.data.tokenizers.segments import (
     Span,
     around,
     at_once,
+    bare,
     by_stretches,
     spans_by_cuts,
 )
@@ -32,6 +33,8 @@ class HuggingFaceTokenizer(Tokenizer):
         self._inner, self.path = inner, str(path)
         added = (*inner.added_tokens_decoder, *inner.all_special_ids)
         self._ids = frozenset((*inner.get_vocab().values(), *added))
+        tokens = inner.added_tokens_decoder.items()
+        self._taking = {n: token.content for n, token in tokens if token.lstrip or token.rstrip}
         self.vocab_size = size_of(self._ids)
         self.end_id = inner.eos_token_id
         self.begin_id = inner.bos_token_id
@@ -90,7 +93,8 @@ class HuggingFaceTokenizer(Tokenizer):
         if not self._inner.is_fast:
             return spans_by_cuts(text, cuts, self.encode)
         read = self._inner(text, add_special_tokens=False, return_offsets_mapping=True)
-        return read["input_ids"], read["offset_mapping"]
+        ids = read["input_ids"]
+        return ids, bare(text, ids, read["offset_mapping"], self._taking)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids, special tokens left out."""

@@ -1,6 +1,6 @@
 """Texts with special tokens between them as one sequence, each token with the text it ends in."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
 
 Segment = str | int  # a text, or the id of a special token
@@ -67,6 +67,25 @@ def at_once(segments: Sequence[Segment], texts: Sequence[str], encode: EncodeSpa
         owned.append((token, owner))
     found = [(token, number) for token, number in owned if not isinstance(segments[number], str)]
     return owned if found == special else None
+
+
+def bare(
+    text: str, ids: Sequence[int], spans: Sequence[Span], taking: Mapping[int, str]
+) -> list[Span]:
+    """The spans of a text's tokens, without the spaces that special tokens take along.
+
+    Args:
+        text: what was tokenized.
+        ids: its tokens.
+        spans: theirs.
+        taking: the tokens that take spaces along, by their ids.
+    """
+    found = list(spans)
+    for place, token in enumerate(ids) if taking else ():
+        if token in taking:
+            first = text.find(taking[token], *spans[place])
+            found[place] = (first, first + len(taking[token])) if first >= 0 else spans[place]
+    return found
 
 
 def _last(span: Span, count: int) -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from megalite.data.tokenizers.hugging_face import HuggingFaceTokenizer, folder_config
-from megalite.data.tokenizers.segments import Span
+from megalite.data.tokenizers.segments import Span, bare
 from megalite.data.tokenizers.sentence_piece import SPACE, spans_of_pieces, without_space
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class SentencePieceFolder(HuggingFaceTokenizer):
             own, places = ([token], [(0, len(part))]) if token is not None else self._told(part, at)
             ids += own
             spans += [(at + first, at + last) for first, last in places]
-        return ids, spans
+        return ids, bare(text, ids, spans, self._taking)
 
     def _read(self, text: str, added: re.Pattern[str] | None) -> list[int]:
         ids: list[int] = []

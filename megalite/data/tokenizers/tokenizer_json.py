@@ -6,7 +6,15 @@ from pathlib import Path
 import tokenizers
 
 from megalite.data.tokenizers.byte_pairs import Batches
-from megalite.data.tokenizers.segments import Owned, Segment, Span, around, at_once, by_stretches
+from megalite.data.tokenizers.segments import (
+    Owned,
+    Segment,
+    Span,
+    around,
+    at_once,
+    bare,
+    by_stretches,
+)
 from megalite.data.tokenizers.tokenizer import Tokenizer, decode_known, no_template, size_of
 
 # The file doesn't say what ends or begins a document: special tokens by their usual names.
@@ -31,6 +39,8 @@ class JSONTokenizer(Tokenizer):
         self._inner.no_padding()
         self._ids = frozenset(self._inner.get_vocab(with_added_tokens=True).values())
         self.vocab_size = size_of(self._ids)
+        tokens = self._inner.get_added_tokens_decoder().items()
+        self._taking = {n: token.content for n, token in tokens if token.lstrip or token.rstrip}
         self.end_id = self._special_id("eos_token")
         self.begin_id = self._special_id("bos_token")
         self.pad_id = self._special_id("pad_token") or 0
@@ -75,7 +85,7 @@ class JSONTokenizer(Tokenizer):
 
     def _spans(self, text: str, cuts: Sequence[int]) -> tuple[list[int], list[Span]]:
         read = self._inner.encode(text, add_special_tokens=False)
-        return read.ids, read.offsets
+        return read.ids, bare(text, read.ids, read.offsets, self._taking)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids, special tokens left out."""

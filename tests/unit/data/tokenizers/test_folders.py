@@ -73,7 +73,7 @@ def test_a_folder_may_say_that_no_space_stands_behind_a_special_token(tmp_path, 
     assert found[found.index(2) + 1 :] != theirs.encode("the cat")
 
 
-ADDED = {"400": {"content": "<|im_end|>", "special": True}}
+ADDED = {"400": {"content": "<|im_end|>", "special": True, "rstrip": True}}
 MIXED = [*SPACED, "<s>  two", "the</s>  cat<|im_end|>\n  a</s>", "a</s> b", "</s>▁x", " ▁x"]
 
 
@@ -89,6 +89,8 @@ def test_a_conversation_is_read_as_its_text_is(tmp_path, model, legacy):
         whole = ours.encode(f"{text}</s>{text}")
         assert [token for token, _ in ours.encode_segments([text, 2, text])] == whole
     assert [n for _, n in ours.encode_segments(["a  b", 2, "  c", " d"])][-3:] == [2, 3, 3]
+    owned = ours.encode_segments(["the</s>", "<|im_end|>", "\n  the"])
+    assert [n for token, n in owned if token in (2, ours.token_id("<|im_end|>"))] == [0, 1]
 
 
 def test_what_stands_behind_a_special_token_is_whole_where_no_space_is_put_there(tmp_path):

@@ -3,6 +3,8 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import AddedToken
+from transformers import AutoTokenizer
 
 from megalite.data.tokenizers.load import load_tokenizer
 from megalite.data.tokenizers.segments import around, by_stretches, spans_by_cuts
@@ -61,6 +63,22 @@ def test_a_tokenizer_without_spans_is_cut_where_one_with_spans_is(loaded, kind, 
     whole = [token for token, _ in without]
     if parts and whole[: len(alone)] == alone:
         assert owners[: len(alone)] == [0] * len(alone)
+
+
+@pytest.mark.parametrize("side", ["lstrip", "rstrip"])
+@pytest.mark.parametrize("name", ["folder", "folder/tokenizer.json"])
+def test_a_token_that_takes_spaces_along_is_of_the_text_it_is_written_in(
+    tokenizer_folder, tmp_path, side, name
+):
+    """As Phi 3's ``<|assistant|>``, which was learned where an answer begins with a space."""
+    theirs = AutoTokenizer.from_pretrained(tokenizer_folder)
+    token = AddedToken("<|assistant|>", special=True, **{side: True})
+    theirs.add_tokens([token], special_tokens=True)
+    theirs.save_pretrained(tmp_path / "folder")
+    ours = load_tokenizer(tmp_path / name)
+    owned = ours.encode_segments(["the\n", "<|assistant|>", "\n the"])
+    assert [token for token, _ in owned] == ours.encode("the\n<|assistant|>\n the")
+    assert [n for token, n in owned if token == ours.token_id("<|assistant|>")] == [1]
 
 
 def test_what_stands_around_a_text_is_seen():
