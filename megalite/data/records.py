@@ -248,6 +248,11 @@ def parquet_records(path: Path) -> Iterator[tuple[str, Record]]:
     except (OSError, ValueError) as error:  # pyarrow's errors about a damaged file
         reason = str(error).splitlines()[0]
         raise DataError(f"{path}: damaged after record {number}: {reason}") from None
+    except (ArithmeticError, LookupError) as error:  # a date beyond Python's, a time zone unknown
+        raise DataError(
+            f"{path}: has a value after record {number} that Python can't hold: {error}: write the "
+            "file without its column"
+        ) from None
 
 
 def check_unicode(text: str) -> None:

@@ -101,7 +101,7 @@ def parse_conversation(record: Record) -> Turns:
         turns = _moss(fields)
     else:
         question = _instruction(fields) if key == "instruction" else _prompt(fields)
-        turns = (*_before(fields, question), *_answer(fields))
+        turns = _joined(_before(fields, question), _answer(fields))
     if not any(turn.role == "assistant" for turn in turns):
         raise ValueError("the conversation has no assistant message to learn")
     return turns
@@ -114,7 +114,7 @@ def parse_prompt(record: Record) -> Turns:
     fields.pass_over(*ANSWERS, "answers", "chosen", "rejected")
     key = _first(fields, ("prompt", "instruction", *WHOLE))
     if key == "prompt":
-        return _before(fields, _prompt(fields))
+        return _before(fields, _joined(_prompt(fields), ()))
     if key == "instruction":
         return _before(fields, _instruction(fields))
     if key in WHOLE:
@@ -319,6 +319,16 @@ def _prompt(fields: Fields) -> Turns:
     else:
         turns = (Turn("user", text),)
     return tuple(replace(t, is_learned=t.role != "assistant") for t in turns)
+
+
+def _joined(prompt: Turns, answer: Turns) -> Turns:
+    """A prompt and its answer, which may be of several turns, or is to come."""
+    if prompt[-1].role == "assistant" and (not answer or answer[0].role == "assistant"):
+        raise ValueError(
+            "'prompt' ends with an assistant's message, and no template here writes an answer that "
+            "goes on with it: put its text at the beginning of the answer, or leave it out"
+        )
+    return (*prompt, *answer)
 
 
 def _instruction(fields: Fields) -> Turns:

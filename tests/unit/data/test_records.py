@@ -82,6 +82,14 @@ def test_an_object_over_several_lines_is_refused_as_that(tmp_path):
         read_records([path], dict)
 
 
+def test_a_value_that_python_cannot_hold_is_one_line(tmp_path):
+    path = tmp_path / "rows.parquet"
+    days = pyarrow.array([2**50], pyarrow.date64())
+    pyarrow.parquet.write_table(pyarrow.table({"prompt": ["a"], "day": days}), path)
+    with pytest.raises(DataError, match="after record 0 that Python can't hold: .*out of range: w"):
+        read_records([path], dict)
+
+
 def test_nulls_of_parquet_are_missing_keys(tmp_path):
     rows = [
         {"messages": None, "instruction": "a", "output": "b", "extra": None},

@@ -248,6 +248,20 @@ def test_answers_within_a_prompt_are_not_learned():
         assert [turn.is_learned for turn in turns if turn.role == "assistant"] == [False, True]
 
 
+@pytest.mark.parametrize("parse", [parse_conversation, parse_ranking, parse_prompt])
+def test_an_answer_that_has_begun_in_its_prompt_is_refused(parse):
+    """It was written as an answer that ends, with another behind it."""
+    record = {
+        "prompt": [QUESTION, says("The")],
+        "completion": [says(" end")],
+        "answers": ["a", "b"],
+    }
+    with pytest.raises(ValueError, match="'prompt' ends with an assistant's message, and no templ"):
+        parse(record)
+    turns = parse_conversation(record | {"completion": [QUESTION, says("end")]})
+    assert [turn.is_learned for turn in turns if turn.role == "assistant"] == [False, True]
+
+
 def moss_row(**said) -> dict:
     """A record of MOSS's with a round."""
     chat = {"turn_1": {"Human": "<|Human|>: hi<eoh>\n", "MOSS": "<|MOSS|>: ho<eom>\n"} | said}
