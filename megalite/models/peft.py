@@ -22,8 +22,10 @@ from torch import Tensor
 from megalite.errors import CheckpointError
 from megalite.models.config import ModelConfig
 from megalite.models.families.table import Entry, Family
+from megalite.models.tensor_files import load_tensors
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+PICKLED = "adapter_model.bin"  # of PEFT before 0.7
 PREFIX, WEIGHT = "base_model.model.", ".weight"
 MERGE = "merge it with PEFT (merge_and_unload), and convert the merged model"
 DOWN, UP = ".lora_A.weight", ".lora_B.weight"
@@ -149,11 +151,13 @@ class PeftAdapter:
         Raises:
             CheckpointError: the file is missing or damaged.
         """
-        file = self.path / WEIGHTS
-        if not file.is_file():
-            raise CheckpointError(f"{file}: is missing: save the adapter as safetensors")
+        file, pickled = self.path / WEIGHTS, self.path / PICKLED
+        if not file.is_file() and not pickled.is_file():
+            raise CheckpointError(f"{file}: is missing, and {PICKLED} too: take a whole copy")
         try:
-            found = load_file(file)
+            found = load_file(file) if file.is_file() else load_tensors(pickled)
+        except CheckpointError:
+            raise
         except Exception as error:  # of several libraries, all meaning a damaged file
             raise CheckpointError(f"{file}: can't be read: {error}") from None
         return {name.removeprefix(PREFIX): tensor.float() for name, tensor in found.items()}

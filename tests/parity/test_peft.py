@@ -166,7 +166,7 @@ def test_what_peft_writes_is_read_here(root, tmp_path, name, dora):
     for parameter_name, parameter in theirs.named_parameters():
         if "magnitude" in parameter_name:
             parameter.data *= torch.linspace(0.7, 1.3, len(parameter))
-    theirs.save_pretrained(tmp_path / "peft")
+    theirs.save_pretrained(tmp_path / "peft", safe_serialization=name != "bloom")
     found = convert(tmp_path / "peft", tmp_path / "ours", base=str(path))
     assert_near(our_logits(found, name), their_logits(theirs, name))
 

@@ -116,7 +116,9 @@ def _limit(limits: TestLimits) -> None:
         (resource.RLIMIT_FSIZE, OUTPUT_BYTES),
         (resource.RLIMIT_CORE, 0),
     ):
-        resource.setrlimit(kind, (most, most))
+        allowed = resource.getrlimit(kind)[1]
+        own = most if allowed == resource.RLIM_INFINITY else min(most, allowed)
+        resource.setrlimit(kind, (own, own))
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:

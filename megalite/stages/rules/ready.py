@@ -14,7 +14,9 @@ from megalite.stages.rules.python_tests import TestLimits, passes_tests
 
 Row = Mapping[str, Any]
 Rule = Callable[[str, str, Row], float]
-NUMBER = re.compile(r"(?:(?<![\w.)])[-+\u2212])?(?:\d[\d,]*\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
+DIGITS = r"(?:\d[\d,]*\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
+NUMBER = re.compile(rf"((?:(?<![\w.)])[-+\u2212])?{DIGITS})(?:\s*/\s*({DIGITS}))?")
+LATEX = re.compile(r"\\[dt]?frac\s*\{([^{}]+)\}\s*\{([^{}]+)\}")  # \frac{3}{4}
 MINUS = "\u2212"  # the typographer's, beside the keyboard's
 RELATIVE = 1e-6  # two numbers are equal within it, unless both are whole
 READY = ("exact_match", "numeric_answer", "regular_expression", "length", "python_tests")
@@ -79,9 +81,15 @@ def fault_of_row(name: str, settings: Settings, row: Row) -> str | None:
 
 
 def last_number(text: str) -> float | None:
-    """The last number of a text, its thousands perhaps divided by commas; None without one."""
-    found = NUMBER.findall(text)
-    return float(found[-1].replace(",", "").replace(MINUS, "-")) if found else None
+    """The last number of a text, its thousands perhaps divided by commas; None without one.
+
+    A fraction, such as 3/4, is one number.
+    """
+    found = NUMBER.findall(LATEX.sub(r"\1/\2", text))
+    if not found:
+        return None
+    above, below = (float(part.replace(",", "").replace(MINUS, "-") or 1) for part in found[-1])
+    return above / below if below else below
 
 
 def _right(value: Any) -> list[str]:

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -205,6 +207,11 @@ def test_a_row_that_lacks_what_a_ready_function_reads_is_named(function, row, sa
         ("5", "\u22125", 0),
         ("7\u22123", 3, 1),
         ("1000001", "1000002", 0),
+        ("so 1/4", "3/4", 0),
+        ("x = -3 / 4.", -0.75, 1),
+        ("$\\dfrac{3}{4}$", "0.75", 1),
+        ("16/2", 2, 0),
+        ("1/0", 0, 1),
         ("0.3333333", "0.33333333", 1),
         ("41", "42", 0),
         ("none", "42", 0),
@@ -244,6 +251,19 @@ def test_python_tests_run_in_a_process_with_limits():
     more = {"rules": limits, "time_limit_s": 100.0}
     found = scores("python_tests", rows=TESTS, answers=list(CODE), **more)
     assert found == [list(CODE.values())]
+
+
+LIMITED = """
+import resource
+from megalite.stages.rules.python_tests import TestLimits, passes_tests
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+print(passes_tests("x = 1", "assert x == 1", TestLimits(60.0, 512)))
+"""
+
+
+def test_python_tests_run_where_less_is_allowed_than_their_limits():
+    found = subprocess.run([sys.executable, "-c", LIMITED], capture_output=True, text=True)
+    assert found.stdout == "True\n", found.stderr
 
 
 def test_code_that_doesnt_end_fails_its_tests():
