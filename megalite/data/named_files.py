@@ -10,6 +10,7 @@ from megalite.errors import DataError
 from megalite.files.urls import local
 
 ROWS = (".jsonl", ".ndjson", ".json", ".parquet")
+ABOUT = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 STORE = (".bin", ".idx")
 
 
@@ -43,11 +44,17 @@ def _rows_of(name: str) -> tuple[list[str], list[str]]:
     path = Path(name)
     if path.is_dir():
         below = [str(file) for file in _below(path)]
-        rows = [file for file in below if format_of(Path(file)) in ROWS]
+        rows = [file for file in below if format_of(Path(file)) in ROWS and not _is_about(file)]
         return rows, [file for file in below if file not in rows]
     if is_pattern(name):
-        return [file for file in _matches(name) if Path(file).is_file()], []
+        found = [file for file in _matches(name) if Path(file).is_file()]
+        return [file for file in found if not _is_about(file)], [*filter(_is_about, found)]
     return [name], []
+
+
+def _is_about(file: str) -> bool:
+    """Whether a file is what the library ``datasets`` tells of rows beside them."""
+    return Path(file).name in ABOUT
 
 
 def store_names(names: Sequence[str]) -> list[str]:

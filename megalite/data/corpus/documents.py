@@ -158,7 +158,7 @@ def _text_of(record: object, key: str) -> str:
 def _text(value: object, where: str) -> str:
     if not isinstance(value, str):
         came = "null" if value is None else type(value).__name__
-        raise DataError(f": must have text {where}, came {came}; see --on_error and --text_key")
+        raise DataError(f": must have text {where}, came {came}; see --text_key")
     try:
         check_unicode(value)
     except ValueError as error:

@@ -12,6 +12,7 @@ FILES = (
     "deep/c.json",
     "d.jsonl.gz",
     "notes.md",
+    "dataset_infos.json",
     ".hidden.jsonl",
     ".x/e.json",
 )
@@ -32,7 +33,7 @@ def folder(tmp_path, monkeypatch):
 def test_a_folder_is_all_rows_below_it_in_order_and_the_rest_is_told(folder):
     files, left_out = row_files(["rows"])
     assert files == ["rows/a.parquet", "rows/b.jsonl", "rows/d.jsonl.gz", "rows/deep/c.json"]
-    assert left_out == ["rows/notes.md"]
+    assert left_out == ["rows/dataset_infos.json", "rows/notes.md"]
 
 
 def test_patterns_and_files_are_read_once_and_a_file_with_brackets_is_a_file(folder):
