@@ -19,6 +19,13 @@ from megalite.stages.told import section_of_run
 
 PROBES = ("The cat sat.", "a  b   c", " a\n\tb", "x = 12345", "é e\u0301 中 🙂")
 BESIDE = ("generation_config", "quantization")
+# How answers are written, by configs from before there was a generation_config.json.
+GENERATION = (
+    *("max_length", "min_length", "do_sample", "temperature", "top_k", "top_p", "num_beams"),
+    *("early_stopping", "length_penalty", "repetition_penalty", "no_repeat_ngram_size"),
+    *("encoder_no_repeat_ngram_size", "num_return_sequences", "bad_words_ids", "suppress_tokens"),
+    *("begin_suppress_tokens", "forced_bos_token_id", "forced_eos_token_id"),
+)
 
 
 def missing(source: Path) -> str:
@@ -180,7 +187,9 @@ def say_special_tokens(target: Path, before: SaidBefore) -> str:
     if config.get("is_encoder_decoder"):
         config |= _decoder_tokens(tokenizer, before)
     _write(target / "config.json", config)
-    generation = _read(target / "generation_config.json")
+    generation = _read(target / "generation_config.json") or {
+        key: config[key] for key in GENERATION if config.get(key) is not None
+    }
     for key in (*TOKENS, "decoder_start_token_id"):
         if config.get(key) is not None:
             generation[key] = _agreed(generation.get(key), config[key])

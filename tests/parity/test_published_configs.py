@@ -129,6 +129,18 @@ def test_values_that_change_nothing_are_passed_over():
     assert family_of(qwen).read(qwen | {"max_window_layers": None}).windows == ()
 
 
+def test_baichuan_2_is_known_by_its_vocabulary_when_that_has_grown():
+    theirs = CONFIGS["Baichuan2-13B"][2] | {"vocab_size": 125760}
+    del theirs["z_loss_weight"]
+    assert family_of(theirs).read(theirs).normalised_head
+
+
+def test_heads_of_another_width_than_the_hidden_size_tells_are_written():
+    theirs = CONFIGS["Qwen2.5-0.5B"][2] | {"head_dim": 80}
+    family = family_of(theirs)
+    assert not family.lost(family.read(theirs))
+
+
 def test_a_key_that_no_one_knows_is_named():
     """What it means is unknown here, so it is told and not refused."""
     theirs = CONFIGS["Llama-2-7b"][2] | {"residual_gate": 2, "bos_token_id": 1, "qk_norm": False}

@@ -21,7 +21,7 @@ from megalite.models.presets.baichuan import PRESETS, SECOND
 
 def _from_theirs(theirs: dict[str, Any]) -> ModelConfig:
     longest = theirs.get("max_position_embeddings")
-    is_second = "z_loss_weight" in theirs or theirs["vocab_size"] == SECOND
+    is_second = "z_loss_weight" in theirs or theirs["vocab_size"] >= SECOND
     return ModelConfig(
         vocab_size=theirs["vocab_size"],
         hidden_size=theirs["hidden_size"],

@@ -31,8 +31,10 @@ def keys_of(config: ModelConfig) -> dict[str, Any]:
 
 
 def _to_theirs(config: ModelConfig) -> dict[str, Any]:
-    # Heads are hidden_size / num_attention_heads wide.
-    return {key: value for key, value in keys_of(config).items() if key != "head_dim"}
+    keys = keys_of(config)
+    if config.head_dim * config.num_heads == config.hidden_size:
+        del keys["head_dim"]  # which only newer versions of transformers read
+    return keys
 
 
 FAMILY = replace(

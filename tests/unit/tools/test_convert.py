@@ -247,6 +247,19 @@ def test_a_decoder_starts_and_ends_as_its_run_was_told_and_nothing_is_forced(
     assert read(tmp_path / "hf2" / "config.json")["decoder_start_token_id"] == 0
 
 
+def test_how_answers_are_written_stays_where_only_the_published_config_says_it(tokenizer, tmp_path):
+    """A generation_config.json would hide what config.json says of it, so it says that, too."""
+    model = build_model(BART, Mesh.single(), ParallelConfig(), seed=3)
+    folder, said = tmp_path / "published", {"num_beams": 4, "forced_bos_token_id": 7}
+    tensors = {n: p.detach() for n, p in model.named_parameters()}
+    write_folder(folder, BART, tensors, published={"model_type": "bart"} | said)
+    assert convert(folder, tmp_path / "ours") == 0
+    assert convert(tmp_path / "ours", tmp_path / "hf", "--tokenizer", tokenizer) == 0
+    written = read(tmp_path / "hf" / "generation_config.json")
+    assert said.items() <= written.items()
+    assert written["eos_token_id"] == 0
+
+
 def test_a_reward_model_is_padded_with_no_token_that_ends_answers(tokenizer, tmp_path, capsys):
     """Transformers passes over padding tokens where it looks for the last one."""
     scorer = LLAMA.model_copy(update={"head": "value"})
