@@ -20,7 +20,7 @@ from megalite.data.chat.long_rows import RowRules
 from megalite.data.chat.row_source import RowSource
 from megalite.data.chat.row_store import NOWHERE, RowStores
 from megalite.data.chat.tokenized import TokenizedRow, TokenizedRows
-from megalite.data.chat.turns import parse_judged, parse_ranking
+from megalite.data.chat.turns import Turns, parse_judged, parse_ranking
 from megalite.data.example import Example, cut_rows
 from megalite.data.structure import Structure
 from megalite.errors import DataError
@@ -105,17 +105,17 @@ class PreferredAnswers:
         others: list[list[Example]] = [[] for _ in read.items]
         if self._is_judged:
             _check_judged(read, paths)
-            others = [[self._mismatched(read, number, make)] for number in range(len(others))]
+            following = _with_other_prompts([r.conversations[0][:-1] for r in read.rankings])
+            others = [[self._mismatched(read, *pair, make)] for pair in enumerate(following)]
         rows = zip(read.items, others, read.rankings, strict=True)
         return TokenizedRows.of(
             [TokenizedRow([*item, *more], (one.num_good,)) for item, more, one in rows], notes
         )
 
-    def _mismatched(self, read: ReadRankings, number: int, make: Any) -> Example:
-        """A record's prompt with the best answer of the next, cut where it is too long."""
-        following = read.rankings[(number + 1) % len(read.rankings)]
+    def _mismatched(self, read: ReadRankings, number: int, other: int, make: Any) -> Example:
+        """A record's prompt with the best answer of another, cut where it is too long."""
         turns = read.rankings[number].conversations[0][:-1]
-        example: Example = make(turns, following.conversations[0][-1].text)
+        example: Example = make(turns, read.rankings[other].conversations[0][-1].text)
         return example if len(example) <= self._length else cut_rows(example, self._length)
 
     def __len__(self) -> int:
@@ -151,8 +151,20 @@ def _arrays(value: object) -> Iterator[Any]:
         yield value
 
 
+def _with_other_prompts(prompts: Sequence[Turns]) -> list[int]:
+    """For each record the next one, round and round, whose prompt is another."""
+    count = len(prompts)
+    following = [(number + 1) % count for number in range(count)]
+    if len(set(prompts)) > 1:
+        for number in (*reversed(range(count)), *reversed(range(count))):
+            after = (number + 1) % count
+            same = prompts[number] == prompts[after]
+            following[number] = following[after] if same else after
+    return following
+
+
 def _check_judged(read: ReadRankings, paths: Sequence[str]) -> None:
-    """Refuse files in which no answer is to another prompt, or none is better than another."""
+    """Refuse files of one record, or in which no answer is better than another."""
     files = ", ".join(paths)
     if len(read.rankings) < 2:
         raise DataError(

@@ -100,6 +100,21 @@ def test_judged_answers_have_an_answer_to_another_prompt(read):
     assert max(len(answers[n].other) for n in range(3)) <= 9
 
 
+@pytest.mark.parametrize("prompts", ["aabbba", "abab", "baaa", "aa"])
+def test_rows_of_one_prompt_side_by_side_have_an_answer_to_another(read, prompts):
+    rows = [
+        {"prompt": prompt, "completion": f"{prompt}{number}", "label": number % 2}
+        for number, prompt in enumerate(prompts)
+    ]
+    answers = read(rows, is_judged=True)
+    targets = [[e.labels[e.labels != IGNORE].tolist() for e in answers[n].examples]
+               for n in range(len(rows))]  # fmt: skip
+    for number, (_, other) in enumerate(targets):
+        after = [(number + more) % len(rows) for more in range(1, len(rows))]
+        another = [n for n in after if prompts[n] != prompts[number]] or after
+        assert other == targets[another[0]][0]
+
+
 @pytest.mark.parametrize(
     ("rows", "is_judged", "says"),
     [
