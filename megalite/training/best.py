@@ -11,7 +11,8 @@ from typing import Any
 
 from megalite.errors import ConfigError
 
-LOWER = ("loss", "kl")  # in the names of metrics that are better when they are lower
+# In the names of metrics that are better when they are lower.
+LOWER = ("loss", "kl", "error", "self_bleu", "rejected_reward")
 
 
 @dataclass
@@ -39,7 +40,7 @@ class Best:
 
     @property
     def is_lower_better(self) -> bool:
-        """Whether the metric is a loss."""
+        """Whether the metric is a loss, or bad otherwise."""
         return any(word in self.metric.partition("/")[0] for word in LOWER)
 
     def of(self, metrics: Mapping[str, float]) -> float:

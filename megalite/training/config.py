@@ -315,8 +315,8 @@ class CheckpointConfig(Section):
     best: str = Field(
         "",
         description="metric of evaluations, such as heldout_loss, whose best checkpoint is kept "
-        "whatever keep says; a loss is better when it is lower, another metric when it is higher; "
-        "empty: none",
+        "whatever keep says; a loss, KL, error, self-BLEU or rejected_reward is better when it is "
+        "lower, another metric when it is higher; empty: none",
     )
     asynchronous: bool = Field(
         True, description="whether a thread writes a copy of the state while training goes on"

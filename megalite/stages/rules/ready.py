@@ -71,8 +71,11 @@ def fault_of_row(name: str, settings: Settings, row: Row) -> str | None:
         key = "tests" if name == "python_tests" else "column"
         return f"has no {column!r}, there is {has}; reward.rules.{key} names another"
     value = row[column]
-    if name == "python_tests" and not isinstance(value, str):
-        return f"{column!r} must be Python code, came {type(value).__name__}"
+    if name == "python_tests":
+        lines = value if isinstance(value, list) and value else [value]
+        if all(isinstance(line, str) for line in lines):
+            return None
+        return f"{column!r} must be Python code, or a list of it, came {type(value).__name__}"
     if not (isinstance(value, (str, int, float, list)) and value != []):
         return f"{column!r} must be text, a number or a list of them, came {type(value).__name__}"
     if name == "numeric_answer" and None in map(last_number, _right(value)):
@@ -93,8 +96,13 @@ def last_number(text: str) -> float | None:
 
 
 def _right(value: Any) -> list[str]:
-    """The right answers of a row: one, or a list of several."""
-    return [str(one).strip() for one in (value if isinstance(value, list) else [value])]
+    """The right answers of a row: one, or a list of several.
+
+    A whole number is right without its .0, which columns of numbers with gaps have.
+    """
+    several = value if isinstance(value, list) else [value]
+    whole = [str(int(one)) for one in several if isinstance(one, float) and one.is_integer()]
+    return [*(str(one).strip() for one in several), *whole]
 
 
 def _exact_match(_prompt: str, answer: str, row: Row, column: str) -> float:
@@ -124,4 +132,7 @@ def _length(_prompt: str, answer: str, _row: Row, length: int) -> float:
 
 
 def _python_tests(_prompt: str, answer: str, row: Row, column: str, limits: TestLimits) -> float:
-    return float(passes_tests(answer, row[column], limits))
+    tests = row[column]
+    return float(
+        passes_tests(answer, tests if isinstance(tests, str) else "\n".join(tests), limits)
+    )

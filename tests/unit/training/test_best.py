@@ -21,6 +21,9 @@ def seen(best: Best, *values: float) -> list[bool]:
     [
         ("heldout_loss", [True, False, True, False]),
         ("heldout_kl", [True, False, True, False]),
+        ("heldout_calibration_error", [True, False, True, False]),
+        ("heldout_self_bleu", [True, False, True, False]),
+        ("heldout_rejected_reward", [True, False, True, False]),
         ("heldout_accuracy", [True, True, False, False]),
         ("heldout_reward", [True, True, False, False]),
     ],

@@ -185,7 +185,8 @@ def test_every_set_of_keys_is_tried_before_the_start(own):
         ("exact_match", {"answer": {"a": 1}}, "must be text, a number or a list of them"),
         ("numeric_answer", {"answer": "none"}, "'answer' must have a number, came 'none'"),
         ("python_tests", {"answer": "x"}, "has no 'tests', there is 'answer'; reward.rules.tests"),
-        ("python_tests", {"tests": 3}, "'tests' must be Python code, came int"),
+        ("python_tests", {"tests": 3}, "'tests' must be Python code, or a list of it, came int"),
+        ("python_tests", {"tests": [3]}, "'tests' must be Python code, or a list of it, came list"),
     ],
 )
 def test_a_row_that_lacks_what_a_ready_function_reads_is_named(function, row, says):
@@ -225,6 +226,9 @@ def test_the_last_number_of_an_answer_counts(answer, right, score):
 def test_the_other_ready_functions():
     rows = [{"right": " cat "}]
     assert scores("exact_match", rows=rows, rules=dict(column="right")) == [[1, 0, 0, 0]]
+    assert scores("exact_match", rows=[{"answer": 42.0}], answers=["42", "42.0", "4"]) == [
+        [1, 1, 0]
+    ]
     assert scores("regular_expression", rules=dict(pattern="^[cd]")) == [[1, 1, 0, 0]]
     assert scores("length", rules=dict(length=4)) == [[0.75, 0.75, 0.75, 0]]
 
@@ -264,6 +268,12 @@ print(passes_tests("x = 1", "assert x == 1", TestLimits(60.0, 512)))
 def test_python_tests_run_where_less_is_allowed_than_their_limits():
     found = subprocess.run([sys.executable, "-c", LIMITED], capture_output=True, text=True)
     assert found.stdout == "True\n", found.stderr
+
+
+def test_tests_may_be_a_list():
+    rows = [{"tests": ["assert f(2) == 4", "assert f(0) == 0"]}]
+    answers = ["def f(x): return x * 2", "def f(x): return 4"]
+    assert scores("python_tests", rows=rows, answers=answers) == [[1, 0]]
 
 
 def test_code_that_doesnt_end_fails_its_tests():
