@@ -16,11 +16,13 @@ if TYPE_CHECKING:
     from pyarrow.parquet import ParquetFile
 
 PARQUET = b"PAR1"
+# Frames to be skipped, of which pzstd writes one in front of each that holds data: RFC 8878, 3.1.2.
+SKIPPED = tuple(bytes([first, 0x2A, 0x4D, 0x18]) for first in range(0x50, 0x60))
 COMPRESSED = {  # the first bytes of a compressed file, whatever its name says
-    ".gz": b"\x1f\x8b",
-    ".bz2": b"BZh",
-    ".xz": b"\xfd7zXZ\x00",
-    ".zst": b"\x28\xb5\x2f\xfd",
+    ".gz": (b"\x1f\x8b",),
+    ".bz2": (b"BZh",),
+    ".xz": (b"\xfd7zXZ\x00",),
+    ".zst": (b"\x28\xb5\x2f\xfd", *SKIPPED),
 }
 UNREADABLE = {  # what holds rows or files that are not read here, by a name's end
     ".csv": "a table",
@@ -51,7 +53,7 @@ def compression_of(path: Path) -> str:
     """How a file is compressed, by its first bytes: a key of :data:`COMPRESSED`, or empty."""
     with open(path, "rb") as file:
         start = file.read(8)
-    return next((name for name, mark in COMPRESSED.items() if start.startswith(mark)), "")
+    return next((name for name, marks in COMPRESSED.items() if start.startswith(marks)), "")
 
 
 def refuse_unreadable(path: Path) -> None:

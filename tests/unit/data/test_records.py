@@ -4,6 +4,7 @@ import bz2
 import gzip
 import json
 import lzma
+import struct
 
 import pyarrow
 import pyarrow.parquet
@@ -28,6 +29,12 @@ def zstd(content: bytes) -> bytes:
     return b"".join(parts)
 
 
+def pzstd(content: bytes) -> bytes:
+    """A frame whose size a skipped one says, as pzstd makes each."""
+    frame = zstd(content)
+    return struct.pack("<III", 0x184D2A50, 4, len(frame)) + frame
+
+
 FILES = {
     "lines.json": LINES,
     "lines.JSONL": LINES,
@@ -43,6 +50,7 @@ FILES = {
     "lines.jsonl.xz": lzma.compress(LINES),
     "lines.jsonl.zst": zstd(LINES),
     "lines.JSON.ZST": zstd(LINES),
+    "by pzstd.jsonl.zst": pzstd(LINES),
 }
 
 
