@@ -7,8 +7,10 @@ module that reads the environment.
 import difflib
 import errno
 import importlib
+import io
 import os
 import re
+import select
 import shutil
 import sys
 import textwrap
@@ -47,6 +49,7 @@ exit codes: 0 done, 1 failure, 2 wrong input, 3 stopped on request with the stat
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code."""
+    _mend_streams()
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # huge pages for PyTorch's CPU memory
     words = list(sys.argv[1:] if arguments is None else arguments)
     show_traceback = "--traceback" in words
@@ -75,15 +78,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise
 
 
+def _mend_streams() -> None:
+    """Make closed standard streams the null device, and escape what an encoding lacks."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 - stays
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
 def _has_lost_reader() -> bool:
     """Whether nobody reads what is printed any more, as behind ``| head``."""
+    output = select.poll()
     try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        return True
-    except OSError:
+        output.register(sys.stdout.fileno(), 0)
+    except OSError:  # it is no file
         return False
-    return False
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in output.poll(0))
 
 
 def _dispatch(words: list[str]) -> int:

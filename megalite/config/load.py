@@ -79,7 +79,7 @@ def validated(
         raise ConfigError(
             f"{source or 'config'}: dates and times are not config values ({error})"
         ) from None
-    _check_numbers(values, (), lambda key: where(key, source, given))
+    _check_values(values, (), lambda key: where(key, source, given))
     try:
         return cls.model_validate_json(text)
     except ValidationError as error:
@@ -88,20 +88,26 @@ def validated(
         raise ConfigError(placed(str(error), cls, values)) from None
 
 
-def _check_numbers(
+def _check_values(
     value: object, key: tuple[str, ...], name: Callable[[tuple[str, ...]], str]
 ) -> None:
-    """Refuse what TOML can write and no key means: inf, nan, whole numbers beyond 64 bits."""
+    """Refuse what no key means: inf, nan, whole numbers beyond 64 bits, text that isn't UTF-8."""
     if isinstance(value, Mapping):
         for part, inner in value.items():
-            _check_numbers(inner, (*key, str(part)), name)
+            _check_values(part, (*key, str(part)), name)
+            _check_values(inner, (*key, str(part)), name)
     elif isinstance(value, list | tuple):
         for inner in value:
-            _check_numbers(inner, key, name)
+            _check_values(inner, key, name)
     elif isinstance(value, float) and not math.isfinite(value):
         raise ConfigError(f"{name(key)} = {value}: must be a finite number")
     elif isinstance(value, int) and not -MOST <= value <= MOST:
         raise ConfigError(f"{name(key)} = {value}: must be a whole number of at most 64 bits")
+    elif isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value):
+        raise ConfigError(
+            f"{name(key)} = {value!r}: must be text in UTF-8; where the locale has another "
+            "encoding set one of UTF-8, such as LC_ALL=C.UTF-8"
+        )
 
 
 def _check_stage(cls: type[Section], based: Based, path: str | Path | None) -> None:

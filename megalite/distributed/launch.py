@@ -59,9 +59,11 @@ class Launch:
             if text is None:
                 continue
             if not text.isdigit():
-                raise ConfigError(
+                error = ConfigError(
                     f"environment {name}={text!r}: must be a number, as torchrun sets"
                 )
+                error.speaks = True  # nobody knows which process is the first
+                raise error
             values[key] = int(text)
         launcher = os.getppid() if "TORCHELASTIC_RUN_ID" in environment else 0
         error_file = environment.get("TORCHELASTIC_ERROR_FILE", "")

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
 from megalite.distributed.launch import Launch
-from megalite.errors import RankFailure
+from megalite.errors import ConfigError, RankFailure, first_line
 
 PAUSE_S = 0.02
 ASKS, HAS = "asks", "has"
@@ -27,10 +27,21 @@ def store_of_this_start(launch: Launch, timeout: timedelta) -> dist.Store:
     acknowledges that: some ten requests for each, however many there are.
 
     Raises:
-        RankFailure: a process did not join in time; rank 0 names it.
+        RankFailure: a process did not join in time, and rank 0 names it; or none can.
+        ConfigError: the environment doesn't say where they meet.
     """
     found = rendezvous("env://", launch.rank, launch.world_size, timeout=timeout)
-    store = next(found)[0]
+    try:
+        store = next(found)[0]
+    except ValueError as error:  # of a variable of the environment
+        raise ConfigError(
+            f"environment: {first_line(error)}: start with torchrun, which sets MASTER_ADDR and "
+            "MASTER_PORT"
+        ) from None
+    except dist.DistError as error:
+        failure = RankFailure(f"rank {launch.rank}: no rendezvous: {first_line(error)}")
+        failure.speaks = True
+        raise failure from None
     handshakes = dist.PrefixStore("handshakes", store)
     if launch.rank == 0:
         prefix = _give_prefix(handshakes, launch.world_size, timeout)

@@ -1,5 +1,6 @@
 """``megalite generate``: a model's answers to prompts, shown as they are drawn."""
 
+import io
 import json
 import sys
 from collections.abc import Sequence
@@ -250,11 +251,24 @@ def _questions(config: GenerateConfig, launch: Launch) -> list[tuple[Turn, ...]]
             raise ConfigError("--prompt: must be given where several processes answer")
         if sys.stdin.isatty():
             tell("waits for prompts, a line each; Ctrl-D ends them")
-        lines = [line.rstrip("\n") for line in sys.stdin]
-        questions = [(Turn("user", line),) for line in lines if line]
+        questions = [(Turn("user", line),) for line in _typed() if line]
     if not questions:
         raise DataError("standard input: has no text; give --prompt, --prompts or lines of text")
     return questions
+
+
+def _typed() -> list[str]:
+    """The lines of the standard input.
+
+    Raises:
+        DataError: it isn't UTF-8.
+    """
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(encoding="utf-8", errors="strict")
+    try:
+        return [line.rstrip("\r\n") for line in sys.stdin]
+    except UnicodeDecodeError as error:
+        raise DataError(f"standard input: not UTF-8 text at byte {error.start}") from None
 
 
 def _draw(

@@ -1,5 +1,7 @@
 """The command line: help that imports nothing heavy, commented configs, exit codes."""
 
+import io
+import os
 import shlex
 import subprocess
 import sys
@@ -118,6 +120,42 @@ def test_a_closed_pipe_is_no_error():
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
     assert done.returncode == 0
     assert done.stderr == ""
+
+
+def test_a_closed_pipe_is_no_error_amid_a_long_text(monkeypatch):
+    def writes(_words: list[str]) -> int:
+        sys.stdout.write("x" * 100_000)
+        return 1
+
+    reader, writer = os.pipe()
+    os.close(reader)
+    monkeypatch.setattr("megalite.cli._dispatch", writes)
+    with open(writer, "w", encoding="utf-8") as output:
+        monkeypatch.setattr(sys, "stdout", output)
+        assert main(["plan"]) == 0
+
+
+def test_standard_streams_may_be_closed():
+    command = f"{sys.executable} -m megalite --version >&- 2>&- <&-"
+    assert subprocess.run(["bash", "-c", command], check=False).returncode == 0
+
+
+def test_letters_that_the_terminal_lacks_are_escaped(monkeypatch):
+    output = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", output)
+    assert main(["config", "report", "--runs", "læuft"]) == 0
+    assert rb'runs = ["l\xe6uft"]' in output.buffer.getvalue()
+
+
+def test_an_argument_that_is_not_utf_8_is_refused(capsys):
+    assert main(["report", "--runs", os.fsdecode(b"l\xe6uft")]) == 2
+    assert "must be text in UTF-8" in capsys.readouterr().err
+
+
+def test_a_rank_that_is_no_number_is_said(monkeypatch, capsys):
+    monkeypatch.setenv("RANK", "x")
+    assert main(["report", "--runs", "a"]) == 2
+    assert "environment RANK='x': must be a number" in capsys.readouterr().err
 
 
 def test_a_pipe_that_breaks_elsewhere_is_one(monkeypatch):

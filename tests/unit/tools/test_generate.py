@@ -1,5 +1,6 @@
 """What ``megalite generate`` refuses, keeps and takes from the model's own folder."""
 
+import io
 import json
 import os
 import sys
@@ -39,6 +40,19 @@ def folder(tmp_path_factory):
 def generate(folder, *more, prompts=("w3 w4",)) -> int:
     words = ["generate", "--model", folder, "--prompt", json.dumps(prompts), "--run.device", "cpu"]
     return main([str(word) for word in (*words, *more)])
+
+
+def test_lines_of_the_standard_input_are_utf_8_in_any_locale(folder, tmp_path, monkeypatch, capsys):
+    def asked(typed: bytes) -> int:
+        given = io.TextIOWrapper(io.BytesIO(typed), encoding="ascii", errors="surrogateescape")
+        monkeypatch.setattr(sys, "stdin", given)
+        words = ["--run.device", "cpu", "--output", str(tmp_path / "found"), *SHORT]
+        return main(["generate", "--model", str(folder), *words])
+
+    assert asked("w3 é\r\n".encode()) == 0
+    assert json.loads((tmp_path / "found").read_text())["prompt"] == "w3 é"
+    assert asked(b"r\xf8d\n") == 2
+    assert "standard input: not UTF-8 text at byte 1" in capsys.readouterr().err
 
 
 def test_an_unknown_template_is_refused_with_those_there_are(capsys):
