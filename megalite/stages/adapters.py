@@ -124,7 +124,7 @@ def adapters_of(facts: Facts, path: Path) -> StoredAdapters | None:
     return found
 
 
-def learned_of(learner: Learner) -> str:
+def learned_of(learner: Learner, config: Any) -> str:
     """How many parameters of an adapted model learn, in words. Comm: two counts over pp."""
     model, mesh = learner.model, learner.mesh
     owned = model.owned_names()
@@ -136,7 +136,9 @@ def learned_of(learner: Learner) -> str:
         for kept in ([True], [True, False])
     )
     form = f", whose matrices are held as {model.lora.base_format}" if held else ""
-    return f"{learner.name}: {learned:,} of {whole:,} parameters learn: adapters of its base{form}"
+    said = f"{learner.name}: {learned:,} of {whole:,} parameters learn: adapters of its base{form}"
+    stays = "; tokens that checkpoint.grow_vocabulary adds stay the mean of the others"
+    return said + stays if config.checkpoint.grow_vocabulary else said
 
 
 def check_adapters(config: Any) -> None:

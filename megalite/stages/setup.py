@@ -308,7 +308,7 @@ class Stage:
         every, record, stop = config.checkpoint.every, self.record, self.launch.stop
         trainer = Trainer(learners, self.log, checkpoints, every, record, stop)
         lines = overview(config, self.mesh, [(n, model.config) for n, model in models])
-        lines += [learned_of(learner) for learner in learners if learner.model.lora.rank]
+        lines += [learned_of(learner, config) for learner in learners if learner.model.lora.rank]
         beginning = self.launch.beginning
         trainer.introduce(lines, FirstStep(beginning, self.mesh, self.starts.note_first_step))
         trainer.keep_best(config.checkpoint.best)

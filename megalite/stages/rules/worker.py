@@ -90,8 +90,9 @@ def _module(path: str) -> ModuleType:
     for folder in (package, file.parent):
         if str(folder) not in sys.path:
             sys.path.insert(0, str(folder))
-    if package != file.parent:
-        return importlib.import_module(".".join(file.relative_to(package).with_suffix("").parts))
+    parts = file.relative_to(package).with_suffix("").parts
+    if len(parts) > 1 and all(part.isidentifier() for part in parts):
+        return importlib.import_module(".".join(parts))
     spec = importlib.util.spec_from_file_location(f"reward_{file.stem}", file)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

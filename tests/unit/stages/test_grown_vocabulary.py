@@ -75,6 +75,12 @@ def test_a_run_grows_the_tables_and_transformers_reads_them(llama, tokenizer, tm
     assert sft(tmp_path / "run", folder, tokenizer, tmp_path, "--train.epochs", "2") == 0
 
 
+def test_adapters_say_that_new_rows_dont_learn(llama, tokenizer, tmp_path, capsys):
+    more = ["--lora.rank", "2", "--train.epochs", "0", "--train.steps", "1"]
+    assert sft(tmp_path / "run", llama[0], tokenizer, tmp_path, *more) == 0
+    assert "checkpoint.grow_vocabulary adds stay the mean of the others" in capsys.readouterr().out
+
+
 def test_new_rows_are_the_mean_of_the_others(llama, tmp_path):
     folder, rows = llama
     config = stored_config(folder)[0].model_copy(update={"vocab_size": rows + 3})
