@@ -73,15 +73,9 @@ def validated(
     Raises:
         ConfigError: naming the key, its value and what would be right.
     """
-    try:
-        text = json.dumps(values)
-    except TypeError as error:
-        raise ConfigError(
-            f"{source or 'config'}: dates and times are not config values ({error})"
-        ) from None
     _check_values(values, (), lambda key: where(key, source, given))
     try:
-        return cls.model_validate_json(text)
+        return cls.model_validate_json(json.dumps(values))
     except ValidationError as error:
         raise ConfigError(explain(error, cls, source, set(given))) from None
     except ConfigError as error:
@@ -91,7 +85,7 @@ def validated(
 def _check_values(
     value: object, key: tuple[str, ...], name: Callable[[tuple[str, ...]], str]
 ) -> None:
-    """Refuse what no key means: inf, nan, whole numbers beyond 64 bits, text that isn't UTF-8."""
+    """Refuse what no key means: inf, nan, numbers beyond 64 bits, text not in UTF-8, dates."""
     if isinstance(value, Mapping):
         for part, inner in value.items():
             _check_values(part, (*key, str(part)), name)
@@ -107,6 +101,11 @@ def _check_values(
         raise ConfigError(
             f"{name(key)} = {value!r}: must be text in UTF-8; where the locale has another "
             "encoding set one of UTF-8, such as LC_ALL=C.UTF-8"
+        )
+    elif value is not None and not isinstance(value, str | int | float):
+        raise ConfigError(
+            f"{name(key)} = {value!r}: must be text, a number, true or false, a list or a table, "
+            f"came {type(value).__module__}.{type(value).__qualname__}"
         )
 
 

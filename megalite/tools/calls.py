@@ -6,6 +6,7 @@ default dtype and the working folder.
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from megalite.config.load import read_toml, validated
 from megalite.config.section import Section
 from megalite.data.chat.turns import Turn
 from megalite.data.corpus import prepare
+from megalite.data.records import check_unicode
 from megalite.data.tokenizers.load import load_tokenizer as tokenizer_at
 from megalite.data.tokenizers.tokenizer import Tokenizer
 from megalite.data.tokenizers.train import TokenizerTrainConfig
@@ -28,7 +30,7 @@ from megalite.data.tokenizers.train import run as make_tokenizer
 from megalite.distributed.launch import Launch
 from megalite.distributed.mesh import leave_process_group
 from megalite.engine.model import Model
-from megalite.errors import ConfigError
+from megalite.errors import ConfigError, DataError
 from megalite.generation.answer import Asked, answer
 from megalite.generation.sampling import SamplingConfig
 from megalite.models.config import ModelConfig
@@ -38,6 +40,7 @@ from megalite.stages.samples import decode_with
 from megalite.stages.told import section_of_run, tokenizer_of
 from megalite.tools import convert as conversion
 from megalite.tools import eval as evaluation
+from megalite.tools.generate import check_lengths
 from megalite.tools.speaker import (
     Speaker,
     StoredModelConfig,
@@ -64,7 +67,7 @@ Question = str | Sequence[Message]
 def unbound() -> Iterator[None]:
     """Put back, behind a block, what a command sets for the whole process."""
     threads, dtype, folder = torch.get_num_threads(), torch.get_default_dtype(), os.getcwd()
-    had_group = dist.is_initialized()
+    had_group, hook = dist.is_initialized(), sys.excepthook  # which a group puts its rank before
     is_main = threading.current_thread() is threading.main_thread()
     handlers = {number: signal.getsignal(number) for number in SIGNALS} if is_main else {}
     try:
@@ -75,6 +78,7 @@ def unbound() -> Iterator[None]:
         torch.set_num_threads(threads)
         torch.set_default_dtype(dtype)
         os.chdir(folder)
+        sys.excepthook = hook
         for number, handler in handlers.items():
             if signal.getsignal(number) is not handler:
                 signal.signal(number, signal.SIG_DFL if handler is None else handler)
@@ -219,6 +223,7 @@ def generate(
     check_language_model(speaker.model_config, speaker.config.model)
     questions, is_one = _questions(prompts)
     written = [speaker.prompt(turns) for turns in questions]
+    check_lengths(written, speaker.model_config, config.max_new_tokens)
     if not written:
         return []
     texts = [""] * len(written)
@@ -237,21 +242,36 @@ def generate(
 
 def _questions(prompts: Any) -> tuple[list[list[Turn]], bool]:
     """Each question as turns, and whether one alone came."""
-    is_one = isinstance(prompts, str) or (
+    is_several = isinstance(prompts, Sequence) and not isinstance(prompts, str | bytes)
+    is_one = not is_several or (
         len(prompts) > 0 and all(isinstance(item, Mapping) for item in prompts)
     )
     return [_turns(one) for one in ([prompts] if is_one else prompts)], is_one
 
 
-def _turns(question: Question) -> list[Turn]:
+def _turns(question: Any) -> list[Turn]:
     if isinstance(question, str):
-        return [Turn("user", question)]
+        return [Turn("user", _text(question))]
+    if not isinstance(question, Sequence) or isinstance(question, bytes):
+        raise ConfigError(
+            f"generate: a prompt must be a text or a list of messages, came {question!r}"
+        )
     for message in question:
-        if set(message) != {"role", "content"}:
-            raise ConfigError(
-                f"generate: a message must have role and content, came {', '.join(message)}"
-            )
-    return [Turn(message["role"], message["content"]) for message in question]
+        if not isinstance(message, Mapping) or set(message) != {"role", "content"}:
+            came = ", ".join(message) if isinstance(message, Mapping) else repr(message)
+            raise ConfigError(f"generate: a message must have role and content, came {came}")
+    return [Turn(_text(message["role"]), _text(message["content"])) for message in question]
+
+
+def _text(value: Any) -> str:
+    """What was given as a text, if it is one that can be written."""
+    if not isinstance(value, str):
+        raise ConfigError(f"generate: role and content must be texts, came {value!r}")
+    try:
+        check_unicode(value)
+    except ValueError as error:
+        raise DataError(f"generate: {error}") from None
+    return value
 
 
 def evaluate(

@@ -76,7 +76,7 @@ def run(config: GenerateConfig, launch: Launch) -> int:
     check_language_model(speaker.model_config, config.model)
     questions = _questions(config, launch)
     prompts = [speaker.prompt(turns) for turns in questions]
-    _check_lengths(prompts, speaker.model_config, config.sampling.max_new_tokens)
+    check_lengths(prompts, speaker.model_config, config.sampling.max_new_tokens)
     ending = speaker.ending(config.stop)
     model = speaker.load_model()
     is_writer = launch.rank == 0
@@ -192,7 +192,7 @@ def _check_options(config: GenerateConfig) -> None:
         raise ConfigError(f"--output {config.output}: there is no such folder: make it")
 
 
-def _check_lengths(prompts: Sequence[Prompt], model: ModelConfig, most: int) -> None:
+def check_lengths(prompts: Sequence[Prompt], model: ModelConfig, most: int) -> None:
     """Refuse prompts that can't be answered, before the first is.
 
     Raises:

@@ -28,6 +28,7 @@ def state() -> dict[str, object]:
         "folder": os.getcwd(),
         "has_group": torch.distributed.is_initialized(),
         "gradients": torch.is_grad_enabled(),
+        "hook": sys.excepthook,
         "environment": dict(os.environ) | {"PYTEST_CURRENT_TEST": ""},
     }
 
@@ -86,3 +87,21 @@ def test_a_model_in_sixteen_bits_answers_as_the_command(causal, capsys):  # noqa
     words += ["--precision", "bf16", "--sampling.max_new_tokens", "6"]
     assert main([*words, "--sampling.temperature", "0"]) == 0
     assert capsys.readouterr().out.rstrip("\n") == megalite.generate(model, "the cat", **options)
+
+
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        (None, "a prompt must be a text or a list of messages, came None"),
+        (["the", 3], "came 3"),
+        (b"the", "came b'the'"),
+        ([{"role": "user", "content": None}], "role and content must be texts, came None"),
+        ("the \ud83d", "character 4 is half of a surrogate pair"),
+        ("the cat " * 40, "the model has 96: shorten it"),
+        ("", "has no tokens"),
+    ],
+)
+def test_a_prompt_that_can_not_be_answered_is_refused(causal, asked, says):  # noqa: F811
+    model = megalite.load_model(causal, device="cpu", template="raw")
+    with pytest.raises(megalite.MegaliteError, match=says):
+        megalite.generate(model, asked, max_new_tokens=4)

@@ -182,6 +182,7 @@ def test_a_mistake_is_one_line_whatever_the_value_holds(capsys):
         (("pretrain", "--run.folder=", "--data.train=x"), "--run.folder: is empty"),
         (("data prepare", "--source=x", "--output="), "--output = '': must be a text that is not"),
         (("tokenizer train", "--source=x", "--output="), "--output = ''"),
+        (("tokenizer train", "--source=[]"), "--source = []: must be a list of at least 1"),
         (("report", "--runs=x", "--output="), "--output = ''"),
         (("report", "--runs=[]"), "--runs = []: must be a list of at least 1"),
         (("demo", "--folder="), "--folder = ''"),

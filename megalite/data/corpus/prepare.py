@@ -55,8 +55,9 @@ class PrepareConfig(Section):
     """What is tokenized and where it goes."""
 
     source: tuple[str, ...] = Field(
+        min_length=1,
         description="folders, text files, JSON or Parquet files; -: JSON lines of the standard "
-        "input; hf:NAME: a dataset, read as a stream"
+        "input; hf:NAME: a dataset, read as a stream",
     )
     format: FileFormat = Field("auto", description=FORMAT)
     output: str = Field(min_length=1, description="new token store, without .bin and .idx")

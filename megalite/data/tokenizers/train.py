@@ -19,7 +19,9 @@ from megalite.errors import ConfigError, DataError
 class TokenizerTrainConfig(Section):
     """What a tokenizer is trained on and how large it is."""
 
-    source: tuple[str, ...] = Field(description="folders, text files, JSON or Parquet files")
+    source: tuple[str, ...] = Field(
+        min_length=1, description="folders, text files, JSON or Parquet files"
+    )
     format: FileFormat = Field("auto", description=FORMAT)
     text_key: str = Field("text", description="key of a record's text")
     output: str = Field(
