@@ -38,14 +38,16 @@ class TestLimits:
 
 
 def code_of(answer: str) -> str:
-    """The code of an answer: its fenced blocks of Python, or all of it without any.
+    """The code of an answer: its blocks of Python, else those of no language, else all of it.
 
-    A block that isn't closed goes to the answer's end. A fence behind text, in one line, opens a
-    block where nothing but its language follows.
+    A block that isn't closed goes to the answer's end. Backticks behind text, in one line, open a
+    block where nothing but its language follows, and close one behind its code; what stands behind
+    a closing fence is not read.
 
     Source: of fences CommonMark 0.31, section 4.5.
     """
-    blocks: list[str] = []
+    marked: list[str] = []
+    others: list[str] = []
     lines = iter(answer.replace("\r\n", "\n").split("\n"))
     for line in lines:
         found = FENCE.fullmatch(line)
@@ -53,24 +55,24 @@ def code_of(answer: str) -> str:
             continue
         before, fence, info = found.groups()
         language = next(iter(info.lower().strip("{} \t").split()), "")
-        if before.strip() and info.strip().lower() not in PYTHON:
+        if before.strip() and (fence[0] == "~" or info.strip().lower() not in PYTHON):
             continue
         indent = 0 if before.strip() else len(before)
         block = list(_block(lines, fence, indent))
         if language in PYTHON:
-            blocks.append("\n".join(block))
-    return "\n".join(blocks) if blocks else answer
+            (marked if language else others).append("\n".join(block))
+    return "\n".join(marked or others or [answer])
 
 
 def _block(lines: Iterator[str], fence: str, indent: int) -> Iterator[str]:
     """The lines of a block up to its closing fence, without its indentation."""
     for line in lines:
-        text = line.rstrip()
-        body = text.rstrip(fence[0])
-        is_closed = len(text) - len(body) >= len(fence)
-        if is_closed and (body.strip() or len(body) <= indent + 3):
-            if body.strip():
-                yield _dedented(body, indent)
+        text = line.strip()
+        if text.startswith(fence) and line.index(fence) <= indent + 3:
+            return
+        code = line.rstrip().rstrip("`")
+        if fence[0] == "`" and text.endswith(fence) and code.strip():
+            yield _dedented(code, indent)
             return
         yield _dedented(line, indent)
 
