@@ -22,6 +22,7 @@ TOKENIZER_FILES = (  # beginnings of the names of a tokenizer's files
     "sentencepiece",
     "ice_text",
 )
+TEMPLATES = "additional_chat_templates"  # a folder of those beside the default one
 ENDS = (".model", ".jinja", ".tiktoken", ".py")  # of a tokenizer's further files
 
 
@@ -51,7 +52,7 @@ def parts_of(files: Iterable[str]) -> dict[str, list[str]]:
     return {
         "config": [f for f in files if f in ("config.json", "generation_config.json")],
         "weights": weight_files(files),
-        "tokenizer": [file for file in tokenizer if "/" not in file],
+        "tokenizer": [f for f in tokenizer if "/" not in f or f.startswith(f"{TEMPLATES}/")],
     }
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from megalite.data.tokenizers.hugging_face import HuggingFaceTokenizer, open_folder
 from megalite.data.tokenizers.load import load_tokenizer
 from megalite.data.tokenizers.tokenizer import Tokenizer
-from megalite.models.files import TOKENIZER_FILES
+from megalite.models.files import TEMPLATES, TOKENIZER_FILES
 from megalite.models.hub import folder_of
 from megalite.models.hugging_face import TOKENS, is_hugging_face
 from megalite.stages.special_tokens import SpecialTokens
@@ -59,6 +59,8 @@ def carry_tokenizer(source: Path, target: Path) -> str:
         for file in sorted(source.iterdir()):
             if file.is_file() and file.name.startswith(TOKENIZER_FILES):
                 shutil.copy2(file, target / file.name)
+        if (source / TEMPLATES).is_dir():
+            shutil.copytree(source / TEMPLATES, target / TEMPLATES)
     elif source.suffix == ".model":
         _carry_sentencepiece(source, target)
     else:
@@ -118,9 +120,12 @@ def _for_all_versions(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
         settings["tokenizer_class"] = "PreTrainedTokenizerFast"
     if isinstance(settings.get("extra_special_tokens"), list):
         settings["additional_special_tokens"] = settings.pop("extra_special_tokens")
-    template = folder / "chat_template.jinja"
-    if template.is_file():
-        settings.setdefault("chat_template", template.read_text(encoding="utf-8"))
+    default, named = folder / "chat_template.jinja", sorted((folder / TEMPLATES).glob("*.jinja"))
+    files = ({"default": default} if default.is_file() else {}) | {f.stem: f for f in named}
+    texts = {name: file.read_text(encoding="utf-8") for name, file in files.items()}
+    if texts:
+        several = [{"name": name, "template": text} for name, text in texts.items()]
+        settings.setdefault("chat_template", several if named else texts["default"])
     return settings
 
 

@@ -135,6 +135,14 @@ def test_baichuan_2_is_known_by_its_vocabulary_when_that_has_grown():
     assert family_of(theirs).read(theirs).normalised_head
 
 
+def test_opts_activation_has_the_names_that_transformers_knows():
+    theirs = CONFIGS["opt-125m"][2] | {"activation_function": "gelu_new"}
+    family = family_of(theirs)
+    config = family.read(theirs)
+    assert config.activation == "gelu_tanh"
+    assert family.write(config)["activation_function"] == "gelu_new"
+
+
 def test_heads_of_another_width_than_the_hidden_size_tells_are_written():
     theirs = CONFIGS["Qwen2.5-0.5B"][2] | {"head_dim": 80}
     family = family_of(theirs)

@@ -3,6 +3,8 @@
 from typing import Any
 
 from megalite.models.config import ModelConfig
+from megalite.models.families.activations import read_activation
+from megalite.models.families.gpt2 import ACTIVATIONS
 from megalite.models.families.table import Entry, Family, same
 from megalite.models.presets.opt import PRESETS
 
@@ -21,7 +23,7 @@ def _from_theirs(theirs: dict[str, Any]) -> ModelConfig:
         norm="layer_norm",
         norm_position="pre" if is_pre else "post",
         final_norm=is_pre and not theirs.get("_remove_final_layer_norm", False),
-        activation=theirs.get("activation_function", "relu"),
+        activation=read_activation(theirs, "activation_function", "relu"),
         gated=False,
         qkv_bias=has_bias,
         attention_bias=has_bias,
@@ -47,7 +49,7 @@ def _to_theirs(config: ModelConfig) -> dict[str, Any]:
         "word_embed_proj_dim": config.embedding_width,
         "do_layer_norm_before": is_pre,
         "_remove_final_layer_norm": is_pre and not config.final_norm,
-        "activation_function": config.activation,
+        "activation_function": ACTIVATIONS[config.activation],
         "enable_bias": config.qkv_bias,
         "max_position_embeddings": config.max_positions,
         "tie_word_embeddings": config.tie_embeddings,

@@ -2,6 +2,7 @@
 
 import json
 import resource
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -185,6 +186,20 @@ def test_a_tokenizer_opens_in_every_version_of_transformers(run, tokenizer, tmp_
     stops = read(tmp_path / "hf" / "generation_config.json")
     for key in ("eos_token_id", "bos_token_id", "pad_token_id"):
         assert config[key] == stops[key] == 0
+
+
+def test_templates_beside_the_default_one_are_carried(run, tokenizer, tmp_path: Path):
+    """Transformers 5 keeps them in a folder, 4.45 reads them in a list."""
+    shutil.copytree(tokenizer, tmp_path / "several")
+    beside = tmp_path / "several" / "additional_chat_templates"
+    beside.mkdir()
+    (beside / "tool_use.jinja").write_text("tools: {{ messages }}")
+    assert convert(run, tmp_path / "hf", "--tokenizer", tmp_path / "several") == 0
+    read_again = in_transformers(tmp_path / "hf").chat_template
+    assert read_again == in_transformers(tmp_path / "several").chat_template
+    assert read_again["tool_use"] == "tools: {{ messages }}"
+    listed = read(tmp_path / "hf" / "tokenizer_config.json")["chat_template"]
+    assert {one["name"]: one["template"] for one in listed} == read_again
 
 
 def test_a_bare_tokenizer_json_becomes_a_folder_with_its_special_tokens(
