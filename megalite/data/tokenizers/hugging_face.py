@@ -5,6 +5,8 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import tokenizers
+
 from megalite.data.tokenizers.byte_pairs import Batches
 from megalite.data.tokenizers.segments import (
     Owned,
@@ -153,6 +155,43 @@ def open_folder(path: Path, trust_code: bool = False) -> "PreTrainedTokenizerBas
 
     Nothing is downloaded, and code in the folder runs only if it is trusted.
     """
+    inner = _opened(path, trust_code)
+    theirs = type(inner)
+    is_rebuilt = theirs.__name__ not in GENERAL and theirs.__module__.startswith("transformers.")
+    if is_rebuilt and inner.is_fast and (path / "tokenizer.json").is_file():
+        _read_as_written(inner.backend_tokenizer, path)
+    return inner
+
+
+def _read_as_written(rust: tokenizers.Tokenizer, path: Path) -> None:
+    """Let a folder's tokenizer read text as its ``tokenizer.json`` says.
+
+    transformers 5 takes the vocabulary of that file, and reads text as the class that the folder
+    names does by itself: LLaMA's loses a space at a text's beginning, others a normalizer. What the
+    folder says beside the file is left to it: WordPiece's capitals, another ``add_prefix_space``.
+    """
+    file = path / "tokenizer.json"
+    content = json.loads(file.read_text(encoding="utf-8"))
+    asked = folder_config(path).get("add_prefix_space")
+    if content["model"].get("type") == "WordPiece" or asked not in (None, _prefixes(content)):
+        return
+    written = tokenizers.Tokenizer.from_file(str(file))
+    rust.normalizer, rust.pre_tokenizer = written.normalizer, written.pre_tokenizer
+    rust.model, rust.decoder = written.model, written.decoder
+
+
+def _prefixes(content: dict[str, Any]) -> bool:
+    """Whether a ``tokenizer.json`` puts a space before a text."""
+    first, then = content.get("normalizer") or {}, content.get("pre_tokenizer") or {}
+    steps = [*first.get("normalizers", [first]), *then.get("pretokenizers", [then])]
+    return any(
+        step.get("add_prefix_space", step.get("prepend_scheme", "never") != "never")
+        or step.get("type") == "Prepend"
+        for step in steps
+    )
+
+
+def _opened(path: Path, trust_code: bool) -> "PreTrainedTokenizerBase":
     files = {file.name for file in path.iterdir()}
     if not files & {"tokenizer.json", "tokenizer_config.json", "config.json"}:
         if "vocab.txt" in files:

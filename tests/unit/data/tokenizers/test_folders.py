@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import sentencepiece
+import tokenizers
 from tokenizers import BertWordPieceTokenizer, ByteLevelBPETokenizer
 from transformers import dynamic_module_utils
 
@@ -114,6 +115,52 @@ def test_a_prompt_is_the_tokenizers_own_encoding_of_its_text(tmp_path, model, le
     after = prompt.index(2) if 2 in prompt else len(prompt)  # zephyr's end of a question
     assert prompt[:after] == [1, *ours.encode(text)][:after]
     assert "  two\n    words" in text
+
+
+def llama_json() -> tokenizers.Tokenizer:
+    """As transformers 4 writes LLaMA's: a space is put before a text, and spaces are letters."""
+    inner = tokenizers.Tokenizer(tokenizers.models.BPE(unk_token="<unk>", byte_fallback=True))
+    parts = [tokenizers.normalizers.Prepend("▁"), tokenizers.normalizers.Replace(" ", "▁")]
+    inner.normalizer = tokenizers.normalizers.Sequence(parts)
+    return inner
+
+
+def bytes_json() -> tokenizers.Tokenizer:
+    """Byte-level BPE that composes letters first."""
+    inner = tokenizers.Tokenizer(tokenizers.models.BPE())
+    inner.normalizer = tokenizers.normalizers.NFC()
+    inner.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    return inner
+
+
+@pytest.mark.parametrize(
+    ("made", "named"),
+    [
+        (llama_json, {"tokenizer_class": "LlamaTokenizer"}),
+        (llama_json, {"tokenizer_class": "LlamaTokenizerFast", "add_prefix_space": True}),
+        (bytes_json, {"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": False}),
+        (bytes_json, {"tokenizer_class": "Qwen2Tokenizer"}),
+    ],
+)
+def test_a_folder_reads_text_as_its_tokenizer_json_says(tmp_path, made, named):
+    """As in transformers 4; 5 takes the vocabulary alone, where a folder names a class."""
+    special = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    theirs = made()
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    trainer = tokenizers.trainers.BpeTrainer(
+        special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
+    theirs.train_from_iterator([*TEXTS, "12 345 12"] * 3, trainer)
+    theirs.save(str(tmp_path / "tokenizer.json"))
+    config = LLAMA | {"add_bos_token": False} | named
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    ours = load_tokenizer(tmp_path)
+    texts = [*SPACED, *TEXTS, "e\u0301cole 12 345", "the</s>  cat"]
+    wanted = [read.ids for read in theirs.encode_batch(texts, add_special_tokens=False)]
+    assert [ours.encode(text) for text in texts] == ours.encode_batch(texts) == wanted
+    ours.save(tmp_path / "saved")
+    saved = tokenizers.Tokenizer.from_file(str(tmp_path / "saved" / "tokenizer.json"))
+    assert [saved.encode(text, add_special_tokens=False).ids for text in texts] == wanted
 
 
 def test_a_folder_of_another_way_to_read_text_is_left_to_transformers(tmp_path, model):
