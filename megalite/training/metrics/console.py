@@ -119,10 +119,11 @@ def _write(text: str, is_last: bool = False) -> None:
 
 
 def _of_a_set(key: str, value: float) -> str:
-    """A metric of a held-out set with a name; empty for another metric."""
+    """A metric of a held-out set, or a reward, with a name; empty for another metric."""
     metric, _, name = key.partition("/")
-    form = SHOWN.get(metric, "") if name else ""
-    return form.format(value).replace("held-out", f"held-out {name}", 1)
+    said = SHOWN.get(metric, "").format(value) if name else ""
+    before, after = ("held-out", f"held-out {name}") if "held-out" in said else (metric, key)
+    return said.replace(before, after, 1)
 
 
 def whole(parts: Mapping[str, str]) -> str:

@@ -59,6 +59,14 @@ def test_a_line_has_speed_mfu_and_time_left(tmp_path, capsys):
     assert (tmp_path / "log.txt").read_text().splitlines() == [first, second]
 
 
+def test_parts_of_a_reward_and_sets_are_shown_by_name(tmp_path, capsys):
+    log = RunLog(tmp_path, True, 100)
+    log.metrics(1, {"reward": 3.0, "reward/safety": 2.0, "heldout_loss/code": 1.0}, show=True)
+    log.close()
+    wanted = "step 1/100 | reward 3.000 | reward/safety 2.000 | held-out code 1.0000\n"
+    assert capsys.readouterr().out == wanted
+
+
 def test_a_torn_line_and_later_steps_go_when_a_run_goes_on(tmp_path):
     log = RunLog(tmp_path, True, 10)
     for step in range(6):
