@@ -9,7 +9,7 @@ from megalite.distributed.agreement import text_of_any, text_of_first
 from megalite.distributed.launch import Launch
 from megalite.errors import ConfigError
 from megalite.training.folder.fingerprint import data_source, tokenizer_source, weights_source
-from megalite.training.folder.record import RunRecord, flat, is_weights
+from megalite.training.folder.record import TOKENIZER, RunRecord, by_field, flat, is_weights
 
 OWN = (
     "run.folder",
@@ -18,7 +18,7 @@ OWN = (
     "checkpoint.local.folder",
 )  # what each process may have its own of
 SAME = "all processes need the same command and config"
-VERSION = "version of "
+FILES, VERSION = "files of ", "version of "
 APART = ("gpu", "processes")  # nodes may have other GPUs; the number is one for all
 DATA = ("data.train", "data.heldout", "pretraining.train", "answers.prompts")
 SETS = "data.validation."  # further sets of held-out data, each under its name
@@ -32,7 +32,7 @@ def sources_of(config: Mapping[str, Any]) -> dict[str, Any]:
             found[key] = weights_source(value)
         elif value and is_data(key):
             found[key] = data_source(value)
-        elif key == "tokenizer.path":
+        elif key == TOKENIZER:
             found[key] = tokenizer_source(value)
     return {key: source for key, source in found.items() if source is not None}
 
@@ -58,11 +58,12 @@ def check_same_run(launch: Launch, record: RunRecord) -> None:
     first: dict[str, Any] = json.loads(text_of_first(launch, lambda: json.dumps(mine)))
     said = ""
     for key, value in mine.items():
-        if value == first.get(key) or key in OWN or (value is None and launch.local_rank):
+        is_seen = not (launch.local_rank and key.startswith(FILES))
+        if value == first.get(key) or key in OWN or not is_seen:
             continue
         who = f"rank {launch.rank} ({socket.gethostname()})"
-        if key.startswith("files of "):
-            key = key.removeprefix("files of ")
+        if key.startswith(FILES):
+            key = key.removeprefix(FILES)
             said = f"--{key}: {who} has other files there than rank 0: give all nodes the same"
         elif key.startswith(VERSION):
             name, theirs = key.removeprefix(VERSION), first.get(key)
@@ -78,10 +79,10 @@ def check_same_run(launch: Launch, record: RunRecord) -> None:
 
 def _told(record: RunRecord) -> dict[str, Any]:
     """A record's values, and of what it was read from the fingerprints, by key."""
-    told: dict[str, Any] = {"stage": record.stage, **dict(flat(record.config))}
+    told = {"stage": record.stage, **dict(by_field(record.config, record.kind))}
+    keys = [k for k, _ in flat(record.config) if is_weights(k) or k == TOKENIZER or is_data(k)]
     sources = record.sources
-    keys = [k for k in told if is_weights(k) or k == "tokenizer.path" or is_data(k)]
-    prints = {f"files of {key}": sources.get(key, {}).get("fingerprint") for key in keys}
+    prints = {f"{FILES}{key}": sources.get(key, {}).get("fingerprint") for key in keys}
     computed = {f"{VERSION}{name}": version for name, version in record.versions.items()}
     for name in APART:
         computed.pop(f"{VERSION}{name}", None)

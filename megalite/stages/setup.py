@@ -423,7 +423,7 @@ def record_of(config: StageConfig, launch: Launch, computed: Mapping[str, str]) 
         origin = {}  # said where the folder is opened: a run that goes on may have moved its start
     sources = sources_of(values) if launch.local_rank == 0 else {}
     text = f"{TITLE}{config.stage}\n{dump(config)}"
-    return RunRecord(config.stage, values, sources, origin, text, computed)
+    return RunRecord(config.stage, values, sources, origin, text, computed, type(config))
 
 
 def _check_run_of(folder: Path, record: RunRecord, start: str) -> None:
@@ -441,7 +441,7 @@ def _check_stage_of(folder: Path, stage: str) -> None:
     config, metrics = folder / "config.toml", folder / "metrics.jsonl"
     if not (config.is_file() and metrics.is_file() and metrics.stat().st_size):
         return
-    first = config.read_text(encoding="utf-8").partition("\n")[0]
+    first = config.read_text(encoding="utf-8", errors="replace").partition("\n")[0]
     if first.startswith(TITLE) and first != f"{TITLE}{stage}":
         raise CheckpointError(
             f"--run.folder {folder}: has the metrics of a run of {first.removeprefix(TITLE)}, this "

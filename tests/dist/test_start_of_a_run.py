@@ -18,6 +18,7 @@ num_heads = 2
 ffn_size = 16
 [train]
 steps = 2
+max_grad_norm = { 0 = 1.0, "8 samples" = 2.0 }
 [run]
 trackers = []
 device = "cpu"
@@ -46,7 +47,10 @@ DIFFERENCES = {
     "batch": (["--train.global_batch_size", "16"], "--train.global_batch_size 16"),
     "length": (["--data.sequence_length", "8"], "--data.sequence_length 8"),
     "dropout": (["--model.dropout", "0.1"], "--model.dropout 0.1"),
-    "clipping": (["--train.max_grad_norm", "3"], "--train.max_grad_norm 3.0"),
+    "clipping": (
+        ["--train.max_grad_norm", "3"],
+        'was told so, rank 0 {"0": 1.0, "8 samples": 2.0}',
+    ),
     "layout": (["--parallel.tp", "2"], "--parallel.tp 2"),
     "data": (["--data.train", '["{}/other"]'], "/other"),
 }

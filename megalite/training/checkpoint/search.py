@@ -1,6 +1,7 @@
 """The checkpoints of a run's folder, from the newest back to one that can be taken."""
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,11 +15,14 @@ from megalite.training.checkpoint.manifest import (
 )
 
 LEARN = "take what they have learned out of --train.skip and the run's skipped.json"
+STEP = re.compile(r"step-\d{8,}")
 Candidate = tuple[Path, Facts, Files]
 
 
 def step_folders(folder: Path) -> list[Path]:
     """The checkpoints' folders in a run's ``checkpoints``, in order; complete or not.
+
+    What has another name, such as a copy that somebody keeps there, is none of them.
 
     Raises:
         UnreadableCheckpoint: this user may not look into it.
@@ -29,8 +33,8 @@ def step_folders(folder: Path) -> list[Path]:
         return []
     except OSError as error:
         raise unreadable(folder, error) from None
-    found = (name for name in names if name.startswith("step-") and not name.endswith(".partial"))
-    return sorted(folder / name for name in found)
+    found = sorted(folder / name for name in names if STEP.fullmatch(name))
+    return [path for path in found if path.is_dir()]
 
 
 def manifests(folder: Path) -> Iterator[Candidate]:

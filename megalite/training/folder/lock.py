@@ -112,7 +112,7 @@ class FolderLock:
 
     def _read(self) -> str:
         try:
-            return self._path.read_text(encoding="utf-8").strip()
+            return self._path.read_text(encoding="utf-8", errors="replace").strip()
         except OSError:
             return ""
 
@@ -166,7 +166,7 @@ def shows(folder: Path, nonce: str) -> bool:
     until = time.monotonic() + SEEN_S
     while True:
         try:
-            text = (folder / NAME).read_text(encoding="utf-8")
+            text = (folder / NAME).read_text(encoding="utf-8", errors="replace")
         except OSError:
             text = ""
         if nonce in text:

@@ -52,8 +52,7 @@ class RunFolder:
     def _take(self, check: Callable[[Path], None]) -> str:
         """The first process's part; gives what the lock shows."""
         check(self.path)
-        if self.path.exists() and not self.path.is_dir():
-            raise DataError(f"--run.folder {self.path}: is a file: give a folder for the run")
+        self._check_places()
         with self._writing():
             self.path.mkdir(parents=True, exist_ok=True)
             lock = FolderLock(self.path)
@@ -61,6 +60,17 @@ class RunFolder:
             self._lock = lock
             self._try_writing()
         return lock.nonce
+
+    def _check_places(self) -> None:
+        """Refuse files, and links to nothing, where folders must be."""
+        for path in (self.path, self.path / "checkpoints"):
+            if path.is_symlink() and not path.exists():
+                raise DataError(
+                    f"--run.folder {self.path}: {path} is a link to {os.readlink(path)}, which is "
+                    "not there: make that folder, or mount it"
+                )
+            if path.exists() and not path.is_dir():
+                raise DataError(f"--run.folder {self.path}: {path} is a file: it must be a folder")
 
     def _check_shared(self, nonce: str) -> None:
         """Find out whether this is one folder for all processes, and all may write into it."""

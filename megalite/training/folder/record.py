@@ -55,6 +55,7 @@ class RunRecord:
         origin: facts of where the weights came from.
         text: of config.toml.
         versions: of what computes, by name.
+        kind: the class of the config.
     """
 
     stage: str = ""
@@ -63,6 +64,7 @@ class RunRecord:
     origin: Facts = field(default_factory=dict)
     text: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
+    kind: type[Section] = Section
 
     def facts(self) -> Facts:
         """What a checkpoint's manifest keeps."""
@@ -176,8 +178,8 @@ class RunRecord:
 
     def _changes(self, before: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
         """Each key that both have with different values: key, value here, value there."""
-        was = WITHOUT_ADAPTERS | dict(flat(before))
-        for key, value in flat(self.config):
+        was = WITHOUT_ADAPTERS | dict(by_field(before, self.kind))
+        for key, value in by_field(self.config, self.kind):
             if key in was and was[key] != value and not _is_among(key, UNKEPT):
                 yield key, _said(value), _said(was[key])
 
@@ -210,6 +212,19 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
     for name, value in values.items():
         if isinstance(value, Mapping):
             yield from flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def by_field(
+    values: Mapping[str, Any], cls: type[Section], prefix: str = ""
+) -> Iterator[tuple[str, Any]]:
+    """The value of each field of nested sections under its dotted key; one may be a mapping."""
+    for name, value in values.items():
+        field = cls.model_fields.get(name)
+        inner = section_class(field.annotation) if field is not None else None
+        if inner is not None and isinstance(value, Mapping):
+            yield from by_field(value, inner, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
 

@@ -60,12 +60,12 @@ class RunLog:
             return 0
         self._lines[path.name].write()
         kept, dropped = [], 0
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
-                row = json.loads(line)
-            except json.JSONDecodeError:
-                break  # the last line of a run that was killed
-            if row["step"] <= step:
+                is_kept = json.loads(line)["step"] <= step
+            except (ValueError, TypeError, KeyError):
+                continue  # cut off by a kill, or damaged by a disk
+            if is_kept:
                 kept.append(line + "\n")
             else:
                 dropped += 1

@@ -155,13 +155,18 @@ def test_every_other_difference_is_said_key_by_key(folder):
     said = folder.runs(
         *("pretrain", "run", "--train.steps", "5", "--run.seed", "3", "--optimizer.beta2", "0.9"),
         *("--model.dropout", "0.1", "--train.micro_batch_size", "4", "--data.weights", "[2.0]"),
+        *("--train.max_grad_norm", '{ 0 = 1.0, "9 samples" = 0.3 }'),
+        *("--train.batch_ramp.sizes", "{ 0 = 4 }", "--data.weights_at", "{ '50%' = [3.0] }"),
     )
     changes = [line for line in said.splitlines() if line.startswith("going on with")]
     assert sorted(changes) == [
         "going on with --data.weights [2.0], was []",
+        'going on with --data.weights_at {"10 samples": [3.0]}, was {}',
         "going on with --model.dropout 0.1, was 0.0",
         "going on with --optimizer.beta2 0.9, was 0.95",
         "going on with --run.seed 3, was 0",
+        'going on with --train.batch_ramp.sizes {"0": 4}, was {}',
+        'going on with --train.max_grad_norm {"0": 1.0, "9 samples": 0.3}, was 1.0',
         "going on with --train.micro_batch_size 4, was 2",
         "going on with --train.steps 5, was 4",
     ]
@@ -280,6 +285,18 @@ def test_metrics_without_a_checkpoint_begin_anew_and_that_is_said(folder):
     shutil.rmtree(folder.path / "run" / "checkpoints")
     said = folder.refuses("sft", "run")
     assert "has the metrics of a run of pretrain, this is sft" in said
+
+
+@pytest.mark.parametrize("place", ["run", "run/checkpoints"])
+def test_a_file_or_a_link_to_nothing_in_place_of_a_folder_is_refused_at_the_start(folder, place):
+    path = folder.path / place
+    shutil.rmtree(path)
+    path.touch()
+    assert f"run: {place} is a file: it must be a folder" in folder.refuses("pretrain", "run")
+    path.unlink()
+    path.symlink_to("disk/that/is/gone")
+    said = folder.refuses("pretrain", "run")
+    assert f"{place} is a link to disk/that/is/gone, which is not there" in said
 
 
 def test_weights_alone_are_no_run_to_go_on_with(folder):

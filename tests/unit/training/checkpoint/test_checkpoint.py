@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 
 import pytest
 import torch
@@ -57,6 +58,20 @@ def test_two_complete_ones_stay(tmp_path):
     saved(tmp_path, (1, 2, 3, 4))
     names = sorted(path.name for path in tmp_path.iterdir())
     assert names == ["latest", "step-00000003", "step-00000004"]
+
+
+def test_what_somebody_keeps_beside_checkpoints_is_none_and_stays(tmp_path):
+    saved(tmp_path, (1, 2))
+    shutil.copytree(tmp_path / "step-00000002", tmp_path / "step-00000002-kept")
+    shutil.copytree(tmp_path / "step-00000001", tmp_path / "step-9")
+    (tmp_path / "step-00000099").touch()
+    (tmp_path / "step-00000002.tar").touch()
+    assert CheckpointManager(tmp_path).latest()[0] == tmp_path / "step-00000002"
+    saved(tmp_path, (3, 4))
+    CheckpointManager(tmp_path).tidy()
+    kept = {"step-00000002-kept", "step-9", "step-00000099", "step-00000002.tar"}
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"latest", "step-00000003", "step-00000004"} | kept
 
 
 def test_every_changed_byte_is_noticed(tmp_path):

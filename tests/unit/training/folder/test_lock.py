@@ -44,6 +44,14 @@ def test_a_second_process_is_refused_and_a_killed_one_holds_nothing(tmp_path):
     assert (tmp_path / NAME).read_text().strip() == ""
 
 
+def test_a_damaged_text_holds_nothing(tmp_path):
+    (tmp_path / NAME).write_bytes(b"\xff" * 512)
+    lock = FolderLock(tmp_path)
+    lock.acquire()
+    assert shows(tmp_path, lock.nonce)
+    lock.release()
+
+
 def test_a_run_of_this_process_is_refused_while_it_lasts_and_not_if_it_never_began(tmp_path):
     first, second, third = (FolderLock(tmp_path) for _ in range(3))
     first.acquire()

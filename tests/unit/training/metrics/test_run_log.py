@@ -75,6 +75,9 @@ def test_a_torn_line_and_later_steps_go_when_a_run_goes_on(tmp_path):
         file.write('{"step": 6, "lo')
     log.rewind(3)
     log.metrics(4, {"loss": 40.0}, show=False)
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'\xff\x00\n3\n[1]\n{"step"\n' + path.read_bytes())  # a disk's damage
+    log.rewind(4)
     assert [(row["step"], row["loss"]) for row in rows(tmp_path)] == [
         (0, 0), (1, 1), (2, 2), (3, 3), (4, 40),
     ]  # fmt: skip
