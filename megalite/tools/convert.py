@@ -110,8 +110,8 @@ def run(config: ConvertConfig, launch: Launch) -> int:
         return 0
     tokenizer = _tokenizer(config.tokenizer, named)
     to_ours = is_hugging_face(source)
-    if to_ours and config.average:
-        raise ConfigError(f"--average true: {source} is a Hugging Face folder, which has no mean")
+    if to_ours:
+        _check_to_checkpoint(config, source)
     said = [fetched, unread_keys(source) if to_ours else ""]
     with _whole_or_not_at_all(target) as partial:
         published = (_to_checkpoint if to_ours else _to_folder)(config, source, partial)
@@ -147,6 +147,22 @@ def _check_options(config: ConvertConfig, is_theirs: bool) -> None:
     for key in ("dtype", "average", "shard_gib", *(("family",) if is_theirs else ("tokenizer",))):
         if (config.adapter or is_theirs) and key in config.model_fields_set:
             raise ConfigError(f"--{key} {getattr(config, key)}: {beside}")
+
+
+def _check_to_checkpoint(config: ConvertConfig, source: Path) -> None:
+    """Refuse options that have no effect where a checkpoint is made of a Hugging Face folder.
+
+    Raises:
+        ConfigError: it names the key.
+    """
+    if config.average:
+        raise ConfigError(f"--average true: {source} is a Hugging Face folder, which has no mean")
+    for key in ("dtype", "shard_gib", "family"):
+        if key in config.model_fields_set:
+            raise ConfigError(
+                f"--{key} {getattr(config, key)}: is of a new Hugging Face folder; {source} is one "
+                "and a checkpoint is made of it, in fp32: leave it out"
+            )
 
 
 def _adapter(config: ConvertConfig, source: Path, target: Path) -> list[str]:

@@ -59,8 +59,13 @@ def run(config: AnyPlan, launch: Launch) -> int:
     """
     if launch.rank:
         return 0
+    output = Path(config.output)
+    if not output.resolve().parent.is_dir():
+        raise ConfigError(f"--output {output}: there is no such folder: make it")
     if config.calibrate:
         return _calibrate(config)
+    if output.is_dir():
+        raise ConfigError(f"--output {output}: is a folder: give a new file in it")
     config = _settled(config)
     if config.search or config.gpus or config.days:
         return _search(config)

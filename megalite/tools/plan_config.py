@@ -98,7 +98,9 @@ class PlanOptions(Section):
         False, description="whether the fastest layouts that fit are searched and the best written"
     )
     output: str = Field("plan.toml", description="file that the best layout is written to")
-    gpus: int = Field(0, ge=0, description="devices to search; 0: as many as the layout has")
+    gpus: int = Field(
+        0, ge=0, le=2**20, description="devices to search; 0: as many as the layout has"
+    )
     days: float = Field(
         0.0,
         ge=0,

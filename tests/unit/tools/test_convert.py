@@ -130,6 +130,9 @@ def test_the_mean_of_the_weights_is_exported_where_there_is_one(run, tmp_path: P
     assert "its run had no train.average" in said
     assert convert(tmp_path / "plain", tmp_path / "ours", "--average") == 2
     assert "is a Hugging Face folder, which has no mean" in capsys.readouterr().err
+    for key, value in (("dtype", "bf16"), ("shard_gib", "1.0"), ("family", "llama")):
+        assert convert(tmp_path / "plain", tmp_path / "ours", f"--{key}", value) == 2
+        assert f"--{key} {value}: is of a new Hugging Face folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ["to a folder", "to a checkpoint"])

@@ -155,6 +155,15 @@ def test_what_does_not_fit_is_refused_with_changes_that_make_it_fit(capsys):
         assert main(["plan", path, "--gpu", "a100-40gb", *words.split()]) == 0
 
 
+@pytest.mark.parametrize(("output", "says"), [("", "is a folder"), ("no/x.toml", "no such folder")])
+def test_where_the_best_layout_cannot_be_written_is_said_before_the_search(
+    tmp_path, output, says, capsys
+):
+    assert main(["plan", "--search", "--output", str(tmp_path / output)]) == 2
+    said = capsys.readouterr()
+    assert says in said.err and not said.out
+
+
 def test_advice_names_no_setting_that_is_on_or_changes_nothing():
     layout = ParallelConfig(
         tp=8, sequence_parallel=True, recompute="full", reshard_after_forward=True, shard=4
