@@ -214,7 +214,7 @@ def family_of(config: ModelConfig, name: str = "") -> Family:
     if config.head == "value":
         families = _scored(config, families)
     lost = {family.name: family.lost(config) for family in families}
-    closest = min(lost, key=lambda name: len(lost[name]))
+    closest = min(lost, key=lambda name: (any(" " in said for said in lost[name]), len(lost[name])))
     if lost[closest]:
         raise CheckpointError(
             f"this model is no {closest}{'' if name else ', the closest family'}: one can't have "

@@ -4,9 +4,11 @@ from typing import Any
 
 import pytest
 
+from megalite.errors import CheckpointError
 from megalite.models.config import ModelConfig
 from megalite.models.families import FAMILIES
 from megalite.models.families.table import Family, decisive
+from megalite.models.hugging_face import family_of as chosen_family
 from tests.parity.published import CONFIGS as FIRST
 from tests.parity.published_heirs import HEIRS
 
@@ -133,6 +135,25 @@ def test_baichuan_2_is_known_by_its_vocabulary_when_that_has_grown():
     theirs = CONFIGS["Baichuan2-13B"][2] | {"vocab_size": 125760}
     del theirs["z_loss_weight"]
     assert family_of(theirs).read(theirs).normalised_head
+
+
+def test_only_falcons_new_blocks_have_groups_of_heads():
+    """The old ones have a key head each, or one; such a folder did not load in transformers."""
+    theirs = CONFIGS["falcon-rw-1b"][2] | {"num_kv_heads": 2}
+    config = family_of(theirs).read(theirs)
+    assert config.kv_heads == config.num_heads
+    with pytest.raises(CheckpointError, match="one can't have its num_kv_heads"):
+        chosen_family(config.model_copy(update={"num_kv_heads": 2, "position": "rope"}))
+
+
+@pytest.mark.parametrize("preset", ["glm-tiny", "chatglm2-tiny"])
+def test_a_model_made_here_is_written_as_what_transformers_has(preset: str):
+    assert chosen_family(ModelConfig(preset=preset)).name == "glm"
+
+
+def test_a_family_that_refuses_a_model_is_not_the_closest():
+    with pytest.raises(CheckpointError, match="is no glm, the closest.* its rope_interleaved"):
+        chosen_family(ModelConfig(rotary_size=32))
 
 
 def test_opts_activation_has_the_names_that_transformers_knows():

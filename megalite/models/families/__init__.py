@@ -30,6 +30,7 @@ from megalite.models.families import (
 )
 from megalite.models.families.table import Family
 
+# A model is written as the first that can say all of it; those that transformers has come first.
 FAMILIES: dict[str, Family] = {
     module.FAMILY.name: module.FAMILY
     for module in (
@@ -51,12 +52,12 @@ FAMILIES: dict[str, Family] = {
         bart,
         mbart,
         pegasus,
+        glm,
+        glm4,
         baichuan,
         moss,
         chatglm,
         chatglm2,
-        glm,
-        glm4,
         glm130b,
         palm,
     )

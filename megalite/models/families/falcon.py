@@ -25,8 +25,8 @@ def _from_theirs(theirs: dict[str, Any]) -> ModelConfig:
     if is_new or is_parallel:
         block = "two_norms" if norms == 2 else "one_norm"
     groups = theirs.get("num_kv_heads") or heads
-    if is_multi_query and not is_new:
-        groups = 1
+    if not is_new:  # only the new blocks have groups
+        groups = 1 if is_multi_query else heads
     rope = read_rope(theirs)
     has_bias, has_alibi = theirs.get("bias", False), theirs.get("alibi", False)
     return ModelConfig(

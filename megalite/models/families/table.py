@@ -292,8 +292,8 @@ class Family:
             again = decisive(self.read(self.write(config)))
         except KeyError as error:
             return [f"activation {error}"]
-        except (ValueError, ConfigError):
-            return ["num_heads"]
+        except (ValueError, ConfigError) as error:
+            return [f"sizes: {error}"]
         values = decisive(config)
         keys = values.keys() | again.keys()
         lost = {key for key in keys if values.get(key) != again.get(key)}
