@@ -45,6 +45,7 @@ class TensorFiles:
             if not path.is_file():
                 raise CheckpointError(f"{path}: is missing; the index names it")
             self._open.clear()
+            _check_content(path)
             if path.suffix == ".safetensors":
                 try:
                     self._open[path] = safe_open(str(path), framework="pt")
@@ -150,6 +151,16 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     return content
 
 
+def _check_content(path: Path) -> None:
+    """Refuse what git puts in the place of a large file that it hasn't fetched."""
+    with open(path, "rb") as file:
+        if file.read(len(POINTER)) == POINTER:
+            raise CheckpointError(
+                f"{path}: is a pointer of Git LFS and no weights: run `git lfs pull` in its folder"
+            )
+
+
+POINTER = b"version https://git-lfs.github.com/spec/"
 MORE_THAN_TENSORS = (
     "is damaged or holds more than tensors, and opening it could run code: take a whole copy, or "
     "convert it to safetensors where you trust it"

@@ -86,6 +86,11 @@ def a_broken_pickle(path: Path) -> None:
     (path / "pytorch_model.bin").write_bytes(b"PK\x03\x04 no archive")
 
 
+def a_pointer(path: Path) -> None:
+    """What a clone holds where Git LFS is not set up."""
+    first_shard(path).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0a\n")
+
+
 def settings(**values) -> Callable[[Path], None]:
     def change(path: Path) -> None:
         config = json.loads((path / "config.json").read_text())
@@ -114,6 +119,7 @@ DAMAGES = {
         r"layers.0.ffn.up.weight is \[36, 50\], and \[50, 36\] by config.json",
     ),
     "a broken index": (spoil_the_index, "index.json: can't be read"),
+    "a pointer of Git LFS": (a_pointer, "00001-of-.*is a pointer of Git LFS.*run `git lfs pull`"),
     "no weights": (no_weights, "has no model.safetensors"),
     "a broken pickle": (a_broken_pickle, "pytorch_model.bin: can't be read"),
     "an unknown architecture": (settings(model_type="mamba"), "model_type 'mamba' must be one of"),
