@@ -114,7 +114,7 @@ class Page:
             if one is not CUT:
                 group.append(one)
                 continue
-            tokens += self._together(group)
+            tokens += self._together(group) if group else []
             group = []
         return tokens
 
