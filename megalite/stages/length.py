@@ -38,6 +38,8 @@ def in_steps(
         said.append(f"{_told(config.train, samples, key)}: {_steps(train, steps, tokens)}")
         changed = {"steps": steps, "epochs": 0.0, "tokens": 0, "samples": 0}
         train = train.model_copy(update=changed)
+    elif not train.steps:
+        said.append("train.steps is 0: nothing is trained")
     measure = Measure(train.ramp.after, tokens, samples, config.stage)
     total = train.ramp.after(train.steps)
     schedule = settled_schedule(config.schedule, measure, total)

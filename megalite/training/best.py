@@ -39,6 +39,11 @@ class Best:
         return 0 < self.patience <= self.since
 
     @property
+    def is_new(self) -> bool:
+        """Whether there is a metric that no evaluation was watched for."""
+        return bool(self.metric) and not self.step and not self.since
+
+    @property
     def is_lower_better(self) -> bool:
         """Whether the metric is a loss, or bad otherwise."""
         return any(word in self.metric.partition("/")[0] for word in LOWER)
@@ -55,6 +60,11 @@ class Best:
             f"--checkpoint.best {self.metric}: must be a metric of the evaluations: "
             f"{', '.join(metrics)}"
         )
+
+    def check(self, metrics: Mapping[str, float]) -> None:
+        """Refuse metrics of an evaluation without the one that is watched; raises as :meth:`of`."""
+        if self.metric:
+            self.of(metrics)
 
     def see(self, step: int, value: float) -> bool:
         """Count an evaluation; say whether it is the best one."""

@@ -278,14 +278,14 @@ class Trainer:
             self._local.begin(self.progress.step, self._tensors(), self._facts())
 
     def _evaluate_start(self, evaluate: Evaluate | None) -> None:
-        """Evaluate a run that begins, before its first step."""
+        """Evaluate before the first step a run that begins, or whose metric to watch is new."""
         if evaluate and not self._train.evaluate_every:
             self._log.say("data.heldout is not evaluated: train.evaluate_every is 0")
-        if evaluate and self._train.evaluate_every and self.progress.step == 0:
+        elif evaluate and (not self.progress.step or (self._best.is_new and not self._is_done())):
             metrics = evaluate()
-            if self._best.metric:
-                self._best.of(metrics)
-            self._log.metrics(0, metrics, show=True)
+            self._best.check(metrics)
+            if not self.progress.step:
+                self._log.metrics(0, metrics, show=True)
 
     def _leave(self, stop: StopSignal, is_for_good: bool) -> None:
         """End before the last step, with everything saved.

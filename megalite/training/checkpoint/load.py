@@ -33,7 +33,7 @@ def load(source: Path | CheckpointReader, tensors: dict[str, Tensor]) -> None:
     for name, tensor in tensors.items():
         entry = saved.get(name)
         if not isinstance(entry, TensorStorageMetadata):
-            raise CheckpointError(f"{path}: has no {name}; it is of another model")
+            raise CheckpointError(f"{path}: has no {name}; {_why_none(name)}")
         size = tuple(entry.size)
         if size != tuple(tensor.shape):
             raise CheckpointError(
@@ -46,6 +46,16 @@ def load(source: Path | CheckpointReader, tensors: dict[str, Tensor]) -> None:
             dcp.load(tensors, storage_reader=reader, no_dist=True)
         except dcp.CheckpointException as error:
             raise CheckpointError(f"{path}: {_reason(error)}") from None
+
+
+def _why_none(name: str) -> str:
+    """Why a checkpoint lacks a tensor, and what to do where that is another optimizer's state."""
+    if "_optimizer." not in name:
+        return "it is of another model"
+    return (
+        "its run's optimizer kept no such mean: give the keys of optimizer the values they had, or "
+        "this run a folder of its own"
+    )
 
 
 def _reason(error: dcp.CheckpointException) -> str:

@@ -61,6 +61,16 @@ def test_a_metric_that_no_evaluation_has_is_refused_with_those_that_are_there():
         Best("loss").of({"heldout_loss": 1.0, "x": 2.0})
 
 
+def test_a_run_that_goes_on_with_a_metric_that_is_none_is_refused_before_a_step(tmp_path):
+    run = Run(tmp_path)
+    run.evaluate = lambda: {"heldout_loss": 1.0}
+    run.go(2, evaluate_every=9)
+    run.best = "loss"
+    with pytest.raises(ConfigError, match="must be a metric of the evaluations: heldout_loss"):
+        run.go(4, evaluate_every=9)
+    assert len(run.rows) == 3
+
+
 VALUES = {0: 9.0, 2: 3.0, 4: 2.5, 6: 2.7, 8: 2.6, 10: 2.8, 12: 2.4}
 
 

@@ -126,6 +126,8 @@ def test_another_models_tensors_are_refused(tmp_path):
     path, _ = saved(tmp_path).latest()
     with pytest.raises(CheckpointError, match="has no model.c; it is of another model"):
         load(path, {"model.c": torch.zeros(2)})
+    with pytest.raises(CheckpointError, match="kept no such mean: give the keys of optimizer"):
+        load(path, {"model_optimizer.a.exp_avg": torch.zeros(2)})
     with pytest.raises(CheckpointError, match=r"model.a is \[5, 3\], this model's is \[5, 4\]"):
         load(path, {"model.a": torch.zeros(5, 4)})
 
