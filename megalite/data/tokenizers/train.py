@@ -70,7 +70,10 @@ def run(config: TokenizerTrainConfig, launch: Launch) -> int:
     tokenizer.train_from_iterator(itertools.chain([first], texts), trainer)
     tokenizer.add_special_tokens([f"<extra_id_{n}>" for n in reversed(range(config.sentinels))])
     _write(tokenizer, config.end_token, Path(config.output))
-    for note in sources.notes():
+    notes = sources.notes()
+    if (size := tokenizer.get_vocab_size()) < config.vocab_size:
+        notes = [*notes, f"--vocab_size {config.vocab_size}: the text has pairs for {size} tokens"]
+    for note in notes:
         sys.stdout.write(f"{note}\n")
     return 0
 

@@ -53,6 +53,15 @@ def test_training_stops_reading_at_its_limit(tmp_path, capsys):
     assert len(few.encode("zzzz")) > len(whole.encode("zzzz"))
 
 
+def test_fewer_tokens_than_asked_for_are_said(tmp_path, capsys):
+    (tmp_path / "a.txt").write_text("ab ab ab")
+    given = ["tokenizer", "train", "--source", tmp_path / "a.txt", "--vocab_size", 300]
+    assert main([str(word) for word in (*given, "--output", tmp_path / "made")]) == 0
+    size = load_tokenizer(tmp_path / "made").vocab_size
+    said = capsys.readouterr().out
+    assert size < 300 and said == f"--vocab_size 300: the text has pairs for {size} tokens\n"
+
+
 def test_a_tokenizer_of_no_text_is_refused(tmp_path, capsys):
     (tmp_path / "a.txt").write_text(" ")
     given = ["tokenizer", "train", "--source", f'["{tmp_path}/a.txt"]', "--output", "x"]
