@@ -66,6 +66,16 @@ def _reason(error: dcp.CheckpointException) -> str:
     return f"can't be read: {first_line(failure)}"
 
 
+def _named_by(pointer: Path) -> Path:
+    """The checkpoint that a file such as ``latest`` names."""
+    name = pointer.read_text(encoding="utf-8", errors="replace").strip()
+    if not name or not (pointer.parent / name).is_dir():
+        raise CheckpointError(
+            f"{pointer}: names {name!r}, which is not there: give a step-... folder beside it"
+        )
+    return pointer.parent / name
+
+
 def find_checkpoint(path: Path | str) -> Path:
     """The checkpoint at a path: itself, the latest of a run's folder, or what a pointer names.
 
@@ -78,11 +88,11 @@ def find_checkpoint(path: Path | str) -> Path:
     if (path / MANIFEST).is_file():
         return path
     if path.name in POINTERS and path.is_file():
-        return path.parent / path.read_text(encoding="utf-8").strip()
+        return _named_by(path)
     for folder in (path, path / "checkpoints"):
         latest = folder / "latest"
         if latest.is_file():
-            return folder / latest.read_text(encoding="utf-8").strip()
+            return _named_by(latest)
     if is_adapter(path):
         raise CheckpointError(
             f"{path}: is an adapter in PEFT's format: `megalite convert` makes a checkpoint of it"

@@ -44,6 +44,14 @@ def test_a_folder_that_is_not_there_is_told_from_one_without_a_checkpoint(tmp_pa
             find_checkpoint(path)
 
 
+@pytest.mark.parametrize("text", [b"step-00000009", b"", b"\xff\xfe", b"\0"])
+def test_a_pointer_that_names_no_checkpoint_is_refused_by_name(tmp_path, text):
+    (tmp_path / "latest").write_bytes(text)
+    for path in (tmp_path, tmp_path / "latest"):
+        with pytest.raises(CheckpointError, match="latest: names .*, which is not there: give a"):
+            find_checkpoint(path)
+
+
 def test_a_copy_is_saved_not_what_later_steps_make_of_it(tmp_path):
     manager, state = CheckpointManager(tmp_path), tensors()
     manager.save(1, state, FACTS)
