@@ -34,7 +34,10 @@ def refused(capsys, words) -> str:
         (["--checkpoint.start", "nowhere"], ["nowhere"]),
         (["--run.device", "tpu"], ["run.device", "tpu"]),
         (["--run.folder", "/proc/run"], ["run.folder", "/proc/run"]),
-        (["--run.folder", "/proc/version"], ["--run.folder /proc/version: is a file"]),
+        (
+            ["--run.folder", "/proc/version"],
+            ["--run.folder /proc/version", "is a file: it must be a folder"],
+        ),
         (["--optimizer.kind", "apex"], ["apex.optimizers.FusedAdam"]),
     ],
 )
