@@ -3,7 +3,8 @@
 PPO's has 64 prompts of a question's real lengths, cut at 128 tokens, 32 new tokens each, a pass of
 all four models, and 2 epochs of one mini-batch for actor and critic. GRPO's has an eighth of the
 prompts, 8 answers each, scored by their lengths, a reference, and one epoch. All are in fp32, with
-PyTorch's fused AdamW; a random model ends no answer, so all write as many tokens.
+PyTorch's fused AdamW; a random model ends no answer, so all write as many tokens. TRL takes the
+actor's log-probabilities from the logits that it drew by, and so do ours (``reuse_log_probs``).
 """
 
 import copy
@@ -66,6 +67,7 @@ def make_ours(count: int, method: str) -> Side:
         "rollout": {"max_new_tokens": NEW, "slots": count, "micro_batch_size": count},
         "reward": {} if is_ppo else {"function": ["length"], "rules": {"length": 100}},
     }
+    values["rollout"]["reuse_log_probs"] = True
     if not is_ppo:
         values["rollout"]["answers"] = GROUP
     config = PPOConfig(**values) if is_ppo else GRPOConfig(**values)

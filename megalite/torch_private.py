@@ -53,10 +53,33 @@ def has_bf16_units() -> bool:
     """
     if torch.cpu._is_amx_tile_supported():
         return True
-    processors = Path("/proc/cpuinfo")  # of Linux
-    if not torch.cpu._is_avx512_bf16_supported() or not processors.exists():
-        return False
-    return "AuthenticAMD" in processors.read_text()
+    return torch.cpu._is_avx512_bf16_supported() and is_of_amd()
+
+
+def is_of_amd() -> bool:
+    """Whether AMD made the processor, as far as Linux tells."""
+    path = Path("/proc/cpuinfo")
+    return path.exists() and "AuthenticAMD" in path.read_text()
+
+
+@functools.cache
+def has_faster_onednn() -> bool:
+    """Whether oneDNN multiplies in fp32 faster than MKL on this CPU: one of AMD's with AVX-512.
+
+    MKL computes with AVX2 there. Nothing of PyTorch's tells whose a processor is.
+    """
+    return torch.cpu._is_avx512_supported() and torch._C.has_mkl and is_of_amd()
+
+
+def onednn_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """``x weight^T + bias`` by oneDNN, [M, N] of fp32 [M, K], [N, K] and [N], without a gradient.
+
+    ``torch.compile`` has this operator for models whose weights are frozen; by no function of
+    PyTorch's own do products in fp32 reach oneDNN. Matrices of odd strides it multiplies by a loop.
+    """
+    if not (weight.is_contiguous() or weight.t().is_contiguous()):
+        weight = weight.contiguous()
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
 def norms_of(tensors: list[Tensor]) -> tuple[Tensor, ...]:

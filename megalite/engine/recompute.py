@@ -32,6 +32,7 @@ _PRODUCTS = {
     "aten.mm",
     "aten.addmm",
     "aten.bmm",
+    "mkldnn._linear_pointwise",
     "megalite.attention",
     "megalite_simt.attention",
     "megalite.capped_attention",

@@ -6,7 +6,7 @@ from megalite.distributed.collectives import shard_bounds
 from megalite.distributed.mesh import Mesh
 from megalite.layers.layer import Initial, Layer
 from megalite.layers.region import leave
-from megalite.ops import embedding
+from megalite.ops.embedding import embedding
 
 
 class VocabParallelEmbedding(Layer):

@@ -16,6 +16,7 @@ from megalite.distributed.mesh import Mesh
 from megalite.layers.adapter import LowRank
 from megalite.layers.region import enter
 from megalite.ops.linear import linear
+from megalite.ops.matrix_product import add_product, product
 from megalite.ops.quantised import Quantised, Weight, multiply
 
 
@@ -141,13 +142,15 @@ def _of_weights(
     rows: Sequence[Tensor], inputs: Tensor, needs_weight: Sequence[bool], needs_bias: Sequence[bool]
 ) -> list[Tensor | None]:
     """Gradients of all weights, then of all biases, by those of their products [T, O]."""
-    dweights = [g.t() @ inputs if n else None for g, n in zip(rows, needs_weight, strict=True)]
+    dweights = [
+        product(g.t(), inputs.t()) if n else None for g, n in zip(rows, needs_weight, strict=True)
+    ]
     return dweights + [g.sum(0) if n else None for g, n in zip(rows, needs_bias, strict=True)]
 
 
 def _sum_of_products(rows: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
     """Sum of [T, O] @ [O, D] over the pairs: [T, D]."""
-    total = rows[0] @ weights[0]
+    total = product(rows[0], weights[0].t())
     for row, weight in zip(rows[1:], weights[1:], strict=True):
-        total.addmm_(row, weight)
+        add_product(total, row, weight.t())
     return total

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from megalite.ops.backends import chosen, row_kernels
+from megalite.ops.matrix_product import learned_product
 
 VECTORS = 64  # floats: more than PyTorch's loops take at once
 SERIAL = 16384  # elements, that PyTorch gives to one thread
@@ -49,7 +50,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """
     ops = row_kernels(x) if _wanted else None
     if ops is None:
-        return functional.linear(x, weight, bias)
+        return learned_product(x, weight, bias)
     y = ops.row_products(x.reshape(-1, x.shape[-1]), weight.contiguous(), bias)
     return y.view(*x.shape[:-1], weight.shape[0])
 

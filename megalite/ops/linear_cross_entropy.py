@@ -16,6 +16,7 @@ from torch import Tensor
 from megalite.errors import ShapeError
 from megalite.ops.backends import chosen
 from megalite.ops.cross_entropy import add_largest, logit_gradient, row_loss
+from megalite.ops.matrix_product import add_product, product, takes_onednn
 from megalite.ops.precision import as_given, wide
 from megalite.ops.vocabulary import (
     LossOptions,
@@ -144,14 +145,18 @@ def _forward_backward(
     # Of a single chunk the product itself is the gradient, rounded once.
     sum_dtype = weight.dtype if is_narrow and len(chunks) == 1 else loss.dtype
     dtype = weight.dtype if is_narrow else loss.dtype
-    memory = weight.new_empty(len(chunks[0]), weight.shape[0], dtype=dtype)  # for chunks in turn
+    shape = len(chunks[0]), weight.shape[0]  # oneDNN's products come in memory of their own
+    memory = (
+        None if takes_onednn(hidden[: shape[0]], weight) else weight.new_empty(shape, dtype=dtype)
+    )
     for part in chunks:
         x, label, share = hidden[part], labels[part], wide(token_weights[part])
-        logits = _logits(x, weight, bias, memory[: len(part)])
+        logits = _logits(x, weight, bias, memory)
         scale_and_cap(logits, options.logit_scale, options.logit_cap)
         statistics = row_statistics(logits, label, options.own_slice)
         loss += (row_loss(statistics, label, options) * share).sum()
         if not any(needs):
+            del logits  # before there are others
             continue
         share = share if enlarged is None else share * enlarged
         share, slope = share * options.logit_scale, cap_slope(logits, options.logit_cap)
@@ -160,11 +165,12 @@ def _forward_backward(
             gradient *= slope
         narrow = gradient.to(weight.dtype)
         if dhidden is not None:
-            dhidden[part] = wide(narrow @ weight)
+            dhidden[part] = wide(product(narrow, weight.t()))
         if needs[1]:
             dweight = sum_of_products(dweight, narrow.t(), x, sum_dtype)
         if dbias is not None:
             dbias += gradient.sum(0, dtype=dbias.dtype)
+        del logits, gradient, narrow
     return loss, (dhidden, dweight, dbias)
 
 
@@ -203,8 +209,11 @@ def _fits_narrow(weight: Tensor, options: LossOptions) -> bool:
     return is_plain and is_half and takes_half
 
 
-def _logits(x: Tensor, weight: Tensor, bias: Tensor | None, memory: Tensor) -> Tensor:
-    """``x W^T + b`` in ``memory``, [rows, V]; from a product in W's dtype."""
+def _logits(x: Tensor, weight: Tensor, bias: Tensor | None, memory: Tensor | None) -> Tensor:
+    """``x W^T + b``, [rows, V], in ``memory`` where there is some; from a product in W's dtype."""
+    if memory is None:
+        return product(x, weight, bias)
+    memory = memory[: len(x)]
     if memory.dtype != weight.dtype:
         return memory.copy_(torch.nn.functional.linear(x, weight, bias))
     if bias is None:
@@ -222,9 +231,9 @@ def sum_of_products(
     if total is None:
         if left.dtype != dtype and adds_wide(left.device, left.dtype):
             return torch.mm(left, right, out_dtype=dtype)
-        return (left @ right).to(dtype)
+        return product(left, right.t()).to(dtype)
     if left.dtype == total.dtype:
-        return total.addmm_(left, right)
+        return add_product(total, left, right.t())
     if adds_wide(left.device, left.dtype):
         return torch.addmm(total, left, right, out_dtype=total.dtype, out=total)
     total += left @ right

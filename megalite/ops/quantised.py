@@ -155,4 +155,5 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         codes, scales = ctx.saved_tensors
-        return dy @ dequantised(Quantised(codes, scales, ctx.width), dy.dtype), None, None, None
+        weight = dequantised(Quantised(codes, scales, ctx.width), dy.dtype)
+        return linear(dy, weight.t()), None, None, None

@@ -12,6 +12,7 @@ from torch import Tensor
 from megalite.errors import ShapeError
 from megalite.ops.cross_entropy import logit_gradient
 from megalite.ops.linear_cross_entropy import labelled_chunks, sum_of_products
+from megalite.ops.matrix_product import product
 from megalite.ops.precision import as_given, wide
 from megalite.ops.vocabulary import (
     LossOptions,
@@ -95,8 +96,8 @@ def _checked(
 
 
 def _logits(x: Tensor, weight: Tensor, bias: Tensor | None, options: LossOptions) -> Tensor:
-    product = wide(torch.nn.functional.linear(x, weight, bias))
-    return scale_and_cap(product, options.logit_scale, options.logit_cap)
+    logits = wide(product(x, weight, bias))
+    return scale_and_cap(logits, options.logit_scale, options.logit_cap)
 
 
 class _TokenLogProbs(torch.autograd.Function):
@@ -137,7 +138,7 @@ def _gradients(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         if slope is not None:
             gradient *= slope
         narrow = gradient.to(weight.dtype)
-        dhidden[part] = wide(narrow @ weight)
+        dhidden[part] = wide(product(narrow, weight.t()))
         dweight = sum_of_products(dweight, narrow.t(), x, dhidden.dtype)
         if dbias is not None:
             dbias += gradient.sum(0)

@@ -41,11 +41,11 @@ def test_the_estimate_is_the_peak_that_pytorch_counts(cluster, layout):
     In fp32, a CPU's format: what the estimate has of a head in half precision is a GPU's.
     """
     model = {
-        "vocab_size": 1000,
-        "hidden_size": 64,
+        "vocab_size": 500,
+        "hidden_size": 128,
         "num_layers": 6,
         "num_heads": 4,
-        "ffn_size": 172,
+        "ffn_size": 344,
         "tie_embeddings": False,
     }
     train = {"global_batch_size": 8, "micro_batch_size": 2}

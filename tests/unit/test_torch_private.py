@@ -155,14 +155,29 @@ def test_checkpoint_files_are_all_that_a_save_writes(tmp_path):
     assert torch_private.checkpoint_files(tmp_path, 1) == []
 
 
-def test_bf16_units_are_those_of_the_system():
+def test_what_a_processor_has_is_what_the_system_says():
     """Where the kernel lists a processor's units; PyTorch also asks to use AMX's."""
     words = Path("/proc/cpuinfo").read_text().split()
-    is_amd = "AuthenticAMD" in words and "avx512_bf16" in words
+    is_amd = "AuthenticAMD" in words
+    assert torch_private.is_of_amd() == is_amd
+    assert torch_private.has_faster_onednn() == (is_amd and "avx512f" in words)
     if torch_private.has_bf16_units():
-        assert is_amd or "amx_tile" in words
+        assert (is_amd and "avx512_bf16" in words) or "amx_tile" in words
     else:
-        assert not is_amd
+        assert not (is_amd and "avx512_bf16" in words)
+
+
+@pytest.mark.parametrize("rows", [1, 7, 300])
+def test_onednn_multiplies_matrices_of_any_strides(rows):
+    generator = torch.Generator().manual_seed(rows)
+    x, weight = (torch.randn(n, 33, generator=generator) for n in (rows, 50))
+    bias, wide = torch.randn(50, generator=generator), torch.randn(40, 100, generator=generator)
+    expected = (x.double() @ weight.double().t() + bias.double()).float()
+    turned = weight.t().contiguous().t()
+    for own in (weight, turned, wide.t()[:50, :33].copy_(weight)):
+        for given in (x, x.t().contiguous().t()):
+            got = torch_private.onednn_product(given, own, bias)
+            assert torch.allclose(got, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_tensorboard_writer_is_told_from_other_threads(tmp_path):
