@@ -1,5 +1,6 @@
 """What tensors take while something runs."""
 
+import gc
 import itertools
 from collections.abc import Callable
 
@@ -8,6 +9,7 @@ from torch.profiler import ProfilerActivity, profile
 
 def most_bytes(work: Callable[[], object]) -> int:
     """The most bytes of tensors on the CPU at once, beyond those of its start."""
+    gc.collect()  # what was garbage before would be freed amid the work, and counted as its own
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         work()
     events = profiler.profiler.kineto_results.events()
