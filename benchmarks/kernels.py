@@ -34,6 +34,7 @@ from benchmarks.attention_cases import (
 from benchmarks.duel import held_bytes, peak_bytes, reset_peak
 from benchmarks.result import Result, show
 from megalite.ops import cross_entropy, embedding, linear_cross_entropy, rope, rope_tables
+from megalite.ops.matrix_product import product
 
 HERE = Place.here()
 IS_GPU = HERE.device == "cuda"
@@ -165,7 +166,7 @@ def memory_of(work: Work) -> float:
 def gemm_rate() -> float:
     """FLOP/s of a large product here."""
     a = HERE.normal(2048, 2048)
-    return 2 * 2048**3 / min(seconds_of(lambda: a @ a) for _ in range(5))
+    return 2 * 2048**3 / min(seconds_of(lambda: product(a, a)) for _ in range(5))
 
 
 def compare(case: str, peer_name: str, sides: tuple[Work, Work, float], seconds: float) -> Result:

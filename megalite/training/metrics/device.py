@@ -8,6 +8,7 @@ from functools import cache
 
 import torch
 
+from megalite.ops.matrix_product import product
 from megalite.training.metrics.gpu_health import nvml_device
 
 PEAK_TFLOPS = {  # words of a device's name: (half precision on tensor cores, fp32), dense
@@ -75,7 +76,7 @@ def measured_tflops(device: torch.device, dtype: torch.dtype, seconds: float = 0
     best, until = 0.0, time.perf_counter() + seconds
     for a in itertools.cycle(factors):
         started = _now(device)
-        a @ a
+        product(a, a)
         best = max(best, 2.0 * len(a) ** 3 / (_now(device) - started) / 1e12)
         if time.perf_counter() > until:
             break

@@ -7,6 +7,7 @@ from torch.nn import functional
 from megalite import torch_private
 from megalite.ops import linear_cross_entropy, token_log_probs
 from megalite.ops.matrix_product import LEAST, add_product, learned_product, product, takes_onednn
+from megalite.training.metrics.device import measured_tflops
 
 ROWS, WIDTH, HEIGHT = 131, 250, 90  # more multiplications than the least
 
@@ -101,3 +102,10 @@ def test_other_formats_small_products_and_autocast_are_pytorchs(onednn, dtype):
     assert torch.equal(product(x[:rows], weight), functional.linear(x[:rows], weight))
     assert torch.equal(product(x.to(dtype), weight.to(dtype)), x.to(dtype) @ weight.to(dtype).t())
     assert not onednn
+
+
+def test_the_rate_of_a_processor_that_mfu_divides_by_is_that_of_these_products(onednn):
+    measured_tflops.cache_clear()
+    assert measured_tflops(torch.device("cpu"), torch.float32, seconds=0.01) > 0
+    assert onednn
+    measured_tflops.cache_clear()
