@@ -17,6 +17,7 @@ from megalite.data.tokenizers.segments import (
     bare,
     by_stretches,
     spans_by_cuts,
+    taking_spaces,
 )
 from megalite.data.tokenizers.tokenizer import Tokenizer, decode_known, no_template, size_of
 
@@ -35,8 +36,7 @@ class HuggingFaceTokenizer(Tokenizer):
         self._inner, self.path = inner, str(path)
         added = (*inner.added_tokens_decoder, *inner.all_special_ids)
         self._ids = frozenset((*inner.get_vocab().values(), *added))
-        tokens = inner.added_tokens_decoder.items()
-        self._taking = {n: token.content for n, token in tokens if token.lstrip or token.rstrip}
+        self._taking = taking_spaces(inner.added_tokens_decoder)
         self.vocab_size = size_of(self._ids)
         self.end_id = inner.eos_token_id
         self.begin_id = inner.bos_token_id

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate
+from typing import Any
 
 Segment = str | int  # a text, or the id of a special token
 # a token's id, and the number of the segment that has its last character
@@ -69,6 +70,11 @@ def at_once(segments: Sequence[Segment], texts: Sequence[str], encode: EncodeSpa
     return owned if found == special else None
 
 
+def taking_spaces(added: Mapping[int, Any]) -> dict[int, str]:
+    """The texts of those added tokens (``AddedToken``, by their ids) that take spaces along."""
+    return {n: token.content for n, token in added.items() if token.lstrip or token.rstrip}
+
+
 def bare(
     text: str, ids: Sequence[int], spans: Sequence[Span], taking: Mapping[int, str]
 ) -> list[Span]:
@@ -78,7 +84,7 @@ def bare(
         text: what was tokenized.
         ids: its tokens.
         spans: theirs.
-        taking: the tokens that take spaces along, by their ids.
+        taking: of :func:`taking_spaces`.
     """
     found = list(spans)
     for place, token in enumerate(ids) if taking else ():

@@ -14,6 +14,7 @@ from megalite.data.tokenizers.segments import (
     at_once,
     bare,
     by_stretches,
+    taking_spaces,
 )
 from megalite.data.tokenizers.tokenizer import Tokenizer, decode_known, no_template, size_of
 
@@ -39,8 +40,7 @@ class JSONTokenizer(Tokenizer):
         self._inner.no_padding()
         self._ids = frozenset(self._inner.get_vocab(with_added_tokens=True).values())
         self.vocab_size = size_of(self._ids)
-        tokens = self._inner.get_added_tokens_decoder().items()
-        self._taking = {n: token.content for n, token in tokens if token.lstrip or token.rstrip}
+        self._taking = taking_spaces(self._inner.get_added_tokens_decoder())
         self.end_id = self._special_id("eos_token")
         self.begin_id = self._special_id("bos_token")
         self.pad_id = self._special_id("pad_token") or 0
